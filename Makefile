@@ -1,0 +1,58 @@
+# make quickstart   train, test and report a tiny LLaVA on the small world (CPU, minutes)
+# make test         lint, types, tests
+# make env          the locked environment in .venv (every target makes it first)
+# make backbones    rebuild the tiny pretrained backbones that ship with the package
+# make lock         resolve pyproject.toml anew into requirements.lock
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.ONESHELL:
+.PHONY: quickstart test env backbones lock world
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := .uv/bin/uv
+HARDWARE ?= cpu
+WORLD := data/world
+IMAGES ?= 10000
+
+quickstart: env world
+	$(BIN)/mllm run experiments/quickstart/llava --hardware $(HARDWARE)
+	echo "Report: runs/quickstart/llava/report.html"
+
+test: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest
+
+env: $(VENV)/.stamp
+
+world: $(WORLD)/world.json
+
+backbones: env world
+	$(BIN)/mllm run experiments/backbones/clip --hardware $(HARDWARE)
+	$(BIN)/mllm run experiments/backbones/llama --hardware $(HARDWARE)
+
+lock: $(UV)
+	$(UV) pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url -o requirements.lock
+	$(UV) pip compile requirements/uv.in --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url -o requirements/uv.txt
+
+$(WORLD)/world.json: | $(VENV)/.stamp
+	$(BIN)/mllm world $(WORLD) --images $(IMAGES) --seed 0
+
+$(UV): requirements/uv.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
+	$(PYTHON) -m venv .uv
+	.uv/bin/python -m pip install --quiet --require-hashes -r requirements/uv.txt
+	touch $@
+
+$(VENV)/.stamp: $(UV) requirements.lock pyproject.toml
+	[ -x $(BIN)/python ] || $(UV) venv --quiet --python $(PYTHON) $(VENV)
+	$(UV) pip sync --python $(BIN)/python --require-hashes requirements.lock
+	$(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@

@@ -1,0 +1,81 @@
+"""Sources that are read whole from annotation files and a folder of images."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from array import array
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from data_modules.sources.records import ImageFolder, Packed
+from data_modules.sources.source import Source
+from lightning_mllm.contracts import IMAGE_MARK, ImageFile
+
+
+class Entry(NamedTuple):
+    """A checked record."""
+
+    words: int
+    image: bool
+    value: Any
+    """What the source builds samples from; anything that JSON can hold."""
+
+
+class FileSource(Source):
+    """Keeps the checked records of `annotations` in memory.
+
+    Args:
+        annotations: the file; relative to the working folder.
+        images: the folder that the records' image names are relative to.
+    """
+
+    def __init__(self, annotations: str, images: str) -> None:
+        self.annotations, self.images = str(annotations), str(images)
+        self._folder = ImageFolder(self.images)
+        self._entries: Packed | None = None
+        self._words = array("l")
+        self._has_image = bytearray()
+
+    @abstractmethod
+    def _read(self) -> Iterator[Entry]:
+        """Reads and checks the records."""
+
+    def load(self) -> None:
+        if self._entries is not None:
+            return
+        words, has_image = array("l"), bytearray()
+
+        def values() -> Iterator[Any]:
+            for entry in self._read():
+                words.append(entry.words)
+                has_image.append(entry.image)
+                yield entry.value
+
+        entries = Packed(values())
+        if not len(entries):
+            raise ValueError(f"{self.annotations}: found no usable record, expected at least one")
+        self._entries, self._words, self._has_image = entries, words, has_image
+
+    def _entry(self, index: int) -> Any:
+        assert self._entries is not None, "call load first"
+        return self._entries[index]
+
+    def _images(self, *names: str) -> tuple[ImageFile, ...]:
+        return tuple(ImageFile(self._folder.path(name)) for name in names)
+
+    def __len__(self) -> int:
+        assert self._entries is not None, "call load first"
+        return len(self._entries)
+
+    def length(self, index: int) -> int:
+        return self._words[index]
+
+    def has_image(self, index: int) -> bool:
+        return bool(self._has_image[index])
+
+
+def one_image(prompt: str) -> str:
+    """A prompt for samples with one image; ValueError unless it has one `<image>`."""
+    if (found := prompt.count(IMAGE_MARK)) != 1:
+        raise ValueError(f"prompt: found {found} {IMAGE_MARK} marks in {prompt!r}, expected 1")
+    return prompt

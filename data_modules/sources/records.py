@@ -1,0 +1,168 @@
+"""Reading data files so that whatever is wrong with one is said in a sentence: file, record, found, expected."""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+MAX_CAPTION = 10_000
+"""Characters; the longest caption of the published sets has a few hundred."""
+MAX_TEXT = 1_000_000
+"""Characters of one turn or document."""
+
+
+class RecordError(ValueError):
+    """The rule that a record breaks; the reader of the file adds the file's name, the place and the id."""
+
+
+def refused(path: str | Path, place: str, record: Any, rule: object, key: str = "id") -> ValueError:
+    """The error that names the file, the record's place and id, and the rule.
+
+    Args:
+        place: ":12" for a line, "record 12" or "annotations[12]" for an entry of a list, counted from 0.
+        key: under which name the record keeps its id.
+    """
+    id = record.get(key) if isinstance(record, dict) else None
+    where = f"{path}{place}" if place.startswith(":") else f"{path}: {place}"
+    return ValueError(f"{where}{'' if id is None else f' ({key} {id})'}: {rule}")
+
+
+def not_found(path: str | Path) -> ValueError:
+    """The error for a missing file or folder; the small world can be made, so it says how."""
+    parts = Path(path).parts
+    world = next((i for i in range(len(parts) - 1) if parts[i : i + 2] == ("data", "world")), None)
+    hint = "" if world is None else f"; make it with: mllm world {Path(*parts[: world + 2])}"
+    return ValueError(f"{path} not found{hint}")
+
+
+def _no_constant(name: str) -> None:
+    raise RecordError(f"found {name}, expected a finite number")
+
+
+def parse(text: bytes | str) -> Any:
+    """JSON in UTF-8, without NaN and infinity.
+
+    Raises:
+        RecordError: it is not.
+    """
+    try:
+        return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise RecordError(f"found a byte that is not UTF-8 at offset {error.start}, expected UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise RecordError(f"line {error.lineno}, column {error.colno}: expected JSON ({error.msg})") from None
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of a data file; ValueError if it is missing or cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise not_found(path) from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read the file ({error.strerror})") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file; ValueError names the file and what is wrong."""
+    try:
+        return parse(read_bytes(path))
+    except RecordError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def list_in(path: str | Path, content: Any, name: str) -> list[Any]:
+    """`content[name]`, which must be a list; ValueError names the file `path` that holds it."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: found {_kind(content)}, expected an object with the list '{name}'")
+    if not isinstance(content.get(name), list):
+        keys = ", ".join(f"'{key}'" for key in list(content)[:6])
+        raise ValueError(f"{path}: found the keys {keys or 'of nothing'}, expected the list '{name}'")
+    return content[name]
+
+
+def lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """Number (from 1) and bytes of each line of a file that is not blank."""
+    for number, line in enumerate(read_bytes(path).split(b"\n"), 1):
+        if line.strip():
+            yield number, line
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def field(record: Any, key: str, *types: type) -> Any:
+    """`record[key]`, which must be one of `types`; RecordError otherwise."""
+    expected = " or ".join(_kind(each()) for each in types)
+    if not isinstance(record, dict):
+        raise RecordError(f"found {_kind(record)}, expected an object with '{key}'")
+    if key not in record:
+        raise RecordError(f"has no '{key}', expected {expected}")
+    value = record[key]
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise RecordError(f"'{key}' is {_kind(value)}, expected {expected}")
+    return value
+
+
+def text_of(record: Any, key: str, most: int) -> str:
+    """`record[key]` without the blanks around it: a text of 1 to `most` characters; RecordError otherwise."""
+    text = field(record, key, str).strip()
+    if not text:
+        raise RecordError(f"'{key}' is empty, expected a text")
+    if len(text) > most:
+        raise RecordError(f"'{key}' has {len(text)} characters, expected at most {most}")
+    return text
+
+
+class ImageFolder:
+    """A folder of images, listed once for each subfolder instead of asked once for each file."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self._names: dict[str, set[str]] = {}
+
+    def check(self, name: str) -> str:
+        """`name` relative to the folder, if that file exists; RecordError otherwise."""
+        if not self.root:
+            raise RecordError(f"names the image '{name}', expected none because no images folder is given")
+        path = PurePosixPath(name)
+        if not path.name or path.is_absolute() or ".." in path.parts or "\0" in name:
+            raise RecordError(f"image is '{name}', expected a path inside {self.root}")
+        folder = os.path.join(self.root, path.parent)
+        if folder not in self._names:
+            if not os.path.isdir(self.root):
+                raise not_found(self.root)
+            self._names[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if path.name not in self._names[folder]:
+            raise RecordError(f"image {os.path.join(self.root, name)} not found")
+        return str(path)
+
+    def path(self, name: str) -> Path:
+        return Path(self.root, name)
+
+
+class Packed:
+    """A list of JSON values in one block of bytes.
+
+    Forked loader workers share it; a list of objects would be copied page by page as their reference counts change.
+    """
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        packed = [json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() for value in values]
+        self._bytes = b"".join(packed)
+        self._ends = array("q", accumulate(map(len, packed), initial=0))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return json.loads(self._bytes[self._ends[index] : self._ends[index + 1]])

@@ -1,0 +1,43 @@
+"""What every source of samples answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+
+from lightning_mllm.contracts import Sample
+
+
+class Source(ABC):
+    """A list of samples.
+
+    Contract: `sample` depends on its arguments alone, never on global random state or on earlier calls.
+    """
+
+    captions: ClassVar[bool] = False
+    """Whether each sample is one image and one text about it."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """Reads and checks everything but the pixels; does nothing the second time.
+
+        Raises:
+            ValueError: names the file, the record (index or line, and id) and the rule that it breaks.
+        """
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def sample(self, index: int, generator: torch.Generator) -> Sample:
+        """Sample `index`; whatever is random about it is drawn from `generator`."""
+
+    @abstractmethod
+    def length(self, index: int) -> int:
+        """About how many words sample `index` has, without reading it."""
+
+    @abstractmethod
+    def has_image(self, index: int) -> bool:
+        """Whether sample `index` has an image, without reading it."""

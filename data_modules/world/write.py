@@ -1,0 +1,273 @@
+"""Writes a small world: COCO captions and instances, VQAv2 questions and annotations, LLaVA conversations, plain text.
+
+    DIR/world.json                                   what was drawn: counts, seed, settings
+    DIR/images/SPLIT/000000000001.png                pictures
+    DIR/coco/{captions,instances}_SPLIT.json         five captions an image; true boxes
+    DIR/vqa/{questions,annotations}_SPLIT.json       VQAv2, ten equal answers a question
+    DIR/llava/conversations_SPLIT.json               image + several turns of questions and one description
+    DIR/text/conversations_SPLIT.json                the same kind of turns about scenes that are only written
+    DIR/text/questions_SPLIT.json                    written scenes again, one question a conversation
+    DIR/text/corpus_SPLIT.jsonl                      plain documents, {"id", "text"}
+
+Splits are train, val, test and test_novel; only test_novel holds the colour-shape pairs of `scene.NOVEL_PAIRS`.
+The bytes are a pure function of the arguments: each chunk of scenes has its own generator, whoever draws it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from rich.progress import track
+
+from data_modules.world.captions import captions, describe
+from data_modules.world.draw import draw, thing_box
+from data_modules.world.questions import Balance, Question, ask
+from data_modules.world.scene import SHAPES, Scene, draw_scene
+
+SHARES = {"train": 0.85, "val": 0.05, "test": 0.05, "test_novel": 0.05}
+QUESTIONS = 6
+CHUNK = 250
+DESCRIBE = "Describe the picture."
+FORMAT = 1
+"""Raised whenever the same arguments would give other bytes."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a world is made from."""
+
+    images: int
+    seed: int
+    texts: int
+    size: int = 64
+    """Side of the pictures, pixels."""
+    words: float = 0.0
+    """Share of the pictures with a written word."""
+    format: int = FORMAT
+
+    def counts(self, total: int) -> dict[str, int]:
+        """How many of `total` each split gets; at least one."""
+        counts = {split: max(1, round(total * share)) for split, share in SHARES.items()}
+        counts["train"] = max(1, total - sum(counts[split] for split in SHARES if split != "train"))
+        return counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """A run of scenes that one process draws."""
+
+    settings: Settings
+    split: str
+    kind: str
+    """'images' or 'texts'."""
+    start: int
+    count: int
+    folder: Path
+
+    @property
+    def random(self) -> Random:
+        return Random(f"{self.settings.seed}/{self.settings.format}/{self.kind}/{self.split}/{self.start}")
+
+    def scenes(self, random: Random) -> Iterator[tuple[int, Scene]]:
+        for index in range(self.start, self.start + self.count):
+            yield index, draw_scene(random, novel=self.split == "test_novel", words=self.settings.words)
+
+
+def _turns(opening: str, questions: list[Question], description: str, random: Random) -> list[Json]:
+    pairs = [(question.text, question.answer) for question in questions]
+    pairs.insert(random.randint(0, len(pairs)), (DESCRIBE, description))
+    turns = []
+    for index, (text, answer) in enumerate(pairs):
+        turns += [{"from": "human", "value": f"{opening}\n{text}" if index == 0 else text}]
+        turns += [{"from": "gpt", "value": answer}]
+    return turns
+
+
+def _caption_records(image: int, texts: list[str]) -> list[Json]:
+    return [{"id": image * 10 + k, "image_id": image, "caption": text} for k, text in enumerate(texts)]
+
+
+def _instance_records(image: int, scene: Scene, size: int) -> list[Json]:
+    return [
+        {
+            "id": image * 10 + k,
+            "image_id": image,
+            "category_id": SHAPES.index(thing.shape) + 1,
+            "bbox": [round(value, 2) for value in thing_box(thing, size)],
+            "area": round(thing_box(thing, size)[2] * thing_box(thing, size)[3], 2),
+            "iscrowd": 0,
+            "attributes": {"colour": thing.colour, "size": thing.size},
+        }
+        for k, thing in enumerate(scene.things)
+    ]
+
+
+def _vqa_records(image: int, questions: list[Question]) -> tuple[list[Json], list[Json]]:
+    asked, answered = [], []
+    for k, question in enumerate(questions):
+        ids = {"question_id": image * 10 + k, "image_id": image}
+        asked.append({**ids, "question": question.text})
+        yes_no = question.answer in ("yes", "no")
+        answered.append(
+            {
+                **ids,
+                "question_type": question.kind,
+                "answer_type": "yes/no" if yes_no else "number" if question.kind == "count" else "other",
+                "multiple_choice_answer": question.answer,
+                "answers": [
+                    {"answer": question.answer, "answer_confidence": "yes", "answer_id": n + 1} for n in range(10)
+                ],
+            }
+        )
+    return asked, answered
+
+
+def write_images(chunk: Chunk) -> dict[str, list[Json]]:
+    """Draws the chunk's pictures and returns the records of every format."""
+    random, balance, size = chunk.random, Balance(), chunk.settings.size
+    records: dict[str, list[Json]] = {
+        name: [] for name in ("images", "captions", "instances", "questions", "annotations", "conversations")
+    }
+    for index, scene in chunk.scenes(random):
+        name = f"{index:012d}.png"
+        draw(scene, size, random).save(chunk.folder / "images" / chunk.split / name, compress_level=4)
+        records["images"].append({"id": index, "file_name": name, "width": size, "height": size})
+        records["captions"] += _caption_records(index, captions(scene, random))
+        records["instances"] += _instance_records(index, scene, size)
+        questions = ask(scene, QUESTIONS, balance, random)
+        asked, answered = _vqa_records(index, questions)
+        records["questions"] += asked
+        records["annotations"] += answered
+        turns = _turns("<image>", questions, f"{describe(scene, random)}.", random)
+        records["conversations"].append({"id": str(index), "image": name, "conversations": turns})
+    return records
+
+
+def write_texts(chunk: Chunk) -> dict[str, list[Json]]:
+    """The chunk's written scenes as conversations and as plain documents."""
+    random, balance = chunk.random, Balance()
+    records: dict[str, list[Json]] = {"conversations": [], "questions": [], "corpus": []}
+    for index, scene in chunk.scenes(random):
+        texts = captions(scene, random)
+        opening = texts[0] if scene.word or random.random() < 0.5 else texts[4]
+        questions = ask(scene, QUESTIONS, balance, random)
+        turns = _turns(opening, questions, f"{describe(scene, random)}.", random)
+        records["conversations"].append({"id": f"text-{index}", "conversations": turns})
+        question = random.choice(questions)
+        turns = [{"from": "human", "value": f"{opening}\n{question.text}"}, {"from": "gpt", "value": question.answer}]
+        records["questions"].append({"id": f"text-{index}-question", "conversations": turns})
+        document = "\n".join(random.sample(texts, len(texts)))
+        records["corpus"].append({"id": f"text-{index}", "text": document})
+    return records
+
+
+def _dump(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(value, file, separators=(",", ":"))
+
+
+def _write_split(folder: Path, split: str, images: dict[str, list[Json]], texts: dict[str, list[Json]]) -> None:
+    info = {"description": "the small world", "version": str(FORMAT)}
+    categories = [{"id": n + 1, "name": shape, "supercategory": "shape"} for n, shape in enumerate(SHAPES)]
+    head = {"info": info, "images": images["images"]}
+    _dump(folder / f"coco/captions_{split}.json", {**head, "annotations": images["captions"]})
+    instances = {**head, "annotations": images["instances"], "categories": categories}
+    _dump(folder / f"coco/instances_{split}.json", instances)
+    _dump(folder / f"vqa/questions_{split}.json", {"info": info, "questions": images["questions"]})
+    _dump(folder / f"vqa/annotations_{split}.json", {"info": info, "annotations": images["annotations"]})
+    _dump(folder / f"llava/conversations_{split}.json", images["conversations"])
+    _dump(folder / f"text/conversations_{split}.json", texts["conversations"])
+    _dump(folder / f"text/questions_{split}.json", texts["questions"])
+    with (folder / f"text/corpus_{split}.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(document) + "\n" for document in texts["corpus"])
+
+
+def _chunks(settings: Settings, kind: str, split: str, folder: Path) -> list[Chunk]:
+    total = settings.counts(settings.images if kind == "images" else settings.texts)[split]
+    return [
+        Chunk(settings=settings, split=split, kind=kind, start=start, count=min(CHUNK, total - start), folder=folder)
+        for start in range(0, total, CHUNK)
+    ]
+
+
+def _merge(parts: list[dict[str, list[Json]]]) -> dict[str, list[Json]]:
+    return {name: [record for part in parts for record in part[name]] for name in parts[0]}
+
+
+def write_world(folder: Path, settings: Settings) -> None:
+    """Writes the world to `folder`, whole or not at all; a folder that holds the same world is left as it is.
+
+    Raises:
+        ValueError: `folder` holds something else, or a setting is out of range.
+    """
+    if settings.images < 4 or settings.texts < 4:
+        smallest = min(settings.images, settings.texts)
+        raise ValueError(f"a world has four splits: found {smallest} images or texts, expected at least 4")
+    if settings.size < 32 or not 0 <= settings.words <= 1:
+        raise ValueError(
+            f"expected a size of at least 32 pixels and a share of words in 0..1, found {settings.size} and "
+            f"{settings.words}"
+        )
+    card = folder / "world.json"
+    if card.exists() and json.loads(card.read_text()) == asdict(settings):
+        print(f"{folder} already holds this world")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds something else: name an empty folder, or remove it first")
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for split in SHARES:
+        (partial / "images" / split).mkdir(parents=True)
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        work = {
+            (split, kind): [pool.submit(write, chunk) for chunk in _chunks(settings, kind, split, partial)]
+            for split in SHARES
+            for kind, write in (("images", write_images), ("texts", write_texts))
+        }
+        futures = [future for split_futures in work.values() for future in split_futures]
+        for future in track(futures, description="drawing the small world"):
+            future.result()
+    for split in SHARES:
+        images, texts = (_merge([future.result() for future in work[split, kind]]) for kind in ("images", "texts"))
+        _write_split(partial, split, images, texts)
+    _dump(partial / "world.json", asdict(settings))
+    if folder.exists():
+        folder.rmdir()
+    partial.rename(folder)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`mllm world DIR --images N --seed S`."""
+    parser = argparse.ArgumentParser(prog="mllm world", description="Draw a small world of scenes with known truth.")
+    parser.add_argument("folder", type=Path, help="where to write; must be empty or absent")
+    parser.add_argument("--images", type=int, default=10_000, help="pictures in all splits together (10000)")
+    parser.add_argument("--texts", type=int, help="scenes that are only written (as many as images)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (0)")
+    parser.add_argument("--size", type=int, default=64, help="side of a picture in pixels (64)")
+    parser.add_argument("--words", type=float, default=0.0, help="share of pictures with a written word (0)")
+    given = parser.parse_args(arguments)
+    texts = given.images if given.texts is None else given.texts
+    settings = Settings(images=given.images, seed=given.seed, texts=texts, size=given.size, words=given.words)
+    try:
+        write_world(given.folder, settings)
+    except ValueError as error:
+        print(f"mllm world: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One file for each architecture; none imports another."""

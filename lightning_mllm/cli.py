@@ -1,0 +1,116 @@
+"""The `mllm` command: one table of verbs, each loaded only when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+HELP = """\
+mllm: train, test, ask and export multimodal language models.
+
+  mllm run EXPERIMENT               train every stage of a folder of YAML, test the last one, write a report
+  mllm ask RUN --image F QUESTION   one answer of a trained model
+  mllm export RUN --to DIR          a folder that transformers loads, checked in a fresh process
+  mllm world DIR                    draw the small world: pictures, captions, questions, conversations
+
+  mllm fit --config F [--config F]  train one stage
+  mllm validate | test | predict    the same files, another verb
+
+EXPERIMENT is a folder such as experiments/quickstart/llava; RUN is what it wrote, such as runs/quickstart/llava.
+Every value of a YAML file can be set on the command line: --stage.lr=1e-3, --model.connector.depth=1.
+Later files win over earlier ones, and the command line wins over all of them.
+
+mllm VERB --help tells more.
+"""
+
+
+def _fit(arguments: Sequence[str]) -> None:
+    from lightning_mllm.commands.trainer import main
+
+    main(arguments)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    from lightning_mllm.commands.run import main
+
+    main(arguments[1:])
+
+
+def _ask(arguments: Sequence[str]) -> None:
+    from lightning_mllm.commands.ask import main
+
+    main(arguments[1:])
+
+
+def _export(arguments: Sequence[str]) -> None:
+    from lightning_mllm.commands.export import main
+
+    main(arguments[1:])
+
+
+def _world(arguments: Sequence[str]) -> None:
+    from data_modules.world.write import main
+
+    main(list(arguments[1:]))
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    "run": _run,
+    "ask": _ask,
+    "export": _export,
+    "world": _world,
+    "fit": _fit,
+    "validate": _fit,
+    "test": _fit,
+    "predict": _fit,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one verb; what a user got wrong is told in one sentence, with exit code 2."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return
+    if given[0] not in VERBS:
+        import difflib
+
+        close = difflib.get_close_matches(given[0], VERBS, n=1)
+        hint = f"; the nearest is '{close[0]}'" if close else ""
+        _refuse(f"found verb '{given[0]}', expected one of {', '.join(VERBS)}{hint}")
+    try:
+        VERBS[given[0]](given)
+    except KeyboardInterrupt:
+        print("mllm: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        sentence = _meant_for_the_user(error)
+        if not sentence or os.environ.get("MLLM_TRACEBACK"):
+            raise
+        _refuse(sentence)
+
+
+def _meant_for_the_user(error: BaseException | None) -> str:
+    """The sentence of the ValueError that our own code raised, if one is behind `error`."""
+    package = Path(__file__).resolve().parent
+    # Lightning tears down after an error, and an error of the teardown would hide the first one.
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, ValueError) and frames:
+            origin = Path(frames[-1].filename).resolve()
+            if origin.is_relative_to(package) or origin.is_relative_to(package.with_name("data_modules")):
+                return str(error)
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _refuse(sentence: str) -> None:
+    print(f"mllm: {sentence}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""`mllm run EXPERIMENT`: the stages of a folder, in the order that `init_from` gives, then the test and the report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+
+from lightning_mllm.commands.config import Config, ConfigError, nearest, read_yaml
+from lightning_mllm.commands.trainer import CLI, ParsedCLI, compose
+from lightning_mllm.evaluation.report import write_report
+
+
+def experiment_name(folder: Path) -> str:
+    """The path of `folder` under `experiments`, or its own name elsewhere."""
+    parts = folder.resolve().parts
+    return "/".join(parts[parts.index("experiments") + 1 :]) if "experiments" in parts[:-1] else parts[-1]
+
+
+def order_of_stages(folder: Path) -> list[str]:
+    """The stages of `folder` (its YAML files but `net.yaml`), each after those it starts from.
+
+    Raises:
+        ConfigError: There is no such folder or no stage in it, or the stages start from one another in a circle.
+    """
+    if not folder.is_dir():
+        siblings = [each.name for each in folder.parent.glob("*/")] if folder.parent.is_dir() else []
+        raise ConfigError(f"{folder}: found no such folder, expected an experiment{nearest(folder.name, siblings)}")
+    files = sorted(each for each in folder.glob("*.yaml") if each.stem != "net")
+    if not files:
+        raise ConfigError(f"{folder}: found no stage, expected a YAML file a stage beside net.yaml")
+    name = experiment_name(folder)
+    parents = {}
+    for file in files:
+        tree = read_yaml(file, Config())
+        stage = tree.get("stage") if isinstance(tree, Mapping) else None
+        sources = stage.get("init_from") if isinstance(stage, Mapping) else None
+        parents[file.stem] = [_sibling(each, name, files) for each in sources or {}]
+    graph = {stage: sorted(each for each in before if each) for stage, before in parents.items()}
+    try:
+        return list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        circle = " -> ".join(error.args[1])
+        raise ConfigError(f"{folder}: found stages that start from one another: {circle}") from None
+
+
+def _sibling(source: str, name: str, files: Sequence[Path]) -> str:
+    stage = str(source).removeprefix(f"{name}/")
+    return stage if any(stage == file.stem for file in files) else ""
+
+
+def hardware_file(folder: Path, name: str) -> Path:
+    """`_hardware/NAME.yaml` in the nearest folder above the experiment; `name` may also be a file.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name.endswith(".yaml"):
+        return Path(name)
+    for above in (folder, *folder.resolve().parents):
+        if (above / "_hardware").is_dir():
+            file = above / "_hardware" / f"{name}.yaml"
+            known = sorted(each.stem for each in file.parent.glob("*.yaml"))
+            if not file.is_file():
+                raise ConfigError(
+                    f"--hardware: found '{name}', expected one of {', '.join(known)}{nearest(name, known)}"
+                )
+            return file
+    raise ConfigError(f"--hardware: found no folder _hardware above {folder}, expected one with {name}.yaml")
+
+
+def is_done(parsed: CLI) -> bool:
+    """Whether this stage has written its weights under the same recipe.
+
+    Raises:
+        ConfigError: It has, under another one.
+    """
+    stage_file = parsed.run_dir / "weights" / "stage.json"
+    if not stage_file.is_file():
+        return False
+    recipe = json.loads(stage_file.read_text(encoding="utf-8"))["settings"]["config"]
+    if recipe == json.loads(json.dumps(parsed.recipe())):
+        return True
+    changed = sorted(_differences(recipe, parsed.recipe()))
+    raise ConfigError(
+        f"{parsed.run_dir}: found weights trained under other settings ({', '.join(changed[:5])}), expected the "
+        f"same; delete the folder to train again"
+    )
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = sorted(set(old) | set(new))
+        return [each for key in keys for each in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if old == json.loads(json.dumps(new)) else [path.replace("init_args.", "")]
+
+
+def run_experiment(
+    folder: Path,
+    *,
+    hardware: str = "cpu",
+    only: str | None = None,
+    runs: Path = Path("runs"),
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Train what is not trained yet, test the last stage, write the report; gives the run's folder.
+
+    Every stage is resolved and checked before the first one trains.
+
+    Raises:
+        ConfigError: Something in the files or on the command line is wrong.
+    """
+    started = time.monotonic()
+    stages = order_of_stages(folder)
+    if only is not None and only not in stages:
+        raise ConfigError(f"--only: found '{only}', expected one of {', '.join(stages)}{nearest(only, stages)}")
+    run = runs / experiment_name(folder)
+    shared = ["--config", str(folder / "net.yaml")] if (folder / "net.yaml").is_file() else []
+    machine = ["--config", str(hardware_file(folder, hardware))]
+
+    def command(verb: str, stage: str) -> list[str]:
+        own = ["--config", str(folder / f"{stage}.yaml")]
+        return [verb, *shared, *own, *machine, f"--runs={runs}", f"--run_dir={run / stage}", *overrides]
+
+    chosen = [stage for stage in stages if only in (None, stage)]
+    parsed = {stage: compose(command("fit", stage), ParsedCLI) for stage in chosen}
+    for stage in chosen:
+        if is_done(parsed[stage]):
+            rank_zero_info(f"{run / stage} is done")
+            continue
+        last = run / stage / "checkpoints" / "last.ckpt"
+        resume = [f"--ckpt_path={last}"] if last.is_file() else []
+        compose([*command("fit", stage), *resume])
+    if only is None:
+        _test(command("test", stages[-1]), run, stages[-1])
+        _report(run, time.monotonic() - started)
+    return run
+
+
+def _test(command: list[str], run: Path, stage: str) -> None:
+    results, weights = run / stage / "test.json", run / stage / "weights" / "stage.json"
+    if results.is_file() and results.stat().st_mtime >= weights.stat().st_mtime:
+        rank_zero_info(f"{run / stage} is tested")
+        return
+    compose(command)
+
+
+@rank_zero_only
+def _report(run: Path, seconds: float) -> None:
+    write_report(run)
+    print(f"{run / 'report.html'} ({seconds:.0f} s)")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`mllm run experiments/<name> [--hardware H] [--only STAGE] [overrides]`."""
+    parser = argparse.ArgumentParser(
+        prog="mllm run",
+        description="Train the stages of an experiment in order, skip those that are done, test the last one and "
+        "write report.html. The same command goes on where a stopped one was.",
+        epilog="Further options are set in every stage, as in mllm fit: --stage.lr=1e-3, --data.workers=4.",
+    )
+    parser.add_argument("experiment", type=Path, help="a folder such as experiments/quickstart/llava")
+    parser.add_argument("--hardware", default="cpu", help="a file of _hardware: cpu, gpu1, gpu8 (cpu)")
+    parser.add_argument("--only", metavar="STAGE", help="this stage alone, without test and report")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (runs)")
+    given, overrides = parser.parse_known_args(arguments)
+    run_experiment(given.experiment, hardware=given.hardware, only=given.only, runs=given.runs, overrides=overrides)

@@ -1,0 +1,1 @@
+"""Connectors: visual vectors of a tower to vectors of a language model."""

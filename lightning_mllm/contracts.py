@@ -1,0 +1,193 @@
+"""What the layers say to one another: samples in, batches through, outputs back.
+
+Everything here is plain data over torch and the standard library, so that data modules, processors, networks and
+exporters can share it without knowing one another.
+
+Legend: B rows, T tokens a row, N images (views), H and W pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields, replace
+from enum import IntEnum
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+IGNORE = -100
+"""The label of a token that is not learned; cross-entropy skips it."""
+
+IMAGE_MARK = "<image>"
+"""Where an image stands in the text of a user turn."""
+
+Role = Literal["system", "user", "assistant"]
+
+
+class TokenKind(IntEnum):
+    """What a token is, one byte each; visual slots, expert choice and shared positions are derived from it."""
+
+    TEXT = 0
+    IMAGE = 1
+    """A slot: the network overwrites its embedding with one visual vector."""
+    IMAGE_BEGIN = 2
+    IMAGE_END = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One utterance; `text` may hold `<image>` anywhere in a user turn."""
+
+    role: Role
+    text: str
+
+
+class ImageRef(Protocol):
+    """An image that has not been read yet."""
+
+    @property
+    def name(self) -> str:
+        """How error messages call it."""
+        ...
+
+    def read(self, max_bytes: int) -> bytes:
+        """The encoded bytes; raises ValueError, naming the image, if missing or larger than `max_bytes`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image in a file."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def read(self, max_bytes: int) -> bytes:
+        try:
+            size = os.path.getsize(self.path)
+            if size > max_bytes:
+                raise ValueError(f"{self.path}: found {size} bytes, expected at most {max_bytes}")
+            return Path(self.path).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot read the image ({error.strerror})") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One example as a data module gives it: text and unread images, no tensors."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    images: tuple[ImageRef, ...] = ()
+    references: tuple[str, ...] = ()
+    """The accepted answers or reference captions; only evaluation reads them."""
+    task: str = ""
+    """What is asked ('caption', 'vqa', ...): names the metrics and the decoding settings of evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One sample as tokens and pixels."""
+
+    id: str
+    tokens: Int[Tensor, " T"]
+    labels: Int[Tensor, " T"]
+    """Aligned with `tokens` (the shift by one happens in the loss); IGNORE where not learned."""
+    kinds: UInt8[Tensor, " T"]
+    images: UInt8[Tensor, "N 3 H W"]
+    """N is 0 for a text-only sample."""
+    targets: Int[Tensor, " S"] | None = None
+    """Decoder tokens of an encoder-decoder language model."""
+    references: tuple[str, ...] = ()
+    task: str = ""
+    prompt: str = ""
+    """The last user turn, for tables of examples."""
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """Rows of tokens and the images they own, all on one device."""
+
+    ids: list[str]
+    tokens: Int[Tensor, "B T"]
+    labels: Int[Tensor, "B T"]
+    kinds: UInt8[Tensor, "B T"]
+    segments: Int[Tensor, "B T"]
+    """0 is padding; tokens attend only within their own segment."""
+    positions: Int[Tensor, "B T"]
+    """Restart at 0 in each segment."""
+    images: UInt8[Tensor, "N 3 H W"]
+    """Never empty: a text-only batch carries one blank image that owns no slot."""
+    num_images: int
+    """How many of `images` own slots: N, or 0 when the only image is the blank one."""
+    targets: Int[Tensor, "B S"] | None = None
+    references: list[tuple[str, ...]] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch with every tensor on `device`."""
+        moved = {
+            f.name: value.to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; torch's DataLoader calls it."""
+        pinned = {
+            f.name: value.pin_memory() for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **pinned)
+
+
+@dataclass(kw_only=True)
+class Output:
+    """What a forward pass gives the training loop."""
+
+    loss: Float[Tensor, ""]
+    """Mean over `count` items (supervised tokens, or samples)."""
+    count: Int[Tensor, ""]
+    parts: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    """Named terms of the loss, for the curves; already weighted means."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How the parameters under one pattern are trained; None takes the stage's own value."""
+
+    lr: float | None = None
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One published training stage: what is trained, everything unnamed being frozen and in eval mode."""
+
+    train: dict[str, Train]
+    """Glob pattern over parameter names -> how it is trained."""
+    lora: bool = False
+    """Whether the stage trains low-rank adapters of the language model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One evaluation set as the training side sees it: which scores to compute and what to call them."""
+
+    task: str
+    part: str = ""
+    """A named part of the test data ('novel'); empty for the main one."""
+    blind: bool = False
+    """Images exchanged between samples: what a model that cannot see would score."""
+
+    @property
+    def suffix(self) -> str:
+        """What is appended to a score's name: `vqa_accuracy` + `_novel_blind`."""
+        return ("_" + self.part if self.part else "") + ("_blind" if self.blind else "")

@@ -1,0 +1,134 @@
+"""Writing answers: greedy, beam and nucleus decoding over transformers' `generate`, from embeddings.
+
+    embeds f[B, T, D], mask [B, T] (left-padded) --> generate with KV cache --> B lists of new token ids
+
+Legend: B rows, T tokens a row, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How answers are written; the default is greedy."""
+
+    max_new_tokens: int = 32
+    num_beams: int = 1
+    top_p: float | None = None
+    """Set, answers are sampled from the smallest set of tokens holding this much probability (Holtzman et al. 2020)."""
+    temperature: float = 1.0
+    """Divides the logits before sampling; needs `top_p` (1.0 keeps every token)."""
+    length_penalty: float = 1.0
+    """Beam scores are divided by length to this power: below 0 favours short answers, above 0 long ones."""
+    repetition_penalty: float = 1.0
+    """Divides the score of tokens already written (Keskar et al. 2019, sec. 4.1)."""
+    min_new_tokens: int = 0
+    seed: int | None = 0
+    """Of the sampling, restarted on each call, so that an answer depends on its batch alone; None draws on."""
+
+    def __post_init__(self) -> None:
+        rules = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "num_beams": (self.num_beams >= 1, "at least 1"),
+            "top_p": (self.top_p is None or 0 < self.top_p <= 1, "in (0, 1], or none for no sampling"),
+            "temperature": (self.temperature > 0, "above 0"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+            "min_new_tokens": (
+                0 <= self.min_new_tokens <= self.max_new_tokens,
+                f"from 0 to max_new_tokens, {self.max_new_tokens}",
+            ),
+        }
+        for name, (kept, expected) in rules.items():
+            if not kept:
+                raise ValueError(f"decoding: {name} is {getattr(self, name)}, expected {expected}")
+        if self.temperature != 1 and self.top_p is None:
+            raise ValueError(
+                f"decoding: temperature is {self.temperature} but nothing is sampled, "
+                "expected top_p too (1.0 for plain sampling)"
+            )
+        if self.length_penalty != 1 and self.num_beams == 1:
+            raise ValueError(
+                f"decoding: length_penalty is {self.length_penalty} but num_beams is 1, expected at least 2 beams"
+            )
+
+
+def generate(
+    model: PreTrainedModel,
+    embeds: Float[Tensor, "B T D"],
+    mask: Bool[Tensor, "B T"] | Int[Tensor, "B T"],
+    decoding: Decoding,
+    *,
+    eos: int | Sequence[int],
+    pad: int,
+    synced: bool = False,
+) -> list[list[int]]:
+    """The new tokens of each row, cut before its end token.
+
+    Args:
+        model: a transformers causal or encoder-decoder language model in eval mode.
+        embeds: of the prompt (causal) or of the encoder's input; causal rows must be padded on the left.
+        mask: non-zero where a token is real.
+        decoding: how to search.
+        eos: the token, or any of the tokens, that ends an answer.
+        pad: fills rows that ended early.
+        synced: keep every rank stepping until the last one is done; needed when parameters are sharded over ranks.
+    """
+    assert not model.training, "generation in train mode would apply dropout"
+    seq2seq = bool(model.config.is_encoder_decoder)
+    ends = {eos} if isinstance(eos, int) else set(eos)
+    if not seq2seq and not bool(mask[:, -1].all()):
+        raise ValueError("generation needs rows padded on the left, found a row that ends in padding")
+    # top_k: transformers' own default is 50, which would cut the nucleus silently.
+    search = GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens,
+        min_new_tokens=decoding.min_new_tokens or None,
+        num_beams=decoding.num_beams,
+        do_sample=decoding.top_p is not None,
+        top_p=decoding.top_p,
+        top_k=0 if decoding.top_p is not None else None,
+        temperature=decoding.temperature if decoding.top_p is not None else None,
+        length_penalty=decoding.length_penalty,
+        repetition_penalty=decoding.repetition_penalty,
+        eos_token_id=sorted(ends),
+        pad_token_id=pad,
+        use_cache=True,
+    )
+    with _only(model, search), _seeded(decoding.seed if search.do_sample else None, embeds.device):
+        written = model.generate(  # pyright: ignore[reportCallIssue]
+            inputs_embeds=embeds, attention_mask=mask.long(), generation_config=search, synced_gpus=synced
+        )
+    assert isinstance(written, Tensor)
+    rows = written[:, 1:].tolist() if seq2seq else written.tolist()
+    return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
+
+
+@contextmanager
+def _only(model: PreTrainedModel, search: GenerationConfig):
+    """Hides the model's published settings, from which transformers would fill every unset field of `search`."""
+    own = model.generation_config
+    assert own is not None
+    search.decoder_start_token_id = own.decoder_start_token_id
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device):
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

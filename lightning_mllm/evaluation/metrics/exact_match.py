@@ -1,0 +1,32 @@
+"""Exact match, as SQuAD defined it (Rajpurkar et al. 2016, sec. 6.1)."""
+
+from __future__ import annotations
+
+import re
+import string
+
+import numpy as np
+
+from lightning_mllm.evaluation.metrics.text import TextMetric
+
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise(text: str) -> str:
+    """Lower-cased, without ASCII punctuation and articles, single-spaced."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+
+
+class ExactMatch(TextMetric):
+    """`exact_match`: how many answers equal any of their references, both normalised."""
+
+    names = ("exact_match",)
+
+    def statistics(self) -> np.ndarray:
+        return np.array(
+            [
+                [float(normalise(answer) in {normalise(text) for text in references})]
+                for answer, references in zip(self.answers, self.references, strict=True)
+            ]
+        )

@@ -1,0 +1,95 @@
+"""What every score of written answers shares: per-sample statistics, summed, then turned into values.
+
+    answers, references --> statistics f64[N, K] --> sum over samples f64[K] --> {name: value}
+
+A score that is a mean keeps one statistic a sample; a corpus score (BLEU, F1) keeps the counts it is a function of.
+Sums of resampled rows give the bootstrap of any of them (lightning_mllm/evaluation/bootstrap.py).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class TextMetric(Metric):
+    """A score of answers against reference texts.
+
+    Texts are kept as Python lists, so a metric knows the answers of its own process only; `Scores` gathers them over
+    ranks before it scores.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+    names: ClassVar[tuple[str, ...]]
+    """What `compute` returns, in order; the first is the headline."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: list[str] = []
+        self.references: list[tuple[str, ...]] = []
+
+    def update(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+        """Adds one answer and its accepted references per sample."""
+        if len(answers) != len(references):
+            raise ValueError(
+                f"{type(self).__name__}: {len(answers)} answers but {len(references)} references, expected equally many"
+            )
+        for answer, accepted in zip(answers, references, strict=True):
+            self.check(accepted)
+            self.answers.append(answer)
+            self.references.append(tuple(accepted))
+
+    def check(self, references: Sequence[str]) -> None:
+        """Raises ValueError if a sample with these references cannot be scored."""
+        if not references:
+            raise ValueError(f"{type(self).__name__}: found a sample without a reference, expected at least one")
+
+    @abstractmethod
+    def statistics(self) -> np.ndarray:
+        """f64[N, K]: what each sample adds to the sums."""
+
+    def values(self, sums: np.ndarray, samples: int) -> np.ndarray:
+        """f64[..., len(names)] from sums f64[..., K] of `samples` rows; a mean unless overridden."""
+        return sums / samples
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the score is a mean over samples, rather than one of the whole corpus."""
+        return type(self).values is TextMetric.values
+
+    def per_item(self) -> list[float]:
+        """The score of each sample; only of scores that are means over samples."""
+        if not self.is_mean:
+            raise TypeError(f"{type(self).__name__} is a score of a corpus, not a mean over samples")
+        return self.statistics()[:, 0].tolist()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Every name with its value, f64[]."""
+        if not self.answers:
+            raise ValueError(f"{type(self).__name__}: no answer to score, expected at least one")
+        values = self.values(self.statistics().sum(0), len(self.answers))
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in zip(self.names, values, strict=True)}
+
+    def reset(self) -> None:
+        super().reset()
+        self.answers, self.references = [], []
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Adds a batch and returns the values of that batch alone."""
+        batch = type(self)()
+        batch.update(*args, **kwargs)
+        self.update(*args, **kwargs)
+        return batch.compute()
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """numerator / denominator, 0 where nothing was counted."""
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator, dtype=float), where=denominator != 0)

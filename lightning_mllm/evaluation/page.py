@@ -1,0 +1,219 @@
+"""The page of a report: one HTML file without scripts or addresses, light and dark."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lightning_mllm.evaluation.figures import Curve, bar, curves, duration, nice_ticks, number, shares
+from lightning_mllm.evaluation.run_folder import Report, StageReport
+
+LABELS = {
+    "vqa_accuracy": "VQA accuracy",
+    "cider": "CIDEr-D",
+    "bleu_1": "BLEU-1",
+    "bleu_2": "BLEU-2",
+    "bleu_3": "BLEU-3",
+    "bleu_4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "exact_match": "Exact match",
+    "pope_f1": "POPE F1",
+    "pope_accuracy": "POPE accuracy",
+    "pope_precision": "POPE precision",
+    "pope_recall": "POPE recall",
+    "pope_yes_ratio": "POPE yes ratio",
+}
+HEADLINES = ("vqa_accuracy", "cider", "exact_match", "pope_f1")
+TASK_TITLES = {"vqa": "Questions", "caption": "Captions", "exact": "Questions", "pope": "Is it there?"}
+BLIND = "_blind"
+MOST_ANSWERS = 12
+
+
+def page(report: Report) -> str:
+    """The whole page."""
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    body = "\n".join(
+        [
+            _header(report),
+            _headlines(report),
+            _scores(report),
+            _answers(report),
+            _stages(report),
+            _time(report),
+            "<footer>Intervals: percentile bootstrap over samples, 95 %, 1,000 draws. Blind: the same questions about "
+            "exchanged images, what a model that cannot see would score.</footer>",
+        ]
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_text(report.name)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
+        "</body>\n</html>\n"
+    )
+
+
+def _header(report: Report) -> str:
+    facts = [" &rarr; ".join(_text(stage.name) for stage in report.stages)]
+    total = sum(row["parameters"] for row in report.stages[-1].freeze_table)
+    if total:
+        facts.append(f"{number(total)} parameters")
+    facts.append(duration(report.seconds))
+    return (
+        f'<header><p class="eyebrow">lightning-mllm</p><h1>{_text(report.name)}</h1>'
+        f"<p>{' &middot; '.join(facts)}</p></header>"
+    )
+
+
+def _headlines(report: Report) -> str:
+    cards = []
+    for name, found in report.scores.items():
+        label, part = _named(name)
+        if name.endswith(BLIND) or not any(name.startswith(key) for key in HEADLINES):
+            continue
+        blind = report.scores.get(name + BLIND)
+        beside = f" &middot; blind {_score(blind['value'])}" if blind else ""
+        cards.append(
+            f'<div class="card"><div class="name">{label}{part}</div><div class="value">{_score(found["value"])}</div>'
+            f'<div class="range">{_range(found)}{beside}</div></div>'
+        )
+    return f'<div class="headlines">{"".join(cards)}</div>' if cards else ""
+
+
+def _scores(report: Report) -> str:
+    rows = []
+    for name, found in report.scores.items():
+        if name.endswith(BLIND):
+            continue
+        label, part = _named(name)
+        blind = report.scores.get(name + BLIND)
+        top = max(1.0, *(nice_ticks(0, each["high"])[-1] for each in (found, blind) if each))
+        bars = bar(found["value"], top, low=found["low"], high=found["high"])
+        numbers = f"<strong>{_score(found['value'])}</strong> {_range(found)}"
+        if blind:
+            bars += bar(blind["value"], top, low=blind["low"], high=blind["high"], kind="blind")
+            numbers += f"<br>{_score(blind['value'])} {_range(blind)} blind"
+        scale = "" if top == 1 else f'<span class="part">of {number(top)}</span>'
+        rows.append(
+            f'<div class="score"><h3>{label}{part}{scale}</h3><div class="bars">{bars}</div>'
+            f'<div class="numbers">{numbers}</div></div>'
+        )
+    sizes = ", ".join(f"{count:,} {_text(name)}" for name, count in report.samples.items() if not name.endswith(BLIND))
+    lead = f"Test set ({sizes}). Grey: the blind baseline, where images were exchanged between samples."
+    return f'<h2>Scores</h2><p class="lead">{lead}</p><div class="card scores">{"".join(rows)}</div>'
+
+
+def _answers(report: Report) -> str:
+    sets: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for example in report.examples:
+        if not example["blind"]:
+            sets.setdefault((example["task"], example["part"]), []).append(example)
+    if not sets:
+        return ""
+    blocks = []
+    for (task, part), examples in sets.items():
+        badge = f'<span class="part">{_text(part)}</span>' if part else ""
+        cards = "".join(map(_answer, examples[:MOST_ANSWERS]))
+        blocks.append(f'<h3>{TASK_TITLES.get(task, _text(task))}{badge}</h3><div class="answers">{cards}</div>')
+    return (
+        '<h2>What the model says</h2><p class="lead">Test samples picked by the hash of their id, not by how well they '
+        f"went: what was asked, what the model said, what people say.</p>{''.join(blocks)}"
+    )
+
+
+def _answer(example: dict[str, Any]) -> str:
+    picture = ""
+    if example["picture"]:
+        drawn = ' class="drawn"' if example["picture"].startswith("data:image/png") else ""
+        picture = f'<img{drawn} alt="" loading="lazy" src="{_text(example["picture"])}">'
+    prompt = " ".join(example["prompt"].replace("<image>", " ").split())
+    verdict = ""
+    if example["task"] != "caption" and example["score"] is not None:
+        verdict = " good" if example["score"] >= 0.5 else " bad"
+    (first, count), *others = Counter(example["references"]).most_common()
+    truth = f"{_text(first)} ({count} of {len(example['references'])})" if count > 1 else _text(first)
+    more = "".join(f"<li>{_text(text)}</li>" for text, _ in others)
+    details = f"<details><summary>{len(others)} more</summary><ul>{more}</ul></details>" if others else ""
+    question = f'<div class="prompt">{_text(prompt)}</div>' if prompt else ""
+    return (
+        f'<div class="card answer">{picture}<div class="text">{question}'
+        f'<div class="said{verdict}">{_text(example["answer"]) or "(nothing)"}</div>'
+        f'<div class="truth">{truth}</div>{details}</div></div>'
+    )
+
+
+def _stages(report: Report) -> str:
+    return f'<h2>Stages</h2><div class="stages">{"".join(map(_stage, report.stages))}</div>'
+
+
+def _stage(stage: StageReport) -> str:
+    total = sum(row["parameters"] for row in stage.freeze_table)
+    trained = sum(row["parameters"] for row in stage.freeze_table if row["trained"])
+    facts = [f"{stage.steps:,} steps", duration(stage.seconds)]
+    if total:
+        facts.append(f"{number(trained)} of {number(total)} parameters trained ({100 * trained / total:.3g} %)")
+    loss = (
+        [Curve(name="train/loss", points=stage.metrics["train/loss"], noisy=True)]
+        if "train/loss" in stage.metrics
+        else []
+    )
+    watched = [Curve(name=name, points=stage.metrics[name]) for name in _validation(stage.metrics)]
+    figures = curves(loss, "Training loss over steps") if loss else ""
+    if watched:
+        figures += curves(watched, "Validation scores over steps", from_zero=True)
+    elif "train/lr" in stage.metrics:
+        rate = Curve(name="train/lr", points=stage.metrics["train/lr"])
+        figures += curves([rate], "Learning rate over steps", from_zero=True)
+    return (
+        f'<section class="card stage"><h3>{_text(stage.name)}</h3><div class="facts">{" &middot; ".join(facts)}</div>'
+        + (f'<div class="figures">{figures}</div>' if figures else "")
+        + (_freeze_table(stage.freeze_table, total) if total else "")
+        + "</section>"
+    )
+
+
+def _freeze_table(rows: Iterable[dict[str, Any]], total: int) -> str:
+    cells = "".join(
+        f'<tr class="{"trained" if row["trained"] else "frozen"}"><td><code>{_text(row["part"])}</code></td>'
+        f'<td class="wide">{bar(row["parameters"], total, kind="" if row["trained"] else "blind")}</td>'
+        f'<td class="number">{number(row["parameters"])}</td><td>{"trained" if row["trained"] else "frozen"}</td>'
+        f'<td class="number">{"" if row["lr"] is None else format(row["lr"], "g")}</td>'
+        f"<td>{_text(row['dtype'].removeprefix('torch.'))}</td></tr>"
+        for row in rows
+    )
+    return (
+        '<table><thead><tr><th>part</th><th></th><th class="number">parameters</th><th></th>'
+        f'<th class="number">learning rate</th><th>dtype</th></tr></thead><tbody>{cells}</tbody></table>'
+    )
+
+
+def _time(report: Report) -> str:
+    parts = [(stage.name, stage.seconds, duration(stage.seconds)) for stage in report.stages]
+    parts.append(("test", report.test_seconds, duration(report.test_seconds)))
+    return f'<h2>Time</h2><p class="lead">{duration(report.seconds)} in all.</p>{shares(parts)}'
+
+
+def _validation(metrics: dict[str, Any]) -> list[str]:
+    """The headline scores on the validation set."""
+    return [name for name in metrics if any(name.startswith(f"val/{key}") for key in HEADLINES)]
+
+
+def _named(score: str) -> tuple[str, str]:
+    """The label of a score and the badge of its part: `vqa_accuracy_novel` is of the part `novel`."""
+    key = max((key for key in LABELS if score == key or score.startswith(f"{key}_")), key=len, default=score)
+    part = score.removeprefix(key).strip("_")
+    return LABELS.get(key, _text(key)), f'<span class="part">{_text(part)}</span>' if part else ""
+
+
+def _score(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _range(found: dict[str, float]) -> str:
+    return f"[{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def _text(text: str) -> str:
+    return html.escape(text, quote=True)

@@ -1,0 +1,116 @@
+"""What the stages of an experiment left in its run folder.
+
+RUN/<stage>/weights/stage.json   which stage, its steps, its freeze table, its seconds
+RUN/<stage>/metrics.csv          curves
+RUN/<stage>/test.json            scores and examples (lightning_mllm/evaluation/results.py)
+--> RUN/report.json, RUN/report.html
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageReport:
+    """What one finished stage left behind."""
+
+    name: str
+    steps: int
+    seconds: float
+    freeze_table: list[dict[str, Any]]
+    """Rows of part, parameters, trained, lr, weight_decay, dtype."""
+    metrics: dict[str, list[tuple[float, float]]]
+    """Name -> (step, value), steps rising."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """An experiment in numbers."""
+
+    name: str
+    stages: list[StageReport]
+    scores: dict[str, dict[str, float]]
+    """Score name -> value, low, high."""
+    samples: dict[str, int]
+    examples: list[dict[str, Any]]
+    test_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Of training, over all stages and restarts, and of the test."""
+        return sum(stage.seconds for stage in self.stages) + self.test_seconds
+
+
+def read_report(run_root: Path) -> Report:
+    """Gathers a folder of finished stages.
+
+    Raises:
+        ValueError: there is no finished stage, or none was tested.
+    """
+    records = {
+        path.parents[1].name: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(run_root.glob("*/weights/stage.json"))
+    }
+    if not records:
+        raise ValueError(f"{run_root}: found no finished stage, expected at least one <stage>/weights/stage.json")
+    order = _order(records)
+    tested = [name for name in order if (run_root / name / "test.json").is_file()]
+    if not tested:
+        raise ValueError(f"{run_root}: found no test.json, expected one in the last stage ({order[-1]}); run mllm test")
+    results = json.loads((run_root / tested[-1] / "test.json").read_text(encoding="utf-8"))
+    return Report(
+        name=_experiment(run_root),
+        stages=[_stage(run_root / name, records[name]) for name in order],
+        scores=results["scores"],
+        samples=results["samples"],
+        examples=results["examples"],
+        test_seconds=results["seconds"],
+    )
+
+
+def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """The curves of a `metrics.csv`: column -> (step, value), without empty and non-finite cells."""
+    found: dict[str, dict[float, float]] = {}
+    if path.is_file():
+        with open(path, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                step = row.pop("step", "")
+                for name, cell in row.items():
+                    if step and cell and name and math.isfinite(float(cell)):
+                        found.setdefault(name, {})[float(step)] = float(cell)
+    return {name: sorted(points.items()) for name, points in found.items()}
+
+
+def _stage(folder: Path, record: dict[str, Any]) -> StageReport:
+    facts = {**record, **record.get("settings", {})}
+    return StageReport(
+        name=folder.name,
+        steps=int(record["steps"]),
+        seconds=float(facts.get("seconds", 0.0)),
+        freeze_table=facts.get("freeze_table", []),
+        metrics=read_metrics(folder / "metrics.csv"),
+    )
+
+
+def _order(records: dict[str, dict[str, Any]]) -> list[str]:
+    """Stage folders, each after those of the same experiment that it starts from."""
+    parents = {
+        name: sorted({Path(source).name for source in record.get("init_from") or {}} & (records.keys() - {name}))
+        for name, record in records.items()
+    }
+    try:
+        return list(TopologicalSorter(parents).static_order())
+    except CycleError as error:
+        raise ValueError(f"found stages that start from one another: {' -> '.join(error.args[1])}") from None
+
+
+def _experiment(run_root: Path) -> str:
+    parts = run_root.resolve().parts
+    return "/".join(parts[parts.index("runs") + 1 :]) if "runs" in parts[:-1] else parts[-1]

@@ -1,0 +1,176 @@
+"""The answers to one evaluation set, gathered over ranks, and what they are worth."""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from lightning_mllm.contracts import Batch, Evaluation, TokenKind
+from lightning_mllm.evaluation.bootstrap import Interval, metric_intervals
+from lightning_mllm.evaluation.metrics import Bleu, CiderD, ExactMatch, PopeScores, RougeL, TextMetric, VqaAccuracy
+
+TASKS: dict[str, tuple[type[TextMetric], ...]] = {
+    "vqa": (VqaAccuracy,),
+    "caption": (CiderD, Bleu, RougeL),
+    "exact": (ExactMatch,),
+    "pope": (PopeScores,),
+}
+"""What is asked -> its scores, the headline first."""
+
+T = TypeVar("T")
+
+PICTURE_SIDE = 224
+LOSSLESS_SIDE = 96
+"""Pictures up to this size are kept as PNG: JPEG blurs drawn scenes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One question and its answer, for people to look at."""
+
+    id: str
+    prompt: str
+    answer: str
+    references: tuple[str, ...]
+    picture: str = ""
+    """The first image as a `data:` address; empty for a text-only sample."""
+    score: float | None = None
+    """The headline score of this answer; None if that is a score of a corpus."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    prompt: str
+    answer: str
+    references: tuple[str, ...]
+
+
+class Scores:
+    """Collects the answers to one evaluation set.
+
+    Each rank calls `update` with its own batches, then all of them call `compute`. A sample that several ranks answered
+    (loaders repeat some to give every rank equally many) counts once.
+
+    Args:
+        evaluation: the set; its task chooses the scores, its suffix completes their names.
+        num_examples: how many samples to keep for people; which ones is a function of the ids alone.
+    """
+
+    def __init__(self, evaluation: Evaluation, *, num_examples: int = 24) -> None:
+        if evaluation.task not in TASKS:
+            near = difflib.get_close_matches(evaluation.task, TASKS, n=1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise ValueError(f"evaluation: task is '{evaluation.task}', expected one of {', '.join(TASKS)}{hint}")
+        self.evaluation = evaluation
+        self.num_examples = num_examples
+        self._answers: dict[str, _Answer] = {}
+        self._pictures: dict[str, str] = {}
+        self._intervals: dict[str, Interval] | None = None
+        self._examples: list[Example] = []
+        self.num_answers = 0
+        """Different samples answered, over all ranks; known after `compute`."""
+
+    def update(self, batch: Batch, answers: Sequence[str]) -> None:
+        """Adds the answers to the rows of `batch`."""
+        assert len(answers) == len(batch.ids) == len(batch.references) == len(batch.prompts)
+        assert self._intervals is None, "compute was called already"
+        rows = zip(batch.ids, batch.prompts, answers, batch.references, strict=True)
+        for id, prompt, answer, references in rows:
+            if not references:
+                raise ValueError(f"sample {id}: found no reference, expected at least one to score its answer")
+            self._add(self._answers, id, _Answer(prompt=prompt, answer=answer, references=tuple(references)))
+        kept = _spread(self._pictures.keys() | set(batch.ids), self.num_examples)
+        row_of = {id: row for row, id in enumerate(batch.ids)}
+        self._pictures = {id: self._pictures[id] if id in self._pictures else picture(batch, row_of[id]) for id in kept}
+
+    def compute(self) -> dict[str, Interval]:
+        """Score name with the set's suffix -> value and interval, over the answers of all ranks; the same on each."""
+        if self._intervals is None:
+            everywhere: dict[str, _Answer] = {}
+            pictures: dict[str, str] = {}
+            for answers, some in _gather((self._answers, self._pictures)):
+                pictures |= some
+                for id, answer in answers.items():
+                    self._add(everywhere, id, answer)
+            if not everywhere:
+                raise ValueError(f"evaluation '{self.evaluation.task}': no answer to score, expected at least one")
+            self._score(everywhere, pictures)
+        assert self._intervals is not None
+        return self._intervals
+
+    @property
+    def examples(self) -> list[Example]:
+        """Samples spread over the set; after `compute`."""
+        assert self._intervals is not None, "call compute first, on every rank"
+        return self._examples
+
+    def _score(self, answers: dict[str, _Answer], pictures: dict[str, str]) -> None:
+        ids = sorted(answers)  # so that intervals do not depend on how many ranks there were
+        texts = [answers[id].answer for id in ids]
+        references = [answers[id].references for id in ids]
+        self._intervals, headline, self.num_answers = {}, None, len(ids)
+        for kind in TASKS[self.evaluation.task]:
+            metric = kind()
+            metric.update(texts, references)
+            found = metric_intervals(metric)
+            self._intervals |= {name + self.evaluation.suffix: value for name, value in found.items()}
+            headline = headline or metric
+        assert headline is not None
+        each = headline.per_item() if headline.is_mean else [None] * len(ids)
+        score = dict(zip(ids, each, strict=True))
+        self._examples = [
+            Example(**vars(answers[id]), id=id, picture=pictures[id], score=score[id])
+            for id in _spread(answers, self.num_examples)
+        ]
+
+    def _add(self, answers: dict[str, _Answer], id: str, new: _Answer) -> None:
+        known = answers.setdefault(id, new)
+        if (known.prompt, known.references) != (new.prompt, new.references):
+            raise ValueError(
+                f"sample {id}: found twice in the evaluation set '{self.evaluation.task}{self.evaluation.suffix}' with "
+                "different prompts or references, expected unique ids"
+            )
+
+
+def picture(batch: Batch, row: int) -> str:
+    """The first image of a row as a small `data:` address, or an empty text if it has none."""
+    slots = (batch.kinds == TokenKind.IMAGE).sum(1)
+    if batch.num_images == 0 or not slots[row]:
+        return ""
+    per_image = int(slots.sum()) // batch.num_images
+    return encode_picture(batch.images[int(slots[:row].sum()) // per_image])
+
+
+def encode_picture(pixels: UInt8[Tensor, "3 H W"]) -> str:
+    """PNG or JPEG as a `data:` address."""
+    image = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+    lossless = max(image.size) <= LOSSLESS_SIDE
+    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    file = io.BytesIO()
+    image.save(file, "PNG" if lossless else "JPEG", optimize=True, **({} if lossless else {"quality": 85}))
+    return f"data:image/{'png' if lossless else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _spread(ids: Iterable[str], most: int) -> list[str]:
+    """The first `most` ids in the order of their hashes: mixed, and the same however the set was divided."""
+    return sorted(ids, key=lambda id: hashlib.sha256(id.encode()).digest())[:most]
+
+
+def _gather(mine: T) -> list[T]:
+    """`mine` of every rank."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [mine]
+    everyone: list[T | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, mine)
+    return everyone  # pyright: ignore[reportReturnType]

@@ -1,0 +1,1 @@
+"""Folders in the layout of transformers, written and read back."""

@@ -1,0 +1,151 @@
+"""`mllm export RUN --to DIR`: a trained run as a folder of transformers, given out only if transformers agrees.
+
+module --hf()--> files in a folder beside DIR --> a fresh process loads them as anybody would, and says what it sees
+                                                  for the same conversation: tokens, pixels, logits, greedy answer
+all equal to ours: renamed to DIR               any difference: removed, and an error that names it
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_mllm.contracts import IMAGE_MARK, ImageRef, Sample, Turn
+from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.inference import load
+from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.weights.hf import HfFolder
+
+QUESTION = "What is in the picture?"
+NEW_TOKENS = 16
+MINUTES = 30
+"""A 13B model is read from disk and run in float32 on the CPU."""
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """An architecture that transformers knows."""
+
+    def hf(self) -> HfFolder: ...
+
+
+def export_run(run: Path, to: Path) -> Path:
+    """Writes a run, or one stage of a run, as a folder that transformers loads.
+
+    Raises:
+        ValueError: `to` is not empty, the run's architecture has no layout in transformers, or transformers does not
+            answer as our net does; then nothing is left behind.
+        OSError: The disk is full or the folder cannot be written.
+    """
+    refuse_full(to)
+    return export_module(load(run).module, to)
+
+
+def export_module(module: MultimodalModule, to: Path) -> Path:
+    """As `export_run`, for a built net, which is left in float32."""
+    refuse_full(to)
+    if not isinstance(module, Exportable):
+        raise ValueError(f"{type(module).__name__}: has no layout in transformers, expected an architecture with hf()")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as beside:
+        folder = Path(beside, to.name)
+        layout = module.hf()
+        layout.write(folder)
+        case = Path(beside, "case")
+        write_case(module.float().eval(), layout, case)
+        verify(folder, case)
+        if to.is_dir():
+            to.rmdir()
+        shutil.move(folder, to)
+    return to
+
+
+def refuse_full(to: Path) -> None:
+    """Raises ValueError if `to` exists and is anything but an empty folder."""
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ValueError(f"{to}: found files there, expected an empty or absent folder")
+
+
+@torch.inference_mode()
+def write_case(module: MultimodalModule, layout: HfFolder, case: Path) -> None:
+    """What our net does with one conversation: files for `verify`, which compares transformers with them."""
+    case.mkdir()
+    processor = module.processor
+    size = processor.image.size
+    # At the tower's own size no resizing filter is involved, whose rounding differs between backends.
+    square, wide = drawing(size, size), drawing(2 * size, size)
+    sample = question(square)
+    batch = processor.collate([processor.encode(sample, generate=True)], padding="left")
+    answer = module.generate(batch, Decoding(max_new_tokens=NEW_TOKENS))[0]
+    tensors: dict[str, Tensor] = {
+        "square": torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(size, size, 3),
+        "wide": torch.frombuffer(bytearray(wide.tobytes()), dtype=torch.uint8).view(size, 2 * size, 3),
+        "wide_pixels": processor.image(wide)[0],
+        "tokens": batch.tokens[0],
+        "kinds": batch.kinds[0],
+        "logits": layout.logits(batch)[0].float(),
+        "answer": torch.tensor(answer, dtype=torch.long),
+    }
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, case / "case.safetensors")
+    messages = [{"role": turn.role, "content": turn.text} for turn in sample.turns]
+    facts = {"messages": messages, "new_tokens": NEW_TOKENS}
+    (case / "case.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def verify(folder: Path, case: Path) -> None:
+    """Compares in a fresh process, which imports transformers and nothing of ours but the comparison.
+
+    Raises:
+        ValueError: transformers cannot load the folder, or does something else with it than our net.
+    """
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "lightning_mllm.export.verify", str(folder), str(case)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60 * MINUTES, check=False)
+    if ended.returncode:
+        lines = (ended.stdout if ended.returncode == 1 and ended.stdout.strip() else ended.stderr).strip().splitlines()
+        reason = lines[-1] if lines else f"the process ended with {ended.returncode}"
+        raise ValueError(f"the export differs from the net, so it was removed: {reason}")
+
+
+def question(image: Image.Image) -> Sample:
+    """The conversation that is compared."""
+    turn = Turn(role="user", text=f"{IMAGE_MARK}\n{QUESTION}")
+    drawn: ImageRef = Drawn(image)
+    return Sample(id="export", turns=(turn,), images=(drawn,))
+
+
+def drawing(width: int, height: int) -> Image.Image:
+    """A picture with an edge, a slope and two colours; the same on every machine."""
+    pixels = bytes(
+        value
+        for y in range(height)
+        for x in range(width)
+        for value in ((255 * x) // width, (255 * y) // height, 200 if (x // 8 + y // 8) % 2 else 40)
+    )
+    return Image.frombytes("RGB", (width, height), pixels)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture that is in no file."""
+
+    image: Image.Image
+    name: str = "the drawing"
+
+    def read(self, max_bytes: int) -> bytes:
+        stream = io.BytesIO()
+        self.image.save(stream, format="PNG")
+        return stream.getvalue()

@@ -1,0 +1,96 @@
+"""Folders of transformers as nets: exports of ours, and published models of an architecture we have."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+import lightning_mllm.architectures
+from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.weights.files import TensorFiles
+from lightning_mllm.weights.part import PartSpec
+
+
+@runtime_checkable
+class Importable(Protocol):
+    """An architecture that reads the folders of one class of transformers."""
+
+    hf_class: str
+    """As in `architectures` of the folder's config.json."""
+
+    @classmethod
+    def from_hf(cls, folder: Path) -> MultimodalModule:
+        """The net of a folder, not yet built; its parts may come without weights."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedPart:
+    """A part whose weights are those of a folder."""
+
+    spec: PartSpec
+    tensors: Mapping[str, Callable[[], Tensor]]
+    """Name within the part -> how to read it."""
+
+    def build(self) -> nn.Module:
+        return self.spec.build()
+
+    def pretrained(self) -> Iterable[tuple[str, Tensor]]:
+        for name, read in self.tensors.items():
+            yield name, read()
+
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        return self.spec.blocks(module)
+
+
+def import_folder(folder: Path) -> MultimodalModule:
+    """A net, not yet built, whose parts read their weights from a folder of transformers.
+
+    Raises:
+        ValueError: It is no such folder, no architecture here reads it, or a tensor of it has no place in the net.
+    """
+    config = _config(folder)
+    names = config.get("architectures") or ["none"]
+    known = {each.hf_class: each for each in architectures() if isinstance(each, Importable)}
+    if names[0] not in known:
+        raise ValueError(f"{folder / 'config.json'}: found a {names[0]}, expected one of {', '.join(sorted(known))}")
+    module = known[names[0]].from_hf(folder)
+    files = TensorFiles(folder)
+    try:
+        tensors = module.key_maps["hf"].lazily(files, config)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    module.parts = {
+        name: ImportedPart(
+            spec=spec,
+            tensors={key.removeprefix(f"{name}."): read for key, read in tensors.items() if key.startswith(f"{name}.")},
+        )
+        for name, spec in module.parts.items()
+    }
+    return module
+
+
+def architectures() -> Iterator[type[MultimodalModule]]:
+    """Every architecture of the package."""
+    for found in pkgutil.iter_modules(lightning_mllm.architectures.__path__):
+        source = import_module(f"{lightning_mllm.architectures.__name__}.{found.name}")
+        for value in vars(source).values():
+            if isinstance(value, type) and issubclass(value, MultimodalModule) and value.__module__ == source.__name__:
+                yield value
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder}: found no config.json, expected a folder of transformers")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: found no JSON ({error}), expected the configuration of a model") from None

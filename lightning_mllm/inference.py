@@ -1,0 +1,124 @@
+"""Trained models for use: `load(RUN).answer(image, question)`."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import torch
+import yaml
+from PIL import Image
+
+from lightning_mllm.contracts import IMAGE_MARK, ImageFile, ImageRef, Sample, Turn
+from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.export.importing import import_folder
+from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.training.stage import StageSettings
+
+
+@dataclass(frozen=True)
+class ImageInMemory:
+    """A picture that is already open."""
+
+    image: Image.Image
+
+    @property
+    def name(self) -> str:
+        return "the given picture"
+
+    def read(self, max_bytes: int) -> bytes:
+        stream = io.BytesIO()
+        self.image.save(stream, format="PNG")
+        if stream.tell() > max_bytes:
+            raise ValueError(f"{self.name}: found {stream.tell()} bytes as PNG, expected at most {max_bytes}")
+        return stream.getvalue()
+
+
+class Model:
+    """A trained net that answers."""
+
+    def __init__(self, module: MultimodalModule) -> None:
+        self.module = module.eval()
+
+    def answer(self, image: str | Path | Image.Image | None, text: str, decoding: Decoding | None = None) -> str:
+        """The answer to `text` about `image`.
+
+        Args:
+            image: A file, an open picture, or None for a question without one.
+            text: The question; `<image>` in it says where the picture stands, otherwise it stands first.
+            decoding: How to generate; None takes the net's own settings for questions.
+
+        Raises:
+            ValueError: The picture cannot be read.
+        """
+        images: tuple[ImageRef, ...] = ()
+        if isinstance(image, Image.Image):
+            images = (ImageInMemory(image),)
+        elif image is not None:
+            images = (ImageFile(Path(image)),)
+        if images and IMAGE_MARK not in text:
+            text = f"{IMAGE_MARK}\n{text}"
+        sample = Sample(id="question", turns=(Turn(role="user", text=text),), images=images)
+        processor = self.module.processor
+        batch = processor.collate([processor.encode(sample, generate=True)], padding="left").to(self.module.device)
+        chosen = decoding or self.module.decoding.get("answer") or Decoding(max_new_tokens=128)
+        with torch.inference_mode():
+            return processor.decode(self.module.generate(batch, chosen)[0])
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> Model:
+    """A trained model.
+
+    Args:
+        path: A run (its last stage is taken), a stage of a run, or a folder in the layout of transformers.
+        device: Where it answers.
+
+    Raises:
+        ValueError: `path` is none of these.
+    """
+    folder = Path(path)
+    module = import_folder(folder) if (folder / "config.json").is_file() else _from_run(stage_of(folder))
+    module.configure_model()
+    return Model(module.to(device))
+
+
+def stage_of(run: Path) -> Path:
+    """The folder of the last finished stage of `run`; `run` itself if it is a stage.
+
+    Raises:
+        ValueError: There is no finished stage, or there are several last ones.
+    """
+    if (run / "weights" / "stage.json").is_file():
+        return run
+    stages = sorted(each.parents[1] for each in run.glob("*/weights/stage.json"))
+    if not stages:
+        raise ValueError(f"{run}: found no finished stage, expected a run such as runs/quickstart/llava")
+    sources = {Path(each).name for stage in stages for each in _settings(stage)["stage"]["init_from"]}
+    last = [stage for stage in stages if stage.name not in sources]
+    if len(last) != 1:
+        raise ValueError(f"{run}: found the last stages {[str(each) for each in last]}, expected one; name it")
+    return last[0]
+
+
+def _settings(stage: Path) -> dict[str, Any]:
+    return yaml.safe_load((stage / "config.yaml").read_text(encoding="utf-8"))
+
+
+def _from_run(stage: Path) -> MultimodalModule:
+    """The net of a finished stage: its own configuration, its own weights and those of its ancestors."""
+    settings = _settings(stage)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(MultimodalModule, "model", required=True)
+    parser.add_argument("--stage", type=StageSettings)
+    parser.link_arguments("stage", "model.init_args.stage")
+    use = {"name": settings["stage"]["name"], "train": {}, "init_from": {str(stage.resolve()): 1.0}}
+    try:
+        parsed = parser.parse_object({"model": settings["model"], "stage": use})
+    except jsonargparse.ArgumentError as error:
+        raise ValueError(f"{stage / 'config.yaml'}: {' '.join(str(error).split())}") from None
+    module = parser.instantiate(parsed)["model"]
+    module.runs = settings["runs"]
+    return module

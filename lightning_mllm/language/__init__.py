@@ -1,0 +1,1 @@
+"""Language models: transformers' causal LMs, what is put into their embeddings, their loss and their adapters."""

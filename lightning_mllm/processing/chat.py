@@ -1,0 +1,279 @@
+"""Turns to text, and which of it is learned.
+
+A template is data (`templates/*.yaml`); one renderer writes text and label mask in the same pass, as pieces, so that
+the mask cannot drift from the text. A template ends the masked part where the answer's first token begins: the space
+before an answer is part of what is learned, as in Llama's and GPT's tokens, and the generation prompt ends without it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from importlib.resources import files
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
+
+import yaml
+from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from lightning_mllm.contracts import IMAGE_MARK, Turn
+
+TEMPLATES = files("lightning_mllm.processing") / "templates"
+
+GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+Images = Literal["front", "stay", "only"]
+
+
+class Piece(NamedTuple):
+    """A run of text that is wholly learned or wholly not, or the place of an image."""
+
+    text: str
+    learn: bool
+    image: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatTemplate:
+    """How turns are written.
+
+    In the wraps `{text}` stands for the turn's text, and `{bos}`, `{eos}` for the tokenizer's own tokens.
+
+    Raises:
+        ValueError: a wrap without exactly one `{text}`, or an unknown rule for images.
+    """
+
+    name: str
+    system: str
+    """The system text of a conversation that brings none; empty for none."""
+    system_wrap: str = "{text}"
+    system_inside: bool = False
+    """Whether the wrapped system text opens the first user turn instead of standing before it."""
+    between: str = ""
+    """What stands before every user turn but the first."""
+    user: str
+    assistant_prompt: str = ""
+    """What opens an answer and is not learned: the generation prompt."""
+    assistant: str
+    """The learned part of an answer, its end included."""
+    images: Images
+    """front: `<image>` moves to the front of its turn, a line end after it (LLaVA); only: nothing else is kept of the
+    turn, which must be the only one; stay: as written."""
+    stop: str = ""
+    """What ends an answer, where that is not the end-of-sequence token."""
+    bos: str = "<s>"
+    eos: str = "</s>"
+
+    writes_bos: ClassVar[bool] = False
+    """Whether the rendered text brings the tokens that a tokenizer would put before it."""
+
+    def __post_init__(self) -> None:
+        for wrap in ("system_wrap", "user", "assistant"):
+            count = getattr(self, wrap).count("{text}")
+            if count != 1:
+                raise ValueError(f"template {self.name!r}, {wrap}: found {count} times {{text}}, expected 1")
+        if self.images not in get_args(Images):
+            expected = ", ".join(get_args(Images))
+            raise ValueError(f"template {self.name!r}, images: found {self.images!r}, expected one of {expected}")
+
+    def render(self, turns: Sequence[Turn], *, generate: bool = False) -> list[Piece]:
+        """The pieces of a conversation, neighbours of one kind joined; with `generate`, up to where an answer begins.
+
+        Raises:
+            ValueError: turns in an order that no conversation has (see `split_system`), or, for a template that keeps
+                only images, anything but one image and one answer, or one answer alone.
+        """
+        system, turns = split_system(turns, generate)
+        if self.images == "only":
+            self._check_captions(system, turns)
+        return join_pieces(self._pieces(self.system if system is None else system, turns, generate))
+
+    def _pieces(self, system: str, turns: Sequence[Turn], generate: bool) -> Iterator[Piece]:
+        lead = self._fill(self.system_wrap, system) if system else ""
+        inside = self.system_inside and bool(turns) and turns[0].role == "user"
+        if not inside:
+            yield Piece(lead, False)
+        for i, turn in enumerate(turns):
+            if turn.role == "user":
+                text = (lead if inside and i == 0 else "") + self._place_images(turn.text)
+                yield Piece(self._marks(self.between) if i else "", False)
+                yield from split_images(self._fill(self.user, text))
+            else:
+                yield Piece(self._marks(self.assistant_prompt), False)
+                yield Piece(self._fill(self.assistant, turn.text), True)
+        if generate:
+            yield Piece(self._marks(self.assistant_prompt), False)
+
+    def _place_images(self, text: str) -> str:
+        count = text.count(IMAGE_MARK)
+        if self.images == "stay" or not count:
+            return text
+        if self.images == "only":
+            return IMAGE_MARK * count
+        # Stripped as LLaVA does, and only where an image stands.
+        return ((IMAGE_MARK + "\n") * count + text.replace(IMAGE_MARK, "").strip()).strip()
+
+    def _check_captions(self, system: str | None, turns: Sequence[Turn]) -> None:
+        if system is not None or len(turns) > 2:
+            found = len(turns) + (system is not None)
+            raise ValueError(f"template {self.name!r}: found {found} turns, expected an image and its caption")
+        if turns and turns[0].role == "user" and IMAGE_MARK not in turns[0].text:
+            raise ValueError(f"template {self.name!r} keeps only {IMAGE_MARK} of a user turn, which has none")
+
+    def _marks(self, wrap: str) -> str:
+        return wrap.replace("{bos}", self.bos).replace("{eos}", self.eos)
+
+    def _fill(self, wrap: str, text: str) -> str:
+        before, after = wrap.split("{text}")
+        return self._marks(before) + text + self._marks(after)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerTemplate:
+    """A tokenizer's own chat template (jinja); learned spans from its `{% generation %}` marks, else from prefixes."""
+
+    tokenizer: PreTrainedTokenizerFast
+
+    name: ClassVar[str] = "tokenizer"
+    stop: ClassVar[str] = ""
+    writes_bos: ClassVar[bool] = True
+
+    def render(self, turns: Sequence[Turn], *, generate: bool = False) -> list[Piece]:
+        """As `ChatTemplate.render`; images stay where they are written.
+
+        Raises:
+            ValueError: also if the template loses or adds image marks, or (without generation marks) writes earlier
+                turns differently once later ones follow, so that no span can be called the answer.
+        """
+        split_system(turns, generate)
+        text, spans = self._jinja(turns, generate)
+        if not spans:
+            spans = list(self._answer_spans(turns, text))
+        marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+        if text.count(IMAGE_MARK) != marks:
+            found = text.count(IMAGE_MARK)
+            raise ValueError(f"the tokenizer's template writes {found} {IMAGE_MARK} marks, expected {marks}")
+        pieces, end = [], 0
+        for start, stop in spans:
+            pieces += [*split_images(text[end:start]), Piece(text[start:stop], True)]
+            end = stop
+        return join_pieces([*pieces, *split_images(text[end:])])
+
+    def _jinja(self, turns: Sequence[Turn], generate: bool) -> tuple[str, list[tuple[int, int]]]:
+        template = self.tokenizer.get_chat_template()
+        tokens: dict[str, Any] = self.tokenizer.special_tokens_map
+        # Declared to return a str; it returns the texts and, for each text, the spans between generation marks.
+        rendered: Any = render_jinja_template(
+            conversations=[[{"role": turn.role, "content": turn.text} for turn in turns]],
+            chat_template=template,
+            return_assistant_tokens_mask=GENERATION_MARK.search(template) is not None,
+            add_generation_prompt=generate,
+            **tokens,
+        )
+        texts, spans = rendered
+        return texts[0], [(start, stop) for start, stop in spans[0]] if spans else []
+
+    def _answer_spans(self, turns: Sequence[Turn], text: str) -> Iterator[tuple[int, int]]:
+        for i, turn in enumerate(turns):
+            if turn.role != "assistant":
+                continue
+            prompt, _ = self._jinja(turns[:i], generate=True)
+            answered, _ = self._jinja(turns[: i + 1], generate=False)
+            if not (text.startswith(answered) and answered.startswith(prompt)):
+                raise ValueError(
+                    f"the tokenizer's template rewrites what stands before turn {i + 1} as turns are added, "
+                    "expected a template that only appends, or one with generation marks"
+                )
+            yield len(prompt), len(answered)
+
+
+Chat = ChatTemplate | TokenizerTemplate
+
+
+def tokenizer_template(tokenizer: PreTrainedTokenizerFast) -> TokenizerTemplate:
+    """The tokenizer's own template.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(f"chat: found a tokenizer without a chat template, expected one of {', '.join(names())}")
+    return TokenizerTemplate(tokenizer=tokenizer)
+
+
+def load_template(name: str, tokenizer: PreTrainedTokenizerFast) -> Chat:
+    """The template `name`, with the tokenizer's own begin and end tokens; "tokenizer" is the tokenizer's own template.
+
+    Raises:
+        ValueError: no such template, or one that needs a token the tokenizer does not have.
+    """
+    if name == "tokenizer":
+        return tokenizer_template(tokenizer)
+    if name not in names():
+        near = difflib.get_close_matches(name, [*names(), "tokenizer"], n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"chat: found {name!r}, expected one of {', '.join([*names(), 'tokenizer'])}{hint}")
+    settings: dict[str, Any] = yaml.safe_load((TEMPLATES / f"{name}.yaml").read_text(encoding="utf-8"))
+    template = ChatTemplate(name=name, **settings)
+    written = "".join(str(getattr(template, f.name)) for f in fields(template) if f.name not in ("name", "system"))
+    tokens: dict[str, str] = {}
+    for mark, token in (("bos", tokenizer.bos_token), ("eos", tokenizer.eos_token)):
+        if token is not None:
+            tokens[mark] = str(token)
+        elif "{" + mark + "}" in written:
+            raise ValueError(f"chat: template {name!r} writes a {mark} token, which the tokenizer does not have")
+    return replace(template, **tokens)
+
+
+def names() -> list[str]:
+    """The templates of the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in TEMPLATES.iterdir() if entry.name.endswith(".yaml"))
+
+
+def split_system(turns: Sequence[Turn], generate: bool = False) -> tuple[str | None, tuple[Turn, ...]]:
+    """The system text, if a first turn brings one, and the turns after it.
+
+    Raises:
+        ValueError: an unknown role, a system turn elsewhere, two turns of one role in a row, a conversation opened by
+            the assistant (unless it is a lone text), an image outside a user turn, or an answer where one is asked for.
+    """
+    for i, turn in enumerate(turns):
+        if turn.role not in ("system", "user", "assistant"):
+            raise ValueError(f"turn {i + 1}: found role {turn.role!r}, expected system, user or assistant")
+        if turn.role == "system" and i:
+            raise ValueError(f"turn {i + 1}: found a system turn, expected it first or not at all")
+        if i and turn.role == turns[i - 1].role:
+            raise ValueError(f"turn {i + 1}: found a second {turn.role} turn in a row, expected turns to alternate")
+        if turn.role != "user" and IMAGE_MARK in turn.text:
+            raise ValueError(f"turn {i + 1}: found {IMAGE_MARK} in a {turn.role} turn, expected it in user turns only")
+    system = turns[0].text if turns and turns[0].role == "system" else None
+    rest = tuple(turns[system is not None :])
+    if len(rest) > 1 and rest[0].role == "assistant":
+        raise ValueError("found an assistant turn first, expected a user turn")
+    if generate and rest and rest[-1].role == "assistant":
+        raise ValueError("found an answer at the end, expected the question to be answered")
+    return system, rest
+
+
+def split_images(text: str) -> Iterator[Piece]:
+    """Masked text, cut at its image marks."""
+    for i, part in enumerate(text.split(IMAGE_MARK)):
+        if i:
+            yield Piece(IMAGE_MARK, False, image=True)
+        yield Piece(part, False)
+
+
+def join_pieces(pieces: Sequence[Piece] | Iterator[Piece]) -> list[Piece]:
+    """The same text with empty pieces gone and neighbours of one kind joined."""
+    joined: list[Piece] = []
+    for piece in pieces:
+        last = joined[-1] if joined else None
+        if not piece.text:
+            continue
+        if last and not piece.image and not last.image and piece.learn == last.learn:
+            joined[-1] = last._replace(text=last.text + piece.text)
+        else:
+            joined.append(piece)
+    return joined

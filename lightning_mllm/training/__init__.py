@@ -1,0 +1,1 @@
+"""Stages of training: freezing, initialisation, sharding, the shared LightningModule and its callbacks."""

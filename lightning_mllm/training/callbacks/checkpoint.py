@@ -1,0 +1,96 @@
+"""Checkpoints for going on after a stop: one file, replaced in one move, never half written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+
+class SafeCheckpointIO(CheckpointIO):
+    """Writes beside the target, flushes to the disk and renames; reads tensors and plain values only.
+
+    Lightning's own writes in TMPDIR and moves, which is a copy over the old file where that is another file system.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.part")
+        try:
+            with open(beside, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """The checkpoint on the CPU.
+
+        Raises:
+            ValueError: The file is missing, damaged, or holds something other than tensors and plain values.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"{path}: found no checkpoint, expected a file")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(
+                f"{path}: cannot read the checkpoint ({type(error).__name__}: {reason}), expected tensors and plain"
+                " values; delete it to start the stage anew"
+            ) from error
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class StageCheckpoint(Checkpoint):
+    """Saves `checkpoints/last.ckpt` in the run folder every `every_n_steps` optimizer steps, and after the last one.
+
+    Args:
+        every_n_steps: Optimizer steps between two savings; 0 saves nothing.
+        folder: Where; None is `checkpoints` in the Trainer's `default_root_dir`.
+    """
+
+    def __init__(self, every_n_steps: int = 200, folder: str | None = None) -> None:
+        if every_n_steps < 0:
+            raise ValueError(f"every_n_steps: found {every_n_steps}, expected at least 0")
+        self.every_n_steps = every_n_steps
+        self.folder = folder
+        self.path = Path()
+        self._saved_step = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.path = Path(self.folder or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
+        if type(trainer.strategy.checkpoint_io) is not SafeCheckpointIO:
+            trainer.strategy.checkpoint_io = SafeCheckpointIO()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Inside an accumulation window `global_step` stays at the last saved step: without this, the first micro-batch
+        # after a restart would replace the file by one whose loader is ahead of its weights.
+        self._saved_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if not self.every_n_steps or step == self._saved_step:
+            return
+        if step % self.every_n_steps == 0 or step >= trainer.estimated_stepping_batches:
+            self._saved_step = step
+            trainer.save_checkpoint(self.path, weights_only=False)

@@ -1,0 +1,83 @@
+"""The curves of a stage as one CSV file: a row a step, a column a metric."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class MetricsCsv(Logger):
+    """Appends to `metrics.csv` as values come; a new metric adds a column.
+
+    A resumed run calls `truncate` with the step that it goes on from, so that no step stands twice in the file.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.columns: list[str] | None = None
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run folder holds `config.yaml`."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = {"step": "" if step is None else str(step), **{k: repr(float(v)) for k, v in sorted(metrics.items())}}
+        row.pop("epoch", None)
+        if len(row) == 1:
+            return
+        if self.columns is None:
+            self.columns = self._read()[0] or ["step"]
+        new = [name for name in row if name not in self.columns]
+        if new or not self.path.exists():
+            self.columns += new
+            self._write([*self._read()[1], row])
+            return
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns, restval="").writerow(row)
+
+    @rank_zero_only
+    def truncate(self, step: int) -> None:
+        """Drops the rows of steps after `step`, and a last row that was cut off; 0 empties the file."""
+        columns, rows = self._read()
+        self.columns = columns if step and columns else ["step"]
+        kept = [row for row in rows if step and row["step"].isdigit() and int(row["step"]) <= step]
+        if columns:
+            self._write(kept)
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        if not self.path.exists():
+            return [], []
+        text = self.path.read_text(encoding="utf-8")
+        lines = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
+        reader = csv.DictReader(lines)
+        rows = list(reader)
+        return list(reader.fieldnames or []), rows
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        assert self.columns is not None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(f".{self.path.name}.part")
+        with open(beside, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(beside, self.path)

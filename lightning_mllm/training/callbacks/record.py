@@ -1,0 +1,69 @@
+"""What a finished stage leaves behind: its hand-over weights, and the facts about how they came to be."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+from lightning import Callback, LightningModule, Trainer
+
+from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
+from lightning_mllm.training.initialise import summary
+from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.weights.handover import write_stage
+
+
+class StageRecord(Callback):
+    """Writes `weights/` into the run folder at the end of training; until then the stage counts as unfinished.
+
+    Args:
+        settings: What identifies the stage (the resolved configuration), kept as a hash in `stage.json`; None keeps the
+            stage's own settings.
+    """
+
+    def __init__(self, settings: dict[str, Any] | None = None) -> None:
+        self.settings = settings
+        self._seconds = 0.0
+        self._since = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.perf_counter()
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCsv):
+                logger.truncate(trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step < trainer.estimated_stepping_batches:
+            return
+        module = cast(MultimodalModule, pl_module)
+        assert module.stage is not None
+        tensors = module.trained_tensors()
+        if trainer.is_global_zero:
+            facts = {
+                "freeze_table": [asdict(row) for row in module.freeze_rows()],
+                "provenance": summary(module.provenance),
+                "seconds": self.seconds(),
+            }
+            write_stage(
+                Path(trainer.default_root_dir),
+                tensors,
+                stage=module.stage.name,
+                settings={"config": self.settings or asdict(module.stage), **facts},
+                init_from=module.stage.init_from,
+                steps=trainer.global_step,
+                runs=Path(module.runs),
+                lora_scale=None if module.lora is None else module.lora.alpha / module.lora.r,
+            )
+        trainer.strategy.barrier("StageRecord")
+
+    def seconds(self) -> float:
+        """Wall time of training so far, over all restarts."""
+        return self._seconds + (time.perf_counter() - self._since if self._since else 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds = state_dict["seconds"]

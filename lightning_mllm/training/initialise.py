@@ -1,0 +1,157 @@
+"""Where every parameter's first value comes from: an ancestor, a pretrained source, or a declared fresh start.
+
+The order of preference is that one, and a parameter that none of the three names is an error. Fresh values depend on
+the run's seed and the part's name only, so they are the same on one rank and on eight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+
+from lightning_mllm.language.lora import fresh_lora
+from lightning_mllm.training.freezing import nearest
+from lightning_mllm.training.sharding import fill
+from lightning_mllm.weights.handover import Ancestors, is_adapter
+from lightning_mllm.weights.part import PartSpec
+
+Provenance = dict[str, str]
+"""Parameter name -> what its first value came from."""
+
+
+def build_empty(spec: PartSpec) -> nn.Module:
+    """The part with parameters that have no storage yet; buffers are real, computed on the CPU.
+
+    The global random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), init_empty_weights(include_buffers=False):
+        module = spec.build()
+    _tie(module)
+    return module
+
+
+def materialise(module: nn.Module, device: torch.device) -> None:
+    """Gives every parameter on the meta device its memory (uninitialised), keeping shared parameters shared."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is None or not parameter.is_meta:
+                continue
+            if parameter not in made:
+                empty = torch.empty_like(parameter, device=device)
+                made[parameter] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+            owner._parameters[name] = made[parameter]
+
+
+def initialise(module: nn.Module, parts: Mapping[str, PartSpec], ancestors: Ancestors) -> Provenance:
+    """Fills every parameter of `module`; every rank calls it, each reads all and keeps only what it owns.
+
+    Adapters that the net has are filled as such; those of an ancestor that it has not are folded into their tensors.
+
+    Args:
+        module: The net, materialised; part `name` is its attribute `name`.
+        parts: The specs that built it.
+        ancestors: Whole tensors of earlier stages under the net's own names.
+
+    Raises:
+        ValueError: Naming a parameter that nothing initialises, a tensor that the net lacks, or two shapes that differ.
+    """
+    targets = _Targets(module)
+    adapted = any(map(is_adapter, targets.tensors))
+    inherited = ancestors if adapted else ancestors.plain()
+    for name in inherited:
+        targets.fill(name, inherited[name], "stage.init_from")
+    for part, spec in parts.items():
+        missing = targets.missing(part)
+        if not missing:
+            continue
+        pretrained = spec.pretrained()
+        source = "fresh" if pretrained is None else "pretrained"
+        if pretrained is None:
+            pretrained = () if all(map(is_adapter, missing)) else _fresh(part, spec)
+        for tail, tensor in pretrained:
+            name = f"{part}.{tail}"
+            if targets.inherits(name):
+                continue
+            targets.fill(name, tensor if adapted else ancestors.fold(name, tensor), source)
+        for name in filter(is_adapter, targets.missing(part)):
+            targets.fill(name, fresh_lora(name, targets.tensors[name].shape, generator(name)), "fresh")
+        if left := targets.missing(part):
+            raise ValueError(
+                f"{left[0]}: found no initial value ({len(left)} such parameters in {part!r}), expected an ancestor, "
+                "a pretrained source or a part declared fresh"
+            )
+    if left := targets.missing():
+        raise ValueError(f"{left[0]}: found a parameter outside the parts {sorted(parts)}, expected none")
+    return targets.seen
+
+
+def summary(provenance: Provenance) -> dict[str, dict[str, int]]:
+    """Part -> source -> how many tensors, for the record of a stage."""
+    counts: dict[str, Counter[str]] = {}
+    for name, source in provenance.items():
+        counts.setdefault(name.split(".")[0], Counter())[source] += 1
+    return {part: dict(found) for part, found in counts.items()}
+
+
+def generator(name: str) -> torch.Generator:
+    """A generator on the CPU that depends on the run's seed and on `name` only."""
+    seed = os.environ.get("PL_GLOBAL_SEED", "0")
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _fresh(part: str, spec: PartSpec) -> Iterable[tuple[str, Tensor]]:
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(generator(part).initial_seed())
+        return spec.build().state_dict().items()
+
+
+def _tie(module: nn.Module) -> None:
+    # `init_empty_weights` re-creates each parameter as it is registered, which separates tied ones.
+    for child in module.modules():
+        if callable(tie := getattr(child, "tie_weights", None)):
+            tie()
+
+
+class _Targets:
+    """The net's tensors under every name by which a source may call them, and what has filled them so far."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.parameters = dict(module.named_parameters())
+        self.tensors: dict[str, Tensor] = {**self.parameters, **dict(module.named_buffers())}
+        self.seen: Provenance = {}
+        own = {id(parameter): name for name, parameter in self.parameters.items()}
+        self.names = {name: name for name in self.tensors}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            self.names[name] = own[id(parameter)]
+        # What an adapter wraps is called in files as if it were not wrapped.
+        self.names |= {name.replace(".base_layer.", "."): at for name, at in self.names.items()}
+
+    def missing(self, part: str = "") -> list[str]:
+        mine = [name for name in self.parameters if not part or name.split(".")[0] == part]
+        return [name for name in mine if name not in self.seen]
+
+    def inherits(self, name: str) -> bool:
+        """Whether an ancestor has filled the tensor called `name`."""
+        return self.seen.get(self.names.get(name, "")) == "stage.init_from"
+
+    def fill(self, name: str, tensor: Tensor, source: str) -> None:
+        if name not in self.names:
+            raise ValueError(
+                f"{source}: tensor {name!r} is not in the net, expected something like"
+                f" {', '.join(map(repr, nearest(name, self.tensors, 2)))}"
+            )
+        target = self.tensors[self.names[name]]
+        if target.shape != tensor.shape:
+            raise ValueError(
+                f"{source}: tensor {name!r} has shape {tuple(tensor.shape)}, expected {tuple(target.shape)}"
+            )
+        fill(target, tensor)
+        self.seen[self.names[name]] = source

@@ -1,0 +1,370 @@
+"""The LightningModule that every architecture is: parts built from specs, one stage's freezing, one exact loss.
+
+An architecture adds its parts, its `stages`, its `key_maps`, `forward` (a batch's loss) and `generate` (a batch's
+answers). Nothing here knows which architecture it is.
+
+Contract: the gradient of an optimizer step is that of the sum of all losses in the global batch over the sum of all
+their counts, however the batch is cut into ranks and micro-batches:
+
+    training_step          loss * count / SCALE         summed over micro-batches, Lightning divides by A
+    backward               DDP and FSDP2                average over W ranks
+    on_before_optimizer_   gradients * SCALE * A * W / total count
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+
+from lightning_mllm.contracts import Batch, Output, Stage, Train
+from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.evaluation.results import write_results
+from lightning_mllm.evaluation.scores import Scores
+from lightning_mllm.language.lora import Lora, add_lora
+from lightning_mllm.training.freezing import (
+    FreezeRow,
+    GradientCheck,
+    freeze,
+    freeze_table,
+    frozen_modules,
+    nearest,
+    print_freeze_table,
+)
+from lightning_mllm.training.initialise import Provenance, build_empty, initialise, materialise
+from lightning_mllm.training.sharding import all_reduce, local, shard, whole
+from lightning_mllm.training.stage import StageSettings
+from lightning_mllm.weights.handover import ancestor_tensors
+from lightning_mllm.weights.keymap import KeyMap
+from lightning_mllm.weights.part import PartSpec
+
+SCALE = 1024.0
+"""Keeps loss * count near 1 for 16-bit gradients; a power of two, so that dividing and multiplying by it is exact."""
+
+
+class MultimodalModule(LightningModule):
+    """A multimodal net in one of its training stages.
+
+    Args:
+        parts: Attribute name -> spec that builds it.
+        processor: Turns samples into batches and tokens into text.
+        stage: The stage to train; None builds the net for use only.
+        decoding: Task -> how its answers are generated; a task that is absent takes the defaults.
+        runs: The folder that names in `stage.init_from` are relative to.
+
+    Raises:
+        ValueError: The stage's name is not one of `stages`, or it gives adapters to a stage that trains none.
+    """
+
+    stages: ClassVar[dict[str, Stage]] = {}
+    key_maps: ClassVar[dict[str, KeyMap]] = {}
+
+    def __init__(
+        self,
+        *,
+        parts: Mapping[str, PartSpec],
+        processor: Any,
+        stage: StageSettings | None = None,
+        decoding: dict[str, Decoding] | None = None,
+        runs: str = "runs",
+    ) -> None:
+        super().__init__()
+        self.parts = dict(parts)
+        self.processor = processor
+        self.stage = stage
+        self.decoding = dict(decoding or {})
+        self.runs = runs
+        self.table, self.lora = self._plan(stage)
+        self.trained: dict[str, str] = {}
+        self.provenance: Provenance = {}
+        self.strict_loading = (
+            False  # checkpoints hold what is trained; `on_load_checkpoint` checks that it is all there
+        )
+        self._title = type(self).__name__  # FSDP2 changes the class
+        self._configured = False
+        self._sums: dict[str, Tensor] = {}
+        self._row: dict[str, float] = {}
+        self._check: GradientCheck | None = None
+        self._scores: list[Scores] = []
+        self._started = 0.0
+
+    @classmethod
+    def _plan(cls, stage: StageSettings | None) -> tuple[dict[str, Train], Lora | None]:
+        if stage is None:
+            return {}, None
+        published = cls.stages.get(stage.name)
+        if published is None and stage.train is None:
+            raise ValueError(
+                f"stage.name: found {stage.name!r}, expected one of {sorted(cls.stages)}; "
+                f"the nearest is {nearest(stage.name, cls.stages, 1)}"
+            )
+        if stage.train is not None:
+            return dict(stage.train), stage.lora or (Lora() if published and published.lora and stage.train else None)
+        assert published is not None
+        if stage.lora is not None and not published.lora:
+            raise ValueError(
+                f"stage.lora: stage {stage.name!r} trains no adapters, expected one of"
+                f" {sorted(name for name, s in cls.stages.items() if s.lora)} or a stage.train that names them"
+            )
+        return dict(published.train), (stage.lora or Lora()) if published.lora else None
+
+    # ---- the net -----------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> Output:
+        """The loss of a batch. `Output.parts` has the same names for every batch."""
+        raise AssertionError(f"{type(self).__name__} has no forward")
+
+    def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
+        """The new tokens of each row, without the end token."""
+        raise AssertionError(f"{type(self).__name__} has no generate")
+
+    def answers(self, batch: Batch) -> list[str]:
+        """The text that the net gives to each row of a batch of prompts (left-padded)."""
+        decoding = self.decoding.get(batch.tasks[0] if batch.tasks else "", Decoding())
+        return [self.processor.decode(tokens) for tokens in self.generate(batch, decoding)]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether parameters are spread over ranks, so that every rank must take part in every forward pass."""
+        return self._trainer is not None and isinstance(self._trainer.strategy, ModelParallelStrategy)
+
+    def configure_model(self) -> None:
+        """Builds the parts without memory, freezes, shards, allocates on the device and fills.
+
+        Without a Trainer the net is built whole on the CPU. A second call does nothing.
+        """
+        if self._configured:
+            return
+        for name, spec in self.parts.items():
+            setattr(self, name, build_empty(spec))
+        if self.lora is not None:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                add_lora(self.language, self.lora)
+        self.trained = freeze(self, self.table)
+        if self.sharded:
+            blocks = [block for name, spec in self.parts.items() for block in spec.blocks(getattr(self, name))]
+            assert self.device_mesh is not None
+            shard(self, blocks, self.device_mesh["data_parallel"], entries=("generate",))
+        materialise(self, torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device)
+        init_from = {} if self.stage is None else self.stage.init_from
+        self.provenance = initialise(self, self.parts, ancestor_tensors(init_from, Path(self.runs), self.key_maps))
+        self._configured = True
+        self.train()
+
+    def train(self, mode: bool = True) -> MultimodalModule:
+        super().train(mode)
+        for module in frozen_modules(self) if mode else ():
+            module.eval()
+        return self
+
+    def freeze_rows(self) -> list[FreezeRow]:
+        """What is trained, as a table."""
+        lr, decay = (0.0, 0.0) if self.stage is None else (self.stage.lr, self.stage.weight_decay)
+        return freeze_table(self, self.trained, self.table, lr=lr, weight_decay=decay)
+
+    # ---- training ----------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        assert self.stage is not None, "training needs a stage"
+        # Frozen parts are in eval mode on purpose.
+        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
+        rows = self.freeze_rows()
+        if self.trainer.is_global_zero:
+            print_freeze_table(rows, title=f"{self._title}, stage {self.stage.name}")
+        for logger in self.loggers:
+            logger.log_hyperparams({"freeze_table": [asdict(row) for row in rows]})
+
+    def on_train_start(self) -> None:
+        self.train()
+        self._sums = {}
+        self._check = GradientCheck(self)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        output: Output = self(batch)
+        count = output.count.double()
+        terms = {"loss": output.loss, **output.parts}
+        new = {f"train/{name}": value.detach().double() * count for name, value in terms.items()}
+        new |= {"count": count, "images": torch.full_like(count, batch.num_images)}
+        self._sums = {name: value + self._sums[name] for name, value in new.items()} if self._sums else new
+        loss = output.loss.to(torch.promote_types(output.loss.dtype, torch.float32))
+        return loss * (count / SCALE).to(loss.dtype)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        assert self._check is not None
+        names = sorted(self._sums)
+        sums = all_reduce(torch.stack([self._sums[name] for name in names])).tolist()
+        totals = dict(zip(names, sums, strict=True))
+        self._sums = {}
+        step = self.trainer.global_step + 1
+        count, images = totals.pop("count"), totals.pop("images")
+        if count == 0:
+            raise ValueError(f"optimizer step {step}: found no supervised item in the global batch, expected some")
+        means = {name: total / count for name, total in totals.items()}
+        if not all(abs(value) < float("inf") for value in means.values()):
+            raise ValueError(f"optimizer step {step}: found {means}, expected finite losses")
+        factor = SCALE * self.trainer.accumulate_grad_batches * self.trainer.world_size / count
+        gradients = [local(p.grad) for p in self.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, factor)
+        rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        if not self._check.done:
+            self._check.look(saw_image=images > 0, moves=rate > 0)
+        self._row = {**means, "train/lr": rate}
+        self.log("train/loss", means["train/loss"], prog_bar=True, logger=False)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_val is not None:
+            raise ValueError(
+                f"trainer.gradient_clip_val: found {gradient_clip_val}, expected it to be set as stage.gradient_clip"
+            )
+        assert self.stage is not None
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        if self.stage.gradient_clip > 0:
+            ratio = (self.stage.gradient_clip / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_([local(g) for g in gradients], ratio)
+        step = self.trainer.global_step + 1
+        if step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
+            # Lightning writes its own log after a checkpoint is saved: a stop in between would lose the row.
+            for logger in self.loggers:
+                logger.log_metrics({**self._row, "train/gradient_norm": float(norm)}, step=step)
+
+    def configure_optimizers(self) -> Any:
+        assert self.stage is not None
+        stage = self.stage
+        groups: dict[tuple[str, bool], list[torch.nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if name in self.trained:
+                decayed = parameter.ndim > 1 and not name.endswith("bias")
+                groups.setdefault((self.trained[name], decayed), []).append(parameter)
+        if not groups:
+            raise ValueError(f"stage.train: stage {stage.name!r} trains nothing, expected at least one pattern")
+        settings = []
+        for (pattern, decayed), parameters in groups.items():
+            how = self.table[pattern]
+            decay = stage.weight_decay if how.weight_decay is None else how.weight_decay
+            settings.append(
+                {
+                    "name": pattern if decayed else f"{pattern} (not decayed)",
+                    "params": parameters,
+                    "lr": stage.lr if how.lr is None else how.lr,
+                    "weight_decay": decay if decayed else 0.0,
+                }
+            )
+        fused = all(p.device.type in ("cpu", "cuda") for group in groups.values() for p in group)
+        optimizer = torch.optim.AdamW(settings, lr=stage.lr, betas=stage.betas, eps=stage.eps, fused=fused)
+        total = self.optimizer_steps()
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: stage.lr_factor(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_steps(self) -> int:
+        """How many optimizer steps the stage takes, from the data module's `optimizer_steps` and the Trainer's limits.
+
+        The Trainer's own `estimated_stepping_batches` must not be asked here: it sets the loaders up before a
+        checkpoint's loader state is read, and the resumed run would start its data anew, silently.
+        """
+        datamodule: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        steps = int(datamodule.optimizer_steps)
+        limit, accumulate = self.trainer.limit_train_batches, self.trainer.accumulate_grad_batches
+        if isinstance(limit, int):
+            steps = min(steps, -(-limit // accumulate))
+        elif limit is not None and limit < 1.0:
+            steps = -(-int(steps * accumulate * limit) // accumulate)
+        return steps if self.trainer.max_steps < 0 else min(steps, self.trainer.max_steps)
+
+    # ---- what is kept ------------------------------------------------------------------------------------------
+
+    def checkpoint_names(self) -> list[str]:
+        """What a checkpoint and the hand-over weights hold: trained parameters, and buffers of modules that train."""
+        still = {id(buffer) for module in frozen_modules(self) for buffer in module.buffers()}
+        moving = {name for name, buffer in self.named_buffers() if id(buffer) not in still}
+        return [name for name in self.state_dict() if name in self.trained or name in moving]
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """The whole trained tensors on the CPU, on rank 0; every rank must call this, the others get nothing."""
+        kept, state = set(self.checkpoint_names()), {}
+        for name, tensor in self.state_dict().items():
+            if name in kept:
+                full = whole(tensor.detach())
+                if self._trainer is None or self._trainer.is_global_zero:
+                    state[name] = full.cpu()
+        return state
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        kept = set(self.checkpoint_names())
+        checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in kept}
+        checkpoint["stage"] = None if self.stage is None else asdict(self.stage)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        found, expected = checkpoint.get("stage"), None if self.stage is None else asdict(self.stage)
+        if found != expected and found and expected:
+            changed = next(key for key in expected if found.get(key) != expected[key])
+            raise ValueError(
+                f"the checkpoint was written with stage.{changed} = {found.get(changed)!r}, expected"
+                f" {expected[changed]!r} as configured now; delete it to start the stage anew"
+            )
+        own, state = self.state_dict(), checkpoint["state_dict"]
+        names = set(self.checkpoint_names())
+        if odd := sorted(names ^ set(state)):
+            raise ValueError(
+                f"the checkpoint and the net differ in {len(odd)} trained tensors, {odd[0]!r} is only in the"
+                f" {'net' if odd[0] in names else 'checkpoint'}, expected the same names"
+            )
+        for name in names:
+            if own[name].shape != state[name].shape:
+                raise ValueError(
+                    f"{name}: the checkpoint has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+                )
+
+    # ---- evaluation --------------------------------------------------------------------------------------------
+
+    def _begin(self, split: str) -> None:
+        datamodule: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        self._scores = [Scores(evaluation) for evaluation in datamodule.evaluations(split)]
+        self._started = time.perf_counter()
+
+    def _evaluate(self, batch: Batch, dataloader_idx: int) -> None:
+        self._scores[dataloader_idx].update(batch, self.answers(batch))
+
+    def _log_scores(self, split: str) -> None:
+        self.log("step", float(self.trainer.global_step))
+        for scores in self._scores:
+            for name, interval in scores.compute().items():
+                self.log(f"{split}/{name}", interval.value)
+
+    def on_validation_epoch_start(self) -> None:
+        self._begin("val")
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._begin("test")
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+        seconds = time.perf_counter() - self._started
+        if self.trainer.is_global_zero:
+            write_results(Path(self.trainer.default_root_dir) / "test.json", self._scores, seconds)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, str]]:
+        rows = zip(batch.ids, batch.prompts, self.answers(batch), strict=True)
+        return [{"id": id, "prompt": prompt, "answer": answer} for id, prompt, answer in rows]

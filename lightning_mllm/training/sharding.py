@@ -1,0 +1,147 @@
+"""Parameters spread over ranks: FSDP2 whose data-parallel size is the world size, and tensors in and out of it.
+
+Names and values never depend on the number of ranks: checkpoints and hand-over weights hold whole tensors under plain
+names, so a stage started on eight ranks can be resumed on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from lightning_mllm.contracts import Output
+
+# FSDP2 finds the tensors to hook for the backward pass by flattening what a module returns; an unregistered class
+# would hide the loss, and the gradients of the outermost unit would be reduced late or never.
+pytree.register_dataclass(Output, field_names=[f.name for f in fields(Output)], drop_field_names=[])
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor (sharing memory), or the tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor; all ranks must call this together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def fill(target: Tensor, source: Tensor) -> None:
+    """Copies a full tensor into `target`, of which each rank takes its own part without communication.
+
+    Contract: `source` has the shape of `target`; dtype and device may differ.
+    """
+    assert target.shape == source.shape, (target.shape, source.shape)
+    if isinstance(target, DTensor):
+        shape, offset = compute_local_shape_and_global_offset(target.shape, target.device_mesh, target.placements)
+        source = source[tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))]
+    local(target).copy_(source)
+
+
+def all_reduce(tensor: Tensor, how: Literal["sum", "max"] = "sum") -> Tensor:
+    """In place over all ranks; a single process changes nothing."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.SUM if how == "sum" else dist.ReduceOp.MAX)
+    return tensor
+
+
+def shard(root: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, entries: Iterable[str] = ()) -> None:
+    """Makes every block a unit of FSDP2 and `root` the outermost one, which owns all that is left.
+
+    Embeddings, heads and connectors stay gathered throughout a forward pass of `root`, so an architecture may use them
+    in any way inside `forward` and inside the methods named by `entries`.
+    """
+    for block in blocks:
+        if any(True for _ in block.parameters()):
+            fully_shard(block, mesh=mesh)
+    fully_shard(root, mesh=mesh)
+    for entry in entries:
+        register_fsdp_forward_method(root, entry)
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 over all ranks; works with NCCL on GPUs and gloo on CPUs.
+
+    Checkpoints are one file with whole tensors, holding what the module calls its `trained` names, and are the same
+    as those of DDP and of one device. They are read with `weights_only=True` only.
+    """
+
+    def __init__(self, process_group_backend: str | None = None, timeout_seconds: float = 1800.0) -> None:
+        super().__init__(
+            save_distributed_checkpoint=False,
+            process_group_backend=process_group_backend,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def setup_environment(self) -> None:
+        # Lightning's "auto" is one data-parallel rank a node, the rest tensor-parallel.
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._tensor_parallel_size = 1
+        super().setup_environment()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        module = cast(Any, self.lightning_module)
+        kept = set(module.checkpoint_names())
+        state: dict[str, Any] = {}
+        for name, tensor in module.state_dict().items():
+            if name in kept:
+                full = whole(tensor.detach())
+                if self.global_rank == 0:
+                    state[name] = full.cpu()
+        return state
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        own = cast(Any, self.lightning_module).state_dict()
+        for name, tensor in checkpoint["state_dict"].items():
+            fill(own[name], tensor)
+
+    def optimizer_state(self, optimizer: Optimizer | LightningOptimizer) -> dict[str, Any]:
+        inner = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        state = inner.state_dict()
+        moments: dict[int, dict[str, Any]] = {}
+        for index, entries in state["state"].items():
+            full = {k: whole(v) if isinstance(v, Tensor) else v for k, v in entries.items()}
+            if self.global_rank == 0:
+                moments[index] = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in full.items()}
+        return {**state, "state": moments}
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            moments = {
+                index: {k: _like(parameters[index], v) for k, v in entries.items()}
+                for index, entries in state["state"].items()
+            }
+            optimizer.load_state_dict({**state, "state": moments})
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        return self.checkpoint_io.load_checkpoint(Path(self.broadcast(checkpoint_path)), weights_only=True)
+
+
+def _like(parameter: Tensor, value: Any) -> Any:
+    """A full optimizer tensor sharded as its parameter is; a step counter stays as it is."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    moment = torch.empty_like(parameter, dtype=value.dtype)
+    fill(moment, value)
+    return moment

@@ -1,0 +1,81 @@
+"""The numbers of one training stage: what a paper's table of hyper-parameters states, and nothing about hardware."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lightning_mllm.contracts import Train
+from lightning_mllm.language.lora import Lora
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """One stage as published: the stage's name, its data order in samples, its optimiser and its schedule.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    name: str
+    """A name of the architecture's `stages`."""
+    train: dict[str, Train] | None = None
+    """Pattern over parameter names -> how it is trained; None is the architecture's own table for this stage."""
+    init_from: dict[str, float] = field(default_factory=dict)
+    """Earlier run (or folder, or file) -> its weight in the mix; the weights sum to 1."""
+    global_batch: int = 1
+    """Samples per optimizer step over all ranks and micro-batches."""
+    epochs: float = 1.0
+    lr: float = 1e-3
+    """Peak learning rate of every pattern that states none."""
+    weight_decay: float = 0.0
+    """Of every pattern that states none; tensors of one dimension and biases are never decayed."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    warmup: float = 0.03
+    """Below 1: a share of all optimizer steps. From 1: a number of steps."""
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    """From the peak, reached at the end of the warm-up, down to `min_lr` at the last step."""
+    min_lr: float = 0.0
+    """Where the decay ends, for the stage's `lr`; patterns with their own keep the same ratio."""
+    gradient_clip: float = 0.0
+    """Largest L2 norm of all gradients together; 0 does not clip."""
+    lora: Lora | None = None
+    """The sizes of the adapters, in a stage that trains them; None in such a stage takes the defaults of `Lora`."""
+
+    def __post_init__(self) -> None:
+        if self.global_batch < 1:
+            raise ValueError(f"stage.global_batch: found {self.global_batch}, expected at least 1")
+        if self.epochs <= 0 or not math.isfinite(self.epochs):
+            raise ValueError(f"stage.epochs: found {self.epochs}, expected a finite number above 0")
+        if self.lr <= 0:
+            raise ValueError(f"stage.lr: found {self.lr}, expected a number above 0")
+        for name in ("weight_decay", "warmup", "min_lr", "gradient_clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"stage.{name}: found {getattr(self, name)}, expected at least 0")
+        if self.min_lr > self.lr:
+            raise ValueError(f"stage.min_lr: found {self.min_lr}, expected at most stage.lr = {self.lr}")
+        for beta in self.betas:
+            if not 0 <= beta < 1:
+                raise ValueError(f"stage.betas: found {beta}, expected numbers from 0 up to, not including, 1")
+
+    def warmup_steps(self, total: int) -> int:
+        """How many of `total` optimizer steps warm up."""
+        return math.ceil(self.warmup * total) if self.warmup < 1 else round(self.warmup)
+
+    def lr_factor(self, step: int, total: int) -> float:
+        """What the peak rate is multiplied by in the optimizer step number `step` (from 0) of `total`.
+
+        The same curve as `transformers.get_cosine_schedule_with_warmup` and `get_linear_schedule_with_warmup`, which
+        the published LLaVA recipes use.
+        """
+        warmup = self.warmup_steps(total)
+        if step < warmup:
+            return step / max(1, warmup)
+        if self.decay == "constant":
+            return 1.0
+        progress = min(1.0, (step - warmup) / max(1, total - warmup))
+        left = 0.5 * (1.0 + math.cos(math.pi * progress)) if self.decay == "cosine" else 1.0 - progress
+        floor = self.min_lr / self.lr
+        return floor + (1.0 - floor) * left

@@ -1,0 +1,163 @@
+"""A CLIP image tower up to the block that is used: pixels in, visual vectors out.
+
+u8[N,3,H,W] -> (x / 255 - mean) / std -> patches of P x P -> [CLS] + patches + positions -> blocks -> f[N,V,D]
+
+Legend: N images, H = W pixels, P patch, V vectors, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from open_clip.model import _build_vision_tower  # the one place that knows every field of a vision_cfg
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from lightning_mllm.vision.source import OpenClipSource, Statistic
+
+
+class VisionTower(nn.Module):
+    """A vision transformer of open_clip without what lies beyond its last used block; names are open_clip's.
+
+    Args:
+        visual: The image tower, of which the parts are taken over.
+        mean: Of RGB in [0, 1], by channel.
+        std: Likewise.
+        keep_cls: Whether the class token's vector stands first in the output.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, visual: VisionTransformer, mean: Statistic, std: Statistic, keep_cls: bool) -> None:
+        super().__init__()
+        self.class_embedding = visual.class_embedding
+        self.positional_embedding = visual.positional_embedding
+        self.conv1 = visual.conv1
+        self.ln_pre = visual.ln_pre
+        self.transformer = visual.transformer
+        self.keep_cls = keep_cls
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N V D"]:
+        """Visual vectors, row by row of the image; in the dtype of the tower, and without autograd if it is frozen."""
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        with torch.set_grad_enabled(learns):
+            pixels = (images.float() / 255 - self.mean.float()) / self.std.float()
+            patches = self.conv1(pixels.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+            cls = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+            x = torch.cat([cls, patches], dim=1) + self.positional_embedding.to(patches.dtype)
+            x = self.transformer(self.ln_pre(x))
+            return x if self.keep_cls else x[:, 1:]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenClipTower:
+    """The image tower of an open_clip vision transformer.
+
+    Raises:
+        ValueError: On use, if there is no such model, it is no vision transformer, or it has no such layer.
+    """
+
+    model: str = ""
+    """A name of open_clip (`ViT-L-14-336-quickgelu`), a JSON configuration, or a folder with `open_clip_config.json`;
+    a path may start with `package:`."""
+    weights: str | None = ""
+    """None: fresh; "": those of the folder; else a file, or a tag of open_clip (`openai`)."""
+    layer: int = -2
+    """Whose output is used, counted as transformers' `hidden_states`: -1 is the last block, 0 the embeddings."""
+    cls: Literal["drop", "keep"] = "drop"
+    """What becomes of the class token's vector."""
+    config: dict[str, Any] | None = None
+    """An open_clip configuration in place of `model`."""
+
+    @property
+    def source(self) -> OpenClipSource:
+        return OpenClipSource(self.model, self.weights, self.config)
+
+    @property
+    def vision_config(self) -> Mapping[str, Any]:
+        """The tower's own part of the configuration."""
+        config = self.source.model_config()["vision_cfg"]
+        refusals = {
+            "timm_model_name": "a timm model",
+            "attentional_pool": "attentional pooling",
+        }
+        for key, what in refusals.items():
+            if config.get(key):
+                raise ValueError(f"{self.source.title}: found {what}, expected a plain vision transformer of open_clip")
+        for key in ("layers", "image_size", "patch_size"):
+            if not isinstance(config.get(key), int):
+                raise ValueError(f"{self.source.title}, vision_cfg.{key}: found {config.get(key)!r}, expected a number")
+        return config
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square of pixels."""
+        return self.vision_config["image_size"]
+
+    @property
+    def patch_size(self) -> int:
+        return self.vision_config["patch_size"]
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.vision_config.get("width", 768)
+
+    @property
+    def num_vectors(self) -> int:
+        """V."""
+        config = self.vision_config
+        return (config["image_size"] // config["patch_size"]) ** 2 + (self.cls == "keep")
+
+    @property
+    def mean(self) -> Statistic:
+        return self.source.statistics()[0]
+
+    @property
+    def std(self) -> Statistic:
+        return self.source.statistics()[1]
+
+    @property
+    def depth(self) -> int:
+        """How many blocks are built: those up to `layer`."""
+        layers: int = self.vision_config["layers"]
+        depth = self.layer if self.layer >= 0 else layers + 1 + self.layer
+        if not 1 <= depth <= layers:
+            raise ValueError(
+                f"vision.layer: found {self.layer}, expected from {-layers} to -1 (or 1 to {layers}) for {layers} blocks"
+            )
+        return depth
+
+    def build(self) -> VisionTower:
+        whole = self.source.model_config()
+        config = {**self.vision_config, "layers": self.depth, "patch_dropout": 0.0}
+        visual = _build_vision_tower(whole["embed_dim"], config, quick_gelu=whole.get("quick_gelu", False))
+        assert isinstance(visual, VisionTransformer)
+        mean, std = self.source.statistics()
+        return VisionTower(visual, mean, std, keep_cls=self.cls == "keep")
+
+    def pretrained(self) -> Iterator[tuple[str, Tensor]] | None:
+        tensors = self.source.tensors()
+        return None if tensors is None else self._used(tensors)
+
+    def _used(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors:
+            if name.startswith("visual.") and not self._beyond(name := name.removeprefix("visual.")):
+                yield name, tensor
+
+    def _beyond(self, name: str) -> bool:
+        """Whether a tensor of the whole image tower lies behind the used layer."""
+        if name.startswith("transformer.resblocks."):
+            return int(name.split(".")[2]) >= self.depth
+        return name == "proj" or name.startswith("ln_post.")
+
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        assert isinstance(module, VisionTower)
+        return list(module.transformer.resblocks)

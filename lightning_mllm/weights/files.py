@@ -1,0 +1,272 @@
+"""Tensors in files: written whole or not at all, read one at a time, never by running code that a file holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+SHARD_BYTES = 4 * 1024**3
+"""Largest file; more than that is cut into shards with an index, as transformers reads them."""
+
+PACKAGE = "package:"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+FORCE_PICKLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+def resource(path: str | Path) -> Path:
+    """`path` as a place on disk; `package:backbones/clip` is a file or folder shipped with the package.
+
+    Raises:
+        ValueError: The package holds no such thing.
+    """
+    text = str(path)
+    if not text.startswith(PACKAGE):
+        return Path(path).expanduser()
+    place = Path(str(files("lightning_mllm").joinpath(text.removeprefix(PACKAGE))))
+    if not place.exists():
+        raise ValueError(f"{text}: found nothing at {place}, expected a file or folder of the package")
+    return place
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file; of a folder, that of its tensor files' names and digests."""
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for file in tensor_files(path):
+            digest.update(f"{file.name} {sha256(file)}\n".encode())
+        return digest.hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file beside its place and renames it there, so that a reader never sees half of it."""
+    beside = _beside(path)
+    try:
+        with beside.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.rename(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+    metadata: Mapping[str, str] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> list[Path]:
+    """Writes `path` (`.../model.safetensors`), or shards of it and their index if all is larger than `shard_bytes`.
+
+    Tensors are taken one shard at a time. Files are written beside their place, synced and renamed; a failure removes
+    them and leaves what was there before.
+
+    Returns:
+        The files of tensors, in order.
+
+    Raises:
+        OSError: The disk is full (with the bytes needed and free), or the folder cannot be written.
+    """
+    assert path.suffix == ".safetensors", path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
+    written: list[tuple[Path, list[str]]] = []
+    total = 0
+    try:
+        for shard in _shards(pairs, shard_bytes):
+            beside = _beside(path)
+            written.append((beside, list(shard)))
+            total += _save(beside, shard, {"format": "pt", **(metadata or {})}, path)
+        return _publish(path, written, total)
+    finally:
+        for beside, _ in written:
+            beside.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a file, or of a folder with one (or an index of several), read when they are asked for.
+
+    Raises:
+        ValueError: There is no such file, it is damaged, or it holds anything but tensors.
+    """
+    yield from TensorFiles(path).items()
+
+
+class TensorFiles(Mapping[str, Tensor]):
+    """The tensors of a file or folder under their names, each read when it is asked for, on the CPU.
+
+    Raises:
+        ValueError: As `read_tensors`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opened: dict[Path, Any] = {}
+        self._places: dict[str, Path] = {}
+        index = next((path / name for name in INDEXES if (path / name).is_file()), None)
+        for file in tensor_files(path):
+            for name in self._open(file).keys():  # noqa: SIM118 (safetensors' handle is no mapping)
+                self._places[name] = file
+        if index is not None:
+            for name, file in _weight_map(index).items():
+                if self._places.get(name) != path / file:
+                    raise ValueError(f"{index}: names tensor {name!r}, expected to find it in {file}")
+
+    def _open(self, file: Path) -> Any:
+        if file not in self._opened:
+            self._opened[file] = _unpickle(file) if file.suffix in PICKLES else _open_safetensors(file)
+        return self._opened[file]
+
+    def __getitem__(self, name: str) -> Tensor:
+        source = self._open(self._places[name])
+        return source[name] if isinstance(source, dict) else source.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def tensor_files(path: Path) -> list[Path]:
+    """The files that hold the tensors of `path`, itself a file or a folder.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if path.is_file():
+        if path.suffix != ".safetensors" and path.suffix not in PICKLES:
+            raise ValueError(f"{path}: found a file ending in {path.suffix!r}, expected .safetensors or .bin")
+        return [path]
+    if not path.exists():
+        raise ValueError(f"{path}: not found, expected a file of tensors or a folder with one")
+    for whole, index in zip(WHOLE, INDEXES, strict=True):
+        if (path / index).is_file():
+            shards = [path / name for name in sorted(set(_weight_map(path / index).values()))]
+            for shard in shards:
+                if not shard.is_file():
+                    raise ValueError(f"{path / index}: names {shard.name}, which is not in the folder")
+            return shards
+        if (path / whole).is_file():
+            return [path / whole]
+    raise ValueError(f"{path}: found no tensors, expected one of {', '.join([*WHOLE, *INDEXES])}")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        plain = all(Path(file).name == file for file in places.values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index}: found {error!r}, expected JSON with a weight_map of names to files") from None
+    if not plain:
+        raise ValueError(f"{index}: found a file outside the folder, expected names of files beside the index")
+    return places
+
+
+def _open_safetensors(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: cannot be read as safetensors ({error}), the file is damaged or cut") from None
+
+
+def _unpickle(file: Path) -> dict[str, Tensor]:
+    # This variable overrules weights_only=True, and unpickling would run what the file says.
+    forced = os.environ.pop(FORCE_PICKLE, None)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        inside = found.group(1) if found else "something that is no tensor"
+        raise ValueError(f"{file}: refused, it contains {inside}, expected nothing but tensors") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{file}: cannot be read ({reason}), the file is damaged or cut") from None
+    finally:
+        if forced is not None:
+            os.environ[FORCE_PICKLE] = forced
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: found a {type(content).__name__}, expected a flat mapping of names to tensors")
+    for name, value in content.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{file}: {name!r} is a {type(value).__name__}, expected a flat mapping to tensors")
+    return content
+
+
+def _shards(pairs: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in pairs:
+        tensor = tensor.detach().cpu().contiguous()
+        # safetensors refuses views and tensors that share memory.
+        shared = any(tensor.data_ptr() == other.data_ptr() for other in shard.values())
+        if shared or tensor.untyped_storage().nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        if shard and size + tensor.nbytes > limit:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor
+        size += tensor.nbytes
+    yield shard
+
+
+def _save(beside: Path, shard: Mapping[str, Tensor], metadata: dict[str, str], path: Path) -> int:
+    size = sum(tensor.nbytes for tensor in shard.values())
+    try:
+        save_file(dict(shard), beside, metadata)
+        with beside.open("rb") as stream:
+            os.fsync(stream.fileno())
+    except (SafetensorError, OSError) as error:
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(f"{path}: cannot write {size} bytes, {free} are free ({error})") from error
+    return size
+
+
+def _publish(path: Path, written: list[tuple[Path, list[str]]], total: int) -> list[Path]:
+    """Renames the shards to their final names, the index last, and removes shards of an earlier save."""
+    index = path.with_name(f"{path.name}.index.json")
+    count = len(written)
+    names = [f"{path.stem}-{i:05d}-of-{count:05d}{path.suffix}" for i in range(1, count + 1)]
+    final = [path] if count == 1 else [path.with_name(name) for name in names]
+    stale = {*path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"), path, *([index] if count == 1 else [])}
+    for (beside, _), place in zip(written, final, strict=True):
+        beside.rename(place)
+    if count > 1:
+        places = {name: place.name for (_, held), place in zip(written, final, strict=True) for name in held}
+        write_text(index, json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n")
+    for old in stale - set(final):
+        old.unlink(missing_ok=True)
+    _sync(path.parent)
+    return final
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.writing")
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

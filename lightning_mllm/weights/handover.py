@@ -1,0 +1,346 @@
+"""What one stage leaves to the next: the tensors it trained, and a record of where they came from.
+
+runs/<experiment>/<stage>/weights/model.safetensors   only what the stage trained
+runs/<experiment>/<stage>/weights/stage.json          stage, steps, names, lineage with digests, settings
+
+init_from {instruct: 1.0}  ->  instruct's tensors over align's tensors      (a later stage wins)
+init_from {real: 0.5, text: 0.5}  ->  0.5 real + 0.5 text                   (SPHINX, arXiv 2311.07575, sec. 3.1)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_mllm.weights.files import INDEXES, WHOLE, TensorFiles, resource, sha256, write_tensors, write_text
+from lightning_mllm.weights.keymap import KeyMap
+
+WEIGHTS = "weights"
+RECORD = "stage.json"
+FORMAT = 1
+
+
+def write_stage(
+    run_dir: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    stage: str,
+    settings: dict[str, Any],
+    init_from: Mapping[str, float],
+    steps: int,
+    runs: Path | None = None,
+    lora_scale: float | None = None,
+) -> Path:
+    """Writes the hand-over folder of a finished stage, the record last: without a record the stage is unfinished.
+
+    Args:
+        run_dir: The stage's run folder.
+        tensors: What the stage trained, under the net's names.
+        stage: The stage's name in the architecture.
+        settings: Facts to keep (JSON); `settings["config"]`, where there is one, is what the hash identifies.
+        init_from: As in the stage's settings.
+        steps: Optimizer steps taken.
+        runs: What names in `init_from` are relative to; None looks in the folders above `run_dir`.
+        lora_scale: alpha / r of the adapters in `tensors`; read from `settings` where it is not given.
+
+    Returns:
+        The folder of weights.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written.
+        ValueError: An ancestor is gone.
+    """
+    folder = run_dir / WEIGHTS
+    lineage = Lineage.read(init_from, runs or run_dir.parent, near=run_dir)
+    named = {_plain(name): tensor for name, tensor in tensors.items()}
+    if lora_scale is None:
+        lora_scale = _scale_in(settings)
+    assert lora_scale is not None or not any(map(is_adapter, named)), "adapters need their scale"
+    (folder / RECORD).unlink(missing_ok=True)
+    write_tensors(folder / "model.safetensors", named, {"stage": stage})
+    record = {
+        "format": FORMAT,
+        "stage": stage,
+        "steps": steps,
+        "init_from": dict(init_from),
+        "lineage": [{"source": a.source, "stage": a.stage, "sha256": a.digest} for a in lineage.ancestors],
+        "sha256": sha256(folder),
+        "config_hash": config_hash(settings.get("config", settings)),
+        "lora_scale": lora_scale,
+        "names": sorted(named),
+        "settings": settings,
+    }
+    write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
+    return folder
+
+
+def config_hash(config: Any) -> str:
+    """SHA-256 of a configuration as canonical JSON."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestor:
+    """A source of weights: a stage's run folder, a folder in the layout of transformers, or a file of tensors."""
+
+    source: str
+    """As `init_from` calls it."""
+    path: Path
+    """The folder or file that holds the tensors."""
+    record: Mapping[str, Any] | None
+    """`stage.json`; None for weights that no stage of ours wrote."""
+
+    @property
+    def stage(self) -> str | None:
+        return None if self.record is None else self.record["stage"]
+
+    @cached_property
+    def digest(self) -> str:
+        return sha256(self.path)
+
+    @property
+    def init_from(self) -> dict[str, float]:
+        return {} if self.record is None else dict(self.record["init_from"])
+
+    @classmethod
+    def find(cls, source: str, runs: Path, near: Path | None = None) -> Ancestor:
+        """The source called `source`: below a folder above `near`, below `runs`, or a path of its own.
+
+        Raises:
+            ValueError: There is none, or it is a run that has not finished.
+        """
+        above = [] if near is None else [parent / source for parent in near.resolve().parents]
+        places = [*above, Path(runs) / source, resource(source)]
+        for place in places:
+            if (record := _record(place)) is not None:
+                return cls(source=source, path=place / WEIGHTS, record=record)
+            if place.is_file() or any((place / name).is_file() for name in (*WHOLE, *INDEXES)):
+                return cls(source=source, path=place, record=None)
+        unfinished = next((place for place in places if place.is_dir()), None)
+        if unfinished is not None:
+            raise ValueError(
+                f"init_from: {source!r} is {unfinished}, expected a finished stage with {WEIGHTS}/{RECORD}"
+            )
+        raise ValueError(f"init_from: found no {source!r} in {runs}, expected a finished stage, a folder or a file")
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """All that a net's weights descend from, ancestors before descendants, each once."""
+
+    ancestors: tuple[Ancestor, ...]
+
+    @classmethod
+    def read(cls, init_from: Mapping[str, float], runs: Path, near: Path | None = None) -> Lineage:
+        """Follows `init_from` to its roots.
+
+        Raises:
+            ValueError: A source is missing, has changed since it was used, or descends from itself.
+        """
+        found: dict[Path, Ancestor] = {}
+
+        def visit(sources: Mapping[str, float], near: Path | None, below: tuple[Path, ...]) -> None:
+            for source in sources:
+                ancestor = Ancestor.find(source, runs, near)
+                place = ancestor.path.resolve()
+                if place in below:
+                    raise ValueError(f"init_from: {source!r} ({ancestor.path}) descends from itself")
+                visit(ancestor.init_from, ancestor.path.parent, (*below, place))
+                _check_unchanged(ancestor, found)
+                found.setdefault(place, ancestor)
+
+        visit(init_from, near, ())
+        return cls(tuple(found.values()))
+
+
+def ancestor_tensors(init_from: Mapping[str, float], runs: Path, key_maps: Mapping[str, KeyMap]) -> Ancestors:
+    """The tensors that a stage starts from, under the net's names; none is read yet.
+
+    Args:
+        init_from: Source -> weight; weights sum to 1. One source is taken as it is, several are mixed in float32.
+        runs: What sources are relative to.
+        key_maps: The architecture's tables, by which foreign weights are renamed; the one that knows all names is used.
+
+    Raises:
+        ValueError: A source is missing or changed, its names match no table, or mixed sources have other names or
+            shapes than one another.
+    """
+    total = sum(init_from.values())
+    if init_from and (abs(total - 1) > 1e-6 or min(init_from.values()) < 0):
+        raise ValueError(f"init_from: found the weights {dict(init_from)}, expected weights from 0 to 1 that sum to 1")
+    Lineage.read(init_from, runs)
+    known = {source: _tensors(Ancestor.find(source, runs), runs, key_maps) for source in init_from}
+    if len(known) <= 1:
+        return next(iter(known.values()), Ancestors({}, {}))
+    return _mix(known, init_from)
+
+
+class Ancestors(Mapping[str, Tensor]):
+    """Tensors by name, each read when it is asked for.
+
+    A net that has adapters takes all of them as they are. A net without takes `plain()`, and passes what else it reads
+    (a pretrained base) through `fold`, so that what the adapters learned is part of it.
+    """
+
+    def __init__(self, tensors: Mapping[str, Callable[[], Tensor]], scales: Mapping[str, float]) -> None:
+        self._tensors = dict(tensors)
+        self._scales = dict(scales)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @property
+    def adapted(self) -> list[str]:
+        """The names of the tensors that an adapter changes, here or in the net."""
+        return list(self._scales)
+
+    def plain(self) -> Ancestors:
+        """The same without adapters, which are folded into those of their tensors that are here."""
+        return Ancestors(
+            {
+                name: (lambda name=name, read=read: self.fold(name, read())) if name in self._scales else read
+                for name, read in self._tensors.items()
+                if not is_adapter(name)
+            },
+            {},
+        )
+
+    def fold(self, name: str, tensor: Tensor) -> Tensor:
+        """`tensor` called `name` plus what its adapter learned, if it has one: W + alpha / r * B A (arXiv 2106.09685)."""
+        if name not in self._scales:
+            return tensor
+        down, up = (self._tensors[each]().float() for each in self._pair(name))
+        return (tensor.float() + self._scales[name] * (up @ down)).to(tensor.dtype)
+
+    def over(self, older: Ancestors) -> Ancestors:
+        """These tensors laid over older ones; an older adapter of a tensor that is trained anew is gone."""
+        gone = {pair for name in older._scales if name in self._tensors for pair in older._pair(name)}
+        kept = {name: read for name, read in older._tensors.items() if name not in gone}
+        scales = {name: scale for name, scale in older._scales.items() if name not in self._tensors}
+        return Ancestors({**kept, **self._tensors}, {**scales, **self._scales})
+
+    def _pair(self, name: str) -> tuple[str, str]:
+        module = name.removesuffix(".weight")
+        down = next(each for each in self._tensors if each.startswith(f"{module}.lora_A."))
+        return down, down.replace(".lora_A.", ".lora_B.")
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a tensor is one half of a low-rank adapter."""
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def _tensors(ancestor: Ancestor, runs: Path, key_maps: Mapping[str, KeyMap]) -> Ancestors:
+    files = TensorFiles(ancestor.path)
+    if ancestor.record is None:
+        return Ancestors(_translate(ancestor, files, key_maps), {})
+    scale = ancestor.record.get("lora_scale")
+    own = Ancestors(
+        {name: (lambda name=name: files[name]) for name in files},
+        {name.split(".lora_A.")[0] + ".weight": scale for name in files if ".lora_A." in name},
+    )
+    before = {}
+    for source in ancestor.init_from:
+        before[source] = _tensors(Ancestor.find(source, runs, ancestor.path.parent), runs, key_maps)
+    if not before:
+        return own
+    return own.over(next(iter(before.values())) if len(before) == 1 else _mix(before, ancestor.init_from))
+
+
+def _translate(
+    ancestor: Ancestor, files: TensorFiles, key_maps: Mapping[str, KeyMap]
+) -> Mapping[str, Callable[[], Tensor]]:
+    """Our names by the first table that knows all of theirs."""
+    config = _config(ancestor.path)
+    refusals = []
+    for layout, key_map in key_maps.items():
+        try:
+            return key_map.lazily(files, config)
+        except ValueError as error:
+            refusals.append(f"{layout}: {error}")
+    raise ValueError(f"{ancestor.path}: cannot be renamed; {'; '.join(refusals) or 'this net has no key maps'}")
+
+
+def _mix(known: Mapping[str, Ancestors], weights: Mapping[str, float]) -> Ancestors:
+    (first, tensors), *others = known.items()
+    for source, each in known.items():
+        if each.adapted:
+            raise ValueError(f"init_from: {source!r} has adapters, expected whole tensors where sources are mixed")
+    for source, each in others:
+        if odd := sorted(set(tensors) ^ set(each)):
+            where = first if odd[0] in tensors else source
+            raise ValueError(
+                f"init_from: {first!r} and {source!r} differ in {len(odd)} tensors ({odd[0]!r} is only in {where!r}),"
+                " expected the same names where sources are mixed"
+            )
+
+    def read(name: str) -> Tensor:
+        mixed = torch.zeros_like(tensors[name], dtype=torch.float32)
+        for source, each in known.items():
+            tensor = each[name]
+            if tensor.shape != mixed.shape:
+                raise ValueError(
+                    f"init_from: {name!r} has shape {tuple(tensor.shape)} in {source!r}, expected"
+                    f" {tuple(mixed.shape)} as in {first!r}"
+                )
+            mixed += weights[source] * tensor.float()
+        return mixed
+
+    return Ancestors({name: (lambda name=name: read(name)) for name in tensors}, {})
+
+
+def _record(run: Path) -> Mapping[str, Any] | None:
+    file = run / WEIGHTS / RECORD
+    if not file.is_file():
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: found no JSON ({error}), expected the record of a stage") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ValueError(f"{file}: found another format, expected a record with format {FORMAT}")
+    return record
+
+
+def _check_unchanged(ancestor: Ancestor, found: Mapping[Path, Ancestor]) -> None:
+    if ancestor.record is None:
+        return
+    if ancestor.record["sha256"] != ancestor.digest:
+        raise ValueError(f"{ancestor.path}: the weights are not those that {RECORD} names, they changed or were cut")
+    present = {each.digest for each in found.values()}
+    for used in ancestor.record["lineage"]:
+        if used["sha256"] not in present:
+            raise ValueError(
+                f"{ancestor.path}: was trained from {used['source']!r} as it was then, found other weights there now"
+            )
+
+
+def _config(path: Path) -> Mapping[str, Any] | None:
+    file = path / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _plain(name: str) -> str:
+    return name.replace(".base_layer.", ".")
+
+
+def _scale_in(settings: Mapping[str, Any]) -> float | None:
+    """alpha / r where the settings of a stage state both."""
+    config = settings.get("config", settings)
+    lora = config.get("stage", config)
+    lora = lora.get("lora") if isinstance(lora, Mapping) else None
+    return lora["alpha"] / lora["r"] if lora else None

@@ -1,0 +1,216 @@
+"""Folders as transformers reads them: what an architecture gives for one, and what is shared in writing them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from tokenizers import AddedToken
+from torch import Tensor
+from transformers import (
+    CLIPImageProcessor,
+    GenerationConfig,
+    LlavaImageProcessor,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+)
+
+from lightning_mllm.contracts import IMAGE_MARK, Batch
+from lightning_mllm.weights.files import write_tensors, write_text
+
+NOTES = "lightning_mllm.json"
+"""What transformers has no place for: read when the folder comes back, ignored by everybody else."""
+
+PAD_TOKEN = "<pad>"
+ROWS = 64
+"""Embeddings are padded to a multiple of this, as in the published LLaVA folders (32000 -> 32064)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HfFolder:
+    """A net as a folder of transformers; an architecture's `hf()` gives it, `export` writes and checks it."""
+
+    config: PreTrainedConfig
+    processor: ProcessorMixin
+    generation: GenerationConfig
+    tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+    """Names on disk and whole tensors, one at a time."""
+    logits: Callable[[Batch], Float[Tensor, "B T W"]]
+    """What our net says to a batch: the export must say the same."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Writes every file of the folder.
+
+        Raises:
+            OSError: The disk is full or the folder cannot be written.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.save_pretrained(folder)
+        self.generation.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        # Engines other than transformers 5 look for the image settings in a file of their own.
+        image: Any = getattr(self.processor, "image_processor", None)
+        if image is not None:
+            image.save_pretrained(folder)
+        write_text(folder / NOTES, json.dumps(self.notes, indent=2) + "\n")
+        write_tensors(folder / "model.safetensors", self.tensors())
+
+
+def notes(folder: Path) -> dict[str, Any]:
+    """What an export of ours wrote beside the files of transformers; empty for folders of others."""
+    file = folder / NOTES
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def image_processor(
+    size: int, fit: Literal["crop", "pad", "squash"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> CLIPImageProcessor | LlavaImageProcessor:
+    """The image processor of transformers for one way of fitting an image into a square."""
+    shared: dict[str, Any] = {
+        "crop_size": {"height": size, "width": size},
+        "image_mean": list(mean),
+        "image_std": list(std),
+        "do_convert_rgb": True,
+    }
+    if fit == "pad":
+        # Off by default, though LLaVA-1.5 was trained with it (transformers#33175).
+        return LlavaImageProcessor(size={"shortest_edge": size}, do_pad=True, **shared)
+    if fit == "crop":
+        return CLIPImageProcessor(size={"shortest_edge": size}, **shared)
+    return CLIPImageProcessor(size={"height": size, "width": size}, do_center_crop=False, **shared)
+
+
+def image_settings(folder: Path) -> dict[str, Any]:
+    """The image settings of a folder (`preprocessor_config.json`, or inside `processor_config.json`).
+
+    Raises:
+        ValueError: There are none.
+    """
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+            found = found.get("image_processor", found)
+            if "image_mean" in found:
+                return found
+    raise ValueError(f"{folder}: found no image settings, expected preprocessor_config.json")
+
+
+def image_fit(settings: Mapping[str, Any]) -> Literal["crop", "pad", "squash"]:
+    """How image settings fit an image into a square; the inverse of `image_processor`."""
+    if settings.get("do_pad"):
+        return "pad"
+    return "crop" if settings.get("do_center_crop", True) else "squash"
+
+
+def multimodal_tokenizer(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> PreTrainedTokenizerFast:
+    """A copy with this template, and with the image and padding tokens that processors need, added where missing."""
+    own = copy.deepcopy(tokenizer)
+    if IMAGE_MARK not in own.get_vocab():
+        own.add_tokens([_special(IMAGE_MARK)], special_tokens=True)
+    if own.pad_token is None:
+        own.add_special_tokens({"pad_token": _special(PAD_TOKEN)})
+    own.chat_template = chat_template
+    return own
+
+
+def pad_rows(tensor: Float[Tensor, "W D"], rows: int, like: int) -> Float[Tensor, "R D"]:
+    """An embedding or a head with copies of row `like` added up to `rows`.
+
+    A copy in the head gets exactly the logit of `like`, and the lower index wins the tie: greedy answers never hold an
+    added token, as they might if its row were zero.
+    """
+    return torch.cat([tensor, tensor[like].expand(rows - len(tensor), -1)])
+
+
+def padded_rows(rows: int, tokens: int) -> int:
+    """How many rows hold `tokens` ids where there are `rows`: no more if they suffice."""
+    return rows if tokens <= rows else -(-tokens // ROWS) * ROWS
+
+
+def chat_template(wraps: Mapping[str, Any]) -> str:
+    """A chat template (jinja) that writes conversations as ours does.
+
+    Args:
+        wraps: The fields of a `ChatTemplate`: system, system_wrap, system_inside, between, user, assistant_prompt,
+            assistant, images, bos, eos.
+    """
+
+    def literal(text: str) -> str:
+        return json.dumps(text.replace("{bos}", wraps["bos"]).replace("{eos}", wraps["eos"]))
+
+    def sides(wrap: str) -> tuple[str, str]:
+        before, after = wraps[wrap].split("{text}")
+        return literal(before), literal(after)
+
+    (s_before, s_after), (u_before, u_after), (a_before, a_after) = map(sides, ("system_wrap", "user", "assistant"))
+    inside = "true" if wraps["system_inside"] else "false"
+    return FLATTEN + "".join(
+        [
+            f"{{%- set ns.system = {literal(wraps['system'])} -%}}",
+            "{%- if messages and messages[0]['role'] == 'system' -%}",
+            "{%- set ns.system = messages[0]['content'] -%}{%- set messages = messages[1:] -%}",
+            "{%- endif -%}",
+            f"{{%- set lead = ({s_before} ~ ns.system ~ {s_after}) if ns.system else '' -%}}",
+            f"{{%- set inside = {inside} and messages and messages[0]['role'] == 'user' -%}}",
+            "{{- '' if inside else lead -}}",
+            "{%- for message in messages -%}",
+            "{%- set text = message['content'] -%}",
+            "{%- if message['role'] == 'user' -%}",
+            PLACE_IMAGES[wraps["images"]],
+            f"{{{{- '' if loop.first else {literal(wraps['between'])} -}}}}",
+            f"{{{{- {u_before} ~ (lead if inside and loop.first else '') ~ text ~ {u_after} -}}}}",
+            "{%- else -%}",
+            f"{{{{- {literal(wraps['assistant_prompt'])} ~ {a_before} ~ text ~ {a_after} -}}}}",
+            "{%- endif -%}",
+            "{%- endfor -%}",
+            f"{{%- if add_generation_prompt -%}}{{{{- {literal(wraps['assistant_prompt'])} -}}}}{{%- endif -%}}",
+        ]
+    )
+
+
+FLATTEN = """\
+{%- set ns = namespace(turns=[], system='') -%}
+{%- for message in messages -%}
+{%- set turn = namespace(text='') -%}
+{%- if message['content'] is string -%}
+{%- set turn.text = message['content'] -%}
+{%- else -%}
+{%- for item in message['content'] -%}
+{%- if item['type'] == 'image' -%}
+{%- set turn.text = turn.text ~ '<image>\\n' -%}
+{%- elif item['type'] == 'text' -%}
+{%- set turn.text = turn.text ~ item['text'] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- set ns.turns = ns.turns + [{'role': message['role'], 'content': turn.text}] -%}
+{%- endfor -%}
+{%- set messages = ns.turns -%}
+"""
+"""Opens a template: messages whose content is a list of images and texts become messages of text with marks."""
+
+PLACE_IMAGES = {
+    "stay": "",
+    "only": (
+        "{%- set count = text.split('<image>') | length - 1 -%}"
+        "{%- if count -%}{%- set text = '<image>' * count -%}{%- endif -%}"
+    ),
+    "front": (
+        "{%- set count = text.split('<image>') | length - 1 -%}"
+        "{%- if count -%}"
+        "{%- set text = (('<image>\\n' * count) ~ text.replace('<image>', '').strip()).strip() -%}"
+        "{%- endif -%}"
+    ),
+}
+
+
+def _special(token: str) -> AddedToken:
+    return AddedToken(token, special=True, normalized=False)

@@ -1,0 +1,32 @@
+"""What a part of a net is before it is built: sizes, names and where its weights come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class PartSpec(Protocol):
+    """A frozen dataclass, written in YAML, that builds one part of a net and knows its pretrained weights.
+
+    Building and filling are apart so that a part can be built without memory (on the meta device), cut over the ranks
+    and only then filled, tensor by tensor.
+    """
+
+    def build(self) -> nn.Module:
+        """The part, with whatever initial values its layers have; no file is read."""
+        ...
+
+    def pretrained(self) -> Iterable[tuple[str, Tensor]] | None:
+        """The pretrained tensors, read one at a time, under the names of `build().state_dict()`.
+
+        None declares the part fresh: it keeps the random values of `build()`.
+        """
+        ...
+
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        """The submodules of a built part that are cut over the ranks one by one (its transformer blocks)."""
+        ...

@@ -1,0 +1,41 @@
+"""Settings of the whole suite: no network, no tracker account, few threads, no progress bars."""
+
+from __future__ import annotations
+
+import os
+
+# Set before anything imports the libraries that read them once at import.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
+
+import logging
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+import tests.shapes  # noqa: F401  (the hook looks it up by name)
+
+torch.set_num_threads(1)
+
+# Before anything of ours is imported.
+install_import_hook(["lightning_mllm", "data_modules"], "tests.shapes.checked")
+
+
+@pytest.fixture(autouse=True)
+def quiet_lightning() -> None:
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)

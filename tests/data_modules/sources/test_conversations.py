@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_modules.sources import LlavaConversations, LlavaPretrain
+from tests.data_modules.files import SHARED, generator, touch, write
+
+
+def turns(*texts: str) -> list[dict[str, str]]:
+    return [{"from": "human" if k % 2 == 0 else "gpt", "value": text} for k, text in enumerate(texts)]
+
+
+GOOD = [
+    {"id": "000000033471", "image": "train2017/000000033471.jpg", "conversations": turns("<image>\nColour?", "Blue.")},
+    {
+        "id": "000000033471",
+        "image": "train2017/000000033471.jpg",
+        "conversations": turns("What is <image> this?", "A bus.", "Where?", "In a\ncity."),
+    },
+    {"id": "wgByO4Y_0", "model": "", "conversations": turns("Hi", "Hello.")},
+    {
+        "id": 5,
+        "image": ["train2017/000000033471.jpg", "b.jpg"],
+        "conversations": [{"from": "system", "value": "Be kind."}, *turns("<image> or <image>?", "The first.")],
+    },
+]
+
+
+def load(folder: Path, records: Any, name: str = "llava.json", **settings: Any) -> LlavaConversations:
+    images = touch(folder / "images", "train2017/000000033471.jpg", "b.jpg")
+    source = LlavaConversations(write(folder / name, records), images, **settings)
+    source.load()
+    return source
+
+
+@pytest.mark.parametrize("name", ["llava.json", "llava.jsonl"])
+def test_conversations(tmp_path: Path, name: str) -> None:
+    source = load(tmp_path, GOOD, name)
+    samples = [source.sample(index, generator()) for index in range(len(source))]
+    assert [s.id for s in samples] == ["000000033471", "000000033471#2", "wgByO4Y_0", "5"]
+    assert [source.has_image(k) for k in range(4)] == [True, True, False, True]
+    assert [(t.role, t.text) for t in samples[1].turns] == [
+        ("user", "What is <image> this?"),
+        ("assistant", "A bus."),
+        ("user", "Where?"),
+        ("assistant", "In a\ncity."),
+    ]
+    assert samples[1].references == ("In a\ncity.",)
+    assert samples[2].images == () and len(samples[3].images) == 2
+    assert samples[3].turns[0].role == "system"
+    assert source.length(2) == 2 and source.length(1) == 10
+
+
+def test_documents_are_learned_whole(tmp_path: Path) -> None:
+    source = load(tmp_path, [{"id": "a", "text": "Once upon\na time."}, *GOOD[2:3]], "corpus.jsonl")
+    sample = source.sample(0, generator())
+    assert [(t.role, t.text) for t in sample.turns] == [("assistant", "Once upon\na time.")]
+    assert sample.references == () and not source.has_image(0) and source.length(0) == 4
+
+
+BAD = [
+    (
+        {"id": 1, "conversations": [{"from": "robot", "value": "x"}]},
+        "turn 0 is from 'robot', expected human, gpt or syst",
+    ),
+    ({"id": 1, "conversations": turns("a", "b", "c")}, "found 3 turns of human and gpt, expected pairs"),
+    ({"id": 1, "conversations": turns("a", "b")[::-1]}, "turn 0 is from gpt, expected human"),
+    ({"id": 1, "conversations": [turns("a")[0], turns("b")[0]]}, "turn 1 is from human, expected gpt"),
+    (
+        {"id": 1, "conversations": [*turns("a", "b"), {"from": "system", "value": "c"}]},
+        "turn 2 is from system, expected h",
+    ),
+    ({"id": 1, "conversations": turns("a", " ")}, "turn 1 from gpt: 'value' is empty"),
+    ({"id": 1, "conversations": []}, "found 0 turns"),
+    ({"id": 1, "conversations": None}, "'conversations' is null, expected a list"),
+    ({"id": 1, "conversations": ["a"]}, "found a text, expected an object with 'from'"),
+    ({"id": 1, "conversation": turns("a", "b")}, "has no 'conversations', expected a list"),
+    ({"id": 1, "image": "b.jpg", "conversations": turns("a", "b")}, "found 0 <image> marks and 1 images"),
+    ({"id": 1, "image": "b.jpg", "conversations": turns("<image><image>", "b")}, "found 2 <image> marks and 1 images"),
+    ({"id": 1, "conversations": turns("<image>", "b")}, "found 1 <image> marks and 0 images"),
+    ({"id": 1, "image": "b.jpg", "conversations": turns("a", "<image>")}, "turn 1 from gpt has an <image> mark"),
+    ({"id": 1, "image": 3, "conversations": turns("<image>", "b")}, "'image' is a number, expected a text or a list"),
+    ({"id": 1, "image": [3], "conversations": turns("<image>", "b")}, "'image' holds 3, expected names of files"),
+    ({"id": 1, "image": "c.jpg", "conversations": turns("<image>", "b")}, "c.jpg not found"),
+    ({"id": 1, "image": "../b.jpg", "conversations": turns("<image>", "b")}, "expected a path inside"),
+    ({"id": 1, "image": "/b.jpg", "conversations": turns("<image>", "b")}, "expected a path inside"),
+    ({"id": 1, "image": "", "conversations": turns("<image>", "b")}, "expected a path inside"),
+    ({"id": 1, "text": ""}, "'text' is empty"),
+    ({"id": 1, "text": "see <image>"}, "a document has 1 <image> marks"),
+    ({"id": 1, "text": "a" * 1_100_000}, "has 1100000 characters"),
+]
+
+
+@pytest.mark.parametrize(("record", "rule"), BAD, ids=[rule for _, rule in BAD])
+def test_bad_records_are_named(tmp_path: Path, record: Any, rule: str) -> None:
+    with pytest.raises(ValueError, match=rule) as error:
+        load(tmp_path, [*GOOD, record])
+    assert str(error.value).startswith(f"{tmp_path}/llava.json: record 4 (id 1): ")
+    with pytest.raises(ValueError, match=rule) as error:
+        load(tmp_path, [*GOOD, record], "llava.jsonl")
+    assert str(error.value).startswith(f"{tmp_path}/llava.jsonl:5 (id 1): ")
+
+
+def test_bad_records_may_be_left_out(tmp_path: Path) -> None:
+    records = [record for record, _ in BAD]
+    source = load(tmp_path, [*records[:9], *GOOD, *records[9:]], bad_records="skip")
+    assert len(source) == len(GOOD)
+    assert len(source.skipped) == len(BAD)
+    assert all(str(tmp_path) in sentence and "(id 1)" in sentence for sentence in source.skipped)
+    with pytest.raises(ValueError, match="no usable record"):
+        load(tmp_path, records, bad_records="skip")
+
+
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [
+        (b'{"id": 1, "conv', ":2: line 1, column 11: expected JSON"),
+        (b'{"id": NaN, "text": "a"}', ":2: found NaN, expected a finite number"),
+        (b'{"id": 1, "text": "\xff"}', ":2: found a byte that is not UTF-8 at offset 19"),
+        (b"[]", ":2: found a list, expected an object"),
+    ],
+)
+def test_broken_lines_are_named(tmp_path: Path, line: bytes, rule: str) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(json.dumps(GOOD[2]).encode() + b"\n" + line + b"\n\n" + json.dumps(GOOD[2]).encode())
+    with pytest.raises(ValueError, match=rule):
+        LlavaConversations(str(file)).load()
+    source = LlavaConversations(str(file), bad_records="skip")
+    source.load()
+    assert len(source) == 2 and rule.split(": ")[1] in source.skipped[0]
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    for content, rule in (
+        (b'[\n{"id": 1,]', "a.json: line 2, column 10: expected JSON"),
+        (b'["\xff"]', "a.json: found a byte that is not UTF-8 at offset 2"),
+        (b"{}", "a.json: expected a list of conversations"),
+        (b"[]", "a.json: found no usable record"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=rule):
+            LlavaConversations(str(file)).load()
+    with pytest.raises(ValueError, match=r"b\.json not found$"):
+        LlavaConversations(str(tmp_path / "b.json")).load()
+    with pytest.raises(ValueError, match="not found; make it with: mllm world some/data/world"):
+        LlavaConversations("some/data/world/llava/conversations_train.json").load()
+    with pytest.raises(ValueError, match="cannot read the file"):
+        LlavaConversations(str(tmp_path)).load()
+
+
+def test_an_image_without_an_images_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="names the image 'train2017/.*', expected none because no images folder"):
+        LlavaConversations(write(tmp_path / "a.json", GOOD[:1])).load()
+    with pytest.raises(ValueError, match="pictures not found"):
+        LlavaConversations(str(tmp_path / "a.json"), str(tmp_path / "pictures")).load()
+
+
+def test_folders_are_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    listed: list[str] = []
+    original = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: (listed.append(str(path)), original(path))[1])
+    load(tmp_path, GOOD * 20)
+    assert len([path for path in listed if "images" in path]) == 2
+
+
+def test_no_false_alarm(tmp_path: Path) -> None:
+    records = [
+        {
+            "id": str(k),
+            "image": "b.jpg",
+            "conversations": turns(f"<image>\nq {k} \u4e16\u754c {{}}", "a", "b", f"c {k}"),
+        }
+        for k in range(10_000)
+    ]
+    source = load(tmp_path, records)
+    assert len(source) == 10_000
+    assert source.sample(9_999, generator()).turns[0].text == "<image>\nq 9999 \u4e16\u754c {}"
+
+
+def test_pretrain(tmp_path: Path) -> None:
+    images = touch(tmp_path / "images", "00453/004539375.jpg")
+    record = {
+        "id": "004539375",
+        "image": "00453/004539375.jpg",
+        "conversations": turns("Render a clear summary of the photo.\n<image>", "select luxury furniture "),
+    }
+    source = LlavaPretrain(write(tmp_path / "blip.json", [record]), images)
+    source.load()
+    sample = source.sample(0, generator())
+    assert [t.text for t in sample.turns] == [
+        "Render a clear summary of the photo.\n<image>",
+        "select luxury furniture",
+    ]
+    assert (sample.references, sample.task) == (("select luxury furniture",), "caption")
+    long = {**record, "conversations": turns("<image>", "a", "b", "c")}
+    with pytest.raises(ValueError, match="record 1 .*found 1 images and 4 turns"):
+        LlavaPretrain(write(tmp_path / "blip.json", [record, long]), images).load()
+
+
+@pytest.mark.skipif(not (SHARED / "format_samples").is_dir(), reason="excerpts of published files are not here")
+def test_published_answers_as_conversations(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (SHARED / "format_samples/llava_coco2014_val_gpt4_qa_30x3.jsonl").open()]
+    touch(tmp_path / "images", *{row["image"] for row in rows})
+    records = [
+        {
+            "id": row["id"],
+            "image": row["image"],
+            "conversations": turns(f"<image>\n{row['instruction']}", row["output"]),
+        }
+        for row in rows
+    ]
+    source = LlavaConversations(write(tmp_path / "qa.json", records), str(tmp_path / "images"))
+    source.load()
+    assert len(source) == len(rows) == 90
+    assert len({source.sample(k, generator()).id for k in range(90)}) == 90

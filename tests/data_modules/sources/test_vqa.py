@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_modules.sources import VqaV2
+from tests.data_modules.files import SHARED, generator, touch, write
+
+
+def question(id: int, image: int = 9, text: str = "Is it red?") -> dict[str, Any]:
+    return {"image_id": image, "question": text, "question_id": id}
+
+
+def annotation(id: int, image: int = 9, common: str = "yes", **changes: Any) -> dict[str, Any]:
+    answers = [{"answer": common, "answer_confidence": "maybe", "answer_id": k + 1} for k in range(9)]
+    answers += [{"answer": "no", "answer_confidence": "yes", "answer_id": 10}]
+    return {
+        "question_type": "is it",
+        "multiple_choice_answer": common,
+        "answers": answers,
+        "image_id": image,
+        "answer_type": "yes/no",
+        "question_id": id,
+        **changes,
+    }
+
+
+def vqa(folder: Path, questions: list[Any], annotations: list[Any], **settings: Any) -> VqaV2:
+    images = touch(folder / "images", "000000000009.png", "COCO_val2014_000000000009.jpg")
+    asked = write(folder / "questions.json", {"task_type": "Open-Ended", "questions": questions})
+    answered = write(folder / "annotations.json", {"info": {}, "annotations": annotations})
+    return VqaV2(asked, answered, images, **settings)
+
+
+def test_vqa(tmp_path: Path) -> None:
+    source = vqa(
+        tmp_path,
+        [question(91), question(92, text="Who {is} it?")],
+        [annotation(92, common="net"), annotation(91)],
+        image_pattern="COCO_val2014_{image_id:012d}.jpg",
+        prompt="<image>\n{question}\nAnswer with one word.",
+    )
+    source.load()
+    first, second = (source.sample(index, generator()) for index in range(len(source)))
+    assert [t.text for t in first.turns] == ["<image>\nIs it red?\nAnswer with one word.", "yes"]
+    assert first.references == ("yes",) * 9 + ("no",)
+    assert (second.id, second.turns[1].text, second.task) == ("92", "net", "vqa")
+    assert "Who {is} it?" in second.turns[0].text
+    assert first.images[0].name == str(tmp_path / "images/COCO_val2014_000000000009.jpg")
+    assert source.length(0) == 8 and source.has_image(0)
+
+
+@pytest.mark.parametrize(
+    ("questions", "annotations", "rule"),
+    [
+        ([question(1), question(1)], [annotation(1)], r"questions\[1\] \(question_id 1\): the id occurs twice"),
+        ([question(1)], [annotation(1), annotation(1)], r"annotations\[1\] \(question_id 1\): the id occurs twice"),
+        ([question(1), question(2)], [annotation(1)], r"questions\[1\] \(question_id 2\): has no annotation in"),
+        ([question(1)], [annotation(1), annotation(2)], "question_id 2 is not in .*questions.json"),
+        ([question(1, image=8)], [annotation(1, image=8)], r"\(question_id 1\): image .*000000000008.png not found"),
+        ([question(1, image=9)], [annotation(1, image=8)], "image_id is 9, expected 8"),
+        ([question(1, text=" ")], [annotation(1)], "'question' is empty"),
+        ([question(1, text="<image>?")], [annotation(1)], "'question' has an <image> mark"),
+        ([question(1)], [annotation(1, answers=[])], "'answers' is empty"),
+        ([question(1)], [annotation(1, answers=[{"answer": None}])], "'answer' is null, expected a text"),
+        ([question(1)], [annotation(1, multiple_choice_answer=3)], "'multiple_choice_answer' is a number"),
+        ([], [], "found no usable record"),
+    ],
+)
+def test_vqa_refuses(tmp_path: Path, questions: list[Any], annotations: list[Any], rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        vqa(tmp_path, questions, annotations).load()
+
+
+def test_settings_are_checked_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"prompt: found no \{question\}"):
+        vqa(tmp_path, [], [], prompt="<image>")
+    for pattern in ("{image}.png", "{}.png", "{image_id:zz}.png", "{image_id.x}.png"):
+        with pytest.raises(ValueError, match="image_pattern: found"):
+            vqa(tmp_path, [], [], image_pattern=pattern)
+    swapped = vqa(tmp_path, [question(1)], [annotation(1)])
+    with pytest.raises(ValueError, match="questions.json: found the keys .*expected the list 'annotations'"):
+        VqaV2(swapped.annotations, swapped.questions, swapped.images).load()
+
+
+@pytest.mark.skipif(not (SHARED / "format_samples").is_dir(), reason="excerpts of published files are not here")
+@pytest.mark.parametrize("split", ["train2014", "val2014"])
+def test_published_annotations(tmp_path: Path, split: str) -> None:
+    file = SHARED / f"format_samples/v2_mscoco_{split}_annotations.json"
+    records = json.loads(file.read_text())["annotations"]
+    pattern = f"COCO_{split}_{{image_id:012d}}.jpg"
+    touch(tmp_path / "images", *{pattern.format(image_id=record["image_id"]) for record in records})
+    asked = {"questions": [question(record["question_id"], record["image_id"]) for record in records]}
+    source = VqaV2(write(tmp_path / "q.json", asked), str(file), str(tmp_path / "images"), pattern)
+    source.load()
+    assert len(source) == len(records)
+    assert all(len(source.sample(k, generator()).references) == 10 for k in range(len(source)))

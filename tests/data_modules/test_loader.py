@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from data_modules import loader as loader_module
+from data_modules.loader import Collate, ResumableLoader, TrainingSamples, optimizer_steps
+from data_modules.order import Order
+from lightning_mllm.contracts import Sample
+from tests.data_modules.files import Echo, Numbers
+
+SOURCES = {"a": Numbers(7, "a"), "b": Numbers(4, "b")}
+
+
+def make(
+    *,
+    rank: int = 0,
+    world: int = 1,
+    micro: int = 2,
+    batch: int = 4,
+    epochs: float = 3,
+    workers: int = 0,
+    processor: Any = None,
+) -> ResumableLoader:
+    order = Order({name: len(source) for name, source in SOURCES.items()}, seed=5, batch=batch)
+    return ResumableLoader(
+        TrainingSamples(SOURCES, processor or Echo(), seed=5),
+        order,
+        collate_fn=Collate(processor or Echo(), "right"),
+        micro_batch=micro,
+        global_batch=batch,
+        epochs=epochs,
+        rank=rank,
+        world=world,
+        workers=workers,
+    )
+
+
+def test_the_stream_is_the_order() -> None:
+    loader = make()
+    batches = list(loader)
+    assert len(loader) == len(batches) == 33 // 4 * 2 and loader.accumulation == 2
+    order = Order({"a": 7, "b": 4}, seed=5)
+    expected = [f"{name}{index}" for _, name, index in (order.at(k) for k in range(32))]
+    assert [id for batch in batches for id in batch["ids"]] == expected
+    assert {batch["padding"] for batch in batches} == {"right"}
+    assert list(loader) == [], "a loader at its end stays there"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_at_every_position(workers: int) -> None:
+    """The state is taken while workers have read ahead, and after each batch; borders of epochs are at 11 and 22."""
+    whole = list(make())
+    running, states = make(workers=workers), []
+    for number, batch in enumerate(running):
+        assert batch == whole[number]
+        states.append(running.state_dict())
+    assert states == [{"position": 2 * (number + 1)} for number in range(len(whole))]
+    stops = range(len(whole)) if workers == 0 else (0, 4, 5, 10, len(whole) - 1)
+    for number in stops:
+        torch.manual_seed(number)
+        loader = make(workers=workers)
+        loader.load_state_dict(states[number])
+        assert len(loader) == len(whole), "the length is that of the whole stage"
+        assert list(loader) == whole[number + 1 :]
+
+
+def test_iterating_again_goes_on() -> None:
+    whole, loader = list(make()), make(workers=1)
+    for batch in loader:
+        if loader.state_dict()["position"] == 6:
+            assert batch == whole[2]
+            break
+    assert next(iter(loader)) == whole[3]
+
+
+def test_ranks_share_out_each_global_batch() -> None:
+    """Which samples are in optimizer step s does not depend on how the step is cut up."""
+    one = make(micro=4, batch=4)
+    steps = [sorted(zip(batch["ids"], batch["drawn"], strict=True)) for batch in one]
+    for world, micro in ((1, 1), (1, 2), (2, 1), (2, 2), (4, 1)):
+        ranks = [list(make(rank=rank, world=world, micro=micro)) for rank in range(world)]
+        accumulation = 4 // (world * micro)
+        for number, expected in enumerate(steps):
+            window = slice(number * accumulation, (number + 1) * accumulation)
+            rows = [row for rank in ranks for b in rank[window] for row in zip(b["ids"], b["drawn"], strict=True)]
+            assert sorted(rows) == expected
+        assert all(len(rank) == len(steps) * accumulation for rank in ranks)
+
+
+def test_the_state_fits_another_number_of_ranks() -> None:
+    first = make(world=2, rank=1, micro=2)
+    iterator = iter(first)
+    for _ in range(3):
+        next(iterator)
+    state = first.state_dict()
+    assert state == {"position": 12}
+    rest = list(make(micro=4))[3:]
+    loader = make(micro=4)
+    loader.load_state_dict(state)
+    assert list(loader) == rest
+
+
+def test_loaders_draw_nothing_from_the_global_generator() -> None:
+    before = torch.get_rng_state()
+    list(make())
+    list(make(workers=1))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_samples_draw_anew_in_each_epoch() -> None:
+    drawn: dict[str, set[str]] = {}
+    for batch in make():
+        for id, text in zip(batch["ids"], batch["drawn"], strict=True):
+            drawn.setdefault(id, set()).add(text)
+    assert all(len(texts) >= 2 for texts in drawn.values())
+
+
+@pytest.mark.parametrize("position", [3, -2, 34])
+def test_positions_that_do_not_fit(position: int) -> None:
+    with pytest.raises(
+        ValueError, match=rf"loader position: found {position}, expected a multiple of 2 .* from 0 to 32"
+    ):
+        make().load_state_dict({"position": position})
+
+
+def test_batches_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="found 4, expected a multiple of 3 = micro_batch 3 x 1 processes"):
+        make(micro=3)
+    with pytest.raises(ValueError, match="found 12, expected at most 11 = 11 samples x 1 epochs"):
+        make(batch=12, epochs=1)
+    assert len(make(batch=12, epochs=2)) == 6
+    assert optimizer_steps(30, 0.1, 3) == 1
+    assert optimizer_steps(558_128, 1, 256) == 2180
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_refused_sample_is_one_sentence(workers: int) -> None:
+    loader = make(workers=workers, processor=Echo(refuses="b2"))
+    with pytest.raises(ValueError) as error:
+        list(loader)
+    assert str(error.value) == "sample b2: no good"
+    ids = [id for batch in list(make())[: loader.state_dict()["position"] // 2] for id in batch["ids"]]
+    assert "b2" not in ids and len(ids) > 0, "the position is still before the refused sample"
+
+
+def test_an_error_that_cannot_be_pickled_does_not_hang() -> None:
+    class Local(Exception):
+        pass
+
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match="source='b', index=2"):
+        list(make(workers=1, processor=Echo("b2", Local)))
+    assert time.monotonic() - started < 20
+
+
+class Stuck(Echo):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def encode(self, sample: Sample, *, generate: bool = False) -> Sample:
+        if sample.id == "b2":
+            os._exit(3) if self.how == "exits" else time.sleep(60)
+        return sample
+
+
+@pytest.mark.parametrize("how", ["exits", "sleeps"])
+def test_a_lost_worker_is_noticed(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader_module, "TIMEOUT", 2)
+    with pytest.raises(RuntimeError, match="DataLoader"):
+        list(make(workers=1, processor=Stuck(how)))

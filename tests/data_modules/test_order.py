@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+
+from data_modules.order import Order, Place, seeded
+from tests.data_modules.files import Numbers
+
+SIZES = {"a": 10, "b": 23, "c": 4}
+
+
+def grouped(kind: Any, size: int = 53, batch: int = 8, seed: int = 0) -> Order:
+    source = Numbers(size, mixed=True)
+    return Order(
+        {"a": size},
+        None,
+        seed,
+        kind,
+        lengths=lambda _, index: source.length(index),
+        modalities=lambda _, index: source.has_image(index),
+        batch=batch,
+    )
+
+
+def test_without_weights_an_epoch_is_the_union() -> None:
+    order = Order(SIZES, seed=3)
+    everything = sorted((name, index) for name, size in SIZES.items() for index in range(size))
+    for epoch in range(3):
+        assert sorted(order.epoch(epoch)) == everything
+    assert order.epoch(0) != order.epoch(1)
+    assert order.effective_epochs() == {"a": 1.0, "b": 1.0, "c": 1.0}
+
+
+@pytest.mark.parametrize("group", ["none", "length", "modality_length"])
+def test_an_epoch_is_a_pure_function_of_seed_and_number(group: str) -> None:
+    forwards = [grouped(group).epoch(epoch) for epoch in (0, 1, 2)]
+    order = grouped(group)
+    torch.manual_seed(123)
+    assert [order.epoch(epoch) for epoch in (2, 0, 1, 2)] == [forwards[k] for k in (2, 0, 1, 2)]
+    assert grouped(group, seed=1).epoch(0) != forwards[0]
+
+
+def test_the_order_draws_nothing_from_the_global_generator() -> None:
+    before = torch.get_rng_state()
+    grouped("modality_length").epoch(0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_at_walks_through_the_epochs() -> None:
+    order = Order(SIZES, seed=3)
+    stream = [order.at(position) for position in range(3 * len(order))]
+    assert stream == [Place(epoch, *each) for epoch in range(3) for each in order.epoch(epoch)]
+
+
+def test_weights_give_shares_and_every_source_its_permutations() -> None:
+    weights = {"a": 0.5, "b": 0.25, "c": 0.25}
+    order = Order(SIZES, weights, seed=1)
+    assert order.counts == {"a": 19, "b": 9, "c": 9}  # 18.5, 9.25, 9.25 of 37: the largest remainder gets the rest
+    assert order.effective_epochs() == {"a": 1.9, "b": 9 / 23, "c": 2.25}
+    for epoch in range(3):
+        assert Counter(name for name, _ in order.epoch(epoch)) == order.counts
+    seen: Counter[tuple[str, int]] = Counter()
+    for epoch in range(23):
+        seen.update(order.epoch(epoch))
+        for name, size in SIZES.items():
+            counts = [seen[name, index] for index in range(size)]
+            assert max(counts) - min(counts) <= 1, "a permutation of the chain is used up before the next begins"
+    assert all(seen["b", index] == 9 for index in range(23))
+
+
+def test_only_the_proportion_of_weights_matters() -> None:
+    small, large = ({name: factor * size for name, size in SIZES.items()} for factor in (0.01, 7))
+    assert Order(SIZES, small, seed=4).epoch(2) == Order(SIZES, large, seed=4).epoch(2)
+
+
+@pytest.mark.parametrize("kind", ["length", "modality_length"])
+@pytest.mark.parametrize(("size", "batch"), [(53, 8), (48, 8), (7, 8), (20, 1), (9, 4)])
+def test_grouping_keeps_the_epoch(kind: str, size: int, batch: int) -> None:
+    order = grouped(kind, size, batch)
+    for epoch in range(4):
+        assert sorted(order.epoch(epoch)) == [("a", index) for index in range(size)]
+
+
+def test_global_batches_run_from_long_to_short() -> None:
+    order, source = grouped("length"), Numbers(53)
+    stream = list(chain.from_iterable(order.epoch(epoch) for epoch in range(4)))
+    borders = {epoch * 53 // 8 for epoch in range(1, 4)}
+    for number in range(len(stream) // 8):
+        lengths = [source.length(index) for _, index in stream[number * 8 : number * 8 + 8]]
+        assert number in borders or lengths == sorted(lengths, reverse=True)
+
+
+def test_global_batches_are_of_one_modality_but_for_the_rest() -> None:
+    size, batch, source = 53, 8, Numbers(53, mixed=True)
+    order = grouped("modality_length")
+    stream = list(chain.from_iterable(order.epoch(epoch) for epoch in range(6)))
+    kinds = [{source.has_image(i) for _, i in stream[k : k + batch]} for k in range(0, len(stream) - batch, batch)]
+    borders = {epoch * size // batch for epoch in range(1, 6)}
+    mixed = [number for number, kind in enumerate(kinds) if len(kind) == 2 and number not in borders]
+    assert len(mixed) <= 6, "at most one an epoch"
+    pure = [kind for number, kind in enumerate(kinds) if number not in borders and len(kind) == 1]
+    assert {True} in pure and {False} in pure
+    assert pure != sorted(pure, key=lambda kind: True in kind), "their order is shuffled"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights", "sentence"),
+    [
+        ({}, None, "train: found no source"),
+        ({"a": 0}, None, "train.a: found 0 samples"),
+        (
+            SIZES,
+            {"a": 1, "b": 1, "cc": 1},
+            r"weights.cc: found no such source, expected a, b, c \(did you mean 'c'\?\)",
+        ),
+        (SIZES, {"a": 1, "b": 1}, "weights: found none for 'c'"),
+        (SIZES, {"a": 1, "b": 1, "c": 0}, "weights.c: found 0, expected a finite number above 0"),
+        (SIZES, {"a": 1, "b": 1, "c": float("nan")}, "weights.c: found nan"),
+        (
+            SIZES,
+            {"a": 1, "b": 1, "c": 1e-9},
+            "weights.c: found 1e-09, expected enough for one of the epoch's 37 samples",
+        ),
+    ],
+)
+def test_wrong_mixtures(sizes: Any, weights: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Order(sizes, weights)
+
+
+def test_unknown_group() -> None:
+    with pytest.raises(ValueError, match="group: found 'size', expected"):
+        Order(SIZES, group="size")  # type: ignore[arg-type]
+
+
+def test_keys_have_unrelated_generators() -> None:
+    keys = [(0, "a", 1), (0, "a", 2), (1, "a", 1), (0, "b", 1), ("0", "a", 1), (0, "a1")]
+    first = {int(torch.randint(1 << 40, (), generator=seeded(*key))) for key in keys}
+    assert len(first) == len(keys)
+    assert seeded(1, "x").initial_seed() == seeded(1, "x").initial_seed()

@@ -1,0 +1,180 @@
+"""Laws of the small world: true, balanced, repeatable, and never novel outside its novel part."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_modules.world.captions import captions, describe
+from data_modules.world.draw import draw, thing_box
+from data_modules.world.questions import KINDS, Balance, ask
+from data_modules.world.scene import COLOURS, NOVEL_PAIRS, SHAPES, Scene, Thing, draw_scene
+from data_modules.world.write import SHARES, Settings, main, write_world
+
+SETTINGS = Settings(images=600, seed=3, texts=300, words=0.2)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "world"
+    write_world(folder, SETTINGS)
+    return folder
+
+
+def read(folder: Path, name: str):
+    return json.loads((folder / name).read_text())
+
+
+def digest(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_same_seed_same_bytes_and_another_seed_other_bytes(world: Path, tmp_path: Path):
+    write_world(tmp_path / "again", SETTINGS)
+    assert digest(tmp_path / "again") == digest(world)
+    write_world(tmp_path / "other", Settings(images=20, seed=4, texts=4))
+    write_world(tmp_path / "third", Settings(images=20, seed=5, texts=4))
+    first, second = digest(tmp_path / "other"), digest(tmp_path / "third")
+    assert first["images/train/000000000000.png"] != second["images/train/000000000000.png"]
+
+
+def test_splits_have_the_promised_sizes_and_every_image_exists(world: Path):
+    total = 0
+    for split in SHARES:
+        images = read(world, f"coco/captions_{split}.json")["images"]
+        total += len(images)
+        for image in images:
+            with Image.open(world / "images" / split / image["file_name"]) as picture:
+                assert picture.size == (image["width"], image["height"])
+    assert total == SETTINGS.images
+
+
+def test_five_different_captions_an_image(world: Path):
+    texts = defaultdict(set)
+    for caption in read(world, "coco/captions_train.json")["annotations"]:
+        texts[caption["image_id"]].add(caption["caption"])
+    several = [len(different) for different in texts.values()]
+    assert min(several) >= 4
+    assert np.mean([number == 5 for number in several]) > 0.95
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_novel_pairs_never_appear_outside_the_novel_part(world: Path, split: str):
+    texts = "".join(path.read_text() for path in world.rglob(f"*_{split}.json*"))
+    assert all(f"{colour} " in texts for colour in COLOURS)
+    assert not [pair for pair in NOVEL_PAIRS if " ".join(pair) in texts]
+
+
+def test_every_novel_image_shows_a_novel_pair(world: Path):
+    shown = defaultdict(bool)
+    for instance in read(world, "coco/instances_test_novel.json")["annotations"]:
+        pair = instance["attributes"]["colour"], SHAPES[instance["category_id"] - 1]
+        shown[instance["image_id"]] |= pair in NOVEL_PAIRS
+    assert len(shown) == 30
+    assert all(shown.values())
+
+
+def test_answers_are_balanced_within_each_kind(world: Path):
+    answers = defaultdict(Counter)
+    for answer in read(world, "vqa/annotations_train.json")["annotations"]:
+        answers[answer["question_type"]][answer["multiple_choice_answer"]] += 1
+        assert len(answer["answers"]) == 10
+    assert set(answers) == set(KINDS)
+    majority = sum(counter.most_common(1)[0][1] for counter in answers.values())
+    total = sum(counter.total() for counter in answers.values())
+    assert majority / total < 0.36
+    for kind, counter in answers.items():
+        fair = counter.total() / len(counter)
+        assert counter.most_common(1)[0][1] < 1.6 * fair, (kind, counter)
+
+
+def test_boxes_are_true():
+    thing = Thing(colour="red", shape="square", size="large", column=2, row=0)
+    image = np.asarray(draw(Scene(things=(thing,), tone="dark", pattern="plain"), 96, Random(0))).astype(int)
+    red = (image[..., 0] > 150) & (image[..., 1] < 90)
+    rows, columns = np.nonzero(red)
+    x, y, width, height = thing_box(thing, 96)
+    found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    assert np.allclose(found, (x, y, x + width, y + height), atol=2.5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("colour", COLOURS)
+def test_every_thing_is_visible_in_its_colour(shape: str, colour: str):
+    thing = Thing(colour=colour, shape=shape, size="small", column=0, row=2)
+    image = np.asarray(draw(Scene(things=(thing,), tone="grey", pattern="striped"), 64, Random(1))).astype(int)
+    x, y, width, height = (round(value) for value in thing_box(thing, 64))
+    distance = np.abs(image[y : y + height, x : x + width] - np.array(COLOURS[colour])).max(-1)
+    assert (distance < 30).sum() > 0.15 * width * height
+
+
+def test_a_scene_described_and_asked_about_by_hand():
+    left = Thing(colour="red", shape="circle", size="large", column=0, row=1)
+    right = Thing(colour="blue", shape="square", size="small", column=2, row=1)
+    scene = Scene(things=(left, right), tone="white", pattern="plain")
+    assert describe(scene, Random(0)) in (
+        "a large red circle on the left and a small blue square on the right",
+        "a small blue square on the right and a large red circle on the left",
+    )
+    assert all(caption.endswith(".") for caption in captions(scene, Random(0)))
+    truth = {
+        "What colour is the circle?": "red",
+        "What shape is the blue thing?": "square",
+        "How many things are there?": "two",
+        "How many stars are there?": "zero",
+        "Is there a red circle?": "yes",
+        "Is there a red square?": "no",
+        "Is the circle left of the square?": "yes",
+        "Is the circle right of the square?": "no",
+        "Is the circle larger than the square?": "yes",
+        "Is the circle smaller than the square?": "no",
+        "Where is the circle?": "left",
+        "What size is the square?": "small",
+    }
+    found: dict[str, set[str]] = defaultdict(set)
+    for seed in range(30):
+        for kind in KINDS.values():
+            for question in kind(scene, Random(seed)):
+                found[question.text].add(question.answer)
+    assert {text: found[text] for text in truth} == {text: {answer} for text, answer in truth.items()}
+
+
+def test_questions_about_one_scene_never_contradict_each_other():
+    random = Random(0)
+    for _ in range(100):
+        scene, balance = draw_scene(random, novel=False, words=0.5), Balance()
+        answers: dict[str, str] = {}
+        for _ in range(5):
+            for question in ask(scene, 6, balance, random):
+                assert answers.setdefault(question.text, question.answer) == question.answer
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path), "--images", "8"])
+    assert stop.value.code == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert (tmp_path / "mine.txt").read_text() == "keep me"
+
+
+def test_the_same_world_is_not_written_twice(world: Path, capsys: pytest.CaptureFixture[str]):
+    before = digest(world)
+    write_world(world, SETTINGS)
+    assert "already holds this world" in capsys.readouterr().out
+    assert digest(world) == before
+
+
+@pytest.mark.parametrize("settings", [Settings(images=3, seed=0, texts=4), Settings(images=8, seed=0, texts=8, words=2)])
+def test_settings_out_of_range_are_refused(tmp_path: Path, settings: Settings):
+    with pytest.raises(ValueError, match="expected"):
+        write_world(tmp_path / "world", settings)
+    assert not (tmp_path / "world").exists()

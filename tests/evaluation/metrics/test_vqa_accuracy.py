@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from lightning_mllm.evaluation.metrics.vqa_accuracy import VqaAccuracy, accuracy, normalise
+from tests.evaluation.metrics.published import published
+
+PUBLISHED = published("vqa")
+ITEMS = PUBLISHED["items"]
+
+
+def test_every_normalised_text_agrees() -> None:
+    for text, expected in PUBLISHED["normalised"]:
+        assert normalise(text) == expected, text
+
+
+def test_each_item_and_the_mean_agree() -> None:
+    metric = VqaAccuracy()
+    metric.update([item["answer"] for item in ITEMS], [item["references"] for item in ITEMS])
+    assert metric.per_item() == pytest.approx([item["vqa_accuracy"] for item in ITEMS], abs=1e-9)
+    assert float(metric.compute()["vqa_accuracy"]) == pytest.approx(PUBLISHED["overall"], abs=1e-9)
+    assert len({round(item["vqa_accuracy"], 3) for item in ITEMS}) >= 4
+
+
+def test_leaving_one_out_counts_by_hand() -> None:
+    people = ["red"] * 2 + ["blue"] * 8
+    assert accuracy("red", people) == pytest.approx((2 * (1 / 3) + 8 * (2 / 3)) / 10)
+    assert accuracy("Blue.", people) == 1
+    assert accuracy("green", people) == 0
+
+
+def test_people_who_agree_are_compared_as_written() -> None:
+    assert accuracy("Red.", ["red"] * 10) == 0
+    assert accuracy("red\n", ["red"] * 10) == 1
+
+
+def test_one_reference_is_compared_normalised() -> None:
+    assert accuracy("The two.", ["2"]) == 1
+    assert accuracy("three", ["2"]) == 0
+
+
+@pytest.mark.parametrize("count", [0, 2, 9, 11])
+def test_other_numbers_of_references_are_refused(count: int) -> None:
+    with pytest.raises(ValueError, match=f"found a sample with {count} references, expected 10"):
+        VqaAccuracy().update(["a"], [["b"] * count])

@@ -1,0 +1,205 @@
+"""Laws of generation: cached equals uncached, beams score at least greedy, nucleus sampling is seeded."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
+
+from lightning_mllm.evaluation.generation import Decoding, generate
+
+VOCAB, WIDTH, EOS, PAD = 48, 32, 2, 0
+
+
+def causal(kind: str = "llama", seed: int = 0):
+    sizes = {
+        "llama": dict(hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2),
+        "opt": dict(
+            hidden_size=WIDTH, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=WIDTH
+        ),
+    }[kind]
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(kind, vocab_size=VOCAB, max_position_embeddings=64, **sizes)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    with torch.no_grad():  # larger weights, so that tokens differ clearly in score and some rows end early
+        for parameter in model.parameters():
+            parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
+    return model
+
+
+def prompts(model, lengths: tuple[int, ...], seed: int = 1):
+    """Left-padded embeddings and their mask; the padding holds noise that must not matter."""
+    longest = max(lengths)
+    tokens = torch.randint(3, VOCAB, (len(lengths), longest), generator=torch.Generator().manual_seed(seed))
+    mask = torch.stack([torch.arange(longest) >= longest - n for n in lengths])
+    return model.get_input_embeddings()(tokens).detach(), mask
+
+
+def greedy_uncached(model, embeds, steps: int) -> list[int]:
+    """One row, the whole prefix run anew for each token."""
+    table, row = model.get_input_embeddings(), []
+    for _ in range(steps):
+        with torch.no_grad():
+            token = int(model(inputs_embeds=embeds[None], use_cache=False).logits[0, -1].argmax())
+        if token == EOS:
+            break
+        row.append(token)
+        embeds = torch.cat([embeds, table(torch.tensor([token])).detach()])
+    return row
+
+
+def log_probability(model, embeds, row: list[int], ended: bool) -> float:
+    tokens = torch.tensor(row + [EOS] * ended)
+    whole = torch.cat([embeds, model.get_input_embeddings()(tokens).detach()])
+    with torch.no_grad():
+        logits = model(inputs_embeds=whole[None], use_cache=False).logits[0, len(embeds) - 1 : -1]
+    return float(logits.log_softmax(-1).gather(1, tokens[:, None]).sum())
+
+
+@pytest.mark.parametrize("kind", ["llama", "opt"])
+def test_cached_equals_uncached_and_padding_is_invisible(kind: str) -> None:
+    model = causal(kind)
+    embeds, mask = prompts(model, (3, 9, 6, 1))
+    rows = generate(model, embeds, mask, Decoding(max_new_tokens=12), eos=EOS, pad=PAD)
+    alone = [greedy_uncached(model, e[m], 12) for e, m in zip(embeds, mask, strict=True)]
+    assert rows == alone
+    assert len({tuple(row) for row in rows}) > 1
+
+
+def test_rows_are_cut_before_any_end_token() -> None:
+    model = causal()
+    embeds, mask = prompts(model, (3, 9, 6, 1))
+    free = generate(model, embeds, mask, Decoding(max_new_tokens=12), eos=VOCAB - 1, pad=PAD)
+    stops = (free[0][4], free[1][0])
+    cut = generate(model, embeds, mask, Decoding(max_new_tokens=12), eos=stops, pad=PAD)
+    expected = [row[: next((i for i, t in enumerate(row) if t in stops), len(row))] for row in free]
+    assert cut == expected
+    assert cut[1] == []
+
+
+def test_min_new_tokens_delays_the_end() -> None:
+    model = causal()
+    embeds, mask = prompts(model, (5,))
+    first = generate(model, embeds, mask, Decoding(max_new_tokens=1), eos=VOCAB - 1, pad=PAD)[0][0]
+    assert generate(model, embeds, mask, Decoding(max_new_tokens=6), eos=first, pad=PAD) == [[]]
+    row = generate(model, embeds, mask, Decoding(max_new_tokens=6, min_new_tokens=3), eos=first, pad=PAD)[0]
+    assert len(row) >= 3
+
+
+def test_beams_find_likelier_answers_than_greedy() -> None:
+    model = causal(seed=3)
+    embeds, mask = prompts(model, (4, 7, 5, 2, 6, 3))
+    greedy = generate(model, embeds, mask, Decoding(max_new_tokens=5), eos=VOCAB, pad=PAD)
+    beam = generate(model, embeds, mask, Decoding(max_new_tokens=5, num_beams=8), eos=VOCAB, pad=PAD)
+    score = [
+        [log_probability(model, e[m], row, False) for e, m, row in zip(embeds, mask, rows, strict=True)]
+        for rows in (greedy, beam)
+    ]
+    assert beam != greedy
+    assert sum(score[1]) > sum(score[0])
+
+
+def test_exhaustive_beams_find_the_best_pair() -> None:
+    model = causal(seed=5)
+    embeds, mask = prompts(model, (4,))
+    row = generate(model, embeds, mask, Decoding(max_new_tokens=2, num_beams=VOCAB), eos=VOCAB, pad=PAD)[0]
+    table = model.get_input_embeddings().weight.detach()
+    prefixes = torch.cat([embeds.expand(VOCAB, -1, -1), table[:, None]], dim=1)
+    with torch.no_grad():
+        logits = model(inputs_embeds=prefixes, use_cache=False).logits[:, -2:].log_softmax(-1)
+    pairs = logits[0, 0][:, None] + logits[:, 1]
+    best = divmod(int(pairs.argmax()), VOCAB)
+    assert tuple(row) == best
+
+
+def test_sampling_is_a_function_of_the_seed_and_leaves_the_global_stream_alone() -> None:
+    model = causal()
+    embeds, mask = prompts(model, (3, 9, 6))
+
+    def sampled(seed: int | None) -> list[list[int]]:
+        how = Decoding(max_new_tokens=8, top_p=0.95, temperature=2.0, seed=seed)
+        return generate(model, embeds, mask, how, eos=EOS, pad=PAD)
+
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    first = sampled(0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert sampled(0) == first
+    assert sampled(1) != first
+    assert sampled(None) != sampled(None)
+
+
+def test_nucleus_holds_more_than_fifty_tokens_and_no_more_than_top_p() -> None:
+    model = causal()
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama", vocab_size=400, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        model.lm_head.weight.zero_()  # every token equally likely
+    embeds = torch.zeros(1500, 1, 16)
+    mask = torch.ones(1500, 1, dtype=torch.bool)
+
+    def seen(top_p: float) -> int:
+        rows = generate(model, embeds, mask, Decoding(max_new_tokens=1, top_p=top_p), eos=400, pad=PAD)
+        return len({row[0] for row in rows})
+
+    assert seen(1.0) > 300
+    assert 90 <= seen(0.25) <= 101
+
+
+def test_published_settings_of_the_model_do_not_leak() -> None:
+    model = causal()
+    embeds, mask = prompts(model, (3, 9, 6))
+    expected = generate(model, embeds, mask, Decoding(max_new_tokens=8), eos=EOS, pad=PAD)
+    published = GenerationConfig(do_sample=True, top_p=0.6, temperature=0.9, no_repeat_ngram_size=1, max_length=5)
+    model.generation_config = published
+    assert generate(model, embeds, mask, Decoding(max_new_tokens=8), eos=EOS, pad=PAD) == expected
+    assert model.generation_config is published
+
+
+def test_encoder_decoder_answers_without_the_start_token() -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "t5", vocab_size=VOCAB, d_model=WIDTH, d_kv=16, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0
+    )
+    model = AutoModelForSeq2SeqLM.from_config(config).eval()
+    embeds, mask = prompts(model, (3, 7))
+    right = torch.tensor([[1, 1, 1, 0, 0, 0, 0], [1] * 7])  # an encoder may be padded on either side
+    for padding in (mask, right):
+        rows = generate(model, embeds, padding, Decoding(max_new_tokens=6), eos=1, pad=PAD)
+        for row, e, m in zip(rows, embeds, padding.bool(), strict=True):
+            start, alone = [0], []
+            while len(alone) < 6:
+                with torch.no_grad():
+                    out = model(inputs_embeds=e[m][None], decoder_input_ids=torch.tensor([start + alone]))
+                token = int(out.logits[0, -1].argmax())
+                if token == 1:
+                    break
+                alone.append(token)
+            assert row == alone
+
+
+def test_right_padding_is_refused() -> None:
+    model = causal()
+    embeds, mask = prompts(model, (3, 9))
+    with pytest.raises(ValueError, match="padded on the left"):
+        generate(model, embeds, mask.flip(1), Decoding(), eos=EOS, pad=PAD)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(max_new_tokens=0), "max_new_tokens is 0, expected at least 1"),
+        (dict(num_beams=0), "num_beams is 0"),
+        (dict(top_p=1.5), "top_p is 1.5"),
+        (dict(temperature=0.0, top_p=0.9), "temperature is 0.0"),
+        (dict(temperature=0.7), "nothing is sampled"),
+        (dict(length_penalty=-1.0), "num_beams is 1"),
+        (dict(min_new_tokens=40), "from 0 to max_new_tokens, 32"),
+    ],
+)
+def test_wrong_settings_name_the_key(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Decoding(**settings)

@@ -1,0 +1,107 @@
+"""The page of an experiment: whole, safe and self-contained."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from lightning_mllm.evaluation.report import write_report
+from tests.evaluation.run_folders import write_run
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Checks that elements nest, and keeps tags, addresses and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read(root: Path) -> Page:
+    page = Page()
+    page.feed((root / "report.html").read_text(encoding="utf-8"))
+    page.close()
+    assert page.open == []
+    return page
+
+
+def test_the_json_holds_scores_and_seconds(tmp_path: Path) -> None:
+    root = write_run(tmp_path)
+    write_report(root)
+    found = json.loads((root / "report.json").read_text())
+    assert found.pop("seconds") == 61.5 + 20.0 + 7.25
+    assert {"vqa_accuracy", "vqa_accuracy_blind", "cider_novel"} <= set(found)
+    for score in found.values():
+        assert set(score) == {"value", "low", "high"}
+        assert score["low"] <= score["value"] <= score["high"]
+
+
+def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
+    root = write_run(tmp_path)
+    write_report(root)
+    page = read(root)
+    assert "script" not in page.tags
+    assert page.addresses
+    assert all(address.startswith("data:image/") for address in page.addresses)
+    raw = (root / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?://|@import|url\(", raw)
+    assert "prefers-color-scheme: dark" in raw
+
+
+def test_the_page_shows_scores_answers_stages_and_time(tmp_path: Path) -> None:
+    root = write_run(tmp_path / "runs" / "quick" / "net")
+    write_report(root)
+    page = read(root)
+    for text in ("quick/net", "VQA accuracy", "CIDEr-D", "0.667", "0.083", "Which number is 4?", "a small dog"):
+        assert text in page.text, text
+    for text in ("align", "tune", "connector", "500 of 3,500 parameters trained (14.3 %)", "1 min 29 s", "80 steps"):
+        assert text in page.text, text
+    assert page.tags.count("img") == 12 + 2
+    assert page.tags.count("svg") == 4
+    assert page.tags.count("polyline") == 2 * 2 + 2
+    assert "(nothing)" in page.text
+
+
+@pytest.mark.parametrize("said", ["<script>alert(1)</script>", '"><img src=x onerror=y>', "a & b < c"])
+def test_answers_are_shown_as_written(tmp_path: Path, said: str) -> None:
+    root = write_run(tmp_path, said=said)
+    write_report(root)
+    page = read(root)
+    assert said in page.text
+    assert "script" not in page.tags
+    assert all(address.startswith("data:") for address in page.addresses)
+
+
+def test_a_stage_without_curves_or_table_still_has_its_card(tmp_path: Path) -> None:
+    root = write_run(tmp_path)
+    (root / "align" / "metrics.csv").unlink()
+    path = root / "align" / "weights" / "stage.json"
+    path.write_text(json.dumps({"stage": "align", "steps": 5, "init_from": {}}))
+    write_report(root)
+    page = read(root)
+    assert "5 steps" in page.text
+    assert page.tags.count("table") == 1

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import base64
+import io
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed
+from PIL import Image
+
+from lightning_mllm.contracts import Batch, Evaluation, TokenKind
+from lightning_mllm.evaluation.bootstrap import interval
+from lightning_mllm.evaluation.scores import LOSSLESS_SIDE, TASKS, Scores, encode_picture, picture
+
+VQA = Evaluation(task="vqa", part="novel", blind=True)
+
+
+def a_batch(ids: list[int], images_per_row: list[int] | None = None, side: int = 8) -> Batch:
+    """Row i asks for its own number; image k of the batch is filled with the value 10 * (k + 1)."""
+    per_row = images_per_row or [1] * len(ids)
+    total, rows = sum(per_row), len(ids)
+    kinds = torch.zeros(rows, 16, dtype=torch.uint8)
+    for row, count in enumerate(per_row):
+        kinds[row, 2 : 2 + 4 * count] = TokenKind.IMAGE
+    images = torch.stack(
+        [torch.full((3, side, side), 10 * (k + 1) % 256, dtype=torch.uint8) for k in range(max(total, 1))]
+    )
+    tokens = torch.zeros(rows, 16, dtype=torch.long)
+    return Batch(
+        ids=[f"q{i}" for i in ids],
+        tokens=tokens,
+        labels=tokens,
+        kinds=kinds,
+        segments=tokens + 1,
+        positions=tokens,
+        images=images,
+        num_images=total,
+        references=[(str(i),) for i in ids],
+        tasks=["vqa"] * rows,
+        prompts=[f"<image>\nWhich number is {i}?" for i in ids],
+    )
+
+
+def answers_to(ids: list[int]) -> list[str]:
+    return [str(i) if i % 3 else "wrong" for i in ids]
+
+
+def filled(chunks: list[list[int]], **settings) -> Scores:
+    scores = Scores(VQA, **settings)
+    for ids in chunks:
+        scores.update(a_batch(ids), answers_to(ids))
+    return scores
+
+
+def shade(address: str) -> int:
+    image = Image.open(io.BytesIO(base64.b64decode(address.split(",")[1])))
+    return image.getpixel((0, 0))[0]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript, reportReturnType]
+
+
+def test_names_carry_the_suffix_and_values_the_interval() -> None:
+    found = filled([list(range(20)), list(range(20, 30))]).compute()
+    ids = sorted(f"q{i}" for i in range(30))
+    expected = interval([float(int(id[1:]) % 3 != 0) for id in ids])
+    assert found == {"vqa_accuracy_novel_blind": expected}
+    assert expected.value == pytest.approx(20 / 30)
+
+
+def test_a_sample_answered_twice_counts_once() -> None:
+    once = filled([[0, 1, 2], [3, 4]])
+    twice = filled([[0, 1, 2], [3, 4, 0], [0, 0]])
+    assert once.compute() == twice.compute()
+    assert twice.num_answers == 5
+
+
+def test_nothing_depends_on_how_the_set_was_divided() -> None:
+    ids = list(range(40))
+    whole = filled([ids], num_examples=6)
+    pieces = filled([ids[i::7] for i in range(7)][::-1], num_examples=6)
+    assert whole.compute() == pieces.compute()
+    assert [e.id for e in whole.examples] == [e.id for e in pieces.examples]
+    assert len(whole.examples) == 6
+    assert [e.id for e in whole.examples] != [f"q{i}" for i in range(6)]
+
+
+def rank_main(rank: int, folder: str, ids: list[int]) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    scores = filled([ids], num_examples=5)
+    found = scores.compute()
+    torch.save((found, scores.examples, scores.num_answers), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_give_the_scores_of_one(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    shards = [[0, 2, 4, 6, 8], [1, 3, 5, 7, 0]]  # the second repeats a sample to be as long
+    ranks = [fork.Process(target=rank_main, args=(rank, str(tmp_path), ids)) for rank, ids in enumerate(shards)]
+    for each in ranks:
+        each.start()
+    for each in ranks:
+        each.join(60)
+        assert each.exitcode == 0
+    one = filled([list(range(9))], num_examples=5)
+    for rank in range(2):
+        found, examples, count = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert found == one.compute()
+        assert [(e.id, e.answer, e.score) for e in examples] == [(e.id, e.answer, e.score) for e in one.examples]
+        assert all(e.picture.startswith("data:image/png") for e in examples)
+        assert count == 9
+
+
+def test_examples_show_what_was_asked_said_and_seen() -> None:
+    scores = filled([[3, 4]])
+    scores.compute()
+    by_id = {example.id: example for example in scores.examples}
+    assert (by_id["q3"].answer, by_id["q3"].references, by_id["q3"].score) == ("wrong", ("3",), 0.0)
+    assert (by_id["q4"].answer, by_id["q4"].prompt, by_id["q4"].score) == ("4", "<image>\nWhich number is 4?", 1.0)
+    assert shade(by_id["q4"].picture) == 20
+
+
+def test_the_picture_is_the_first_image_of_its_own_row() -> None:
+    batch = a_batch([0, 1, 2, 3], images_per_row=[1, 0, 2, 1])
+    assert [shade(p) if (p := picture(batch, row)) else None for row in range(4)] == [10, None, 20, 40]
+    assert picture(a_batch([0], images_per_row=[0]), 0) == ""
+
+
+def test_drawn_scenes_stay_exact_and_photographs_become_small() -> None:
+    noise = torch.randint(0, 256, (3, LOSSLESS_SIDE, LOSSLESS_SIDE), dtype=torch.uint8)
+    image = Image.open(io.BytesIO(base64.b64decode(encode_picture(noise).split(",")[1])))
+    assert torch.equal(torch.tensor(list(image.convert("RGB").tobytes())), noise.permute(1, 2, 0).flatten().long())
+    large = encode_picture(torch.full((3, 336, 336), 99, dtype=torch.uint8))
+    assert large.startswith("data:image/jpeg")
+    assert len(large) < 5000
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_scores_yes_and_no(task: str) -> None:
+    scores = Scores(Evaluation(task=task))
+    scores.update(_yes_no(), ["yes", "no"])
+    found = scores.compute()
+    assert list(found) == [name for metric in TASKS[task] for name in metric.names]
+
+
+def _yes_no() -> Batch:
+    batch = a_batch([0, 1])
+    batch.references = [("yes",), ("no",)]
+    return batch
+
+
+def test_wrong_sets_are_refused_with_names() -> None:
+    with pytest.raises(ValueError, match=r"task is 'captions', expected one of .*did you mean 'caption'"):
+        Scores(Evaluation(task="captions"))
+    batch = a_batch([7])
+    batch.references = [()]
+    with pytest.raises(ValueError, match="sample q7: found no reference"):
+        Scores(VQA).update(batch, ["x"])
+    with pytest.raises(ValueError, match="no answer to score"):
+        Scores(VQA).compute()
+    scores = filled([[1]])
+    other = a_batch([1])
+    other.prompts = ["another question"]
+    with pytest.raises(ValueError, match="sample q1: found twice in the evaluation set 'vqa_novel_blind'"):
+        scores.update(other, ["1"])

@@ -1,0 +1,68 @@
+"""What the README tells a reader to type or to open exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_mllm.cli import VERBS
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
+COMMANDS = [
+    line.split("#")[0].strip()
+    for language, block in BLOCKS
+    if language == "bash"
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip()
+]
+
+
+def test_fits_in_one_sitting() -> None:
+    assert len(TEXT.splitlines()) <= 200
+    assert TEXT.isascii()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_exist(command: str) -> None:
+    program, *arguments = command.split()
+    if program == "make":
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        assert arguments[0] in targets
+    else:
+        assert program.removeprefix(".venv/bin/") == "mllm"
+        assert arguments[0] in VERBS
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\b(?:experiments|tests|requirements)[\w./]*\w", TEXT))))
+def test_paths_exist(path: str) -> None:
+    assert (ROOT / path).exists() or (ROOT / f"{path}.lock").exists()
+
+
+def test_every_experiment_is_in_the_table() -> None:
+    folders = {
+        path.parent.relative_to(ROOT).as_posix()
+        for path in (ROOT / "experiments").rglob("net.yaml")
+        if "backbones" not in path.parts
+    }
+    listed = set(re.findall(r"^\| `(experiments/[\w/]+)`", TEXT, flags=re.MULTILINE))
+    assert {each for each in listed if "backbones" not in each} == folders
+
+
+def test_the_data_example_names_what_there_is() -> None:
+    (example,) = [yaml.safe_load(block) for language, block in BLOCKS if language == "yaml"]
+    data = example["data"]
+    for named in (data, *data["init_args"]["train"].values()):
+        module, _, cls = named["class_path"].rpartition(".")
+        assert isinstance(getattr(__import__(module, fromlist=[cls]), cls), type)
+
+
+def test_install_files_name_no_host() -> None:
+    for name in ("requirements.lock", "requirements/uv.txt", "pyproject.toml", "Makefile", ".ci/run"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert not re.search(r"https?://|--(extra-)?index-url|--find-links|file:", text), name
+    assert not (ROOT / "uv.lock").exists()

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.training.runs import fit, settings
+from tests.training.test_restarts import StopIn, Stopped
+
+
+def test_a_finished_stage_tells_how_it_came_to_be(tmp_path: Path) -> None:
+    fit(tmp_path, stage=settings("align"), data={"steps": 2})
+    record = json.loads((tmp_path / "weights" / "stage.json").read_text())
+    assert (record["stage"], record["steps"]) == ("align", 2)
+    facts = record["settings"]
+    assert facts["config"]["lr"] == 5e-3
+    assert facts["provenance"]["language"] == {"fresh": 16}
+    assert [(row["part"], row["trained"]) for row in facts["freeze_table"]] == [
+        ("vision", False),
+        ("connector", True),
+        ("language", False),
+    ]
+    assert facts["seconds"] > 0
+
+
+def test_a_stopped_stage_is_not_finished_and_time_adds_up(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        fit(tmp_path, data={"steps": 4}, callbacks=[StopIn(1, "after")])
+    assert not (tmp_path / "weights").exists()
+    fit(tmp_path, data={"steps": 4}, max_steps=3, every_n_steps=0)
+    assert json.loads((tmp_path / "weights" / "stage.json").read_text())["steps"] == 3

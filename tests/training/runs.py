@@ -1,0 +1,77 @@
+"""One way to run a toy stage in a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning import Trainer
+from torch import Tensor
+
+from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
+from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
+from lightning_mllm.training.callbacks.record import StageRecord
+from lightning_mllm.training.callbacks.rng import RandomStates
+from lightning_mllm.training.stage import StageSettings
+from tests.toy import Toy, ToyLanguage
+from tests.training.data import ToyData
+
+
+def settings(name: str = "instruct", **changes: Any) -> StageSettings:
+    given: dict[str, Any] = {"name": name, "lr": 5e-3, "global_batch": 4, "warmup": 0.25, "weight_decay": 0.1}
+    return StageSettings(**{**given, **changes})
+
+
+def trainer(folder: Path, *, every_n_steps: int = 1, callbacks: list[Any] | None = None, **arguments: Any) -> Trainer:
+    return Trainer(
+        **{
+            "default_root_dir": str(folder),
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 1,
+            "use_distributed_sampler": False,
+            "check_val_every_n_epoch": None,
+            "limit_val_batches": 0,
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+            "enable_model_summary": False,
+            "enable_progress_bar": False,
+            "logger": MetricsCsv(str(folder / "metrics.csv")),
+            "callbacks": [RandomStates(), StageCheckpoint(every_n_steps), StageRecord(), *(callbacks or [])],
+            **arguments,
+        }
+    )
+
+
+def fit(
+    folder: Path,
+    *,
+    stage: StageSettings | None = None,
+    data: dict[str, Any] | None = None,
+    dropout: float = 0.0,
+    resume: bool = False,
+    runs: str = "runs",
+    **arguments: Any,
+) -> Toy:
+    """Trains, from the start or from the folder's last checkpoint, and gives the module back."""
+    lightning.seed_everything(3, verbose=False)
+    module = Toy(language=ToyLanguage(dropout=dropout), stage=stage or settings(), runs=runs)
+    datamodule = ToyData(**(data or {}))
+    own = trainer(folder, **arguments)
+    micro = datamodule.micro_batch * own.world_size
+    assert datamodule.global_batch % micro == 0
+    own.accumulate_grad_batches = datamodule.global_batch // micro
+    checkpoint = str(folder / "checkpoints" / "last.ckpt") if resume else None
+    own.fit(module, datamodule=datamodule, ckpt_path=checkpoint)
+    return module
+
+
+def losses(folder: Path, column: str = "train/loss") -> list[tuple[int, float]]:
+    """(step, value) of the folder's metrics."""
+    rows = MetricsCsv(str(folder / "metrics.csv"))._read()[1]
+    return [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
+
+
+def weights(module: Toy) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.trained_tensors().items()}

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_mllm.contracts import Train
+from lightning_mllm.training.freezing import (
+    GradientCheck,
+    freeze,
+    freeze_table,
+    frozen_modules,
+    match,
+    print_freeze_table,
+)
+
+NAMES = ["vision.weight", "connector.linear_1.weight", "connector.linear_1.bias", "language.q.lora_A.default.weight"]
+
+
+def net() -> Any:
+    return nn.ModuleDict(
+        {
+            "vision": nn.Sequential(nn.Linear(2, 2), nn.Dropout()),
+            "connector": nn.Linear(2, 2),
+            "language": nn.ModuleDict({"first": nn.Linear(2, 2), "second": nn.Linear(2, 1, bias=False)}),
+        }
+    )
+
+
+def test_patterns_name_parameters() -> None:
+    found = match(NAMES, {"connector.*": Train(), "language.*lora_*": Train(lr=1.0)})
+    assert found == {NAMES[1]: "connector.*", NAMES[2]: "connector.*", NAMES[3]: "language.*lora_*"}
+
+
+def test_a_pattern_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"pattern 'conector\.\*' matches no parameter, .*'connector\.linear_1\.bias'"):
+        match(NAMES, {"conector.*": Train()})
+
+
+def test_a_parameter_matched_twice_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"'connector\.linear_1\.bias' is matched by both 'connector\.\*' and '\*\.bias'"
+    ):
+        match(NAMES, {"connector.*": Train(), "*.bias": Train()})
+
+
+def test_freezing_and_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    module, table = net(), {"connector.*": Train(lr=0.5), "language.second.*": Train(weight_decay=0.1)}
+    trained = freeze(module, table)
+    assert {n for n, p in module.named_parameters() if p.requires_grad} == set(trained)
+    assert frozen_modules(module) == [module["vision"], module["language"]["first"]]
+
+    rows = freeze_table(module, trained, table, lr=1e-3, weight_decay=0.0)
+    assert [(r.part, r.parameters, r.trained, r.lr, r.weight_decay, r.dtype) for r in rows] == [
+        ("vision", 6, False, None, None, "float32"),
+        ("connector", 6, True, 0.5, 0.0, "float32"),
+        ("language", 6, False, None, None, "float32"),
+        ("language", 2, True, 1e-3, 0.1, "float32"),
+    ]
+    print_freeze_table(rows, title="a net")
+    assert "connector.*" in capsys.readouterr().out
+
+
+def check(module: nn.Module, **gradients: float) -> GradientCheck:
+    for name, parameter in module.named_parameters():
+        value = next((v for k, v in gradients.items() if name.startswith(k)), None)
+        parameter.grad = None if value is None else torch.full_like(parameter, value)
+    return GradientCheck(module)
+
+
+def test_gradients_after_the_first_step() -> None:
+    module = net()
+    freeze(module, {"connector.*": Train(), "language.*": Train()})
+    good = check(module, connector=1.0, language=1.0)
+    good.look(saw_image=True, moves=True)
+    assert good.done
+
+    with pytest.raises(
+        ValueError, match=r"connector\.bias, connector\.weight are trained, expected a non-zero gradient"
+    ):
+        check(module, connector=0.0, language=1.0).look(saw_image=True, moves=True)
+    with pytest.raises(ValueError, match=r"language\.second\.weight .* expected a finite gradient"):
+        check(module, connector=1.0, language=float("inf")).look(saw_image=True, moves=True)
+    with pytest.raises(ValueError, match=r"vision\.0\.weight, vision\.0\.bias are frozen, expected no gradient"):
+        check(module, connector=1.0, language=1.0, vision=0.0).look(saw_image=True, moves=True)
+
+
+def test_without_an_image_the_visual_side_may_wait() -> None:
+    module = net()
+    freeze(module, {"connector.*": Train(), "language.*": Train()})
+    found = check(module, connector=0.0, language=1.0)
+    found.look(saw_image=False, moves=True)
+    assert not found.done
+    with pytest.raises(ValueError, match="connector"):
+        found.look(saw_image=True, moves=True)
+
+
+def test_the_first_half_of_an_adapter_may_wait_until_something_moved() -> None:
+    module = nn.ModuleDict({"q": nn.ModuleDict({"lora_A": nn.ModuleDict({"default": nn.Linear(2, 2, bias=False)})})})
+    found = check(module, q=0.0)
+    found.look(saw_image=True, moves=False)
+    found.look(saw_image=True, moves=True)
+    with pytest.raises(ValueError, match=r"q\.lora_A\.default\.weight is trained, expected a non-zero gradient"):
+        found.look(saw_image=True, moves=True)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+
+from lightning_mllm.training.stage import StageSettings
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+@pytest.mark.parametrize(("warmup", "total"), [(0.03, 100), (0.1, 7), (5, 40), (0, 10)])
+def test_schedule_is_that_of_the_published_recipes(decay: Any, warmup: float, total: int) -> None:
+    stage = StageSettings(name="align", lr=1.0, warmup=warmup, decay=decay)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    make = get_cosine_schedule_with_warmup if decay == "cosine" else get_linear_schedule_with_warmup
+    theirs = make(optimizer, stage.warmup_steps(total), total)
+    for step in range(total):
+        assert stage.lr_factor(step, total) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
+def test_decay_ends_at_the_least_rate() -> None:
+    stage = StageSettings(name="align", lr=2e-3, min_lr=5e-4, warmup=2)
+    assert stage.lr_factor(2, 10) == 1.0
+    assert stage.lr_factor(10, 10) == pytest.approx(0.25)
+    assert StageSettings(name="align", decay="constant", warmup=0).lr_factor(9, 10) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"global_batch": 0}, "stage.global_batch: found 0, expected at least 1"),
+        ({"epochs": 0}, "stage.epochs: found 0, expected a finite number above 0"),
+        ({"lr": -1.0}, "stage.lr: found -1.0"),
+        ({"warmup": -0.1}, "stage.warmup: found -0.1"),
+        ({"lr": 1e-4, "min_lr": 1e-3}, "stage.min_lr: found 0.001, expected at most stage.lr = 0.0001"),
+        ({"betas": (0.9, 1.0)}, "stage.betas: found 1.0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError) as error:
+        StageSettings(name="align", **wrong)
+    assert said in str(error.value)

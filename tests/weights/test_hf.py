@@ -1,0 +1,111 @@
+"""What is shared in writing folders of transformers: templates, tokenizers, image settings, added rows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from lightning_mllm.contracts import Turn
+from lightning_mllm.processing.chat import ChatTemplate, load_template, names
+from lightning_mllm.processing.images import ImagePolicy
+from lightning_mllm.weights import hf
+
+
+def byte_tokenizer(*special: str) -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={each: i for i, each in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    made.add_tokens(list(special), special_tokens=True)
+    return made
+
+
+CONVERSATIONS = [
+    [("user", "<image>\nWhat is it?")],
+    [("user", " Hm, <image> what? ")],
+    [("user", "hello")],
+    [("user", "<image>\nWhat?"), ("assistant", 'a "cat"\\n'), ("user", "and <image> <image>"), ("assistant", "b")],
+    [("system", "Be\n{brief}."), ("user", "q {text} {{ x }}"), ("assistant", "b"), ("user", "<image>")],
+    [("user", "<image>"), ("assistant", "A caption.")],
+]
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_exported_template_writes_what_ours_writes(name: str) -> None:
+    tokenizer = byte_tokenizer()
+    chat = load_template(name, tokenizer)
+    assert isinstance(chat, ChatTemplate)
+    exported = hf.multimodal_tokenizer(tokenizer, hf.chat_template(asdict(chat)))
+    compared = 0
+    for conversation in CONVERSATIONS:
+        turns = [Turn(role=role, text=text) for role, text in conversation]  # pyright: ignore[reportArgumentType]
+        ask = turns[-1].role == "user"
+        try:
+            ours = "".join(piece.text for piece in chat.render(turns, generate=ask))
+        except ValueError:
+            assert chat.images == "only"
+            continue
+        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        assert rendered(exported, messages, ask) == ours
+        compared += 1
+    assert compared >= 3
+    image: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    asked = rendered(exported, [{"role": "user", "content": image}], True)
+    assert asked == rendered(exported, [{"role": "user", "content": "<image>\nWhat is it?"}], True)
+
+
+def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, Any]], ask: bool) -> str:
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+    assert isinstance(text, str)
+    return text
+
+
+def test_missing_tokens_are_added_to_a_copy(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    before = len(tokenizer)
+    own = hf.multimodal_tokenizer(tokenizer, "{{ 'x' }}")
+    assert len(tokenizer) == before and tokenizer.pad_token is None
+    assert (own.convert_tokens_to_ids("<image>"), own.pad_token_id) == (before, before + 1)
+    own.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again("a<image> b")["input_ids"] == own("a<image> b")["input_ids"]
+    assert again.pad_token == "<pad>" and again.chat_template == "{{ 'x' }}"
+    assert len(hf.multimodal_tokenizer(own, "")) == len(own)
+
+
+def test_added_rows_never_win() -> None:
+    head, hidden = torch.randn(10, 4), torch.randn(100, 4)
+    padded = hf.pad_rows(head, hf.padded_rows(10, 12), like=3)
+    assert padded.shape == (64, 4) and torch.equal(padded[:10], head)
+    assert torch.equal((hidden @ padded.T).argmax(-1), (hidden @ head.T).argmax(-1))
+    assert hf.padded_rows(64, 64) == 64 and hf.padded_rows(32000, 32002) == 32064 and hf.padded_rows(70, 12) == 70
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_image_settings_fit_as_ours_and_come_back(tmp_path: Path, fit: Literal["crop", "pad", "squash"]) -> None:
+    policy = ImagePolicy(size=32, fit=fit)
+    processor: Any = hf.image_processor(32, fit, policy.mean, (0.25, 0.25, 0.25))
+    processor.save_pretrained(tmp_path)
+    settings = hf.image_settings(tmp_path)
+    assert hf.image_fit(settings) == fit and settings["image_mean"] == list(policy.mean)
+    gradient = np.indices((50, 90)).sum(0, dtype=np.uint8)[..., None].repeat(3, 2)
+    image = Image.fromarray(gradient)
+    theirs = processor(images=image, return_tensors="pt")["pixel_values"][0]
+    levels = (theirs * 0.25 + torch.tensor(policy.mean).view(3, 1, 1)) * 255
+    assert levels.shape == policy(image)[0].shape
+    assert float((levels - policy(image)[0]).abs().mean()) < 1
+
+
+def test_settings_of_a_folder_without_any(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="found no image settings"):
+        hf.image_settings(tmp_path)
+    assert hf.notes(tmp_path) == {}
