@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar, Literal
 
 from lightning import LightningDataModule
@@ -145,7 +146,7 @@ class MultimodalDataModule(LightningDataModule):
                 if (found := getattr(self.trainer, name)) != value:
                     raise ValueError(
                         f"trainer.{name}: found {found}, expected {value} for {self.epochs:g} epochs of data and"
-                        f" global batches of {self.global_batch} = {loader.accumulation} x {self.micro_batch} x {world} ranks"
+                        f" global batches of {self.global_batch} = {loader.accumulation} x {self.micro_batch} x {world}"
                     )
         return loader
 
@@ -166,6 +167,9 @@ class MultimodalDataModule(LightningDataModule):
         return self._evaluation_loaders(self.test, twins=False)
 
     def _evaluation_loaders(self, sets: dict[str, EvaluationSet], *, twins: bool) -> list[DataLoader]:
+        if not sets:
+            # Lightning asks whether no loader at all was meant; it was.
+            warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
         rank, world = self._rank_and_world()
         # Plain arguments only: to predict, Lightning builds each loader anew from its attributes.
         return [

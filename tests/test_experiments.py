@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ STAGES = [file for file in FILES if file.stem != "net" and not file.parent.name.
 HARDWARE = sorted(file.stem for file in (EXPERIMENTS / "_hardware").glob("*.yaml"))
 
 
+@cache
 def resolve(stage: Path, hardware: str) -> CLI:
     net = stage.parent / "net.yaml"
     shared = [f"--config={net}"] if net.is_file() else []

@@ -100,15 +100,13 @@ def _kind(value: Any) -> str:
 
 def field(record: Any, key: str, *types: type) -> Any:
     """`record[key]`, which must be one of `types`; RecordError otherwise."""
-    expected = " or ".join(_kind(each()) for each in types)
     if not isinstance(record, dict):
         raise RecordError(f"found {_kind(record)}, expected an object with '{key}'")
-    if key not in record:
-        raise RecordError(f"has no '{key}', expected {expected}")
-    value = record[key]
-    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        raise RecordError(f"'{key}' is {_kind(value)}, expected {expected}")
-    return value
+    value = record.get(key)
+    if type(value) in types:
+        return value
+    found = f"'{key}' is {_kind(value)}" if key in record else f"has no '{key}'"
+    raise RecordError(f"{found}, expected {' or '.join(_kind(each()) for each in types)}")
 
 
 def text_of(record: Any, key: str, most: int) -> str:

@@ -38,7 +38,8 @@ NOVEL_PAIRS = frozenset(
 )
 """Colour-shape pairs that are never drawn, written or asked about outside the novel part of the test."""
 
-MAX_OBJECTS = 5
+COUNTS = {1: 3, 2: 4, 3: 3, 4: 2, 5: 1}
+"""Things in a scene -> how often, relative to one another."""
 GRID = 3
 
 
@@ -81,7 +82,7 @@ def draw_scene(random: Random, *, novel: bool, words: float = 0.0) -> Scene:
         novel: at least one thing is a pair of `NOVEL_PAIRS`; otherwise none is.
         words: probability of a written word.
     """
-    count = random.randint(1, MAX_OBJECTS)
+    (count,) = random.choices(list(COUNTS), weights=list(COUNTS.values()))
     places = random.sample([(column, row) for column in range(GRID) for row in range(GRID)], count + 1)
     colours = random.sample(list(COLOURS), random.randint(1, 3)) if random.random() < 0.5 else list(COLOURS)
     shapes = random.sample(SHAPES, random.randint(1, 3)) if random.random() < 0.5 else SHAPES

@@ -10,7 +10,9 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.table import Table
 
 from lightning_mllm.commands.config import Config, ConfigError, nearest, read_yaml
 from lightning_mllm.commands.trainer import CLI, ParsedCLI, compose
@@ -132,7 +134,7 @@ def run_experiment(
     parsed = {stage: compose(command("fit", stage), ParsedCLI) for stage in chosen}
     for stage in chosen:
         if is_done(parsed[stage]):
-            rank_zero_info(f"{run / stage} is done")
+            _say(f"{run / stage} is done")
             continue
         last = run / stage / "checkpoints" / "last.ckpt"
         resume = [f"--ckpt_path={last}"] if last.is_file() else []
@@ -146,14 +148,28 @@ def run_experiment(
 def _test(command: list[str], run: Path, stage: str) -> None:
     results, weights = run / stage / "test.json", run / stage / "weights" / "stage.json"
     if results.is_file() and results.stat().st_mtime >= weights.stat().st_mtime:
-        rank_zero_info(f"{run / stage} is tested")
+        _say(f"{run / stage} is tested")
         return
-    compose(command)
+    compose([*command, "--verbose=false"])
+
+
+@rank_zero_only
+def _say(sentence: str) -> None:
+    print(sentence)
 
 
 @rank_zero_only
 def _report(run: Path, seconds: float) -> None:
     write_report(run)
+    scores = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    table = Table("score", "value", "95 % interval", "images exchanged", title=str(run))
+    for name, score in scores.items():
+        if not isinstance(score, Mapping) or name.endswith("_blind"):
+            continue
+        blind = scores.get(f"{name}_blind")
+        interval = f"{score['low']:.3f} to {score['high']:.3f}"
+        table.add_row(name, f"{score['value']:.3f}", interval, f"{blind['value']:.3f}" if blind else "")
+    Console().print(table)
     print(f"{run / 'report.html'} ({seconds:.0f} s)")
 
 

@@ -76,7 +76,9 @@ class MlpConnector(_Fresh):
 
     def __post_init__(self) -> None:
         if self.depth < 2:
-            raise ValueError(f"connector.depth: found {self.depth}, expected at least 2 (LinearConnector has one layer)")
+            raise ValueError(
+                f"connector.depth: found {self.depth}, expected at least 2 (LinearConnector has one layer)"
+            )
 
     def build(self) -> Mlp:
         assert self.in_width > 0 and self.out_width > 0, self

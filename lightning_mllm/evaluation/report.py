@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_mllm.evaluation.page import page
-from lightning_mllm.evaluation.results import write_json, write_text
+from lightning_mllm.evaluation.results import write_json
 from lightning_mllm.evaluation.run_folder import read_report
+from lightning_mllm.weights.files import write_text
 
 
 def write_report(run_root: Path) -> None:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from lightning_mllm.evaluation.bootstrap import Interval
 from lightning_mllm.evaluation.scores import Scores
+from lightning_mllm.weights.files import write_text
 
 
 def write_results(path: Path, scores: Sequence[Scores], seconds: float) -> None:
@@ -43,15 +43,5 @@ def write_results(path: Path, scores: Sequence[Scores], seconds: float) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes the whole file or none of it."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes the whole file or none of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    write_text(path, json.dumps(content, indent=1) + "\n")

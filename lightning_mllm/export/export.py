@@ -100,8 +100,7 @@ def write_case(module: MultimodalModule, layout: HfFolder, case: Path) -> None:
         "answer": torch.tensor(answer, dtype=torch.long),
     }
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, case / "case.safetensors")
-    messages = [{"role": turn.role, "content": turn.text} for turn in sample.turns]
-    facts = {"messages": messages, "new_tokens": NEW_TOKENS}
+    facts = {"question": QUESTION, "new_tokens": NEW_TOKENS}
     (case / "case.json").write_text(json.dumps(facts), encoding="utf-8")
 
 

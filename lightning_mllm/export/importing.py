@@ -67,13 +67,14 @@ def import_folder(folder: Path) -> MultimodalModule:
         tensors = module.key_maps["hf"].lazily(files, config)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    module.parts = {
+    parts: dict[str, PartSpec] = {
         name: ImportedPart(
             spec=spec,
             tensors={key.removeprefix(f"{name}."): read for key, read in tensors.items() if key.startswith(f"{name}.")},
         )
         for name, spec in module.parts.items()
     }
+    module.parts = parts
     return module
 
 

@@ -40,16 +40,22 @@ def main(arguments: Sequence[str]) -> int:
 @torch.inference_mode()
 def compare(folder: Path, ours: dict[str, Tensor], facts: dict[str, Any]) -> str:
     """What differs, or nothing."""
-    model: Any
-    model, loading = AutoModelForImageTextToText.from_pretrained(
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
     )
+    model, loading = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if loading[kind]:
             return f"{kind.replace('_', ' ')}: {sorted(map(str, loading[kind]))[:3]}"
     processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    text = processor.apply_chat_template(facts["messages"], tokenize=False, add_generation_prompt=True)
-    inputs = processor(images=picture(ours["square"]), text=text, return_tensors="pt")
+    shown = [{"type": "image", "image": picture(ours["square"])}, {"type": "text", "text": facts["question"]}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": shown}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
     tokens, image_id = inputs["input_ids"][0], model.config.image_token_id
     kinds = ours["kinds"]
     expected = torch.where(kinds == int(TokenKind.IMAGE), image_id, ours["tokens"])

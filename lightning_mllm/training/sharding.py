@@ -26,8 +26,8 @@ from torch.utils import _pytree as pytree
 
 from lightning_mllm.contracts import Output
 
-# FSDP2 finds the tensors to hook for the backward pass by flattening what a module returns; an unregistered class
-# would hide the loss, and the gradients of the outermost unit would be reduced late or never.
+# Older torch finds the tensors that FSDP2 hooks for the backward pass by flattening what a module returns, and an
+# unregistered class would hide the loss from it.
 pytree.register_dataclass(Output, field_names=[f.name for f in fields(Output)], drop_field_names=[])
 
 

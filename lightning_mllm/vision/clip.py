@@ -49,11 +49,18 @@ class OpenClipModel:
         if config["text_cfg"].get("hf_model_name"):
             raise ValueError(f"{self.source.title}: found a text tower of transformers, expected one of open_clip")
         return open_clip.CLIP(
-            config["embed_dim"], config["vision_cfg"], config["text_cfg"], quick_gelu=config.get("quick_gelu", False)
+            config["embed_dim"],
+            config["vision_cfg"],
+            config["text_cfg"],
+            quick_gelu=config.get("quick_gelu", False),
+            nonscalar_logit_scale=True,  # FSDP2 refuses parameters without a dimension
         )
 
     def pretrained(self) -> Iterator[tuple[str, Tensor]] | None:
-        return self.source.tensors()
+        tensors = self.source.tensors()
+        if tensors is None:
+            return None
+        return ((name, tensor.reshape(1) if name == "logit_scale" else tensor) for name, tensor in tensors)
 
     def blocks(self, module: nn.Module) -> list[nn.Module]:
         assert isinstance(module, open_clip.CLIP)

@@ -50,8 +50,9 @@ class VisionTower(nn.Module):
         with torch.set_grad_enabled(learns):
             pixels = (images.float() / 255 - self.mean.float()) / self.std.float()
             patches = self.conv1(pixels.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)
-            cls = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
-            x = torch.cat([cls, patches], dim=1) + self.positional_embedding.to(patches.dtype)
+            cls = self.class_embedding.expand(len(patches), 1, -1)
+            # Under autocast the convolution gives 16 bits, and what the blocks add up is kept in 32.
+            x = torch.cat([cls, patches.to(cls.dtype)], dim=1) + self.positional_embedding
             x = self.transformer(self.ln_pre(x))
             return x if self.keep_cls else x[:, 1:]
 
@@ -130,14 +131,12 @@ class OpenClipTower:
         layers: int = self.vision_config["layers"]
         depth = self.layer if self.layer >= 0 else layers + 1 + self.layer
         if not 1 <= depth <= layers:
-            raise ValueError(
-                f"vision.layer: found {self.layer}, expected from {-layers} to -1 (or 1 to {layers}) for {layers} blocks"
-            )
+            raise ValueError(f"vision.layer: found {self.layer}, expected from {-layers} to -1, or from 1 to {layers}")
         return depth
 
     def build(self) -> VisionTower:
         whole = self.source.model_config()
-        config = {**self.vision_config, "layers": self.depth, "patch_dropout": 0.0}
+        config: Any = {**self.vision_config, "layers": self.depth, "patch_dropout": 0.0}
         visual = _build_vision_tower(whole["embed_dim"], config, quick_gelu=whole.get("quick_gelu", False))
         assert isinstance(visual, VisionTransformer)
         mean, std = self.source.statistics()

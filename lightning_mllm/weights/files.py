@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -89,11 +89,10 @@ def write_tensors(
     """
     assert path.suffix == ".safetensors", path
     path.parent.mkdir(parents=True, exist_ok=True)
-    pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
     written: list[tuple[Path, list[str]]] = []
     total = 0
     try:
-        for shard in _shards(pairs, shard_bytes):
+        for shard in _shards(pairs(tensors), shard_bytes):
             beside = _beside(path)
             written.append((beside, list(shard)))
             total += _save(beside, shard, {"format": "pt", **(metadata or {})}, path)
@@ -101,6 +100,11 @@ def write_tensors(
     finally:
         for beside, _ in written:
             beside.unlink(missing_ok=True)
+
+
+def pairs(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
+    """Names and tensors of either."""
+    return cast("Mapping[str, Tensor]", tensors).items() if isinstance(tensors, Mapping) else tensors
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -213,10 +217,10 @@ def _unpickle(file: Path) -> dict[str, Tensor]:
     return content
 
 
-def _shards(pairs: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[str, Tensor]]:
+def _shards(source: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[str, Tensor]]:
     shard: dict[str, Tensor] = {}
     size = 0
-    for name, tensor in pairs:
+    for name, tensor in source:
         tensor = tensor.detach().cpu().contiguous()
         # safetensors refuses views and tensors that share memory.
         shared = any(tensor.data_ptr() == other.data_ptr() for other in shard.values())

@@ -220,7 +220,7 @@ class Ancestors(Mapping[str, Tensor]):
         )
 
     def fold(self, name: str, tensor: Tensor) -> Tensor:
-        """`tensor` called `name` plus what its adapter learned, if it has one: W + alpha / r * B A (arXiv 2106.09685)."""
+        """`tensor` called `name` with what its adapter learned, if any: W + alpha / r * B A (arXiv 2106.09685)."""
         if name not in self._scales:
             return tensor
         down, up = (self._tensors[each]().float() for each in self._pair(name))
@@ -251,7 +251,7 @@ def _tensors(ancestor: Ancestor, runs: Path, key_maps: Mapping[str, KeyMap]) -> 
     scale = ancestor.record.get("lora_scale")
     own = Ancestors(
         {name: (lambda name=name: files[name]) for name in files},
-        {name.split(".lora_A.")[0] + ".weight": scale for name in files if ".lora_A." in name},
+        {name.split(".lora_A.")[0] + ".weight": float(scale) for name in files if ".lora_A." in name and scale},
     )
     before = {}
     for source in ancestor.init_from:

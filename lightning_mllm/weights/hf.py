@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from tokenizers import AddedToken
 from torch import Tensor
 from transformers import (
+    AddedToken,
     CLIPImageProcessor,
     GenerationConfig,
     LlavaImageProcessor,
@@ -174,6 +174,11 @@ def chat_template(wraps: Mapping[str, Any]) -> str:
             f"{{%- if add_generation_prompt -%}}{{{{- {literal(wraps['assistant_prompt'])} -}}}}{{%- endif -%}}",
         ]
     )
+
+
+def flat_template(template: str) -> str:
+    """A template for turns of text, also taking turns whose content is a list of images and texts."""
+    return template if template.startswith(FLATTEN) else FLATTEN + template
 
 
 FLATTEN = """\

@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_mllm.weights.files import pairs
+
 Fields = dict[str, str]
 Split = Callable[[Tensor], tuple[Tensor, ...]]
 Join = Callable[[Sequence[Tensor]], Tensor]
 Condition = Callable[[Mapping[str, Any], Mapping[str, str]], bool]
 
-SPLIT_3: tuple[Split, Join] = (lambda tensor: tensor.chunk(3), torch.cat)
+SPLIT_3: tuple[Split, Join] = (lambda tensor: tensor.chunk(3), lambda tensors: torch.cat(list(tensors)))
 """A fused query-key-value projection and its three parts."""
 
 
@@ -53,7 +55,8 @@ class Rule:
     """Whether the line holds, coming from theirs, for a folder's configuration and the name's fields."""
 
 
-RuleLike = Rule | tuple[str, str] | tuple[str, Sequence[str], tuple[Split, Join]] | tuple[str, str, tuple[Split, Join]]
+Turn = Callable[[Tensor], Tensor]
+RuleLike = Rule | tuple[str, str] | tuple[str, str, tuple[Turn, Turn]] | tuple[str, Sequence[str], tuple[Split, Join]]
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,6 @@ class KeyMap:
         ]
         return KeyMap(table, [(theirs + other, theirs + name) for other, name in self.aliases])
 
-    def inverse(self) -> KeyMap:
-        """The table read the other way; it may hold no lines that split."""
-        assert all(len(rule.theirs) == 1 and rule.ours for rule in self.table), "only one-to-one tables can be turned"
-        return KeyMap([Rule(ours=rule.theirs[0], theirs=(str(rule.ours),)) for rule in self.table])
-
     def to_theirs(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Their names and tensors, in the order of ours.
 
@@ -112,7 +110,7 @@ class KeyMap:
         """
         waiting: dict[str, dict[int, Tensor]] = {}
         sizes: dict[str, int] = {}
-        for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
+        for name, tensor in pairs(tensors):
             found = self.ours(name, config)
             if found is None:
                 continue
@@ -196,19 +194,14 @@ def _rule(rule: RuleLike) -> Rule:
     if isinstance(rule, Rule):
         return rule
     ours, theirs, *pair = rule
-    split, join = pair[0] if pair else (_same, _only)
-    if pair and isinstance(theirs, str):
-        # A pair for one tensor may be plain functions of a tensor.
-        return Rule(ours=ours, theirs=(theirs,), split=_one_out(split), join=_one_in(join))
-    return Rule(ours=ours, theirs=(theirs,) if isinstance(theirs, str) else tuple(theirs), split=split, join=join)
-
-
-def _one_out(split: Callable[[Tensor], Any]) -> Split:
-    return lambda tensor: (split(tensor),)
-
-
-def _one_in(join: Callable[[Any], Tensor]) -> Join:
-    return lambda tensors: join(_only(tensors))
+    if not pair:
+        return Rule(ours=ours, theirs=(str(theirs),))
+    there: Any
+    back: Any
+    there, back = pair[0]
+    if isinstance(theirs, str):
+        return Rule(ours=ours, theirs=(theirs,), split=lambda x: (there(x),), join=lambda xs: back(_only(xs)))
+    return Rule(ours=ours, theirs=tuple(theirs), split=there, join=back)
 
 
 _patterns: dict[str, re.Pattern[str]] = {}

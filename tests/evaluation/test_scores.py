@@ -74,14 +74,23 @@ def test_a_sample_answered_twice_counts_once() -> None:
     assert twice.num_answers == 5
 
 
+def captioned(chunks: list[list[int]]) -> Scores:
+    """Captions that are right to different degrees, so that intervals are fine-grained."""
+    scores = Scores(Evaluation(task="caption"), num_examples=6)
+    for ids in chunks:
+        batch = a_batch(ids)
+        batch.references = [(f"scene {i} with {i % 7} dogs and {i % 5} cats",) for i in ids]
+        scores.update(batch, [f"scene {i} with {i % 4} dogs and {i % 3} cats" for i in ids])
+    return scores
+
+
 def test_nothing_depends_on_how_the_set_was_divided() -> None:
     ids = list(range(40))
-    whole = filled([ids], num_examples=6)
-    pieces = filled([ids[i::7] for i in range(7)][::-1], num_examples=6)
+    whole, pieces = captioned([ids]), captioned([ids[i::7] for i in range(7)][::-1])
     assert whole.compute() == pieces.compute()
     assert [e.id for e in whole.examples] == [e.id for e in pieces.examples]
     assert len(whole.examples) == 6
-    assert [e.id for e in whole.examples] != [f"q{i}" for i in range(6)]
+    assert [e.id for e in whole.examples] != sorted(f"q{i}" for i in ids)[:6]
 
 
 def rank_main(rank: int, folder: str, ids: list[int]) -> None:

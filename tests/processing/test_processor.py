@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -16,9 +15,8 @@ from lightning_mllm.processing.chat import ChatTemplate, load_template
 from lightning_mllm.processing.decode import ImageError, ImageLimits
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.processor import Processor
-from tests.processing import published
 from tests.processing.test_chat import MARKED, UNMARKED, turns
-from tests.processing.tokenizer import WORDS, byte_level_tokenizer, llama_tokenizer
+from tests.processing.tokenizer import llama_tokenizer
 
 IMAGE, TEXT = int(TokenKind.IMAGE), int(TokenKind.TEXT)
 
@@ -67,82 +65,16 @@ def supervised(encoded: Encoded) -> list[int]:
     return encoded.labels[encoded.labels != IGNORE].tolist()
 
 
-# The published labels
-
-
-def words(rng: random.Random, most: int) -> str:
-    """A sentence with digits, line ends, doubled spaces, letters outside the vocabulary."""
-    pieces = [*WORDS, "\n", "\n- ", "", "caf\u00e9", "\u4e2d\u6587", "x9z", "3,5"]
-    said = " ".join(rng.choice(pieces) for _ in range(rng.randint(1, most))).strip("\n")
-    return said if said.strip() else "yes"
-
-
-def conversations(seed: int, count: int) -> list[tuple[Turn, ...]]:
-    """Of one to four rounds; two in three with an image, at the front, at the end or in the middle of its turn."""
-    rng, made = random.Random(seed), []
-    for _ in range(count):
-        texts = [words(rng, 12) for _ in range(2 * rng.randint(1, 4))]
-        if rng.random() < 2 / 3:
-            question, place = texts[0], rng.choice(["front", "end", "middle"])
-            at = {"front": 0, "end": len(question), "middle": len(question) // 2}[place]
-            texts[0] = question[:at] + rng.choice(["", "\n", " "]) + IMAGE_MARK + "\n" + question[at:]
-        made.append(turns(*texts))
-    return made
-
-
-def same_labels(encoded: Encoded, tokens: list[int], labels: list[int]) -> None:
-    assert (encoded.kinds == IMAGE).tolist() == [token == published.IMAGE for token in tokens]
-    text = encoded.kinds == TEXT
-    assert encoded.tokens[text].tolist() == [token for token in tokens if token != published.IMAGE]
-    assert encoded.labels.tolist() == labels
-    assert supervised(encoded)
-
-
-def encode_turns(used: Processor, conversation: tuple[Turn, ...]) -> Encoded:
-    images = (RED,) * sum(turn.text.count(IMAGE_MARK) for turn in conversation)
-    return used.encode(Sample(id="s", turns=conversation, images=images))
-
-
-@pytest.mark.parametrize("normalised", [False, True])
-def test_vicuna_labels_are_the_published_ones(normalised: bool) -> None:
-    used = processor("vicuna_v1", llama_tokenizer(normalised=normalised), vectors=1)
-    assert isinstance(used.chat, ChatTemplate)
-    seen = {"image": 0, "text": 0}
-    for conversation in conversations(seed=0, count=200):
-        text = published.vicuna_text(used.chat.system, conversation)
-        encoded = encode_turns(used, conversation)
-        same_labels(encoded, *published.round_labels(text, " ASSISTANT: ", used.tokenizer))
-        seen["image" if len(encoded.images) else "text"] += 1
-    assert min(seen.values()) > 40
-
-
-def test_llama_2_labels_are_the_published_ones() -> None:
-    used = processor("llama_2", vectors=1)
-    assert isinstance(used.chat, ChatTemplate)
-    for conversation in conversations(seed=1, count=60):
-        text = published.llama_2_text(used.chat.system, conversation)
-        same_labels(encode_turns(used, conversation), *published.round_labels(text, "[/INST] ", used.tokenizer))
-
-
-def test_plain_labels_are_the_published_ones() -> None:
-    used, rng = processor("plain", vectors=1), random.Random(2)
-    for _ in range(60):
-        caption = words(rng, 12)
-        encoded = used.encode(sample("Describe <image> briefly.", caption, images=(RED,)))
-        same_labels(encoded, *published.plain_labels(caption, used.tokenizer))
-
-
-def test_byte_level_labels_are_the_answers_letters() -> None:
-    """As GPT's tokens: the space belongs to the word after it, and nothing is put before a text."""
-    used = processor("vicuna_v1", byte_level_tokenizer(), vectors=1)
-    for conversation in conversations(seed=3, count=60):
-        encoded = encode_turns(used, conversation)
-        answers = [turn.text for turn in conversation if turn.role == "assistant"]
-        told = used.tokenizer.decode(supervised(encoded), clean_up_tokenization_spaces=False)
-        assert told == "".join(f" {answer}</s>" for answer in answers)
-
-
 # One row
+
+
+def test_a_token_across_the_border_goes_with_its_last_letter() -> None:
+    used = processor()
+    used.chat = ChatTemplate(name="bare", system="", user="{text}", between="d ", assistant="{text}", images="stay")
+    red = used.tokenizer.get_vocab()["\u2581red"]
+    assert supervised(used.encode(sample("re", "d")))[:1] == [red]
+    begun = used.encode(sample("what is ", "re", "q", "yes"))
+    assert red in begun.tokens.tolist() and red not in supervised(begun)
 
 
 def test_a_row_in_full() -> None:

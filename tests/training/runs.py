@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.callbacks.record import StageRecord
 from lightning_mllm.training.callbacks.rng import RandomStates
+from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
 from tests.toy import Toy, ToyLanguage
 from tests.training.data import ToyData
@@ -50,14 +52,24 @@ def fit(
     stage: StageSettings | None = None,
     data: dict[str, Any] | None = None,
     dropout: float = 0.0,
+    depth: int = 2,
+    build: Callable[[StageSettings], Any] | None = None,
     resume: bool = False,
     runs: str = "runs",
     **arguments: Any,
-) -> Toy:
-    """Trains, from the start or from the folder's last checkpoint, and gives the module back."""
+) -> Any:
+    """Trains, from the start or from the folder's last checkpoint, and gives the module back.
+
+    `build` makes another net than a toy from the stage's settings.
+    """
     lightning.seed_everything(3, verbose=False)
-    module = Toy(language=ToyLanguage(dropout=dropout), stage=stage or settings(), runs=runs)
-    datamodule = ToyData(**(data or {}))
+    stage = stage or settings()
+    if build is None:
+        module: Any = Toy(language=ToyLanguage(dropout=dropout, depth=depth), stage=stage, runs=runs)
+    else:
+        module = build(stage)
+        module.runs = runs
+    datamodule = ToyData(**(data or {}), processor=module.processor)
     own = trainer(folder, **arguments)
     micro = datamodule.micro_batch * own.world_size
     assert datamodule.global_batch % micro == 0
@@ -73,5 +85,5 @@ def losses(folder: Path, column: str = "train/loss") -> list[tuple[int, float]]:
     return [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
 
 
-def weights(module: Toy) -> dict[str, Tensor]:
+def weights(module: MultimodalModule) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in module.trained_tensors().items()}

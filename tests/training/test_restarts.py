@@ -87,6 +87,14 @@ def test_stopped_again_and_again_between_savings(whole: Any, tmp_path: Path) -> 
     same(tmp_path, fit(tmp_path, resume=True, **arguments), whole)
 
 
+def test_stopped_inside_the_window_after_a_restart(whole: Any, tmp_path: Path) -> None:
+    """The file that a restart began from must not be replaced before another step is done."""
+    arguments, accumulation, *_ = whole
+    stopped(tmp_path, 3 * accumulation - 1, "after", **arguments)
+    stopped(tmp_path, 3 * accumulation, "after" if accumulation > 1 else "before", resume=True, **arguments)
+    same(tmp_path, fit(tmp_path, resume=True, **arguments), whole)
+
+
 def test_a_changed_stage_does_not_resume(whole: Any, tmp_path: Path) -> None:
     from tests.training.runs import settings
 

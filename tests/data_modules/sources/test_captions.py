@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from data_modules.sources import CocoCaptions, KarpathyCaptions
+from lightning_mllm.contracts import Turn
 from tests.data_modules.files import SHARED, generator, touch, write
 
 
@@ -41,7 +42,7 @@ def test_coco_one_sample_a_caption(tmp_path: Path) -> None:
     ]
     assert samples[1].references == ("A dog.", "A brown dog runs")
     assert samples[2].images[0].name == str(tmp_path / "images/000000000007.jpg")
-    assert [(turn.role, turn.text) for turn in samples[0].turns][0] == ("user", "<image>\nSay.")
+    assert samples[0].turns[0] == Turn(role="user", text="<image>\nSay.")
     assert samples[0].task == "caption" and source.has_image(0)
     assert source.length(2) > source.length(0) == source.length(1)
     with pytest.raises(IndexError):

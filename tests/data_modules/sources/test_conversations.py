@@ -154,7 +154,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
 
 
 def test_an_image_without_an_images_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="names the image 'train2017/.*', expected none because no images folder"):
+    with pytest.raises(ValueError, match=r"names the image 'train2017/.*', expected none because no images folder"):
         LlavaConversations(write(tmp_path / "a.json", GOOD[:1])).load()
     with pytest.raises(ValueError, match="pictures not found"):
         LlavaConversations(str(tmp_path / "a.json"), str(tmp_path / "pictures")).load()
@@ -200,7 +200,7 @@ def test_pretrain(tmp_path: Path) -> None:
     ]
     assert (sample.references, sample.task) == (("select luxury furniture",), "caption")
     long = {**record, "conversations": turns("<image>", "a", "b", "c")}
-    with pytest.raises(ValueError, match="record 1 .*found 1 images and 4 turns"):
+    with pytest.raises(ValueError, match=r"record 1 .*found 1 images and 4 turns"):
         LlavaPretrain(write(tmp_path / "blip.json", [record, long]), images).load()
 
 

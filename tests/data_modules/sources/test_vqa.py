@@ -50,7 +50,7 @@ def test_vqa(tmp_path: Path) -> None:
     assert (second.id, second.turns[1].text, second.task) == ("92", "net", "vqa")
     assert "Who {is} it?" in second.turns[0].text
     assert first.images[0].name == str(tmp_path / "images/COCO_val2014_000000000009.jpg")
-    assert source.length(0) == 8 and source.has_image(0)
+    assert source.length(0) == 9 and source.has_image(0)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_settings_are_checked_at_once(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="image_pattern: found"):
             vqa(tmp_path, [], [], image_pattern=pattern)
     swapped = vqa(tmp_path, [question(1)], [annotation(1)])
-    with pytest.raises(ValueError, match="questions.json: found the keys .*expected the list 'annotations'"):
+    with pytest.raises(ValueError, match=r"questions.json: found the keys .*expected the list 'annotations'"):
         VqaV2(swapped.annotations, swapped.questions, swapped.images).load()
 
 

@@ -93,7 +93,7 @@ def test_answers_are_balanced_within_each_kind(world: Path):
     assert majority / total < 0.36
     for kind, counter in answers.items():
         fair = counter.total() / len(counter)
-        assert counter.most_common(1)[0][1] < 1.6 * fair, (kind, counter)
+        assert counter.most_common(1)[0][1] < 2 * fair, (kind, counter)
 
 
 def test_boxes_are_true():

@@ -1,0 +1,54 @@
+"""The decoder of a causal LM over embeddings, each segment of a row for itself.
+
+Legend: B rows, T tokens a row, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+def decode(
+    model: PreTrainedModel,
+    embeds: Float[Tensor, "B T D"],
+    segments: Int[Tensor, "B T"],
+    positions: Int[Tensor, "B T"],
+) -> Float[Tensor, "B T D"]:
+    """What the model's head reads: the last hidden states, after the final norm.
+
+    Args:
+        model: A causal language model of transformers.
+        embeds: Of tokens and visual vectors.
+        segments: 0 is padding, whose hidden states mean nothing; a token sees those before it in its own segment.
+        positions: Restart at 0 in each segment.
+    """
+    # One segment a row needs no T x T mask, and lets the attention kernel use its causal shortcut.
+    packed = bool((segments > 1).any())
+    mask = block_mask(segments, embeds.dtype) if packed else (segments > 0).long()
+    # use_cache: with a cache, transformers ignores that positions restart, and segments see one another.
+    output = model.base_model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
+    return output.last_hidden_state
+
+
+def head(model: PreTrainedModel) -> nn.Module:
+    """What turns hidden states f[..., D] into logits."""
+    found = model.get_output_embeddings()
+    assert isinstance(found, nn.Module), "a causal language model without a head"
+    return found
+
+
+def block_mask(segments: Int[Tensor, "B T"], dtype: torch.dtype) -> Float[Tensor, "B 1 T T"]:
+    """Additive: 0 where a token (row) sees another (column), else the smallest number of `dtype`.
+
+    A boolean mask would be misread by transformers' eager attention, without a word.
+    """
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    same = segments.unsqueeze(2) == segments.unsqueeze(1)
+    # Padding sees itself: a row of nothing but forbidden columns gives NaN.
+    hidden = ~(same & causal)
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=segments.device)
+    return mask.masked_fill(hidden, torch.finfo(dtype).min).unsqueeze(1)

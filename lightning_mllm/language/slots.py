@@ -1,0 +1,39 @@
+"""Visual vectors in the places that the processor kept for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from lightning_mllm.contracts import TokenKind
+
+
+def fill_slots(
+    embeds: Float[Tensor, "B T D"],
+    kinds: UInt8[Tensor, "B T"] | Int[Tensor, "B T"],
+    visual: Float[Tensor, "N V D"],
+    ids: Sequence[str],
+) -> Float[Tensor, "B T D"]:
+    """`embeds` with the IMAGE tokens overwritten by `visual`, in reading order.
+
+    Args:
+        embeds: B rows of T tokens.
+        kinds: A `TokenKind` for each token.
+        visual: V vectors of each of the batch's N images, or of none.
+        ids: The rows' samples, for the error.
+
+    Raises:
+        ValueError: There are not as many slots as vectors.
+    """
+    slots = kinds == TokenKind.IMAGE
+    vectors = visual.shape[0] * visual.shape[1]
+    counts = slots.sum(1)
+    if int(counts.sum()) != vectors:
+        odd = [id for id, count in zip(ids, counts.tolist(), strict=True) if count % visual.shape[1]] or list(ids)
+        raise ValueError(
+            f"found {int(counts.sum())} image slots for {vectors} visual vectors ({len(visual)} images of "
+            f"{visual.shape[1]}), expected as many; look at sample {', '.join(map(repr, odd[:5]))}"
+        )
+    return embeds.masked_scatter(slots.unsqueeze(-1), visual.to(embeds.dtype))

@@ -1,0 +1,42 @@
+"""Tokenizers: those of published models, and one of bytes for nets that have none."""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from lightning_mllm.weights.files import resource
+
+BEGIN, END, PAD = "<s>", "</s>", "<pad>"
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
+    """The fast tokenizer of a folder (may start with `package:`) or of a name on the hub; "" is `byte_tokenizer()`.
+
+    Raises:
+        ValueError: There is none, or only one without character offsets.
+    """
+    if not model:
+        return byte_tokenizer()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(resource(model)), use_fast=True, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"tokenizer: found {model!r}, expected a folder or a name on the hub ({reason})") from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"{model}: found the slow tokenizer {type(tokenizer).__name__}, expected a fast one")
+    return tokenizer
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Every byte is a token: 256 of them after `<pad>`, `<s>` (put before every text) and `</s>`."""
+    specials = [PAD, BEGIN, END]
+    vocabulary = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(vocabulary)}, merges=[]))
+    tokenizer.add_special_tokens(specials)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A", special_tokens=[(BEGIN, vocabulary.index(BEGIN))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BEGIN, eos_token=END)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lightning_mllm.language.decode import block_mask, decode, head
+from tests.language.models import small
+
+LENGTHS = (5, 3, 4)
+
+
+def rows(lengths: tuple[int, ...], padding: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Embeddings, segments and positions of one packed row, with padding behind."""
+    embeds = torch.randn(1, sum(lengths) + padding, 32)
+    segments = torch.cat([torch.full((n,), i + 1) for i, n in enumerate(lengths)] + [torch.zeros(padding).long()])
+    positions = torch.cat([torch.arange(n) for n in (*lengths, padding)])
+    return embeds, segments[None], positions[None]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "opt"])
+def test_packed_segments_are_separate_rows(name: str, attention: str) -> None:
+    model = small(name)
+    model.set_attn_implementation(attention)
+    embeds, segments, positions = rows(LENGTHS, padding=2)
+    embeds.requires_grad_()
+    together = decode(model, embeds, segments, positions)
+    assert together.isfinite().all()
+    start = 0
+    for length in LENGTHS:
+        alone = embeds[:, start : start + length]
+        ones, places = torch.ones(1, length).long(), torch.arange(length)[None]
+        assert_close(together[:, start : start + length], decode(model, alone, ones, places), atol=1e-5, rtol=0)
+        start += length
+    (gradient,) = torch.autograd.grad(together[:, 5:8].sum(), embeds)
+    assert gradient.isfinite().all()
+    assert (gradient[:, 5:8] != 0).any() and (gradient[:, :5] == 0).all() and (gradient[:, 8:] == 0).all()
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_changes_nothing(side: str) -> None:
+    model = small("llama")
+    embeds = torch.randn(1, 4, 32)
+    alone = decode(model, embeds, torch.ones(1, 4).long(), torch.arange(4)[None])
+    zeros = torch.zeros(1, 3).long()
+    order = -1 if side == "left" else 1
+
+    def pad(real: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+        return torch.cat([real, padding][::order], 1)
+
+    segments, positions = pad(torch.ones(1, 4).long(), zeros), pad(torch.arange(4)[None], zeros)
+    padded = decode(model, pad(embeds, torch.randn(1, 3, 32)), segments, positions)
+    assert_close(padded[segments > 0], alone[0], atol=1e-5, rtol=0)
+
+
+def test_what_the_head_reads_gives_the_models_logits() -> None:
+    model = small("llama")
+    tokens = torch.randint(0, 64, (2, 5))
+    hidden = decode(model, model.get_input_embeddings()(tokens), torch.ones(2, 5).long(), torch.arange(5).expand(2, 5))
+    assert_close(head(model)(hidden), model(tokens).logits, atol=1e-5, rtol=0)
+
+
+def test_block_mask() -> None:
+    mask = block_mask(torch.tensor([[1, 1, 2, 0, 0]]), torch.float32)
+    assert mask.shape == (1, 1, 5, 5)
+    expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
+    assert (mask[0, 0] == 0).int().tolist() == expected
