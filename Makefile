@@ -16,6 +16,8 @@ BIN := $(VENV)/bin
 UV := .uv/bin/uv
 HARDWARE ?= cpu
 WORLD := data/world
+BACKBONE_WORLD := data/backbones
+BACKBONES := lightning_mllm/backbones
 IMAGES ?= 10000
 
 quickstart: env world
@@ -32,9 +34,14 @@ env: $(VENV)/.stamp
 
 world: $(WORLD)/world.json
 
-backbones: env world
-	$(BIN)/mllm run experiments/backbones/clip --hardware $(HARDWARE)
-	$(BIN)/mllm run experiments/backbones/llama --hardware $(HARDWARE)
+backbones: env
+	$(BIN)/mllm world $(BACKBONE_WORLD) --images 12000 --texts 120000 --seed 7
+	$(BIN)/python -m lightning_mllm.export.backbones tokenizer $(BACKBONE_WORLD) --to $(BACKBONES)/llama
+	$(BIN)/mllm run experiments/backbones/clip --hardware $(HARDWARE) --hardware.micro_batch=256
+	$(BIN)/mllm run experiments/backbones/llama --hardware $(HARDWARE) --hardware.micro_batch=32
+	for name in clip llama; do
+	  $(BIN)/python -m lightning_mllm.export.backbones pack runs/backbones/$$name --to $(BACKBONES)/$$name
+	done
 
 lock: $(UV)
 	$(UV) pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-header \

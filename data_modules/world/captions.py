@@ -52,13 +52,6 @@ def describe(scene: Scene, random: Random) -> str:
     return enumerate_things([f"{article(f'{t.size} {t.colour} {t.shape}')} {at(t.place)}" for t in things])
 
 
-def facts(scene: Scene, random: Random) -> str:
-    """As `describe`, but every thing is named first: 'a circle, red and large, at the top left'."""
-    things = random.sample(scene.things, len(scene.things))
-    named = [f"{article(t.shape)}, {' and '.join(random.sample((t.colour, t.size), 2))}, {at(t.place)}" for t in things]
-    return "; ".join(named)
-
-
 def captions(scene: Scene, random: Random) -> list[str]:
     """Five true captions of the scene, differently worded, lower case, each one sentence."""
     things = random.sample(scene.things, len(scene.things))

@@ -48,7 +48,9 @@ def _draw_thing(canvas: ImageDraw.ImageDraw, thing: Thing, size: int, fill: tupl
             inset = width * 0.06
             canvas.rectangle((x + inset, y + inset, x + width - inset, y + width - inset), fill=fill)
         case "triangle":
-            canvas.polygon(_polygon((centre[0], centre[1] + radius * 0.15), radius * 1.1, [1.0] * 3, -math.pi / 2), fill)
+            canvas.polygon(
+                _polygon((centre[0], centre[1] + radius * 0.15), radius * 1.1, [1.0] * 3, -math.pi / 2), fill
+            )
         case "star":
             canvas.polygon(_polygon(centre, radius * 1.08, [1.0, 0.42] * 5, -math.pi / 2), fill)
         case "cross":

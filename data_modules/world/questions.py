@@ -69,15 +69,17 @@ def _attribute(scene: Scene, random: Random, name: str, ask: str) -> Iterator[Qu
 
 
 def _colour(scene: Scene, random: Random) -> Iterator[Question]:
-    return _attribute(scene, random, "colour", random.choice(("What colour is the {}?", "The {} has which colour?")))
+    return _attribute(
+        scene, random, "colour", random.choice(("What colour is the {}?", "What is the colour of the {}?"))
+    )
 
 
 def _shape(scene: Scene, random: Random) -> Iterator[Question]:
-    return _attribute(scene, random, "shape", random.choice(("What shape is the {}?", "The {} has which shape?")))
+    return _attribute(scene, random, "shape", random.choice(("What shape is the {}?", "What is the shape of the {}?")))
 
 
 def _size(scene: Scene, random: Random) -> Iterator[Question]:
-    return _attribute(scene, random, "size", random.choice(("Is the {} small or large?", "What size is the {}?")))
+    return _attribute(scene, random, "size", random.choice(("What size is the {}?", "What is the size of the {}?")))
 
 
 def _place(scene: Scene, random: Random) -> Iterator[Question]:

@@ -30,7 +30,7 @@ from typing import Any
 
 from rich.progress import track
 
-from data_modules.world.captions import captions, describe, facts
+from data_modules.world.captions import captions, describe
 from data_modules.world.draw import draw, thing_box
 from data_modules.world.questions import Balance, Question, ask
 from data_modules.world.scene import SHAPES, Scene, draw_scene
@@ -162,12 +162,11 @@ def write_texts(chunk: Chunk) -> dict[str, list[Json]]:
     records: dict[str, list[Json]] = {"conversations": [], "questions": [], "corpus": []}
     for index, scene in chunk.scenes(random):
         texts = captions(scene, random)
-        opening = texts[0] if scene.word else random.choice((texts[0], texts[4], f"{facts(scene, random)}."))
         questions = ask(scene, QUESTIONS, balance, random)
-        turns = _turns(opening, questions, f"{describe(scene, random)}.", random)
+        turns = _turns(texts[0], questions, f"{describe(scene, random)}.", random)
         records["conversations"].append({"id": f"text-{index}", "conversations": turns})
         question = random.choice(questions)
-        turns = [{"from": "human", "value": f"{opening}\n{question.text}"}, {"from": "gpt", "value": question.answer}]
+        turns = [{"from": "human", "value": f"{texts[0]}\n{question.text}"}, {"from": "gpt", "value": question.answer}]
         records["questions"].append({"id": f"text-{index}-question", "conversations": turns})
         document = "\n".join(random.sample(texts, len(texts)))
         records["corpus"].append({"id": f"text-{index}", "text": document})

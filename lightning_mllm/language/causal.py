@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from lightning_mllm.language.lookback import look_back
 from lightning_mllm.weights.files import TensorFiles, resource
 
 RESCALED = ("final_logit_softcapping", "logits_scaling", "logit_scale")
@@ -45,6 +46,9 @@ class CausalLM:
     config: dict[str, Any] | None = None
     """A configuration in place of the one in `model` (`{model_type: llama, hidden_size: 64, ...}`); the weights are
     then fresh unless they are named, and `model` may still name the tokenizer."""
+    lookback: int = 0
+    """Of a fresh model with rotary positions: so many heads of the first layer start by looking 1, 2, ... tokens back
+    (`look_back`)."""
 
     def __post_init__(self) -> None:
         if not self.model and self.config is None:
@@ -101,9 +105,12 @@ class CausalLM:
         dtype = getattr(torch, self.dtype) if self.dtype else torch.get_default_dtype()
         # The model writes its dtype and attention into its config: two nets must not share one.
         config = type(self.hf_config).from_dict(self.hf_config.to_dict())
-        return AutoModelForCausalLM.from_config(
+        model = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
         )
+        if self.lookback:
+            look_back(model, self.lookback)
+        return model
 
     def pretrained(self) -> Iterator[tuple[str, Tensor]] | None:
         if self.weights is None or (self.weights == "" and self.config is not None):

@@ -1,56 +1,46 @@
 """A fresh language model whose first layer starts with heads that look a fixed number of tokens back.
 
-Answering "what colour is the circle?" from text needs two heads in a row: one that gathers a word's neighbours, one that
-finds the word asked about. Neither is worth anything without the other, so gradient descent sits on a plateau for
-thousands of steps; given the first, it leaves it within hundreds. With rotary positions a head whose query and key are
-constant vectors attends by distance alone, and the biases of both projections are such vectors.
+Answering "what colour is the circle?" from text needs two heads in a row: one that gathers a word's neighbours, one
+that finds the word asked about. Neither is worth anything without the other, so gradient descent sits on a plateau for
+thousands of steps; given the first, it leaves it within hundreds. With rotary positions a head whose query and key
+are constant vectors attends by distance alone, and the biases of both projections are such vectors.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_mllm.language.causal import CausalLM
-
 SHARPNESS = 5.0
 """Length of the constant query and key in each plane of rotation: the distance meant gets most of the attention."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LookbackCausalLM(CausalLM):
-    """A causal language model with rotary positions and attention biases (`attention_bias: true`), fresh.
+def look_back(model: PreTrainedModel, heads: int) -> None:
+    """Makes heads 0, 1, ... of the first layer start by looking 1, 2, ... tokens back.
 
     Raises:
-        ValueError: On building, if it has no such biases, or fewer heads than `lookback`.
+        ValueError: The model has no attention biases (`attention_bias: true`), or fewer heads.
     """
-
-    lookback: int
-    """Heads 0, 1, ... of the first layer start by looking 1, 2, ... tokens back."""
-
-    def build(self) -> PreTrainedModel:
-        model = super().build()
-        config: Any = model.config
-        attention: Any = model.base_model.layers[0].self_attn
-        if attention.q_proj.bias is None or self.lookback > config.num_key_value_heads:
-            raise ValueError(
-                f"language: found lookback {self.lookback} with {config.num_key_value_heads} heads and attention_bias "
-                f"{attention.q_proj.bias is not None}, expected biases and at least as many heads"
-            )
-        width = attention.head_dim
-        frequencies = config.rope_parameters["rope_theta"] ** (-torch.arange(0, width, 2) / width)
-        with torch.no_grad():
-            for head in range(self.lookback):
-                rows = slice(head * width, (head + 1) * width)
-                query, key = constant_attention(frequencies, distance=head + 1)
-                for projection, bias in ((attention.q_proj, query), (attention.k_proj, key)):
-                    projection.bias[rows] = bias.to(projection.bias.device)
-                    projection.weight[rows] *= 0.1
-        return model
+    config: Any = model.config
+    body: Any = model.base_model
+    attention = body.layers[0].self_attn
+    if attention.q_proj.bias is None or heads > config.num_key_value_heads:
+        raise ValueError(
+            f"language.lookback: found {heads} with {config.num_key_value_heads} heads and attention_bias "
+            f"{attention.q_proj.bias is not None}, expected biases and at least as many heads"
+        )
+    width = attention.head_dim
+    frequencies = config.rope_parameters["rope_theta"] ** (-torch.arange(0, width, 2) / width)
+    with torch.no_grad():
+        for head in range(heads):
+            rows = slice(head * width, (head + 1) * width)
+            query, key = constant_attention(frequencies, distance=head + 1)
+            for projection, bias in ((attention.q_proj, query), (attention.k_proj, key)):
+                projection.bias[rows] = bias.to(projection.bias.device)
+                projection.weight[rows] *= 0.1
 
 
 def constant_attention(frequencies: Tensor, distance: int) -> tuple[Tensor, Tensor]:

@@ -147,7 +147,8 @@ class MultimodalModule(LightningModule):
             setattr(self, name, build_empty(spec))
         if self.lora is not None:
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                add_lora(self.language, self.lora)
+                language: Any = self.language
+                add_lora(language, self.lora)
         self.trained = freeze(self, self.table)
         if self.sharded:
             blocks = [block for name, spec in self.parts.items() for block in spec.blocks(getattr(self, name))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import socket
 import tempfile
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as multiprocessing
 
-SECONDS = 120
+SECONDS = 150
 
 
 def on_two_ranks(work: Callable[[int], Any]) -> list[Any]:
@@ -43,7 +44,8 @@ def on_two_ranks(work: Callable[[int], Any]) -> list[Any]:
             ranks[index].join()
         failures = [path.read_text() for path in sorted(folder.glob("*.txt"))]
         assert not failures, "\n".join(failures)
-        assert not late, f"ranks {late} still ran after {SECONDS} s"
+        stuck = "\n".join((folder / f"stuck-{rank}").read_text() for rank in late)
+        assert not late, f"ranks {late} still ran after {SECONDS} s:\n{stuck}"
         return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
@@ -59,6 +61,9 @@ def _rank(rank: int, port: int, work: Callable[[int], Any], folder: Path) -> Non
         TORCHELASTIC_RUN_ID="test",
     )
     torch.set_num_threads(1)
+    # What a rank that hangs is doing becomes its failure.
+    stuck = open(folder / f"stuck-{rank}", "w")  # noqa: SIM115
+    faulthandler.dump_traceback_later(SECONDS - 10, file=stuck)
     try:
         torch.save(work(rank), folder / f"{rank}.pt")
     except BaseException:

@@ -34,7 +34,7 @@ def tiny(stage: StageSettings) -> LLaVA:
 
 def run(folder: Path, case: str, *, ranks: int = 1, strategy: str = "") -> Any:
     given = dict(CASES[case])
-    data = {"steps": 4, "micro_batch": 4 // ranks, **given.pop("data", {})}
+    data = {"steps": 3, "micro_batch": 4 // ranks, **given.pop("data", {})}
     chosen = STRATEGIES[strategy]() if ranks > 1 else "auto"
     return fit(folder / case, data=data, build=tiny, runs=str(folder), devices=ranks, strategy=chosen, **given)
 

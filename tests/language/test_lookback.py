@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_mllm.language.lookback import LookbackCausalLM
+from lightning_mllm.language.causal import CausalLM
 
 SIZES = {
     "model_type": "llama",
@@ -22,7 +22,7 @@ SIZES = {
 
 def test_first_heads_look_back_their_distance_and_the_others_do_not():
     torch.manual_seed(0)
-    model = LookbackCausalLM(config=SIZES, lookback=3).build().eval()
+    model = CausalLM(config=SIZES, lookback=3).build().eval()
     model.set_attn_implementation("eager")
     with torch.no_grad():
         attention = model(torch.randint(0, 64, (4, 24)), output_attentions=True).attentions[0]
@@ -37,9 +37,9 @@ def test_first_heads_look_back_their_distance_and_the_others_do_not():
 
 def test_it_learns_from_an_otherwise_equal_start():
     torch.manual_seed(0)
-    plain = LookbackCausalLM(config=SIZES, lookback=0).build().state_dict()
+    plain = CausalLM(config=SIZES, lookback=0).build().state_dict()
     torch.manual_seed(0)
-    changed = LookbackCausalLM(config=SIZES, lookback=2).build().state_dict()
+    changed = CausalLM(config=SIZES, lookback=2).build().state_dict()
     differing = {name for name in plain if not torch.equal(plain[name], changed[name])}
     prefix = "model.layers.0.self_attn"
     assert differing == {f"{prefix}.{p}_proj.{kind}" for p in "qk" for kind in ("weight", "bias")}
@@ -48,4 +48,4 @@ def test_it_learns_from_an_otherwise_equal_start():
 @pytest.mark.parametrize(("change", "lookback"), [({"attention_bias": False}, 1), ({}, 5)])
 def test_models_without_biases_or_heads_are_refused(change: dict[str, bool], lookback: int):
     with pytest.raises(ValueError, match="expected biases"):
-        LookbackCausalLM(config={**SIZES, **change}, lookback=lookback).build()
+        CausalLM(config={**SIZES, **change}, lookback=lookback).build()

@@ -173,7 +173,9 @@ def test_the_same_world_is_not_written_twice(world: Path, capsys: pytest.Capture
     assert digest(world) == before
 
 
-@pytest.mark.parametrize("settings", [Settings(images=3, seed=0, texts=4), Settings(images=8, seed=0, texts=8, words=2)])
+@pytest.mark.parametrize(
+    "settings", [Settings(images=3, seed=0, texts=4), Settings(images=8, seed=0, texts=8, words=2)]
+)
 def test_settings_out_of_range_are_refused(tmp_path: Path, settings: Settings):
     with pytest.raises(ValueError, match="expected"):
         write_world(tmp_path / "world", settings)
