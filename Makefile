@@ -38,7 +38,7 @@ backbones: env
 	$(BIN)/mllm world $(BACKBONE_WORLD) --images 12000 --texts 120000 --seed 7
 	$(BIN)/python -m lightning_mllm.export.backbones tokenizer $(BACKBONE_WORLD) --to $(BACKBONES)/llama
 	$(BIN)/mllm run experiments/backbones/clip --hardware $(HARDWARE) --hardware.micro_batch=256
-	$(BIN)/mllm run experiments/backbones/llama --hardware $(HARDWARE) --hardware.micro_batch=32
+	$(BIN)/mllm run experiments/backbones/llama --hardware $(HARDWARE) --hardware.micro_batch=64
 	for name in clip llama; do
 	  $(BIN)/python -m lightning_mllm.export.backbones pack runs/backbones/$$name --to $(BACKBONES)/$$name
 	done

@@ -44,18 +44,18 @@ def _matches(thing: Thing, wanted: dict[str, str]) -> bool:
 
 
 def _refer(scene: Scene, thing: Thing, hidden: frozenset[str]) -> list[str]:
-    """All shortest-to-longest phrases that mean this thing alone and do not tell the hidden attributes."""
-    phrases = [] if "place" in hidden else [f"thing {at(thing.place)}"]
+    """The shortest phrases that mean this thing alone and do not tell the hidden attributes, as people refer."""
     visible = [name for name in ("size", "colour", "shape") if name not in hidden]
     for length in range(1, len(visible) + 1):
+        phrases = []
         for names in combinations(visible, length):
             wanted = {name: getattr(thing, name) for name in names}
-            if "size" in names and length == 1:
-                continue
-            if sum(_matches(other, wanted) for other in scene.things) == 1:
+            if names != ("size",) and sum(_matches(other, wanted) for other in scene.things) == 1:
                 noun = thing.shape if "shape" in names else "thing"
                 phrases.append(" ".join([wanted[n] for n in names if n != "shape"] + [noun]))
-    return phrases
+        if phrases:
+            return phrases
+    return [] if "place" in hidden else [f"thing {at(thing.place)}"]
 
 
 def _yes(truth: bool) -> str:

@@ -45,7 +45,7 @@ GRID = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """One drawn shape; `column` and `row` are its place in the grid, `dx` and `dy` its offset there (parts of a place)."""
+    """One drawn shape; `column` and `row` are its place in the grid, `dx` and `dy` its offset in parts of a place."""
 
     colour: str
     shape: str

@@ -186,8 +186,8 @@ class LLaVA(MultimodalModule):
     def place(self, batch: Batch, visual: Float[Tensor, "N V D"]) -> Float[Tensor, "B T D"]:
         """Embeddings of the tokens, visual vectors in their slots."""
         embeds = self.language.get_input_embeddings()(batch.tokens)
-        # Of a text-only batch's blank image nothing is placed, and yet it takes part: the empty slice gives the connector
-        # a gradient of zero, so that no rank is without one.
+        # Of a text-only batch's blank image nothing is placed, and yet it takes part: the empty slice gives the
+        # connector a gradient of zero, so that no rank is without one.
         return fill_slots(embeds, batch.kinds, visual[: batch.num_images], batch.ids)
 
     def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:

@@ -127,7 +127,7 @@ def pad_rows(tensor: Float[Tensor, "W D"], rows: int, like: int) -> Float[Tensor
     A copy in the head gets exactly the logit of `like`, and the lower index wins the tie: greedy answers never hold an
     added token, as they might if its row were zero.
     """
-    return torch.cat([tensor, torch.zeros(rows - len(tensor), tensor.shape[1])])
+    return torch.cat([tensor, tensor[like].expand(rows - len(tensor), -1)])
 
 
 def padded_rows(rows: int, tokens: int) -> int:

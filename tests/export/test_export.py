@@ -17,6 +17,7 @@ from lightning_mllm.architectures.llava import HF_KEYS, ORIGINAL_KEYS, TINY, LLa
 from lightning_mllm.connectors.projector import LinearConnector, MlpConnector
 from lightning_mllm.export import export, verify
 from lightning_mllm.export.importing import import_folder
+from lightning_mllm.inference import Model, load
 from lightning_mllm.language.tokenizer import byte_tokenizer
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.training.stage import StageSettings
@@ -196,9 +197,12 @@ def test_a_corrupted_folder_is_told_by_name(tmp_path: Path, found: str) -> None:
 
 @pytest.mark.timeout(600)
 def test_an_export_is_checked_in_a_fresh_process(tmp_path: Path) -> None:
-    to = export.export_module(net(), tmp_path / "made/folder")
+    module = net()
+    to = export.export_module(module, tmp_path / "made/folder")
     assert (to / "model.safetensors").is_file()
     assert [each.name for each in to.parent.iterdir()] == ["folder"]
+    picture = export.drawing(20, 30)
+    assert load(to).answer(picture, "What is it?") == Model(module).answer(picture, "What is it?") != ""
     with pytest.raises(ValueError, match="found files there, expected an empty or absent folder"):
         export.export_module(net(), to)
 

@@ -83,7 +83,8 @@ def test_missing_tokens_are_added_to_a_copy(tmp_path: Path) -> None:
 
 
 def test_added_rows_never_win() -> None:
-    head, hidden = torch.randn(10, 4), torch.randn(100, 4)
+    # All logits are negative: a row of zeros would win.
+    head, hidden = torch.rand(10, 4), -torch.rand(100, 4)
     padded = hf.pad_rows(head, hf.padded_rows(10, 12), like=3)
     assert padded.shape == (64, 4) and torch.equal(padded[:10], head)
     assert torch.equal((hidden @ padded.T).argmax(-1), (hidden @ head.T).argmax(-1))

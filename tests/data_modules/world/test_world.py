@@ -140,7 +140,7 @@ def test_a_scene_described_and_asked_about_by_hand():
         "What size is the square?": "small",
     }
     found: dict[str, set[str]] = defaultdict(set)
-    for seed in range(30):
+    for seed in range(200):
         for kind in KINDS.values():
             for question in kind(scene, Random(seed)):
                 found[question.text].add(question.answer)
