@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -40,22 +41,24 @@ def test_the_tokenizer_writes_any_text_and_learns_answers_only(folder: Path) -> 
     assert tokenizer.decode(tokenizer(strange, add_special_tokens=False)["input_ids"]) == strange
     assert len(tokenizer(" circle", add_special_tokens=False)["input_ids"]) == 1
     turns = [{"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "left"}]
-    coded = tokenizer.apply_chat_template(turns, return_dict=True, return_assistant_tokens_mask=True)
+    coded: Any = tokenizer.apply_chat_template(turns, return_dict=True, return_assistant_tokens_mask=True)
     learned = [t for t, m in zip(coded["input_ids"], coded["assistant_masks"], strict=True) if m]
     assert tokenizer.decode(learned) == " left</s>"
 
 
 def test_the_language_model_is_that_of_its_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    trained = load("runs/backbones/llama").module.language
+    net: Any = load("runs/backbones/llama").module
+    trained = net.language.state_dict()
     packed = AutoModelForCausalLM.from_pretrained(folder / "packed/llama", dtype=torch.float32)
     for name, tensor in packed.state_dict().items():
-        assert torch.equal(tensor, trained.state_dict()[name].half().float()), name
+        assert torch.equal(tensor, trained[name].half().float()), name
 
 
 def test_the_clip_is_that_of_its_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    trained = load("runs/backbones/clip").module.clip.state_dict()
+    net: Any = load("runs/backbones/clip").module
+    trained = net.clip.state_dict()
     config = json.loads((folder / "packed/clip/open_clip_config.json").read_text())["model_cfg"]
     packed = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
     open_clip.load_checkpoint(packed, str(folder / "packed/clip/open_clip_model.safetensors"))
