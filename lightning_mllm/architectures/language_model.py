@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from lightning_mllm.contracts import Batch, Output, Stage, Train
 from lightning_mllm.evaluation.generation import Decoding, generate
-from lightning_mllm.language.causal import CausalLM
+from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
 from lightning_mllm.language.decode import decode, head
 from lightning_mllm.language.loss import next_token_loss
 from lightning_mllm.language.tokenizer import load_tokenizer
@@ -104,20 +104,6 @@ class LanguageModelPretraining(MultimodalModule):
 
 
 TINY: dict[str, Any] = {
-    "language": CausalLM(
-        config={
-            "model_type": "llama",
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "vocab_size": 272,
-            "max_position_embeddings": 1024,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        }
-    ),
+    "language": TINY_LLAMA,
     "max_length": 1024,
 }

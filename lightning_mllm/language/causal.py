@@ -138,6 +138,24 @@ class CausalLM:
         return [each for each in module.modules() if type(each).__name__ in layers]
 
 
+TINY_LLAMA = CausalLM(
+    config={
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 272,
+        "max_position_embeddings": 1024,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+)
+"""Random values, no file, bytes as tokens: what the `tiny()` of an architecture talks with."""
+
+
 def _files(source: str) -> Path:
     place = resource(source)
     if place.exists():
