@@ -17,6 +17,7 @@ UV := .uv/bin/uv
 HARDWARE ?= cpu
 WORLD := data/world
 BACKBONE_WORLD := data/backbones
+CROPS := data/crops
 BACKBONES := lightning_mllm/backbones
 IMAGES ?= 10000
 
@@ -36,9 +37,10 @@ world: $(WORLD)/world.json
 
 backbones: env
 	$(BIN)/mllm world $(BACKBONE_WORLD) --images 12000 --texts 120000 --seed 7
+	$(BIN)/mllm world $(CROPS) --images 30000 --crops --seed 8
 	$(BIN)/python -m lightning_mllm.export.backbones tokenizer $(BACKBONE_WORLD) --to $(BACKBONES)/llama
 	$(BIN)/mllm run experiments/backbones/clip --hardware $(HARDWARE) --hardware.micro_batch=256
-	$(BIN)/mllm run experiments/backbones/llama --hardware $(HARDWARE) --hardware.micro_batch=64
+	$(BIN)/mllm run experiments/backbones/llama --hardware $(HARDWARE) --hardware.micro_batch=32
 	for name in clip llama; do
 	  $(BIN)/python -m lightning_mllm.export.backbones pack runs/backbones/$$name --to $(BACKBONES)/$$name
 	done

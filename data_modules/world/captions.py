@@ -22,6 +22,16 @@ def at(place: str) -> str:
     return f"{'on' if place in ('left', 'right') else 'at'} the {place}"
 
 
+def name(thing: Thing) -> str:
+    """'small red circle'."""
+    return f"{thing.size} {thing.colour} {thing.shape}"
+
+
+def plural(noun: str) -> str:
+    """'circles', 'crosses', 'red things'."""
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
+
+
 def enumerate_things(parts: Sequence[str]) -> str:
     """'x', 'x and y', 'x, y and z'."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
@@ -35,7 +45,7 @@ def relation(first: Thing, second: Thing) -> str:
 
 
 def _count(things: Sequence[Thing], noun: str) -> str:
-    return f"{NUMBERS[len(things)]} {noun}{'' if len(things) == 1 else 's'}"
+    return f"{NUMBERS[len(things)]} {noun if len(things) == 1 else plural(noun)}"
 
 
 def _background(scene: Scene) -> str:
@@ -49,25 +59,28 @@ def _word(scene: Scene) -> str:
 def describe(scene: Scene, random: Random) -> str:
     """The whole scene: size, colour, shape and place of every thing, in a random order."""
     things = random.sample(scene.things, len(scene.things))
-    return enumerate_things([f"{article(f'{t.size} {t.colour} {t.shape}')} {at(t.place)}" for t in things])
+    return enumerate_things([f"{article(name(t))} {at(t.place)}" for t in things])
 
 
 def captions(scene: Scene, random: Random) -> list[str]:
-    """Five true captions of the scene, differently worded, lower case, each one sentence."""
+    """Five true captions of the scene, differently worded, lower case, each one sentence.
+
+    Some leave colours or places out: only of shapes can all of them be told.
+    """
     things = random.sample(scene.things, len(scene.things))
-    plain = [article(f"{t.colour} {t.shape}") for t in things]
-    sized = [article(f"{t.size} {t.colour} {t.shape}") for t in things]
-    placed = [f"{at(t.place)} is {article(f'{t.size} {t.colour} {t.shape}')}" for t in things]
+    shapes = [article(t.shape) for t in things]
+    sized = [article(name(t)) for t in things]
+    placed = [f"{at(t.place)} is {article(t.shape)}" for t in things]
     if len(things) > 1:
         first, second, *rest = things
         related = f"{article(f'{first.colour} {first.shape}')} {relation(first, second)} "
         related += article(f"{second.colour} {second.shape}")
         related += f", and also {enumerate_things([article(f'{t.colour} {t.shape}') for t in rest])}" if rest else ""
     else:
-        related = f"only {article(f'{things[0].size} {things[0].colour} {things[0].shape}')} {at(things[0].place)}"
+        related = f"only {article(f'{things[0].colour} {things[0].shape}')}"
     return [
         f"{describe(scene, random)}{_word(scene)}.",
-        f"a picture of {_count(things, 'thing')}: {enumerate_things(plain)}{_word(scene)}.",
+        f"a picture of {_count(things, 'thing')}: {enumerate_things(shapes)}{_word(scene)}.",
         f"{related}.",
         f"{enumerate_things(sized)} {_background(scene)}{_word(scene)}.",
         f"{', '.join(placed)}.",

@@ -26,6 +26,14 @@ def thing_box(thing: Thing, size: int) -> Box:
     return x, y, diameter, diameter
 
 
+def crop(picture: Image.Image, thing: Thing) -> tuple[Image.Image, list[Box]]:
+    """The place of a thing, cut out of a picture of it, and its box there."""
+    place = picture.width // GRID
+    left, top = thing.column * place, thing.row * place
+    x, y, width, height = thing_box(thing, picture.width)
+    return picture.crop((left, top, left + place, top + place)), [(x - left, y - top, width, height)]
+
+
 def _polygon(centre: tuple[float, float], radius: float, radii: list[float], start: float) -> list[tuple[float, float]]:
     steps = len(radii)
     angles = [start + 2 * math.pi * step / steps for step in range(steps)]

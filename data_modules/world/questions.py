@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from random import Random
 
-from data_modules.world.captions import NUMBERS, article, at
+from data_modules.world.captions import NUMBERS, article, at, plural
 from data_modules.world.scene import COLOURS, NOVEL_PAIRS, SHAPES, SIZES, Scene, Thing
 
 
@@ -87,13 +87,13 @@ def _place(scene: Scene, random: Random) -> Iterator[Question]:
 
 
 def _count(scene: Scene, random: Random) -> Iterator[Question]:
-    ask = random.choice(("How many {}s are there?", "What is the number of {}s?"))
+    ask = random.choice(("How many {} are there?", "What is the number of {}?"))
     wanted = [{"shape": shape} for shape in SHAPES] + [{"colour": colour} for colour in COLOURS]
     for attributes in wanted:
         number = sum(_matches(thing, attributes) for thing in scene.things)
         noun = attributes.get("shape") or f"{attributes['colour']} thing"
-        yield Question(kind="count", text=ask.format(noun), answer=NUMBERS[number])
-    yield Question(kind="count", text=ask.format("thing"), answer=NUMBERS[len(scene.things)])
+        yield Question(kind="count", text=ask.format(plural(noun)), answer=NUMBERS[number])
+    yield Question(kind="count", text=ask.format(plural("thing")), answer=NUMBERS[len(scene.things)])
 
 
 def _existence(scene: Scene, random: Random) -> Iterator[Question]:
@@ -137,7 +137,7 @@ def _comparison(scene: Scene, random: Random) -> Iterator[Question]:
     numbers = Counter(thing.shape for thing in scene.things)
     for first, second in combinations(sorted(numbers), 2):
         for a, b in ((first, second), (second, first)):
-            text = f"Are there more {a}s than {b}s?"
+            text = f"Are there more {plural(a)} than {plural(b)}?"
             yield Question(kind="comparison", text=text, answer=_yes(numbers[a] > numbers[b]))
 
 

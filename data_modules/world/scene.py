@@ -73,8 +73,8 @@ class Scene:
     """Column and row of the written word."""
 
 
-def draw_scene(random: Random, *, novel: bool, words: float = 0.0) -> Scene:
-    """A random scene of one to five things, all in different places.
+def draw_scene(random: Random, *, novel: bool, words: float = 0.0, most: int = max(COUNTS)) -> Scene:
+    """A random scene of one to `most` things, all in different places.
 
     Attributes repeat within a scene half of the time, so that counting and comparing mean something.
 
@@ -82,7 +82,8 @@ def draw_scene(random: Random, *, novel: bool, words: float = 0.0) -> Scene:
         novel: at least one thing is a pair of `NOVEL_PAIRS`; otherwise none is.
         words: probability of a written word.
     """
-    (count,) = random.choices(list(COUNTS), weights=list(COUNTS.values()))
+    counts = [count for count in COUNTS if count <= most]
+    (count,) = random.choices(counts, weights=[COUNTS[count] for count in counts])
     places = random.sample([(column, row) for column in range(GRID) for row in range(GRID)], count + 1)
     colours = random.sample(list(COLOURS), random.randint(1, 3)) if random.random() < 0.5 else list(COLOURS)
     shapes = random.sample(SHAPES, random.randint(1, 3)) if random.random() < 0.5 else SHAPES

@@ -4,10 +4,12 @@
     DIR/images/SPLIT/000000000001.png                pictures
     DIR/coco/{captions,instances}_SPLIT.json         five captions an image; true boxes
     DIR/vqa/{questions,annotations}_SPLIT.json       VQAv2, ten equal answers a question
-    DIR/llava/conversations_SPLIT.json               image + several turns of questions and one description
+    DIR/llava/conversations_SPLIT.json               image + several turns of questions, sometimes a description
     DIR/text/conversations_SPLIT.json                the same kind of turns about scenes that are only written
     DIR/text/questions_SPLIT.json                    written scenes again, one question a conversation
     DIR/text/corpus_SPLIT.jsonl                      plain documents, {"id", "text"}
+
+A world of crops has one thing a picture, cut out at its place, and of the files those of COCO.
 
 Splits are train, val, test and test_novel; only test_novel holds the colour-shape pairs of `scene.NOVEL_PAIRS`.
 The bytes are a pure function of the arguments: each chunk of scenes has its own generator, whoever draws it.
@@ -20,7 +22,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -30,16 +32,21 @@ from typing import Any
 
 from rich.progress import track
 
-from data_modules.world.captions import captions, describe
-from data_modules.world.draw import draw, thing_box
+from data_modules.world.captions import article, captions, describe, name
+from data_modules.world.draw import Box, crop, draw, thing_box
 from data_modules.world.questions import Balance, Question, ask
-from data_modules.world.scene import SHAPES, Scene, draw_scene
+from data_modules.world.scene import COUNTS, GRID, SHAPES, Scene, Thing, draw_scene
 
 SHARES = {"train": 0.85, "val": 0.05, "test": 0.05, "test_novel": 0.05}
 QUESTIONS = 6
+"""Of an image in VQAv2's format."""
+TURNS = 10
+"""Questions of a conversation."""
+DESCRIBED = 0.25
+"""Share of conversations that also ask for a description: with one in each, nine learned words of ten would be its."""
 CHUNK = 250
 DESCRIBE = "Describe the picture."
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same arguments would give other bytes."""
 
 Json = dict[str, Any]
@@ -52,8 +59,10 @@ class Settings:
     images: int
     seed: int
     texts: int
-    size: int = 64
+    size: int = 72
     """Side of the pictures, pixels."""
+    crops: bool = False
+    """Whether a picture is one thing alone, cut out at its place: a side of `size` / GRID pixels."""
     words: float = 0.0
     """Share of the pictures with a written word."""
     format: int = FORMAT
@@ -83,12 +92,15 @@ class Chunk:
 
     def scenes(self, random: Random) -> Iterator[tuple[int, Scene]]:
         for index in range(self.start, self.start + self.count):
-            yield index, draw_scene(random, novel=self.split == "test_novel", words=self.settings.words)
+            novel, settings = self.split == "test_novel", self.settings
+            most = 1 if settings.crops else max(COUNTS)
+            yield index, draw_scene(random, novel=novel, words=settings.words, most=most)
 
 
 def _turns(opening: str, questions: list[Question], description: str, random: Random) -> list[Json]:
     pairs = [(question.text, question.answer) for question in questions]
-    pairs.insert(random.randint(0, len(pairs)), (DESCRIBE, description))
+    if random.random() < DESCRIBED:
+        pairs.insert(random.randint(0, len(pairs)), (DESCRIBE, description))
     turns = []
     for index, (text, answer) in enumerate(pairs):
         turns += [{"from": "human", "value": f"{opening}\n{text}" if index == 0 else text}]
@@ -100,18 +112,18 @@ def _caption_records(image: int, texts: list[str]) -> list[Json]:
     return [{"id": image * 10 + k, "image_id": image, "caption": text} for k, text in enumerate(texts)]
 
 
-def _instance_records(image: int, scene: Scene, size: int) -> list[Json]:
+def _instance_records(image: int, things: Iterable[Thing], boxes: Iterable[Box]) -> list[Json]:
     return [
         {
             "id": image * 10 + k,
             "image_id": image,
             "category_id": SHAPES.index(thing.shape) + 1,
-            "bbox": [round(value, 2) for value in thing_box(thing, size)],
-            "area": round(thing_box(thing, size)[2] * thing_box(thing, size)[3], 2),
+            "bbox": [round(value, 2) for value in box],
+            "area": round(box[2] * box[3], 2),
             "iscrowd": 0,
             "attributes": {"colour": thing.colour, "size": thing.size},
         }
-        for k, thing in enumerate(scene.things)
+        for k, (thing, box) in enumerate(zip(things, boxes, strict=True))
     ]
 
 
@@ -142,17 +154,21 @@ def write_images(chunk: Chunk) -> dict[str, list[Json]]:
         name: [] for name in ("images", "captions", "instances", "questions", "annotations", "conversations")
     }
     for index, scene in chunk.scenes(random):
-        name = f"{index:012d}.png"
-        draw(scene, size, random).save(chunk.folder / "images" / chunk.split / name, compress_level=4)
-        records["images"].append({"id": index, "file_name": name, "width": size, "height": size})
-        records["captions"] += _caption_records(index, captions(scene, random))
-        records["instances"] += _instance_records(index, scene, size)
-        questions = ask(scene, QUESTIONS, balance, random)
-        asked, answered = _vqa_records(index, questions)
+        picture, boxes, texts = draw(scene, size, random), [thing_box(thing, size) for thing in scene.things], []
+        if chunk.settings.crops:
+            picture, boxes = crop(picture, scene.things[0])
+            texts = [f"{article(name(scene.things[0]))}."]
+        file = f"{index:012d}.png"
+        picture.save(chunk.folder / "images" / chunk.split / file, compress_level=4)
+        records["images"].append({"id": index, "file_name": file, "width": picture.width, "height": picture.height})
+        records["captions"] += _caption_records(index, texts or captions(scene, random))
+        records["instances"] += _instance_records(index, scene.things, boxes)
+        questions = ask(scene, TURNS, balance, random)
+        asked, answered = _vqa_records(index, questions[:QUESTIONS])
         records["questions"] += asked
         records["annotations"] += answered
         turns = _turns("<image>", questions, f"{describe(scene, random)}.", random)
-        records["conversations"].append({"id": str(index), "image": name, "conversations": turns})
+        records["conversations"].append({"id": str(index), "image": file, "conversations": turns})
     return records
 
 
@@ -162,7 +178,7 @@ def write_texts(chunk: Chunk) -> dict[str, list[Json]]:
     records: dict[str, list[Json]] = {"conversations": [], "questions": [], "corpus": []}
     for index, scene in chunk.scenes(random):
         texts = captions(scene, random)
-        questions = ask(scene, QUESTIONS, balance, random)
+        questions = ask(scene, TURNS, balance, random)
         turns = _turns(texts[0], questions, f"{describe(scene, random)}.", random)
         records["conversations"].append({"id": f"text-{index}", "conversations": turns})
         question = random.choice(questions)
@@ -179,13 +195,17 @@ def _dump(path: Path, value: object) -> None:
         json.dump(value, file, separators=(",", ":"))
 
 
-def _write_split(folder: Path, split: str, images: dict[str, list[Json]], texts: dict[str, list[Json]]) -> None:
+def _write_split(
+    folder: Path, split: str, images: dict[str, list[Json]], texts: dict[str, list[Json]], crops: bool
+) -> None:
     info = {"description": "the small world", "version": str(FORMAT)}
     categories = [{"id": n + 1, "name": shape, "supercategory": "shape"} for n, shape in enumerate(SHAPES)]
     head = {"info": info, "images": images["images"]}
     _dump(folder / f"coco/captions_{split}.json", {**head, "annotations": images["captions"]})
     instances = {**head, "annotations": images["instances"], "categories": categories}
     _dump(folder / f"coco/instances_{split}.json", instances)
+    if crops:
+        return
     _dump(folder / f"vqa/questions_{split}.json", {"info": info, "questions": images["questions"]})
     _dump(folder / f"vqa/annotations_{split}.json", {"info": info, "annotations": images["annotations"]})
     _dump(folder / f"llava/conversations_{split}.json", images["conversations"])
@@ -221,6 +241,8 @@ def write_world(folder: Path, settings: Settings) -> None:
             f"expected a size of at least 32 pixels and a share of words in 0..1, found {settings.size} and "
             f"{settings.words}"
         )
+    if settings.crops and settings.size % GRID:
+        raise ValueError(f"--size: found {settings.size}, expected a multiple of {GRID} to cut places out of")
     card = folder / "world.json"
     if card.exists() and json.loads(card.read_text()) == asdict(settings):
         print(f"{folder} already holds this world")
@@ -242,7 +264,7 @@ def write_world(folder: Path, settings: Settings) -> None:
             future.result()
     for split in SHARES:
         images, texts = (_merge([future.result() for future in work[split, kind]]) for kind in ("images", "texts"))
-        _write_split(partial, split, images, texts)
+        _write_split(partial, split, images, texts, settings.crops)
     _dump(partial / "world.json", asdict(settings))
     if folder.exists():
         folder.rmdir()
@@ -256,11 +278,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=10_000, help="pictures in all splits together (10000)")
     parser.add_argument("--texts", type=int, help="scenes that are only written (as many as images)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (0)")
-    parser.add_argument("--size", type=int, default=64, help="side of a picture in pixels (64)")
+    parser.add_argument("--size", type=int, default=72, help="side of a picture in pixels (72)")
+    parser.add_argument("--crops", action="store_true", help="one thing a picture, cut out at its place")
     parser.add_argument("--words", type=float, default=0.0, help="share of pictures with a written word (0)")
     given = parser.parse_args(arguments)
-    texts = given.images if given.texts is None else given.texts
-    settings = Settings(images=given.images, seed=given.seed, texts=texts, size=given.size, words=given.words)
+    texts = given.texts if given.texts is not None else 4 if given.crops else given.images
+    settings = Settings(
+        images=given.images, seed=given.seed, texts=texts, size=given.size, words=given.words, crops=given.crops
+    )
     try:
         write_world(given.folder, settings)
     except ValueError as error:

@@ -92,21 +92,26 @@ class ClipPretraining(MultimodalModule):
             )
         processor = Processor(words, load_template("plain", words), image, 0, clip.context_length)
         super().__init__(parts={"clip": clip}, processor=processor, stage=stage, decoding=decoding)
-        self.end, self.context = int(end), clip.context_length
+        self.end = int(end)
         mean, std = clip.source.statistics()
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, batch: Batch) -> Output:
-        """Symmetric cross-entropy over pairs, and the share of images whose nearest caption is their own."""
+        """Symmetric cross-entropy over pairs, and the share of images whose nearest caption is their own.
+
+        Images of one and the same caption are all its own (UniCL, arXiv 2204.03610, eq. 3): none is a wrong answer.
+        """
         if batch.num_images != len(batch.ids):
             raise ValueError(f"found {batch.num_images} images for {len(batch.ids)} captions, expected one each")
         scale = self.clip.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
         logits = scale * self.see(batch) @ self.read(batch.tokens, batch.segments).T
-        own = torch.arange(len(logits), device=logits.device)
-        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-        accuracy = (logits.argmax(1) == own).to(loss.dtype).mean()
-        return Output(loss=loss, count=own.new_tensor(len(own)), parts={"accuracy": accuracy.detach()})
+        own = (batch.tokens.unsqueeze(0) == batch.tokens.unsqueeze(1)).all(-1).to(logits.dtype)
+        targets = own / own.sum(1, keepdim=True)
+        loss = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+        accuracy = own.gather(1, logits.argmax(1, keepdim=True)).mean()
+        count = torch.tensor(len(own), device=own.device)
+        return Output(loss=loss, count=count, parts={"accuracy": accuracy.detach()})
 
     def see(self, batch: Batch) -> Float[Tensor, "B E"]:
         """Unit vectors of the images."""
@@ -116,12 +121,15 @@ class ClipPretraining(MultimodalModule):
 
     def read(self, tokens: Int[Tensor, "B T"], segments: Int[Tensor, "B T"]) -> Float[Tensor, "B E"]:
         """Unit vectors of right-padded captions, whose last token (the line end of `plain`) becomes the end token."""
-        lengths = (segments > 0).sum(1)
-        text = F.pad(tokens, (0, self.context - tokens.shape[1]), value=self.end)
-        places = torch.arange(self.context, device=tokens.device)
-        # Nothing looks at what stands behind the end token, which pads too.
-        text = text.masked_fill(places >= (lengths - 1).unsqueeze(1), self.end)
-        return self.clip.encode_text(text, normalize=True)
+        last, (_, width) = (segments > 0).sum(1) - 1, tokens.shape
+        places = torch.arange(width, device=tokens.device)
+        # Nothing looks at what stands behind the end token, which pads too. open_clip's own `encode_text` pads every
+        # batch to the longest text there may be.
+        text = tokens.masked_fill(places >= last.unsqueeze(1), self.end)
+        clip: Any = self.clip
+        embeds = clip.token_embedding(text) + clip.positional_embedding[:width]
+        hidden = clip.ln_final(clip.transformer(embeds, attn_mask=clip.attn_mask[:width, :width]))
+        return F.normalize(hidden[torch.arange(len(hidden)), last] @ clip.text_projection, dim=-1)
 
     def answers(self, batch: Batch) -> list[str]:
         """For each image the nearest of the batch's captions (the first reference of each row)."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lightning_mllm.language.lora import fresh_lora
 from lightning_mllm.training.freezing import nearest
 from lightning_mllm.training.sharding import fill
+from lightning_mllm.vision.positions import is_grid, resize_positions
 from lightning_mllm.weights.handover import Ancestors, is_adapter
 from lightning_mllm.weights.part import PartSpec
 
@@ -60,7 +61,8 @@ def initialise(module: nn.Module, parts: Mapping[str, PartSpec], ancestors: Ance
         ancestors: Whole tensors of earlier stages under the net's own names.
 
     Raises:
-        ValueError: Naming a parameter that nothing initialises, a tensor that the net lacks, or two shapes that differ.
+        ValueError: Naming a parameter that nothing initialises, a tensor that the net lacks, or two shapes that differ
+            (positions of an image tower are resized to its grid).
     """
     targets = _Targets(module)
     adapted = any(map(is_adapter, targets.tensors))
@@ -149,6 +151,8 @@ class _Targets:
                 f" {', '.join(map(repr, nearest(name, self.tensors, 2)))}"
             )
         target = self.tensors[self.names[name]]
+        if target.shape != tensor.shape and is_grid(name, tensor, target):
+            tensor = resize_positions(tensor, len(target))
         if target.shape != tensor.shape:
             raise ValueError(
                 f"{source}: tensor {name!r} has shape {tuple(tensor.shape)}, expected {tuple(target.shape)}"
