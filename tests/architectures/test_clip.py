@@ -65,6 +65,20 @@ def test_the_loss_is_that_of_open_clip_reading_our_files(tmp_path: Path) -> None
     assert output.count == 3
 
 
+def test_images_of_one_caption_are_all_its_own() -> None:
+    module = built()
+    twins = [replace(PAIRS[0], id="twin", images=(Noise(7),)), *PAIRS]
+    batch = batch_of(module, *twins)
+    with torch.no_grad():
+        output = module(batch)
+        logits = module.clip.logit_scale.exp() * module.see(batch) @ module.read(batch.tokens, batch.segments).T
+    targets = torch.tensor([[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    expected = -(targets * logits.log_softmax(1) + targets * logits.T.log_softmax(1)).sum(1).mean() / 2
+    assert_close(output.loss, expected, atol=1e-6, rtol=0)
+    hits = [targets[row, place] > 0 for row, place in enumerate(logits.argmax(1).tolist())]
+    assert output.parts["accuracy"] == pytest.approx(sum(hits) / 4)
+
+
 def test_accuracy_and_answers_are_retrieval_among_the_batch() -> None:
     module = built()
     batch, asked = batch_of(module, *PAIRS), batch_of(module, *PAIRS, generate=True)

@@ -29,6 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         (folder / "experiments").symlink_to(ROOT / "experiments")
         main(["world", "data/backbones", "--images", "80", "--texts", "80", "--seed", "2"])
+        main(["world", "data/crops", "--images", "80", "--crops", "--seed", "2"])
         for name in ("llama", "clip"):
             main(["run", f"experiments/backbones/{name}", "--stage.global_batch=16", "--hardware.micro_batch=16"])
             backbones.main(["pack", f"runs/backbones/{name}", "--to", f"packed/{name}"])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_modules.world.captions import captions, describe
+from data_modules.world.captions import captions, describe, plural
 from data_modules.world.draw import draw, thing_box
 from data_modules.world.questions import KINDS, Balance, ask
 from data_modules.world.scene import COLOURS, NOVEL_PAIRS, SHAPES, Scene, Thing, draw_scene
@@ -147,6 +147,37 @@ def test_a_scene_described_and_asked_about_by_hand():
     assert {text: found[text] for text in truth} == {text: {answer} for text, answer in truth.items()}
 
 
+def test_a_crop_is_one_thing_at_its_place(tmp_path: Path):
+    write_world(tmp_path / "crops", Settings(images=40, seed=0, texts=4, crops=True))
+    assert not [path.name for path in (tmp_path / "crops").iterdir() if path.name in ("vqa", "llava", "text")]
+    captions = read(tmp_path / "crops", "coco/captions_train.json")
+    boxes = read(tmp_path / "crops", "coco/instances_train.json")
+    assert len(captions["annotations"]) == len(boxes["annotations"]) == len(captions["images"])
+    for caption, instance in zip(captions["annotations"], boxes["annotations"], strict=True):
+        shown = instance["attributes"]
+        name = f"{shown['size']} {shown['colour']} {SHAPES[instance['category_id'] - 1]}"
+        assert caption["caption"].split(" ", 1)[1] == f"{name}."
+        x, y, width, height = instance["bbox"]
+        assert min(x, y) >= 0 and max(x + width, y + height) <= 24
+        image = np.asarray(Image.open(tmp_path / f"crops/images/train/{caption['image_id']:012d}.png")).astype(int)
+        assert image.shape == (24, 24, 3)
+        inside = image[round(y) : round(y + height), round(x) : round(x + width)]
+        assert (np.abs(inside - np.array(COLOURS[shown["colour"]])).max(-1) < 40).mean() > 0.15
+
+
+@pytest.mark.parametrize("noun", ["circle", "cross", "red thing"])
+def test_plurals(noun: str):
+    assert plural(noun) == {"circle": "circles", "cross": "crosses", "red thing": "red things"}[noun]
+
+
+def test_a_quarter_of_conversations_describes_and_all_ask(world: Path):
+    conversations = read(world, "llava/conversations_train.json")
+    questions = [turn["value"] for item in conversations for turn in item["conversations"][::2]]
+    described = sum("Describe" in question for question in questions)
+    assert 0.15 < described / len(conversations) < 0.35
+    assert len(questions) - described > 6 * len(conversations)
+
+
 def test_questions_about_one_scene_never_contradict_each_other():
     random = Random(0)
     for _ in range(100):
@@ -174,7 +205,12 @@ def test_the_same_world_is_not_written_twice(world: Path, capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    "settings", [Settings(images=3, seed=0, texts=4), Settings(images=8, seed=0, texts=8, words=2)]
+    "settings",
+    [
+        Settings(images=3, seed=0, texts=4),
+        Settings(images=8, seed=0, texts=8, words=2),
+        Settings(images=8, seed=0, texts=8, size=64, crops=True),
+    ],
 )
 def test_settings_out_of_range_are_refused(tmp_path: Path, settings: Settings):
     with pytest.raises(ValueError, match="expected"):
