@@ -19,7 +19,7 @@ WORLD := data/world
 BACKBONE_WORLD := data/backbones
 CROPS := data/crops
 BACKBONES := lightning_mllm/backbones
-IMAGES ?= 10000
+IMAGES ?= 20000
 
 quickstart: env world
 	$(BIN)/mllm run experiments/quickstart/llava --hardware $(HARDWARE)
@@ -52,7 +52,7 @@ lock: $(UV)
 	  --no-emit-index-url -o requirements/uv.txt
 
 $(WORLD)/world.json: | $(VENV)/.stamp
-	$(BIN)/mllm world $(WORLD) --images $(IMAGES) --seed 0
+	$(BIN)/mllm world $(WORLD) --images $(IMAGES) --texts 2000 --seed 0
 
 $(UV): requirements/uv.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
