@@ -91,7 +91,6 @@ def _write_language(net: Any, folder: Path) -> Path:
     write_tensors(
         folder / "model.safetensors",
         {name: tensor for name, tensor in _halved(model.state_dict()).items() if name not in tied},
-        {"format": "pt"},
     )
     return folder / "model.safetensors"
 

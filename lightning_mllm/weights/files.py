@@ -73,7 +73,6 @@ def write_text(path: Path, text: str) -> None:
 def write_tensors(
     path: Path,
     tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
-    metadata: Mapping[str, str] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> list[Path]:
     """Writes `path` (`.../model.safetensors`), or shards of it and their index if all is larger than `shard_bytes`.
@@ -95,7 +94,7 @@ def write_tensors(
         for shard in _shards(pairs(tensors), shard_bytes):
             beside = _beside(path)
             written.append((beside, list(shard)))
-            total += _save(beside, shard, {"format": "pt", **(metadata or {})}, path)
+            total += _save(beside, shard, path)
         return _publish(path, written, total)
     finally:
         for beside, _ in written:
@@ -234,10 +233,11 @@ def _shards(source: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[s
     yield shard
 
 
-def _save(beside: Path, shard: Mapping[str, Tensor], metadata: dict[str, str], path: Path) -> int:
+def _save(beside: Path, shard: Mapping[str, Tensor], path: Path) -> int:
     size = sum(tensor.nbytes for tensor in shard.values())
     try:
-        save_file(dict(shard), beside, metadata)
+        # One entry: safetensors writes several in a random order, and equal weights would have unequal checksums.
+        save_file(dict(shard), beside, {"format": "pt"})
         with beside.open("rb") as stream:
             os.fsync(stream.fileno())
     except (SafetensorError, OSError) as error:

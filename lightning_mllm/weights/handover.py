@@ -65,7 +65,7 @@ def write_stage(
         lora_scale = _scale_in(settings)
     assert lora_scale is not None or not any(map(is_adapter, named)), "adapters need their scale"
     (folder / RECORD).unlink(missing_ok=True)
-    write_tensors(folder / "model.safetensors", named, {"stage": stage})
+    write_tensors(folder / "model.safetensors", named)
     record = {
         "format": FORMAT,
         "stage": stage,

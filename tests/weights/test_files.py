@@ -23,11 +23,16 @@ def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> b
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
-    (file,) = write_tensors(tmp_path / "sub/model.safetensors", TENSORS, {"stage": "align"})
+    (file,) = write_tensors(tmp_path / "sub/model.safetensors", TENSORS)
     assert file == tmp_path / "sub/model.safetensors"
     assert [each.name for each in file.parent.iterdir()] == ["model.safetensors"]
     assert same(dict(sorted(read_tensors(file))), TENSORS)
     assert same(dict(sorted(read_tensors(file.parent))), TENSORS)
+
+
+def test_equal_tensors_are_equal_bytes(tmp_path: Path) -> None:
+    written = [write_tensors(tmp_path / f"{n}/model.safetensors", TENSORS)[0].read_bytes() for n in range(8)]
+    assert len(set(written)) == 1
 
 
 def test_views_and_shared_tensors_are_written(tmp_path: Path) -> None:
