@@ -154,14 +154,16 @@ def write_images(chunk: Chunk) -> dict[str, list[Json]]:
         name: [] for name in ("images", "captions", "instances", "questions", "annotations", "conversations")
     }
     for index, scene in chunk.scenes(random):
-        picture, boxes, texts = draw(scene, size, random), [thing_box(thing, size) for thing in scene.things], []
+        picture, boxes = draw(scene, size, random), [thing_box(thing, size) for thing in scene.things]
         if chunk.settings.crops:
             picture, boxes = crop(picture, scene.things[0])
             texts = [f"{article(name(scene.things[0]))}."]
+        else:
+            texts = captions(scene, random)
         file = f"{index:012d}.png"
         picture.save(chunk.folder / "images" / chunk.split / file, compress_level=4)
         records["images"].append({"id": index, "file_name": file, "width": picture.width, "height": picture.height})
-        records["captions"] += _caption_records(index, texts or captions(scene, random))
+        records["captions"] += _caption_records(index, texts)
         records["instances"] += _instance_records(index, scene.things, boxes)
         questions = ask(scene, TURNS, balance, random)
         asked, answered = _vqa_records(index, questions[:QUESTIONS])
