@@ -40,6 +40,7 @@ NOVEL_PAIRS = frozenset(
 
 COUNTS = {1: 3, 2: 4, 3: 3, 4: 2, 5: 1}
 """Things in a scene -> how often, relative to one another."""
+MOST = max(COUNTS)
 GRID = 3
 
 
@@ -73,7 +74,7 @@ class Scene:
     """Column and row of the written word."""
 
 
-def draw_scene(random: Random, *, novel: bool, words: float = 0.0, most: int = max(COUNTS)) -> Scene:
+def draw_scene(random: Random, *, novel: bool, words: float = 0.0, most: int = MOST) -> Scene:
     """A random scene of one to `most` things, all in different places.
 
     Attributes repeat within a scene half of the time, so that counting and comparing mean something.
@@ -81,6 +82,7 @@ def draw_scene(random: Random, *, novel: bool, words: float = 0.0, most: int = m
     Args:
         novel: at least one thing is a pair of `NOVEL_PAIRS`; otherwise none is.
         words: probability of a written word.
+        most: things there may be; at least one.
     """
     counts = [count for count in COUNTS if count <= most]
     (count,) = random.choices(counts, weights=[COUNTS[count] for count in counts])

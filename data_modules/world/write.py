@@ -35,7 +35,7 @@ from rich.progress import track
 from data_modules.world.captions import article, captions, describe, name
 from data_modules.world.draw import Box, crop, draw, thing_box
 from data_modules.world.questions import Balance, Question, ask
-from data_modules.world.scene import COUNTS, GRID, SHAPES, Scene, Thing, draw_scene
+from data_modules.world.scene import GRID, MOST, SHAPES, Scene, Thing, draw_scene
 
 SHARES = {"train": 0.85, "val": 0.05, "test": 0.05, "test_novel": 0.05}
 QUESTIONS = 6
@@ -43,7 +43,7 @@ QUESTIONS = 6
 TURNS = 10
 """Questions of a conversation."""
 DESCRIBED = 0.25
-"""Share of conversations that also ask for a description: with one in each, nine learned words of ten would be its."""
+"""Share of conversations that also ask for a description: with one in each, half of the learned tokens would be its."""
 CHUNK = 250
 DESCRIBE = "Describe the picture."
 FORMAT = 2
@@ -92,9 +92,8 @@ class Chunk:
 
     def scenes(self, random: Random) -> Iterator[tuple[int, Scene]]:
         for index in range(self.start, self.start + self.count):
-            novel, settings = self.split == "test_novel", self.settings
-            most = 1 if settings.crops else max(COUNTS)
-            yield index, draw_scene(random, novel=novel, words=settings.words, most=most)
+            novel, most = self.split == "test_novel", 1 if self.settings.crops else MOST
+            yield index, draw_scene(random, novel=novel, words=self.settings.words, most=most)
 
 
 def _turns(opening: str, questions: list[Question], description: str, random: Random) -> list[Json]:
@@ -284,7 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--crops", action="store_true", help="one thing a picture, cut out at its place")
     parser.add_argument("--words", type=float, default=0.0, help="share of pictures with a written word (0)")
     given = parser.parse_args(arguments)
-    texts = given.texts if given.texts is not None else 4 if given.crops else given.images
+    texts = (len(SHARES) if given.crops else given.images) if given.texts is None else given.texts
     settings = Settings(
         images=given.images, seed=given.seed, texts=texts, size=given.size, words=given.words, crops=given.crops
     )

@@ -19,7 +19,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_mllm.contracts import Batch, Output, Sample, Stage, Train, Turn
 from lightning_mllm.evaluation.generation import Decoding
@@ -90,6 +90,8 @@ class ClipPretraining(MultimodalModule):
                 f"clip: text_cfg takes the vector at token {reads.get(pool)} (pool_type {pool}), expected the"
                 f" tokenizer's end token {end}, as pool_type eos with eos_id {end}"
             )
+        if clip.text_config.get("no_causal_mask"):
+            raise ValueError("clip: found text_cfg.no_causal_mask, expected a causal text tower, which sees no padding")
         processor = Processor(words, load_template("plain", words), image, 0, clip.context_length)
         super().__init__(parts={"clip": clip}, processor=processor, stage=stage, decoding=decoding)
         self.end = int(end)
@@ -129,7 +131,10 @@ class ClipPretraining(MultimodalModule):
         clip: Any = self.clip
         embeds = clip.token_embedding(text) + clip.positional_embedding[:width]
         hidden = clip.ln_final(clip.transformer(embeds, attn_mask=clip.attn_mask[:width, :width]))
-        return F.normalize(hidden[torch.arange(len(hidden)), last] @ clip.text_projection, dim=-1)
+        pooled, projection = hidden[torch.arange(len(hidden), device=hidden.device), last], clip.text_projection
+        if projection is not None:
+            pooled = projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
+        return F.normalize(pooled, dim=-1)
 
     def answers(self, batch: Batch) -> list[str]:
         """For each image the nearest of the batch's captions (the first reference of each row)."""

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from lightning_mllm.language.lora import fresh_lora
 from lightning_mllm.training.freezing import nearest
 from lightning_mllm.training.sharding import fill
-from lightning_mllm.vision.positions import is_grid, resize_positions
 from lightning_mllm.weights.handover import Ancestors, is_adapter
-from lightning_mllm.weights.part import PartSpec
+from lightning_mllm.weights.part import PartSpec, ResizablePart
 
 Provenance = dict[str, str]
 """Parameter name -> what its first value came from."""
+RESIZED = ", resized"
+"""Added to a source whose tensor had another size."""
 
 
 def build_empty(spec: PartSpec) -> nn.Module:
@@ -62,9 +63,9 @@ def initialise(module: nn.Module, parts: Mapping[str, PartSpec], ancestors: Ance
 
     Raises:
         ValueError: Naming a parameter that nothing initialises, a tensor that the net lacks, or two shapes that differ
-            (positions of an image tower are resized to its grid).
+            and that the part's spec cannot resize.
     """
-    targets = _Targets(module)
+    targets = _Targets(module, parts)
     adapted = any(map(is_adapter, targets.tensors))
     inherited = ancestors if adapted else ancestors.plain()
     for name in inherited:
@@ -125,7 +126,8 @@ def _tie(module: nn.Module) -> None:
 class _Targets:
     """The net's tensors under every name by which a source may call them, and what has filled them so far."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, parts: Mapping[str, PartSpec]) -> None:
+        self.parts = parts
         self.parameters = dict(module.named_parameters())
         self.tensors: dict[str, Tensor] = {**self.parameters, **dict(module.named_buffers())}
         self.seen: Provenance = {}
@@ -142,7 +144,7 @@ class _Targets:
 
     def inherits(self, name: str) -> bool:
         """Whether an ancestor has filled the tensor called `name`."""
-        return self.seen.get(self.names.get(name, "")) == "stage.init_from"
+        return self.seen.get(self.names.get(name, ""), "").removesuffix(RESIZED) == "stage.init_from"
 
     def fill(self, name: str, tensor: Tensor, source: str) -> None:
         if name not in self.names:
@@ -151,8 +153,11 @@ class _Targets:
                 f" {', '.join(map(repr, nearest(name, self.tensors, 2)))}"
             )
         target = self.tensors[self.names[name]]
-        if target.shape != tensor.shape and is_grid(name, tensor, target):
-            tensor = resize_positions(tensor, len(target))
+        part, _, tail = name.partition(".")
+        spec = self.parts.get(part)
+        if target.shape != tensor.shape and isinstance(spec, ResizablePart):
+            fitting = spec.resized(tail, tensor, target.shape)
+            tensor, source = (tensor, source) if fitting is None else (fitting, f"{source}{RESIZED}")
         if target.shape != tensor.shape:
             raise ValueError(
                 f"{source}: tensor {name!r} has shape {tuple(tensor.shape)}, expected {tuple(target.shape)}"

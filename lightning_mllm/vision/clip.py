@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import open_clip
 from torch import Tensor, nn
 
+from lightning_mllm.vision.positions import resized
 from lightning_mllm.vision.source import OpenClipSource
 
 
@@ -61,6 +62,9 @@ class OpenClipModel:
         if tensors is None:
             return None
         return ((name, tensor.reshape(1) if name == "logit_scale" else tensor) for name, tensor in tensors)
+
+    def resized(self, name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor | None:
+        return resized(tensor, shape) if name == "visual.positional_embedding" else None
 
     def blocks(self, module: nn.Module) -> list[nn.Module]:
         assert isinstance(module, open_clip.CLIP)

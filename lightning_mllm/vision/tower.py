@@ -7,7 +7,7 @@ Legend: N images, H = W pixels, P patch, V vectors, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from open_clip.model import _build_vision_tower  # the one place that knows ever
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
+from lightning_mllm.vision.positions import resized
 from lightning_mllm.vision.source import OpenClipSource, Statistic
 
 
@@ -156,6 +157,9 @@ class OpenClipTower:
         if name.startswith("transformer.resblocks."):
             return int(name.split(".")[2]) >= self.depth
         return name == "proj" or name.startswith("ln_post.")
+
+    def resized(self, name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor | None:
+        return resized(tensor, shape) if name == "positional_embedding" else None
 
     def blocks(self, module: nn.Module) -> list[nn.Module]:
         assert isinstance(module, VisionTower)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -29,4 +29,13 @@ class PartSpec(Protocol):
 
     def blocks(self, module: nn.Module) -> list[nn.Module]:
         """The submodules of a built part that are cut over the ranks one by one (its transformer blocks)."""
+        ...
+
+
+@runtime_checkable
+class ResizablePart(Protocol):
+    """A spec whose part can start from tensors of other sizes."""
+
+    def resized(self, name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor | None:
+        """`tensor`, called `name` in the part, made to fit `shape`; None if it is another tensor altogether."""
         ...

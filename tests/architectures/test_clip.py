@@ -65,6 +65,27 @@ def test_the_loss_is_that_of_open_clip_reading_our_files(tmp_path: Path) -> None
     assert output.count == 3
 
 
+@pytest.mark.parametrize("text", [{}, {"proj_bias": True}, {"proj_type": "none", "width": 16}], ids=str)
+def test_captions_are_read_as_open_clip_reads_them_padded(text: dict[str, object]) -> None:
+    known = TINY["clip"].config
+    module = ClipPretraining.tiny(clip=OpenClipModel(config={**known, "text_cfg": {**known["text_cfg"], **text}}))
+    module.configure_model()
+    batch = batch_of(module.eval(), *PAIRS)
+    padded = torch.full((len(PAIRS), 64), END)
+    for row, tokens, kept in zip(padded, batch.tokens, (batch.segments > 0).sum(1) - 1, strict=True):
+        row[:kept] = tokens[:kept]
+    with torch.no_grad():
+        expected = module.clip.encode_text(padded, normalize=True)
+        assert_close(module.read(batch.tokens, batch.segments), expected, atol=1e-6, rtol=0)
+
+
+def test_a_text_tower_that_sees_its_padding_is_refused() -> None:
+    known = TINY["clip"].config
+    clip = OpenClipModel(config={**known, "text_cfg": {**known["text_cfg"], "no_causal_mask": True}})
+    with pytest.raises(ValueError, match=r"found text_cfg\.no_causal_mask, expected a causal text tower"):
+        ClipPretraining.tiny(clip=clip)
+
+
 def test_images_of_one_caption_are_all_its_own() -> None:
     module = built()
     twins = [replace(PAIRS[0], id="twin", images=(Noise(7),)), *PAIRS]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,14 @@ class Spec:
 
     def blocks(self, module: nn.Module) -> list[nn.Module]:
         return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretched(Spec):
+    """Its bias may start from one number."""
+
+    def resized(self, name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor | None:
+        return tensor.expand(shape) if name == "first.bias" and tensor.shape == (1,) else None
 
 
 ALL = (("first.weight", 1.0), ("first.bias", 2.0), ("second.weight", 3.0))
@@ -93,6 +101,18 @@ def test_a_tensor_that_the_net_lacks_is_refused() -> None:
 def test_a_wrong_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'a\.first\.bias' has shape \(4,\), expected \(3,\)"):
         made({"a.first.bias": torch.zeros(4)}, a=Spec(source=ALL))
+
+
+def test_a_part_that_can_resizes_what_it_inherits() -> None:
+    one = {"a.first.bias": torch.ones(1)}
+    module, seen = made(one, a=Stretched(source=ALL))
+    assert module["a"].first.bias.tolist() == [1.0] * 3
+    # The pretrained bias, which comes later, does not replace it.
+    assert summary(seen) == {"a": {"stage.init_from, resized": 1, "pretrained": 2}}
+    with pytest.raises(ValueError, match=r"'a\.first\.bias' has shape \(1,\), expected \(3,\)"):
+        made(one, a=Spec(source=ALL))
+    with pytest.raises(ValueError, match=r"'a\.first\.bias' has shape \(4,\), expected \(3,\)"):
+        made({"a.first.bias": torch.ones(4)}, a=Stretched(source=ALL))
 
 
 def test_tied_parameters_stay_one() -> None:
