@@ -87,6 +87,8 @@ class Sample:
     images: tuple[ImageRef, ...] = ()
     references: tuple[str, ...] = ()
     """The accepted answers or reference captions; only evaluation reads them."""
+    candidates: tuple[str, ...] = ()
+    """A closed set of answers to choose from: they are ranked by the language model's loss instead of written."""
     task: str = ""
     """What is asked ('caption', 'vqa', ...): names the metrics and the decoding settings of evaluation."""
 
@@ -104,7 +106,12 @@ class Encoded:
     """N is 0 for a text-only sample."""
     targets: Int[Tensor, " S"] | None = None
     """Decoder tokens of an encoder-decoder language model."""
+    query_text: Int[Tensor, " L"] | None = None
+    """What a Q-Former reads beside the image, in the tokens of its own vocabulary."""
+    image_ids: tuple[int, ...] = ()
+    """One number an image, the same wherever the same file is shown."""
     references: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
     task: str = ""
     prompt: str = ""
     """The last user turn, for tables of examples."""
@@ -127,7 +134,12 @@ class Batch:
     num_images: int
     """How many of `images` own slots: N, or 0 when the only image is the blank one."""
     targets: Int[Tensor, "B S"] | None = None
+    """IGNORE is padding."""
+    query_text: Int[Tensor, "B L"] | None = None
+    """Of each row, in the Q-Former's own tokens; IGNORE is padding."""
+    image_ids: Int[Tensor, " N"] | None = None
     references: list[tuple[str, ...]] = field(default_factory=list)
+    candidates: list[tuple[str, ...]] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
 
