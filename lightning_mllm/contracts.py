@@ -137,7 +137,8 @@ class Batch:
     """IGNORE is padding."""
     query_text: Int[Tensor, "B L"] | None = None
     """Of each row, in the Q-Former's own tokens; IGNORE is padding."""
-    image_ids: Int[Tensor, " N"] | None = None
+    image_ids: Int[Tensor, " I"] | None = None
+    """Of the images that own slots."""
     references: list[tuple[str, ...]] = field(default_factory=list)
     candidates: list[tuple[str, ...]] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)

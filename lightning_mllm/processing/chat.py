@@ -24,7 +24,7 @@ TEMPLATES = files("lightning_mllm.processing") / "templates"
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
-Images = Literal["front", "stay", "only"]
+Images = Literal["front", "before", "stay", "only"]
 
 
 class Piece(NamedTuple):
@@ -58,15 +58,16 @@ class ChatTemplate:
     """What opens an answer and is not learned: the generation prompt."""
     assistant: str
     """The learned part of an answer, its end included."""
+    generation_prompt: str = ""
+    """The beginning of an answer that is learned, and yet given where one is asked for."""
     images: Images
-    """front: `<image>` moves to the front of its turn, a line end after it (LLaVA); only: nothing else is kept of the
-    turn, which must be the only one; stay: as written."""
+    """front: `<image>` moves to the front of its turn, a line end after it (LLaVA); before: in front of all that the
+    turn's wrap writes (BLIP-2); only: nothing else is kept of the turn, the only one; stay: as written."""
     stop: str = ""
     """What ends an answer, where that is not the end-of-sequence token."""
     bos: str = "<s>"
     eos: str = "</s>"
-
-    writes_bos: ClassVar[bool] = False
+    writes_bos: bool = False
     """Whether the rendered text brings the tokens that a tokenizer would put before it."""
 
     def __post_init__(self) -> None:
@@ -97,23 +98,32 @@ class ChatTemplate:
             yield Piece(lead, False)
         for i, turn in enumerate(turns):
             if turn.role == "user":
-                text = (lead if inside and i == 0 else "") + self._place_images(turn.text)
+                images, text = self._place_images(turn.text)
                 yield Piece(self._marks(self.between) if i else "", False)
-                yield from split_images(self._fill(self.user, text))
+                yield from split_images(images)
+                yield from split_images(self._fill(self.user, (lead if inside and i == 0 else "") + text))
             else:
                 yield Piece(self._marks(self.assistant_prompt), False)
                 yield Piece(self._fill(self.assistant, turn.text), True)
         if generate:
-            yield Piece(self._marks(self.assistant_prompt), False)
+            yield Piece(self._marks(self.assistant_prompt + self.generation_prompt), False)
 
-    def _place_images(self, text: str) -> str:
+    def answer(self, text: str) -> str:
+        """What follows the generation prompt where `text` is the answer."""
+        return self._fill(self.assistant, text).removeprefix(self._marks(self.generation_prompt))
+
+    def _place_images(self, text: str) -> tuple[str, str]:
+        """What stands before the wrap of a user turn, and what stands in it."""
         count = text.count(IMAGE_MARK)
         if self.images == "stay" or not count:
-            return text
+            return "", text
         if self.images == "only":
-            return IMAGE_MARK * count
+            return "", IMAGE_MARK * count
         # Stripped as LLaVA does, and only where an image stands.
-        return ((IMAGE_MARK + "\n") * count + text.replace(IMAGE_MARK, "").strip()).strip()
+        words = text.replace(IMAGE_MARK, "").strip()
+        if self.images == "before":
+            return IMAGE_MARK * count, words
+        return "", ((IMAGE_MARK + "\n") * count + words).strip()
 
     def _check_captions(self, system: str | None, turns: Sequence[Turn]) -> None:
         if system is not None or len(turns) > 2:
@@ -160,6 +170,11 @@ class TokenizerTemplate:
             pieces += [*split_images(text[end:start]), Piece(text[start:stop], True)]
             end = stop
         return join_pieces([*pieces, *split_images(text[end:])])
+
+    def answer(self, text: str) -> str:
+        """As `ChatTemplate.answer`."""
+        turns = (Turn(role="user", text="a"), Turn(role="assistant", text=text))
+        return "".join(piece.text for piece in self.render(turns) if piece.learn)
 
     def _jinja(self, turns: Sequence[Turn], generate: bool) -> tuple[str, list[tuple[int, int]]]:
         template = self.tokenizer.get_chat_template()

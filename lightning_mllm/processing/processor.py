@@ -3,11 +3,15 @@
     turns --ChatTemplate--> pieces --tokenizer--> tokens T, labels T, kinds T  \
                                                                                 Encoded --collate--> Batch
     images --decode_image--> RGB --ImagePolicy--> u8[N, 3, S, S]               /
+
+Of an encoder-decoder language model the tokens are the encoder's, and the last answer is the decoder's `targets`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,12 +22,32 @@ from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Batch, Encoded, Sample,
 from lightning_mllm.processing.chat import Chat, Piece
 from lightning_mllm.processing.decode import ImageError, ImageLimits, decode_image
 from lightning_mllm.processing.images import ImagePolicy
+from lightning_mllm.processing.query_text import QueryText
 
 IMAGE_BEGIN_TOKEN, IMAGE_END_TOKEN = "<im_start>", "<im_end>"
 """LLaVA's marks around an image (`mm_use_im_start_end`)."""
 
 Row = tuple[list[int], list[int], list[int]]
 """Tokens, labels and kinds, of one length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextLimits:
+    """Where a long prompt and a long answer are cut, each for itself (BLIP-2's and InstructBLIP's released code)."""
+
+    prompt: int | None = None
+    """Tokens of the text before the answer, a begin token included; None for no limit of its own."""
+    answer: int | None = None
+    """Tokens of the answer, its end included; cut on the right."""
+    cut: Literal["left", "right"] = "left"
+    """Where prompts are cut: a begin token at the left end is kept."""
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "answer"):
+            if (found := getattr(self, name)) is not None and found < 2:
+                raise ValueError(f"limits.{name}: found {found}, expected at least 2")
+        if self.cut not in ("left", "right"):
+            raise ValueError(f"limits.cut: found {self.cut!r}, expected left or right")
 
 
 class Processor:
@@ -37,6 +61,9 @@ class Processor:
         max_length: Tokens a row may have, slots included.
         image_begin_end: Whether each image stands between `<im_start>` and `<im_end>` tokens.
         limits: How large an image file may be.
+        text_limits: Where prompts and answers are cut.
+        seq2seq: Whether the language model is an encoder-decoder.
+        query_text: What a Q-Former is given of the prompt; None for nets whose Q-Former reads nothing.
 
     Raises:
         ValueError: a tokenizer without offsets, without any token to pad with, or without the begin and end tokens.
@@ -51,6 +78,9 @@ class Processor:
         max_length: int,
         image_begin_end: bool = False,
         limits: ImageLimits = ImageLimits(),
+        text_limits: TextLimits = TextLimits(),
+        seq2seq: bool = False,
+        query_text: QueryText | None = None,
     ) -> None:
         if not tokenizer.is_fast:
             raise ValueError(
@@ -67,8 +97,11 @@ class Processor:
         self.max_length = max_length
         self.image_begin_end = image_begin_end
         self.limits = limits
+        self.text_limits = text_limits
+        self.seq2seq = seq2seq
+        self.query_text = query_text
         self.truncated = 0
-        """How many samples were cut at their end so far, in this process."""
+        """How many samples were cut so far, in this process."""
 
         spare: list[Any] = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id]
         self.pad_id: int = next((token for token in spare if token is not None), -1)
@@ -109,25 +142,72 @@ class Processor:
             marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
             if marks != len(sample.images):
                 raise ValueError(f"found {marks} {IMAGE_MARK} marks for {len(sample.images)} images, expected as many")
-            tokens, labels, kinds = self._fit(self._tokenize(pieces), generate)
+            row, targets = self._tokenize(pieces, generate)
+            tokens, labels, kinds = self._fit(row, generate or self.seq2seq)
             views = [self.image(decode_image(ref, self.limits)) for ref in sample.images]
         except ImageError as error:
             raise ImageError(f"sample {sample.id!r}: {error}") from error
         except ValueError as error:
             raise ValueError(f"sample {sample.id!r}: {error}") from error
-        questions = [turn.text for turn in turns if turn.role == "user"]
+        questions = [turn.text.replace(IMAGE_MARK, "").strip() for turn in turns if turn.role == "user"]
         return Encoded(
             id=sample.id,
             tokens=torch.tensor(tokens, dtype=torch.long),
             labels=torch.tensor(labels, dtype=torch.long),
             kinds=torch.tensor(kinds, dtype=torch.uint8),
             images=torch.cat(views) if views else self._blank(0),
+            targets=targets,
+            query_text=None if self.query_text is None else self.query_text("\n".join(questions)),
+            image_ids=tuple(_number(ref.name) for ref in sample.images),
             references=sample.references,
+            candidates=sample.candidates,
             task=sample.task,
-            prompt=questions[-1].replace(IMAGE_MARK, "").strip() if questions else "",
+            prompt=questions[-1] if questions else "",
         )
 
-    def _tokenize(self, pieces: Sequence[Piece]) -> Row:
+    def _tokenize(self, pieces: Sequence[Piece], generate: bool) -> tuple[Row, Tensor | None]:
+        """A row and, for an encoder-decoder, what its decoder learns."""
+        if not self.seq2seq:
+            return self._cut(self._row(pieces)), None
+        learned = None if generate or not pieces or not pieces[-1].learn else pieces[-1]
+        tokens, _, kinds = self._cut(self._row(pieces[:-1] if learned else pieces))
+        if learned is None and not generate:
+            raise ValueError("found nothing to learn at the end, expected an answer")
+        targets = None if learned is None else self._answer(learned.text)
+        return (tokens, [IGNORE] * len(tokens), kinds), targets
+
+    def _answer(self, text: str) -> Tensor:
+        tokens: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # pyright: ignore
+        if not tokens:
+            raise ValueError("found an answer without tokens, expected a non-empty one")
+        return torch.tensor(tokens[: self.text_limits.answer], dtype=torch.long)
+
+    def _cut(self, row: Row) -> Row:
+        """The row within the limits of its prompt and its answer; visual slots are never cut."""
+        tokens, labels, kinds = row
+        learned = [i for i, label in enumerate(labels) if label != IGNORE]
+        start = learned[0] if learned else len(tokens)
+        prompt = [i for i in range(start) if kinds[i] == TokenKind.TEXT]
+        kept = set(range(len(tokens)))
+        if (limit := self.text_limits.prompt) is not None and len(prompt) > limit:
+            # The token that begins a row, or for an encoder ends it, is no text to cut.
+            fixed = prompt[:1] if tokens[prompt[0]] in self._special else []
+            ends = prompt[-1:] if tokens[prompt[-1]] in self._special else []
+            inner = prompt[len(fixed) : len(prompt) - len(ends)]
+            room = limit - len(fixed) - len(ends)
+            kept -= set(inner[:-room] if self.text_limits.cut == "left" else inner[room:])
+        if (limit := self.text_limits.answer) is not None and len(learned) > limit:
+            kept -= set(learned[limit:])
+        if len(kept) == len(tokens):
+            return row
+        self.truncated += 1
+        return tuple([values[i] for i in sorted(kept)] for values in row)  # pyright: ignore[reportReturnType]
+
+    @property
+    def _special(self) -> set[int]:
+        return set(self.tokenizer.all_special_ids)
+
+    def _row(self, pieces: Sequence[Piece]) -> Row:
         row: Row = (list(self.prefix), [IGNORE] * len(self.prefix), [int(TokenKind.TEXT)] * len(self.prefix))
         run: list[Piece] = []
         for piece in pieces:
@@ -187,6 +267,7 @@ class Processor:
         images = torch.cat([row.images for row in rows])
         decoded = [row.targets for row in rows if row.targets is not None]
         assert len(decoded) in (0, len(rows)), "rows with and without decoder tokens"
+        read = [row.query_text for row in rows if row.query_text is not None]
         real = [torch.ones(len(row.tokens), dtype=torch.int32) for row in rows]
         positions = [torch.arange(len(row.tokens)) for row in rows]
         return Batch(
@@ -199,10 +280,42 @@ class Processor:
             images=images if len(images) else self._blank(1),
             num_images=len(images),
             targets=_pad(decoded, IGNORE, "right") if decoded else None,
+            query_text=_pad(read, IGNORE, "right") if read else None,
+            image_ids=torch.tensor([number for row in rows for number in row.image_ids], dtype=torch.long),
             references=[row.references for row in rows],
             tasks=[row.task for row in rows],
             prompts=[row.prompt for row in rows],
+            candidates=[row.candidates for row in rows],
         )
+
+    def with_answers(self, batch: Batch, answers: Sequence[str]) -> Batch:
+        """A batch of prompts (left-padded) with an answer written behind each, all of it to be judged."""
+        assert len(answers) == len(batch.ids)
+        written = [self._answer(self.chat.answer(text)) for text in answers]
+        if self.seq2seq:
+            return replace(batch, targets=_pad(written, IGNORE, "right"))
+        labels = _pad(written, IGNORE, "right").to(batch.tokens.device)
+        real = labels != IGNORE
+        last = batch.positions[:, -1:]
+        prompt = torch.full_like(batch.labels, IGNORE)
+        return replace(
+            batch,
+            tokens=torch.cat([batch.tokens, labels.masked_fill(~real, self.pad_id)], 1),
+            labels=torch.cat([prompt, labels], 1),
+            kinds=torch.cat([batch.kinds, torch.full_like(labels, TokenKind.TEXT, dtype=batch.kinds.dtype)], 1),
+            segments=torch.cat([batch.segments, real.to(batch.segments.dtype)], 1),
+            positions=torch.cat([batch.positions, (last + real.cumsum(1)) * real], 1),
+        )
+
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that end an answer: the tokenizer's own end, and the template's where that is one token."""
+        end: Any = self.tokenizer.eos_token_id
+        ends = [] if end is None else [int(end)]
+        if self.chat.stop:
+            alone, stopped = (self._answer(text).tolist() for text in ("a", f"a{self.chat.stop}"))
+            ends += stopped[len(alone) :] if stopped[:-1] == alone else []
+        return ends
 
     def decode(self, tokens: Sequence[int] | Tensor) -> str:
         """Generated tokens as text: special tokens skipped, ended where the template says, stripped."""
@@ -220,6 +333,10 @@ def _prefix(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     special: list[int] = coded["special_tokens_mask"]  # pyright: ignore[reportAssignmentType]
     tokens: list[int] = coded["input_ids"]  # pyright: ignore[reportAssignmentType]
     return tokens[: special.index(0)] if 0 in special else []
+
+
+def _number(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
 
 
 def _append(row: Row, other: Row) -> None:

@@ -39,7 +39,8 @@ def learned(pieces: Sequence[Piece]) -> list[str]:
 
 
 def test_the_templates_of_the_package() -> None:
-    assert names() == ["llama_2", "llava_v0", "plain", "vicuna_v1"]
+    lineages = {"blip2", "blip2_caption", "blip2_t5", "instructblip", "llama_2", "llava_v0", "plain", "vicuna_v1"}
+    assert lineages <= set(names())
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_the_end_token_is_the_tokenizers() -> None:
 def test_names_are_checked() -> None:
     with pytest.raises(ValueError, match=r"found 'vicuna_v2', expected one of .* \(did you mean 'vicuna_v1'\?\)"):
         load_template("vicuna_v2", llama_tokenizer())
-    with pytest.raises(ValueError, match="found a tokenizer without a chat template, expected one of llama_2"):
+    with pytest.raises(ValueError, match="found a tokenizer without a chat template, expected one of .*llama_2"):
         load_template("tokenizer", llama_tokenizer())
     with pytest.raises(ValueError, match=r"template 'odd', user: found 0 times \{text\}, expected 1"):
         ChatTemplate(name="odd", system="", user="USER:", assistant="{text}", images="stay")
