@@ -158,7 +158,7 @@ def test_names_are_checked() -> None:
         load_template("tokenizer", llama_tokenizer())
     with pytest.raises(ValueError, match=r"template 'odd', user: found 0 times \{text\}, expected 1"):
         ChatTemplate(name="odd", system="", user="USER:", assistant="{text}", images="stay")
-    with pytest.raises(ValueError, match="template 'odd', images: found 'back', expected one of front, stay, only"):
+    with pytest.raises(ValueError, match="template 'odd', images: found 'back', expected one of front, before, stay, only"):
         ChatTemplate(name="odd", system="", user="{text}", assistant="{text}", images="back")  # pyright: ignore
 
 
