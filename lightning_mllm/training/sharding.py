@@ -54,6 +54,43 @@ def fill(target: Tensor, source: Tensor) -> None:
     local(target).copy_(source)
 
 
+def rank_and_world() -> tuple[int, int]:
+    """This process's number, and how many there are."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def gather(tensor: Tensor, *, gradient: bool) -> Tensor:
+    """The rows of all ranks in the order of ranks; every rank must give a tensor of the same shape.
+
+    Args:
+        gradient: Whether what the ranks do with this rank's rows comes back to it, summed; otherwise the result has none.
+    """
+    _, world = rank_and_world()
+    if world == 1:
+        return tensor if gradient else tensor.detach()
+    return _Gather.apply(tensor) if gradient else _gathered(tensor.detach())  # pyright: ignore
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return _gathered(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        everyone = all_reduce(gradients[0].contiguous())
+        rank, world = rank_and_world()
+        return everyone.chunk(world)[rank]
+
+
 def all_reduce(tensor: Tensor, how: Literal["sum", "max"] = "sum") -> Tensor:
     """In place over all ranks; a single process changes nothing."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
