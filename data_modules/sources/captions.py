@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from data_modules.sources.files import Entry, FileSource, one_image
+from data_modules.sources.files import Entry, FileSource
 from data_modules.sources.records import (
     MAX_CAPTION,
     RecordError,
@@ -20,6 +20,8 @@ from data_modules.sources.records import (
     refused,
     text_of,
 )
+from data_modules.sources.source import Published
+from data_modules.sources.templates import Prompts
 from lightning_mllm.contracts import Sample, Turn
 
 
@@ -32,7 +34,7 @@ class _Captions(FileSource):
         super().__init__(annotations, images)
         if per not in ("caption", "image"):
             raise ValueError(f"per: found {per!r}, expected 'caption' or 'image'")
-        self.prompt, self.per = one_image(prompt), per
+        self.prompts, self.per = Prompts(prompt), per
         self._ends = array("q")
 
     def load(self) -> None:
@@ -42,7 +44,7 @@ class _Captions(FileSource):
             self._ends = array("q", accumulate(counts))
 
     def _image_entry(self, id: str, name: str, caption_ids: list[str], texts: list[str]) -> Entry:
-        words = round(sum(len(text.split()) for text in texts) / len(texts)) + len(self.prompt.split())
+        words = round(sum(len(text.split()) for text in texts) / len(texts)) + self.prompts.words
         return Entry(words, True, [id, name, caption_ids, texts])
 
     def _locate(self, index: int) -> tuple[int, int]:
@@ -71,7 +73,7 @@ class _Captions(FileSource):
             which = int(torch.randint(len(texts), (), generator=generator))
         return Sample(
             id=caption_ids[which] if self.per == "caption" else id,
-            turns=(Turn(role="user", text=self.prompt), Turn(role="assistant", text=texts[which])),
+            turns=(Turn(role="user", text=self.prompts.draw(generator)), Turn(role="assistant", text=texts[which])),
             images=self._images(name),
             references=tuple(texts),
             task="caption",
@@ -84,7 +86,8 @@ class CocoCaptions(_Captions):
     Args:
         annotations: the captions file.
         images: the folder of the images' `file_name`.
-        prompt: the user turn, with one `<image>`.
+        prompt: the user turn: a family of templates ('caption'), one of them ('caption/photo_of'), or a text with
+            `<image>`.
         per: one sample a caption; or one an image, whose caption is drawn anew in every data epoch. Either way all
             captions of the image are the references.
     """
@@ -138,9 +141,21 @@ class KarpathyCaptions(_Captions):
         images: the folder that holds train2014/ and val2014/.
         split: which part of the original file: train, restval, val, test, or several joined by '+' (training sets are
             usually train+restval); must be empty for a list.
-        prompt: the user turn, with one `<image>`.
+        prompt: the user turn: a family of templates ('caption'), one of them ('caption/photo_of'), or a text with
+            `<image>`.
         per: as in CocoCaptions.
     """
+
+    published: ClassVar[tuple[Published, ...]] = (
+        Published(
+            title="COCO Caption",
+            paper="1504.00325",
+            family="caption",
+            tasks=("caption", "retrieval"),
+            held_in=True,
+            files=("dataset_coco.json",),
+        ),
+    )
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from data_modules.sources.records import ImageFolder, Packed
 from data_modules.sources.source import Source
-from lightning_mllm.contracts import IMAGE_MARK, ImageFile
+from lightning_mllm.contracts import ImageFile
 
 
 class Entry(NamedTuple):
@@ -72,10 +72,3 @@ class FileSource(Source):
 
     def has_image(self, index: int) -> bool:
         return bool(self._has_image[index])
-
-
-def one_image(prompt: str) -> str:
-    """A prompt for samples with one image; ValueError unless it has one `<image>`."""
-    if (found := prompt.count(IMAGE_MARK)) != 1:
-        raise ValueError(f"prompt: found {found} {IMAGE_MARK} marks in {prompt!r}, expected 1")
-    return prompt

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -93,6 +93,32 @@ def lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
+def records_in(path: str | Path, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Place of each record, and the record: of .jsonl lines the bytes, of other JSON the values of a list.
+
+    Args:
+        name: the key of the list; empty where the file is the list.
+    """
+    if str(path).endswith(".jsonl"):
+        yield from ((f":{number}", line) for number, line in lines(path))
+        return
+    content = read_json(path)
+    if name:
+        content = list_in(path, content, name)
+    elif not isinstance(content, list):
+        raise ValueError(f"{path}: found {_kind(content)}, expected a list of records (lines belong in a .jsonl file)")
+    yield from ((f"{name}[{index}]" if name else f"record {index}", each) for index, each in enumerate(content))
+
+
+def keyed_records_in(path: str | Path, key: str) -> Iterator[tuple[str, Any]]:
+    """Place of each record of an object {id: record}, and the record with its id under `key`."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: found {_kind(content)}, expected an object of records by id")
+    for id, record in content.items():
+        yield f"record '{id}'", {**record, key: id} if isinstance(record, dict) else record
+
+
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
@@ -117,6 +143,22 @@ def text_of(record: Any, key: str, most: int) -> str:
     if len(text) > most:
         raise RecordError(f"'{key}' has {len(text)} characters, expected at most {most}")
     return text
+
+
+def texts_of(record: Any, key: str, most: int) -> list[str]:
+    """`record[key]`, a list of one text or more, without the blanks around them; RecordError otherwise."""
+    found = field(record, key, list)
+    if not found:
+        raise RecordError(f"'{key}' is empty, expected at least one text")
+    return [text_of({key: each}, key, most) for each in found]
+
+
+def one_of(record: Any, key: str, known: Sequence[str]) -> str:
+    """`record[key]`, which must be one of `known`; RecordError otherwise."""
+    found = field(record, key, str)
+    if found not in known:
+        raise RecordError(f"'{key}' is '{found}', expected {' or '.join(known)}")
+    return found
 
 
 class ImageFolder:

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from lightning_mllm.contracts import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A published data set that a source reads: a row of `mllm data list`."""
+
+    title: str
+    paper: str
+    """arXiv number."""
+    family: str
+    """The templates that go with it (see templates.py); empty for data with instructions of their own."""
+    tasks: tuple[str, ...]
+    """What is scored: 'vqa', 'exact', 'caption', 'auc', 'mrr', ...; the first is what its samples say."""
+    held_in: bool
+    """Whether InstructBLIP (arXiv 2305.06500, sec. 2.1) trains on it, or only tests."""
+    files: tuple[str, ...]
+    """As they are published."""
 
 
 class Source(ABC):
@@ -16,6 +34,8 @@ class Source(ABC):
     Contract: `sample` depends on its arguments alone, never on global random state or on earlier calls.
     """
 
+    published: ClassVar[tuple[Published, ...]] = ()
+    """The data sets in the format that the class reads."""
     captions: ClassVar[bool] = False
     """Whether each sample is one image and one text about it."""
 

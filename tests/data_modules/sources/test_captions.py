@@ -107,7 +107,7 @@ def test_missing_and_outside_images_are_found_at_load(tmp_path: Path, name: str,
 
 
 def test_prompt_and_per_are_checked_at_once() -> None:
-    with pytest.raises(ValueError, match="prompt: found 0 <image> marks"):
+    with pytest.raises(ValueError, match=r"prompt: found 'Describe.', expected a family"):
         CocoCaptions("c.json", "images", prompt="Describe.")
     with pytest.raises(ValueError, match="per: found 'word'"):
         CocoCaptions("c.json", "images", per="word")  # type: ignore[arg-type]

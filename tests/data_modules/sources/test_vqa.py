@@ -56,14 +56,14 @@ def test_vqa(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("questions", "annotations", "rule"),
     [
-        ([question(1), question(1)], [annotation(1)], r"questions\[1\] \(question_id 1\): the id occurs twice"),
+        ([question(1), question(1)], [annotation(1)], r"questions\[1\] \(question_id 1\): the id 1 occurs twice"),
         ([question(1)], [annotation(1), annotation(1)], r"annotations\[1\] \(question_id 1\): the id occurs twice"),
         ([question(1), question(2)], [annotation(1)], r"questions\[1\] \(question_id 2\): has no annotation in"),
         ([question(1)], [annotation(1), annotation(2)], "question_id 2 is not in .*questions.json"),
         ([question(1, image=8)], [annotation(1, image=8)], r"\(question_id 1\): image .*000000000008.png not found"),
         ([question(1, image=9)], [annotation(1, image=8)], "image_id is 9, expected 8"),
         ([question(1, text=" ")], [annotation(1)], "'question' is empty"),
-        ([question(1, text="<image>?")], [annotation(1)], "'question' has an <image> mark"),
+        ([question(1, text="<image>?")], [annotation(1)], "'<image>\\?' has an <image> mark"),
         ([question(1)], [annotation(1, answers=[])], "'answers' is empty"),
         ([question(1)], [annotation(1, answers=[{"answer": None}])], "'answer' is null, expected a text"),
         ([question(1)], [annotation(1, multiple_choice_answer=3)], "'multiple_choice_answer' is a number"),
@@ -76,7 +76,7 @@ def test_vqa_refuses(tmp_path: Path, questions: list[Any], annotations: list[Any
 
 
 def test_settings_are_checked_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"prompt: found no \{question\}"):
+    with pytest.raises(ValueError, match=r"prompt: found no \{question\} or \{statement\} in '<image>'"):
         vqa(tmp_path, [], [], prompt="<image>")
     for pattern in ("{image}.png", "{}.png", "{image_id:zz}.png", "{image_id.x}.png"):
         with pytest.raises(ValueError, match="image_pattern: found"):
