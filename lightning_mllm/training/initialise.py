@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from accelerate import init_empty_weights
@@ -19,7 +20,7 @@ from lightning_mllm.language.lora import fresh_lora
 from lightning_mllm.training.freezing import nearest
 from lightning_mllm.training.sharding import fill
 from lightning_mllm.weights.handover import Ancestors, is_adapter
-from lightning_mllm.weights.part import PartSpec, ResizablePart
+from lightning_mllm.weights.part import PartlyFresh, PartSpec, ResizablePart
 
 Provenance = dict[str, str]
 """Parameter name -> what its first value came from."""
@@ -51,7 +52,9 @@ def materialise(module: nn.Module, device: torch.device) -> None:
             owner._parameters[name] = made[parameter]
 
 
-def initialise(module: nn.Module, parts: Mapping[str, PartSpec], ancestors: Ancestors) -> Provenance:
+def initialise(
+    module: nn.Module, parts: Mapping[str, PartSpec], ancestors: Ancestors, discards: Sequence[str] = ()
+) -> Provenance:
     """Fills every parameter of `module`; every rank calls it, each reads all and keeps only what it owns.
 
     Adapters that the net has are filled as such; those of an ancestor that it has not are folded into their tensors.
@@ -60,6 +63,7 @@ def initialise(module: nn.Module, parts: Mapping[str, PartSpec], ancestors: Ance
         module: The net, materialised; part `name` is its attribute `name`.
         parts: The specs that built it.
         ancestors: Whole tensors of earlier stages under the net's own names.
+        discards: Glob patterns of ancestors' tensors that the net may lack; those that it has are taken all the same.
 
     Raises:
         ValueError: Naming a parameter that nothing initialises, a tensor that the net lacks, or two shapes that differ
@@ -69,6 +73,8 @@ def initialise(module: nn.Module, parts: Mapping[str, PartSpec], ancestors: Ance
     adapted = any(map(is_adapter, targets.tensors))
     inherited = ancestors if adapted else ancestors.plain()
     for name in inherited:
+        if name not in targets.names and _matches(name, discards):
+            continue
         targets.fill(name, inherited[name], "stage.init_from")
     for part, spec in parts.items():
         missing = targets.missing(part)
@@ -83,6 +89,11 @@ def initialise(module: nn.Module, parts: Mapping[str, PartSpec], ancestors: Ance
             if targets.inherits(name):
                 continue
             targets.fill(name, tensor if adapted else ancestors.fold(name, tensor), source)
+        if source == "pretrained" and isinstance(spec, PartlyFresh):
+            left = {name for name in targets.missing(part) if _matches(name.partition(".")[2], spec.fresh)}
+            for tail, tensor in _fresh(part, spec) if left else ():
+                if (name := f"{part}.{tail}") in left:
+                    targets.fill(name, tensor if adapted else ancestors.fold(name, tensor), "fresh")
         for name in filter(is_adapter, targets.missing(part)):
             targets.fill(name, fresh_lora(name, targets.tensors[name].shape, generator(name)), "fresh")
         if left := targets.missing(part):
@@ -114,6 +125,10 @@ def _fresh(part: str, spec: PartSpec) -> Iterable[tuple[str, Tensor]]:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(generator(part).initial_seed())
         return spec.build().state_dict().items()
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _tie(module: nn.Module) -> None:

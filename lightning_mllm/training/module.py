@@ -66,6 +66,8 @@ class MultimodalModule(LightningModule):
 
     stages: ClassVar[dict[str, Stage]] = {}
     key_maps: ClassVar[dict[str, KeyMap]] = {}
+    discards: ClassVar[tuple[str, ...]] = ()
+    """Glob patterns of tensors that an ancestor may have and the net has no place for."""
 
     def __init__(
         self,
@@ -156,7 +158,8 @@ class MultimodalModule(LightningModule):
             shard(self, blocks, self.device_mesh["data_parallel"], entries=("generate",))
         materialise(self, torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device)
         init_from = {} if self.stage is None else self.stage.init_from
-        self.provenance = initialise(self, self.parts, ancestor_tensors(init_from, Path(self.runs), self.key_maps))
+        ancestors = ancestor_tensors(init_from, Path(self.runs), self.key_maps)
+        self.provenance = initialise(self, self.parts, ancestors, self.discards)
         self._configured = True
         self.train()
 

@@ -39,3 +39,13 @@ class ResizablePart(Protocol):
     def resized(self, name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor | None:
         """`tensor`, called `name` in the part, made to fit `shape`; None if it is another tensor altogether."""
         ...
+
+
+@runtime_checkable
+class PartlyFresh(Protocol):
+    """A spec whose pretrained source does not hold the whole part."""
+
+    @property
+    def fresh(self) -> Sequence[str]:
+        """Glob patterns of the part's tensors that keep the random values of `build()` where the source has none."""
+        ...

@@ -52,15 +52,24 @@ class Stretched(Spec):
         return tensor.expand(shape) if name == "first.bias" and tensor.shape == (1,) else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Half(Spec):
+    """Its source need not hold the first layer's bias."""
+
+    fresh: Sequence[str] = ("*.bias",)
+
+
 ALL = (("first.weight", 1.0), ("first.bias", 2.0), ("second.weight", 3.0))
 
 
-def made(ancestors: dict[str, Tensor] | None = None, **specs: Spec) -> tuple[Any, Provenance]:
+def made(
+    ancestors: dict[str, Tensor] | None = None, discards: tuple[str, ...] = (), **specs: Spec
+) -> tuple[Any, Provenance]:
     module = nn.ModuleDict({name: build_empty(spec) for name, spec in specs.items()})
     assert all(parameter.is_meta for parameter in module.parameters())
     materialise(module, torch.device("cpu"))
     inherited = Ancestors({name: lambda tensor=tensor: tensor for name, tensor in (ancestors or {}).items()}, {})
-    return module, initialise(module, specs, inherited)
+    return module, initialise(module, specs, inherited, discards)
 
 
 def test_an_ancestor_goes_before_a_pretrained_source_before_a_fresh_start() -> None:
@@ -113,6 +122,31 @@ def test_a_part_that_can_resizes_what_it_inherits() -> None:
         made(one, a=Spec(source=ALL))
     with pytest.raises(ValueError, match=r"'a\.first\.bias' has shape \(4,\), expected \(3,\)"):
         made({"a.first.bias": torch.ones(4)}, a=Stretched(source=ALL))
+
+
+def test_what_a_source_lacks_may_be_declared_fresh() -> None:
+    module, seen = made(a=Half(source=(ALL[0], ALL[2])))
+    assert summary(seen) == {"a": {"pretrained": 2, "fresh": 1}}
+    assert module["a"].first.weight.flatten().tolist() == [1.0] * 9
+    # The value is that of the part had it been fresh altogether.
+    assert torch.equal(module["a"].first.bias, made(a=Spec())[0]["a"].first.bias)
+    # What the source has, or an ancestor, goes before.
+    assert made(a=Half(source=ALL))[0]["a"].first.bias.tolist() == [2.0] * 3
+    module, seen = made({"a.first.bias": torch.full((3,), 9.0)}, a=Half(source=(ALL[0], ALL[2])))
+    assert module["a"].first.bias.tolist() == [9.0] * 3
+    assert seen["a.first.bias"] == "stage.init_from"
+    with pytest.raises(ValueError, match=r"a\.second\.weight: found no initial value \(1 such parameters in 'a'\)"):
+        made(a=Half(source=ALL[:2]))
+
+
+def test_what_a_net_discards_of_an_ancestor() -> None:
+    left = {"a.old.weight": torch.zeros(7), "b.weight": torch.zeros(7), "a.first.bias": torch.full((3,), 9.0)}
+    module, seen = made(left, discards=("a.old.*", "b.*", "a.first.*"), a=Spec(source=ALL))
+    assert seen.keys() == {"a.first.weight", "a.first.bias", "a.second.weight"}
+    # What the net has is taken though a pattern matches it.
+    assert module["a"].first.bias.tolist() == [9.0] * 3
+    with pytest.raises(ValueError, match=r"'b\.weight' is not in the net"):
+        made(left, discards=("a.*",), a=Spec(source=ALL))
 
 
 def test_tied_parameters_stay_one() -> None:

@@ -7,7 +7,7 @@ import torch
 from lightning import Callback
 
 from lightning_mllm.contracts import Train
-from tests.toy import Toy, ToyProcessor
+from tests.toy import Toy, ToyLanguage, ToyProcessor
 from tests.training.data import ToyData
 from tests.training.runs import fit, losses, settings, trainer, weights
 
@@ -49,6 +49,23 @@ def test_a_stage_learns_and_the_next_stage_starts_from_it(tmp_path: Path) -> Non
     assert (tmp_path / "instruct" / "test.json").is_file()
     rows = own.predict(after, datamodule=ToyData())
     assert rows is not None and rows[0][0] == {"id": "s0", "prompt": "colour", "answer": "red"}
+
+
+def test_a_net_may_have_no_place_for_what_an_ancestor_trained(tmp_path: Path) -> None:
+    class Shorter(Toy):
+        discards = ("language.blocks.*",)
+
+    before = fit(tmp_path / "instruct", data={"steps": 2})
+    stage = settings("align", init_from={"instruct": 1.0})
+    after = Shorter(language=ToyLanguage(depth=1), stage=stage, runs=str(tmp_path))
+    after.configure_model()
+    kept = {name: tensor for name, tensor in weights(before).items() if not name.startswith("language.blocks.1.")}
+    assert {name for name, source in after.provenance.items() if source == "stage.init_from"} == set(kept)
+    assert "language.blocks.0.up.weight" in kept
+    for name, tensor in kept.items():
+        assert torch.equal(after.state_dict()[name], tensor), name
+    with pytest.raises(ValueError, match=r"stage\.init_from: tensor 'language\.blocks\.1\."):
+        Toy(language=ToyLanguage(depth=1), stage=stage, runs=str(tmp_path)).configure_model()
 
 
 @pytest.mark.parametrize("micro", [4, 2, 1])

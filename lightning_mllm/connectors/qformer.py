@@ -1,0 +1,257 @@
+"""The Querying Transformer: a few learned queries fetch from an image what a language model is to be told.
+
+    queries f[1,Q,D] --.                            .-- queries f[N,Q,D] -> language model, contrast, matching
+    tokens  i[B,L] -> words + positions --> norm --> blocks
+                                                    '-- text f[B,L,D]   -> contrast, next word
+    visual  f[N,V,E] ------------------ cross-attention of the queries, in every `cross_every`-th block
+
+    pass          who is there        who sees whom
+    see           queries             queries see queries and the image
+    read          text                text sees text
+    join          queries and text    all see all, queries see the image
+    write         text                a token sees what `see` kept of the queries, and the text up to itself
+    instructed    queries and text    as `join`; only the queries come out
+
+BLIP-2 (arXiv 2301.12597, sec. 3.1-3.2, fig. 2) and InstructBLIP (arXiv 2305.06500, sec. 2.3).
+
+Legend: N images, B rows of text, L tokens a row, Q queries, D width, V visual vectors, E their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lightning_mllm.connectors.qformer_keys import BERT_KEYS, QUERY_TWIN, TEXT, plain_bert
+from lightning_mllm.connectors.qformer_layers import KeysValues, QFormerLayer
+from lightning_mllm.weights.files import TensorFiles
+from lightning_mllm.weights.hub import tensors_at
+
+STD = 0.02
+"""Of BERT's initial values (arXiv 1810.04805, `initializer_range`), and of the queries' and new rows'."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What `see` leaves to `write`: the queries' keys and values in the self-attention of each block."""
+
+    layers: tuple[KeysValues, ...]
+
+
+class QFormer(nn.Module):
+    """Queries over an image, and text beside them; see the spec for the sizes.
+
+    Rows of `real` need at least one true place each. The tokens of other places are not looked at.
+    """
+
+    def __init__(self, spec: QFormerConnector) -> None:
+        super().__init__()
+        self.text = spec.text
+        self.queries = nn.Parameter(torch.empty(1, spec.queries, spec.width))
+        self.words = nn.Embedding(spec.vocab, spec.width) if spec.text != "none" else None
+        self.positions = nn.Embedding(spec.positions, spec.width) if spec.text != "none" else None
+        self.norm = nn.LayerNorm(spec.width, eps=spec.eps)
+        self.dropout = nn.Dropout(spec.dropout)
+        last = spec.layers - 1
+        self.layers = nn.ModuleList(
+            QFormerLayer(
+                width=spec.width,
+                heads=spec.heads,
+                inner=spec.feedforward,
+                dropout=spec.dropout,
+                eps=spec.eps,
+                visual_width=spec.in_width if i % spec.cross_every == 0 else 0,
+                # Of an instruction nothing comes out, so the last block has nothing to write it with.
+                text=spec.text == "full" or (spec.text == "instruction" and i < last),
+            )
+            for i in range(spec.layers)
+        )
+        nn.init.normal_(self.queries, std=STD)
+        self.apply(_as_bert_starts)
+
+    def see(self, visual: Float[Tensor, "N V E"]) -> Float[Tensor, "N Q D"]:
+        """What the queries fetch from each image."""
+        return self.see_and_keep(visual)[0]
+
+    def see_and_keep(self, visual: Float[Tensor, "N V E"]) -> tuple[Float[Tensor, "N Q D"], Kept]:
+        """As `see`, and what `write` needs of it."""
+        x, kept = self._embed_queries(len(visual)), []
+        for layer in self.layers:
+            x, keys_values = layer(x, x.shape[1], self._cast(visual))
+            kept.append(keys_values)
+        return x, Kept(tuple(kept))
+
+    def read(self, tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        """What the text says by itself; neither queries nor cross-attention take part."""
+        self._needs("full")
+        x = self.dropout(self.norm(self._embed_text(tokens, real)))
+        for layer in self.layers:
+            x, _ = layer(x, 0, visible=real[:, None, None])
+        return x
+
+    def join(
+        self, visual: Float[Tensor, "B V E"], tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B S D"]:
+        """Queries and text that see one another: S = Q + L, the queries first."""
+        return self.masked(visual, tokens, real, self._all_see(real))
+
+    def instructed(
+        self, visual: Float[Tensor, "B V E"], tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B Q D"]:
+        """The queries of `join`, without the work on what comes out of the text."""
+        self._needs("instruction", "full")
+        queries, last = self.queries.shape[1], len(self.layers) - 1
+        x, visible = self._embed(tokens, real), self._all_see(real)[:, None, :1]
+        for i, layer in enumerate(self.layers):
+            x, _ = layer(x, queries, self._cast(visual), visible, wanted=queries if i == last else None)
+        return x
+
+    def write(self, tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"], kept: Kept) -> Float[Tensor, "B L D"]:
+        """What follows each token, as it sees the queries that `kept` comes from and the tokens up to itself."""
+        self._needs("full")
+        queries, length = self.queries.shape[1], tokens.shape[1]
+        past = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril() & real[:, None]
+        visible = torch.cat([past.new_ones(len(tokens), length, queries), past], dim=2)[:, None]
+        x = self.dropout(self.norm(self._embed_text(tokens, real)))
+        for layer, before in zip(self.layers, kept.layers, strict=True):
+            x, _ = layer(x, 0, visible=visible, before=before)
+        return x
+
+    def masked(
+        self,
+        visual: Float[Tensor, "B V E"],
+        tokens: Int[Tensor, "B L"],
+        real: Bool[Tensor, "B L"],
+        visible: Bool[Tensor, "B S S"],
+    ) -> Float[Tensor, "B S D"]:
+        """Queries and text in one pass, row s seeing column t where `visible` says so (fig. 2, right)."""
+        self._needs("full")
+        x = self._embed(tokens, real)
+        for layer in self.layers:
+            x, _ = layer(x, self.queries.shape[1], self._cast(visual), visible[:, None])
+        return x
+
+    def _embed(self, tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"]) -> Float[Tensor, "B S D"]:
+        text = self._embed_text(tokens, real)
+        queries = self.queries.expand(len(tokens), -1, -1).to(text.dtype)
+        return self.dropout(self.norm(torch.cat([queries, text], dim=1)))
+
+    def _embed_queries(self, count: int) -> Float[Tensor, "N Q D"]:
+        return self.dropout(self.norm(self.queries).expand(count, -1, -1))
+
+    def _embed_text(self, tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+        assert self.words is not None and self.positions is not None
+        length, most = tokens.shape[1], self.positions.num_embeddings
+        assert length <= most, f"{length} tokens of text, expected at most {most}"
+        places = torch.arange(length, device=tokens.device)
+        return self.words(tokens.masked_fill(~real, 0)) + self.positions(places)
+
+    def _all_see(self, real: Bool[Tensor, "B L"]) -> Bool[Tensor, "B S S"]:
+        columns = torch.cat([real.new_ones(len(real), self.queries.shape[1]), real], dim=1)
+        return columns[:, None].expand(-1, columns.shape[1], -1)
+
+    def _cast(self, visual: Tensor) -> Tensor:
+        """A frozen tower may speak 16 bits while the queries learn in 32."""
+        return visual.to(self.queries.dtype)
+
+    def _needs(self, *kinds: str) -> None:
+        assert self.text in kinds, f"a Q-Former with text {self.text!r}, expected {' or '.join(kinds)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QFormerConnector:
+    """A Q-Former: fresh, or with what BERT knows.
+
+    Raises:
+        ValueError: Sizes that do not go together; on use, weights that cannot be had or are no BERT of this vocabulary.
+    """
+
+    bert: str = ""
+    """What it starts from: a folder in the layout of transformers or a name on the hub (`bert-base-uncased`). The
+    queries' feed-forwards start as copies of the text's; queries, cross-attention and new words are fresh."""
+    queries: int = 32
+    """Q."""
+    width: int = 768
+    """D."""
+    layers: int = 12
+    heads: int = 12
+    feedforward: int = 3072
+    cross_every: int = 2
+    """Blocks 0, `cross_every`, ... attend to the image."""
+    vocab: int = 30523
+    """BERT's words and `[DEC]`, which opens a text that is to be written."""
+    positions: int = 512
+    text: Literal["none", "instruction", "full"] = "none"
+    """Whether there is text: none at all, only as an instruction to the queries, or text that is itself read out."""
+    dropout: float = 0.1
+    eps: float = 1e-12
+    in_width: int = 0
+    """E; filled in by the architecture."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"qformer.heads: found {self.heads}, expected a divisor of the width {self.width}")
+        for name in ("queries", "layers", "cross_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"qformer.{name}: found {getattr(self, name)}, expected at least 1")
+
+    @property
+    def fresh(self) -> Sequence[str]:
+        """What BERT has not."""
+        return ("queries", "layers.*.cross_attention.*")
+
+    def build(self) -> QFormer:
+        assert self.in_width > 0, self
+        return QFormer(self)
+
+    def pretrained(self) -> Iterator[tuple[str, Tensor]] | None:
+        return self._from_bert() if self.bert else None
+
+    def _from_bert(self) -> Iterator[tuple[str, Tensor]]:
+        files = TensorFiles(tensors_at(self.bert, "qformer.bert"))
+        known = set(self._names())
+        for name in files:
+            found = BERT_KEYS.ours(plain_bert(name))
+            if found is None:
+                continue
+            ours, tensor = found[0], files[name]
+            if ours == "words.weight" and not 0 <= self.vocab - len(tensor) <= 1:
+                raise ValueError(
+                    f"{self.bert}: has {len(tensor)} words, expected {self.vocab}, or one less where [DEC] is added"
+                )
+            twin = ours.replace(TEXT, QUERY_TWIN) if TEXT in ours else None
+            if twin is not None:
+                yield twin, tensor
+            if ours in known or not self._is_of_text(ours):
+                yield ours, tensor
+
+    def _names(self) -> list[str]:
+        with torch.device("meta"):
+            return list(self.build().state_dict())
+
+    @staticmethod
+    def _is_of_text(name: str) -> bool:
+        return TEXT in name or name.startswith(("words.", "positions."))
+
+    def resized(self, name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor | None:
+        """BERT's words and one more."""
+        if name != "words.weight" or tensor.ndim != 2 or tuple(shape) != (len(tensor) + 1, tensor.shape[1]):
+            return None
+        new = torch.randn(1, tensor.shape[1], generator=torch.Generator().manual_seed(len(tensor))) * STD
+        return torch.cat([tensor, new.to(tensor.dtype)])
+
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        assert isinstance(module, QFormer)
+        return list(module.layers)
+
+
+def _as_bert_starts(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=STD)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,58 @@
+"""A Q-Former cut over two ranks goes through its four passes in one forward, as whole ones do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from lightning_mllm.connectors.qformer import QFormerConnector
+from lightning_mllm.training.sharding import shard, whole
+from tests.connectors.qformers import SIZES, qformer, rows
+from tests.distributed.ranks import on_two_ranks
+
+
+class Passes(nn.Module):
+    """What BLIP-2's first stage asks of a Q-Former."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.qformer: Any = qformer("full")
+
+    def forward(self, visual: Tensor, tokens: Tensor, real: Tensor) -> Tensor:
+        seen, kept = self.qformer.see_and_keep(visual)
+        read, written = self.qformer.read(tokens, real), self.qformer.write(tokens, real, kept)
+        joined = self.qformer.join(visual, tokens, real)[:, : seen.shape[1]]
+        return seen.sin().sum() + 2 * read[:, 0].sin().sum() + 3 * written[real].sin().sum() + 4 * joined.sin().sum()
+
+
+def example(rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(rank)
+    return torch.randn(2, 4, SIZES["in_width"]), *rows(5, 2 + rank)
+
+
+def gradients(net: nn.Module) -> dict[str, Tensor]:
+    return {name: whole(p.grad) for name, p in net.named_parameters() if p.grad is not None}
+
+
+def test_two_ranks_have_the_gradients_of_one_process() -> None:
+    net = Passes()
+    for rank in range(2):
+        (net(*example(rank)) / 2).backward()
+    expected = gradients(net)
+
+    def work(rank: int) -> dict[str, Tensor]:
+        dist.init_process_group("gloo")
+        sharded = Passes()
+        shard(sharded, QFormerConnector(**SIZES).blocks(sharded.qformer), init_device_mesh("cpu", (2,)))
+        sharded(*example(rank)).backward()
+        return gradients(sharded)
+
+    for found in on_two_ranks(work):
+        assert found.keys() == expected.keys() == dict(net.named_parameters()).keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
