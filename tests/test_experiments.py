@@ -11,7 +11,7 @@ import yaml
 
 from lightning_mllm.commands.config import Config, read_yaml
 from lightning_mllm.commands.run import experiment_name, hardware_file, order_of_stages
-from lightning_mllm.commands.trainer import CLI, ParsedCLI, accumulation, compose
+from lightning_mllm.commands.trainer import CLI, ParsedCLI, accumulation, at_once, compose
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 FILES = sorted(EXPERIMENTS.rglob("*.yaml"))
@@ -46,7 +46,9 @@ def test_resolves_on_every_hardware(stage: Path) -> None:
     for hardware in (each for each in HARDWARE if not (small and each == "gpu8")):
         settings = resolve(stage, hardware).settings
         steps = accumulation(
-            settings["stage"]["global_batch"], settings["hardware"]["micro_batch"], settings["trainer"]["devices"]
+            settings["stage"]["global_batch"],
+            at_once(settings["stage"]["micro_batch"], settings["hardware"]["micro_batch"]),
+            settings["trainer"]["devices"],
         )
         assert steps >= 1
         assert settings["data"]["init_args"]["global_batch"] == settings["stage"]["global_batch"]

@@ -51,7 +51,7 @@ class Hardware:
     """
 
     micro_batch: int = 8
-    """Samples a rank takes at once; accumulation to the stage's global batch is derived."""
+    """Samples a rank takes at once, unless the stage itself says; accumulation to its global batch is derived."""
     workers: int = 0
     """Data loading processes per rank."""
     eval_batch: int = 64
@@ -64,18 +64,23 @@ class Hardware:
 
 
 def accumulation(global_batch: int, micro_batch: int, world_size: int) -> int:
-    """Micro-batches per optimizer step of one rank.
+    """Micro-batches per optimizer step of one rank; `micro_batch` is the stage's or the hardware's (`at_once`).
 
     Raises:
         ValueError: The global batch is no multiple of what the ranks take at once.
     """
-    at_once = micro_batch * world_size
-    if global_batch % at_once:
+    together = micro_batch * world_size
+    if global_batch % together:
         raise ConfigError(
-            f"stage.global_batch: found {global_batch}, expected a multiple of {at_once} = hardware.micro_batch "
+            f"stage.global_batch: found {global_batch}, expected a multiple of {together} = micro_batch "
             f"{micro_batch} x {world_size} devices"
         )
-    return global_batch // at_once
+    return global_batch // together
+
+
+def at_once(stage: int | None, hardware: int) -> int:
+    """Samples a rank takes at once: what the stage says, else what the hardware holds."""
+    return hardware if stage is None else stage
 
 
 class CLI(LightningCLI):
@@ -111,7 +116,10 @@ class CLI(LightningCLI):
         parser.link_arguments("stage", "model.init_args.stage")
         parser.link_arguments("stage.global_batch", "data.init_args.global_batch")
         parser.link_arguments("stage.epochs", "data.init_args.epochs")
-        for name in ("micro_batch", "workers", "eval_batch"):
+        parser.link_arguments(
+            ("stage.micro_batch", "hardware.micro_batch"), "data.init_args.micro_batch", compute_fn=at_once
+        )
+        for name in ("workers", "eval_batch"):
             parser.link_arguments(f"hardware.{name}", f"data.init_args.{name}")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("run_dir", "trainer.default_root_dir")
@@ -191,7 +199,9 @@ class CLI(LightningCLI):
     def before_fit(self) -> None:
         stage, hardware = self.settings["stage"], self.settings["hardware"]
         self.trainer.accumulate_grad_batches = accumulation(
-            stage["global_batch"], hardware["micro_batch"], self.trainer.world_size
+            stage["global_batch"],
+            at_once(stage["micro_batch"], hardware["micro_batch"]),
+            self.trainer.world_size,
         )
         self.write_config()
 

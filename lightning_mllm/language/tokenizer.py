@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from lightning_mllm.weights.files import resource
 
 BEGIN, END, PAD = "<s>", "</s>", "<pad>"
+WRITE = "[DEC]"
+"""Opens a text that a Q-Former is to write (BLIP-2, released code: added to BERT's words)."""
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
@@ -25,6 +27,27 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
         raise ValueError(f"tokenizer: found {model!r}, expected a folder or a name on the hub ({reason})") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"{model}: found the slow tokenizer {type(tokenizer).__name__}, expected a fast one")
+    return tokenizer
+
+
+def reader_tokenizer(model: str, vocab: int) -> PreTrainedTokenizerFast:
+    """The tokenizer of a Q-Former: that of `model`, as `load_tokenizer`, with `[DEC]`; a text ends as it says.
+
+    Args:
+        vocab: Rows of the Q-Former's table of words.
+
+    Raises:
+        ValueError: The table has fewer rows than there are tokens.
+    """
+    tokenizer = load_tokenizer(model)
+    if WRITE not in tokenizer.get_vocab():
+        tokenizer.add_tokens([AddedToken(WRITE, special=True, normalized=False)], special_tokens=True)
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = tokenizer.sep_token
+    if len(tokenizer) > vocab:
+        raise ValueError(
+            f"qformer.vocab: found {vocab}, expected at least {len(tokenizer)}, the tokens of {model!r} and {WRITE}"
+        )
     return tokenizer
 
 

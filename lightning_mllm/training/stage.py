@@ -26,6 +26,9 @@ class StageSettings:
     """Earlier run (or folder, or file) -> its weight in the mix; the weights sum to 1."""
     global_batch: int = 1
     """Samples per optimizer step over all ranks and micro-batches."""
+    micro_batch: int | None = None
+    """Samples of one forward pass of a rank, in stages whose samples are one another's negatives and where it is no
+    matter of hardware; None leaves it to the hardware."""
     epochs: float = 1.0
     lr: float = 1e-3
     """Peak learning rate of every pattern that states none."""
@@ -47,6 +50,8 @@ class StageSettings:
     def __post_init__(self) -> None:
         if self.global_batch < 1:
             raise ValueError(f"stage.global_batch: found {self.global_batch}, expected at least 1")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(f"stage.micro_batch: found {self.micro_batch}, expected at least 1")
         if self.epochs <= 0 or not math.isfinite(self.epochs):
             raise ValueError(f"stage.epochs: found {self.epochs}, expected a finite number above 0")
         if self.lr <= 0:

@@ -1,0 +1,250 @@
+"""BLIP-2's first stage (Li et al. 2023, arXiv 2301.12597, sec. 3.2): what of an image can be said in words.
+
+The idea: beside a frozen image encoder, a few learned queries fetch from an image what its text is about. Three losses on
+pairs of an image and a text teach them, through three views of one Q-Former.
+
+    images u8[B,3,H,W] --vision--> --ln_vision--> visual f[B,V,E]
+                                                     |
+      queries            --see-->  f[B,Q,D] ---------'---- the nearest query, to the [CLS] of each text  ITC --.
+      queries and text   --join--> f[B,Q,D]                do they belong together?                      ITM --+--> loss
+      [DEC] text         --write--> f[B,L,D]               after the kept queries: the next token        ITG --'
+
+Legend: B pairs of this rank, A of all ranks, V vectors of width E an image, Q queries of width D, L tokens of a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lightning_mllm.connectors.alignment import (
+    AlignmentConnector,
+    AlignmentHeads,
+    contrastive,
+    hard_negatives,
+    targets_of,
+)
+from lightning_mllm.connectors.norm import LayerNormConnector
+from lightning_mllm.connectors.qformer import Kept, QFormer, QFormerConnector
+from lightning_mllm.contracts import Batch, Output, Sample, Stage, Train, Turn
+from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.language.tokenizer import WRITE, reader_tokenizer
+from lightning_mllm.processing.chat import load_template
+from lightning_mllm.processing.images import ImagePolicy
+from lightning_mllm.processing.processor import Processor
+from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.training.sharding import gather, rank_and_world
+from lightning_mllm.training.stage import StageSettings
+from lightning_mllm.vision.eva import EvaTower
+from lightning_mllm.vision.tower import OpenClipTower
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images and their texts."""
+
+    visual: Float[Tensor, "B V E"]
+    tokens: Int[Tensor, "B L"]
+    real: Bool[Tensor, "B L"]
+    own: Bool[Tensor, "B A"]
+    """Which pairs of all ranks are no negatives of each pair of this rank."""
+
+
+class Blip2Representation(MultimodalModule):
+    """A Q-Former beside a frozen image encoder, taught by contrast, matching and captions.
+
+    The negatives of a pair are the others of its micro-batch on all ranks, so a micro-batch is here a published number
+    and not one of the hardware.
+
+    Args:
+        vision: The image encoder; its class token is kept.
+        qformer: Sizes of the Q-Former and the BERT it starts from; its text stream is always built.
+        tokenizer: Of the Q-Former: a folder or a name on the hub; "" takes bytes as tokens.
+        ln_vision: The norm behind the encoder; its eps is 1e-5 in the released code, 1e-6 in transformers.
+        heads: Width of the space in which images and texts are compared.
+        max_length: Tokens of a text (released configurations: 32).
+        image: How images are fitted into the encoder's square; None squashes them, as BLIP-2 does.
+        label_smoothing: Of contrast and captions (released code: 0.1).
+        soft_targets: Whether all pairs of one image are right answers and none of them a negative, for data in which an
+            image has several texts (released code: where the data name images, as COCO retrieval does).
+        rerank: How many of the nearest are ranked anew by matching in retrieval (released configuration: 128); 0: none.
+        stage: What to train; None for use only.
+        decoding: Task -> how its answers are generated.
+
+    Raises:
+        ValueError: The parts do not fit one another, or one of them is not there.
+    """
+
+    stages: ClassVar[dict[str, Stage]] = {
+        "representation": Stage(train={"ln_vision.*": Train(), "qformer.*": Train(), "heads.*": Train()}),
+        "retrieval": Stage(
+            train={"vision.*": Train(), "ln_vision.*": Train(), "qformer.*": Train(), "heads.*": Train()}
+        ),
+    }
+
+    vision: nn.Module
+    ln_vision: nn.LayerNorm
+    qformer: QFormer
+    heads: AlignmentHeads
+
+    def __init__(
+        self,
+        vision: EvaTower | OpenClipTower,
+        qformer: QFormerConnector,
+        tokenizer: str = "bert-base-uncased",
+        ln_vision: LayerNormConnector = LayerNormConnector(),
+        heads: AlignmentConnector = AlignmentConnector(),
+        max_length: int = 32,
+        image: ImagePolicy | None = None,
+        label_smoothing: float = 0.1,
+        soft_targets: bool = False,
+        rerank: int = 0,
+        stage: StageSettings | None = None,
+        decoding: dict[str, Decoding] | None = None,
+    ) -> None:
+        image = image or ImagePolicy(size=vision.image_size, fit="squash", mean=vision.mean)
+        if image.size != vision.image_size:
+            raise ValueError(f"image.size: found {image.size}, expected {vision.image_size}, which the tower takes")
+        reader = reader_tokenizer(tokenizer, qformer.vocab)
+        processor = Processor(reader, load_template("reader", reader), image, 0, max_length)
+        parts = {
+            "vision": vision,
+            "ln_vision": replace(ln_vision, in_width=vision.width),
+            "qformer": replace(qformer, text="full", in_width=vision.width),
+            "heads": replace(heads, in_width=qformer.width, vocab=qformer.vocab),
+        }
+        super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
+        self.label_smoothing, self.soft_targets, self.rerank = label_smoothing, soft_targets, rerank
+        self.write_id: int = reader.get_vocab()[WRITE]
+
+    def forward(self, batch: Batch) -> Output:
+        """ITC + ITM + ITG, means over the pairs (ITG: the tokens) of a micro-batch."""
+        pairs = self.pairs(batch)
+        seen, kept = self.qformer.see_and_keep(pairs.visual)
+        images_to_texts, texts_to_images = self.similarities(pairs, seen)
+        terms = {
+            "contrast": self.contrast(images_to_texts, texts_to_images, pairs),
+            "matching": self.matching(images_to_texts, texts_to_images, pairs),
+            "captioning": self.captioning(pairs, kept),
+        }
+        return Output(
+            loss=torch.stack(list(terms.values())).sum(),
+            count=torch.tensor(len(pairs.tokens), device=seen.device),
+            parts={name: term.detach() for name, term in terms.items()},
+        )
+
+    def pairs(self, batch: Batch) -> Pairs:
+        """What the three losses are about.
+
+        Raises:
+            ValueError: A text without an image, or with several.
+        """
+        if batch.num_images != len(batch.ids):
+            raise ValueError(f"found {batch.num_images} images for {len(batch.ids)} texts, expected one each")
+        assert batch.image_ids is not None
+        rank, world = rank_and_world()
+        # Ranks exchange texts, which must have one length then.
+        missing = self.processor.max_length - batch.tokens.shape[1] if world > 1 else 0
+        count = len(batch.ids)
+        if self.soft_targets:
+            own = batch.image_ids.unsqueeze(1) == gather(batch.image_ids, gradient=False)
+        else:
+            own = torch.zeros(count, count * world, dtype=torch.bool, device=batch.tokens.device)
+            own[:, rank * count : (rank + 1) * count].fill_diagonal_(True)
+        return Pairs(
+            visual=self.encode(batch),
+            tokens=F.pad(batch.tokens, (0, missing), value=self.processor.pad_id),
+            real=F.pad(batch.segments, (0, missing)) > 0,
+            own=own,
+        )
+
+    def encode(self, batch: Batch) -> Float[Tensor, "N V E"]:
+        """What the Q-Former attends to."""
+        return self.ln_vision(self.vision(batch.images).to(self.ln_vision.weight.dtype))
+
+    def similarities(
+        self, pairs: Pairs, seen: Float[Tensor, "B Q D"]
+    ) -> tuple[Float[Tensor, "B A"], Float[Tensor, "B A"]]:
+        """Of this rank's images to all texts, and of its texts to all images: by the nearest query, over temperature.
+
+        The other side has no gradient, its own part included (released code).
+        """
+        images = F.normalize(self.heads.vision_proj(seen), dim=-1)
+        texts = self.text_vectors(pairs.tokens, pairs.real)
+        all_images, all_texts = (gather(each.detach(), gradient=False) for each in (images, texts))
+        return (
+            nearest_query(images, all_texts) / self.heads.temperature,
+            nearest_query(all_images, texts).T / self.heads.temperature,
+        )
+
+    def text_vectors(self, tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"]) -> Float[Tensor, "B C"]:
+        """Unit vectors of texts, from their first token."""
+        return F.normalize(self.heads.text_proj(self.qformer.read(tokens, real)[:, 0]), dim=-1)
+
+    def contrast(self, images_to_texts: Tensor, texts_to_images: Tensor, pairs: Pairs) -> Float[Tensor, ""]:
+        """ITC: each image's texts among all, each text's images among all."""
+        targets = targets_of(pairs.own, self.label_smoothing)
+        return (contrastive(images_to_texts, targets) + contrastive(texts_to_images, targets)) / 2
+
+    def matching(self, images_to_texts: Tensor, texts_to_images: Tensor, pairs: Pairs) -> Float[Tensor, ""]:
+        """ITM: each pair, each text with a hard negative image, each image with a hard negative text."""
+        with torch.no_grad():
+            other_image = hard_negatives(texts_to_images, pairs.own)
+            other_text = hard_negatives(images_to_texts, pairs.own)
+        visual = gather(pairs.visual, gradient=True)[other_image]
+        tokens, real = (gather(each, gradient=False)[other_text] for each in (pairs.tokens, pairs.real))
+        logits = self.match_logits(
+            torch.cat([pairs.visual, visual, pairs.visual]),
+            torch.cat([pairs.tokens, pairs.tokens, tokens]),
+            torch.cat([pairs.real, pairs.real, real]),
+        )
+        together = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        together[: len(pairs.tokens)] = 1
+        return F.cross_entropy(logits, together)
+
+    def match_logits(
+        self, visual: Float[Tensor, "B V E"], tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B 2"]:
+        """Apart (0) or together (1), the mean of what each query says."""
+        return self.heads.itm_head(self.qformer.instructed(visual, tokens, real)).mean(1)
+
+    def captioning(self, pairs: Pairs, kept: Kept) -> Float[Tensor, ""]:
+        """ITG: the next token, after what is kept of the queries; [DEC] stands where [CLS] did."""
+        tokens = pairs.tokens.clone()
+        tokens[:, 0] = self.write_id
+        hidden, learned = self.qformer.write(tokens, pairs.real, kept), pairs.real[:, 1:]
+        logits = self.word_logits(hidden[:, :-1][learned])
+        return F.cross_entropy(logits.float(), tokens[:, 1:][learned], label_smoothing=self.label_smoothing)
+
+    def word_logits(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... W"]:
+        """Through the head that shares the Q-Former's table of words."""
+        assert self.qformer.words is not None
+        return self.heads.words(hidden, self.qformer.words.weight)
+
+    def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
+        """Captions, greedily: [DEC], then what follows.
+
+        Raises:
+            ValueError: Beams or sampling are asked for.
+        """
+        if decoding.num_beams > 1 or decoding.top_p is not None:
+            raise ValueError(f"decoding: found {decoding.num_beams} beams, expected greedy captions of this stage")
+        _, kept = self.qformer.see_and_keep(self.encode(batch))
+        written = torch.full((len(batch.ids), 1), self.write_id, device=batch.tokens.device)
+        for _ in range(decoding.max_new_tokens):
+            hidden = self.qformer.write(written, torch.ones_like(written, dtype=torch.bool), kept)
+            written = torch.cat([written, self.word_logits(hidden[:, -1]).argmax(-1, keepdim=True)], 1)
+        ends = set(self.processor.ends)
+        rows = written[:, 1:].tolist()
+        return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
+
+
+def nearest_query(images: Float[Tensor, "N Q C"], texts: Float[Tensor, "M C"]) -> Float[Tensor, "N M"]:
+    """Cosine of each text to the nearest query of each image (sec. 3.2)."""
+    return torch.einsum("nqc,mc->nmq", images, texts).amax(-1)
