@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from data_modules.sources.files import Entry, FileSource
+from data_modules.sources.files import BadRecords, Entry, FileSource
 from data_modules.sources.records import (
     MAX_CAPTION,
     RecordError,
@@ -25,16 +25,35 @@ from data_modules.sources.templates import Prompts
 from lightning_mllm.contracts import Sample, Turn
 
 
-class _Captions(FileSource):
-    """Entries are images: [id, file name, [caption ids], [captions]]."""
+class CaptionSource(FileSource):
+    """Images with captions; entries are images: [id, file name, [caption ids], [captions], what fills the prompt].
+
+    Args:
+        annotations: the file.
+        images: the folder that image names are relative to.
+        prompt: the user turn: a family of templates ('caption'), one of them ('caption/photo_of'), or a text with
+            `<image>`.
+        per: one sample a caption; or one an image, whose caption is drawn anew in every data epoch. Either way all
+            captions of the image are the references.
+        knows: the fields that the prompt may have.
+        bad_records: 'refuse' or 'skip', as in FileSource.
+    """
 
     captions: ClassVar[bool] = True
 
-    def __init__(self, annotations: str, images: str, prompt: str, per: Literal["caption", "image"]) -> None:
-        super().__init__(annotations, images)
+    def __init__(
+        self,
+        annotations: str,
+        images: str,
+        prompt: str,
+        per: Literal["caption", "image"],
+        knows: tuple[str, ...] = (),
+        bad_records: BadRecords = "refuse",
+    ) -> None:
+        super().__init__(annotations, images, bad_records)
         if per not in ("caption", "image"):
             raise ValueError(f"per: found {per!r}, expected 'caption' or 'image'")
-        self.prompts, self.per = Prompts(prompt), per
+        self.prompts, self.per = Prompts(prompt, knows=knows), per
         self._ends = array("q")
 
     def load(self) -> None:
@@ -43,9 +62,12 @@ class _Captions(FileSource):
             counts = (len(self._entry(index)[2]) for index in range(super().__len__()))
             self._ends = array("q", accumulate(counts))
 
-    def _image_entry(self, id: str, name: str, caption_ids: list[str], texts: list[str]) -> Entry:
+    def _image_entry(
+        self, id: str, name: str, caption_ids: list[str], texts: list[str], values: dict[str, str] | None = None
+    ) -> Entry:
         words = round(sum(len(text.split()) for text in texts) / len(texts)) + self.prompts.words
-        return Entry(words, True, [id, name, caption_ids, texts])
+        words += sum(len(text.split()) for text in (values or {}).values())
+        return Entry(words, True, [id, name, caption_ids, texts, values or {}])
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Of sample `index` the entry, and which of its captions."""
@@ -68,19 +90,22 @@ class _Captions(FileSource):
         which = 0
         if self.per == "caption":
             index, which = self._locate(index)
-        id, name, caption_ids, texts = self._entry(index)
+        id, name, caption_ids, texts, values = self._entry(index)
         if self.per == "image":
             which = int(torch.randint(len(texts), (), generator=generator))
         return Sample(
             id=caption_ids[which] if self.per == "caption" else id,
-            turns=(Turn(role="user", text=self.prompts.draw(generator)), Turn(role="assistant", text=texts[which])),
+            turns=(
+                Turn(role="user", text=self.prompts.draw(generator, values)),
+                Turn(role="assistant", text=texts[which]),
+            ),
             images=self._images(name),
             references=tuple(texts),
             task="caption",
         )
 
 
-class CocoCaptions(_Captions):
+class CocoCaptions(CaptionSource):
     """COCO's captions_*.json: {images: [{id, file_name}], annotations: [{id, image_id, caption}]}.
 
     Args:
@@ -130,7 +155,7 @@ class CocoCaptions(_Captions):
             yield self._image_entry(str(image), names[image], ids[image], texts[image])
 
 
-class KarpathyCaptions(_Captions):
+class KarpathyCaptions(CaptionSource):
     """The Karpathy split, in either of its two forms.
 
     The original dataset_coco.json is {images: [{filepath, filename, split, cocoid, sentences: [{raw}]}]}; the lists

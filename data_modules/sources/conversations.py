@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 
-from data_modules.sources.files import Entry, FileSource
-from data_modules.sources.records import MAX_TEXT, RecordError, field, lines, parse, read_json, refused, text_of
+from data_modules.sources.files import BadRecords, Entry, FileSource
+from data_modules.sources.records import MAX_TEXT, RecordError, field, parse, records_in, refused, text_of
+from data_modules.sources.source import Published
 from lightning_mllm.contracts import IMAGE_MARK, Role, Sample, Turn
 
 ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
@@ -28,43 +29,36 @@ class LlavaConversations(FileSource):
     Args:
         annotations: the file.
         images: the folder that image names are relative to; empty for text alone.
-        bad_records: what to do about a record that breaks a rule: stop, or leave it out and keep the sentence about it
-            in `skipped`.
+        bad_records: as in FileSource: 'refuse' or 'skip'.
     """
 
-    def __init__(self, annotations: str, images: str = "", bad_records: Literal["refuse", "skip"] = "refuse") -> None:
-        super().__init__(annotations, images)
-        if bad_records not in ("refuse", "skip"):
-            raise ValueError(f"bad_records: found {bad_records!r}, expected 'refuse' or 'skip'")
-        self.bad_records = bad_records
-        self.skipped: list[str] = []
-        """One sentence for each record that was left out."""
+    published: ClassVar[tuple[Published, ...]] = tuple(
+        Published(
+            title=f"LLaVA-Instruct {title}",
+            paper="2304.08485",
+            family="",
+            tasks=("conversation",),
+            held_in=True,
+            files=(file,),
+        )
+        for title, file in (
+            ("detail", "detail_23k.json"),
+            ("reasoning", "complex_reasoning_77k.json"),
+            ("conversation", "conversation_58k.json"),
+        )
+    )
 
-    def _records(self) -> Iterator[tuple[str, Any]]:
-        """Place of each record, and the record: its bytes, or its value where the whole file was one."""
-        if self.annotations.endswith(".jsonl"):
-            for number, line in lines(self.annotations):
-                yield f":{number}", line
-        else:
-            content = read_json(self.annotations)
-            if not isinstance(content, list):
-                raise ValueError(
-                    f"{self.annotations}: expected a list of conversations (lines belong in a .jsonl file)"
-                )
-            for index, record in enumerate(content):
-                yield f"record {index}", record
+    def __init__(self, annotations: str, images: str = "", bad_records: BadRecords = "refuse") -> None:
+        super().__init__(annotations, images, bad_records)
 
     def _read(self) -> Iterator[Entry]:
         used: Counter[str] = Counter()
-        for place, record in self._records():
+        for place, record in records_in(self.annotations):
             try:
                 record = parse(record) if isinstance(record, bytes) else record
                 images, turns = self._checked(record)
             except RecordError as rule:
-                error = refused(self.annotations, place, record, rule)
-                if self.bad_records == "refuse":
-                    raise error from None
-                self.skipped.append(str(error))
+                self._bad(refused(self.annotations, place, record, rule))
                 continue
             id = str(record.get("id", place.lstrip(":")))
             used[id] += 1
@@ -133,12 +127,13 @@ class LlavaPretrain(LlavaConversations):
     Args:
         annotations: the .json or .jsonl file.
         images: the folder that image names are relative to.
-        bad_records: as in LlavaConversations.
+        bad_records: as in FileSource: 'refuse' or 'skip'.
     """
 
+    published: ClassVar[tuple[Published, ...]] = ()
     captions: ClassVar[bool] = True
 
-    def __init__(self, annotations: str, images: str, bad_records: Literal["refuse", "skip"] = "refuse") -> None:
+    def __init__(self, annotations: str, images: str, bad_records: BadRecords = "refuse") -> None:
         super().__init__(annotations, images, bad_records)
 
     def _checked(self, record: Any) -> tuple[list[str], list[tuple[Role, str]]]:

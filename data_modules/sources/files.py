@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from array import array
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from data_modules.sources.records import ImageFolder, Packed
 from data_modules.sources.source import Source
 from lightning_mllm.contracts import ImageFile
+
+BadRecords = Literal["refuse", "skip"]
 
 
 class Entry(NamedTuple):
@@ -27,10 +29,16 @@ class FileSource(Source):
     Args:
         annotations: the file; relative to the working folder.
         images: the folder that the records' image names are relative to.
+        bad_records: what to do about a record that breaks a rule: stop, or leave it out and keep the sentence about it
+            in `skipped`.
     """
 
-    def __init__(self, annotations: str, images: str) -> None:
-        self.annotations, self.images = str(annotations), str(images)
+    def __init__(self, annotations: str, images: str, bad_records: BadRecords = "refuse") -> None:
+        if bad_records not in get_args(BadRecords):
+            raise ValueError(f"bad_records: found {bad_records!r}, expected 'refuse' or 'skip'")
+        self.annotations, self.images, self.bad_records = str(annotations), str(images), bad_records
+        self.skipped: list[str] = []
+        """One sentence for each record that was left out."""
         self._folder = ImageFolder(self.images)
         self._entries: Packed | None = None
         self._words = array("l")
@@ -39,6 +47,12 @@ class FileSource(Source):
     @abstractmethod
     def _read(self) -> Iterator[Entry]:
         """Reads and checks the records."""
+
+    def _bad(self, error: ValueError) -> None:
+        """What happens to a record that broke a rule."""
+        if self.bad_records == "refuse":
+            raise error from None
+        self.skipped.append(str(error))
 
     def load(self) -> None:
         if self._entries is not None:
@@ -53,7 +67,8 @@ class FileSource(Source):
 
         entries = Packed(values())
         if not len(entries):
-            raise ValueError(f"{self.annotations}: found no usable record, expected at least one")
+            left_out = f" ({len(self.skipped)} left out, first: {self.skipped[0]})" if self.skipped else ""
+            raise ValueError(f"{self.annotations}: found no usable record, expected at least one{left_out}")
         self._entries, self._words, self._has_image = entries, words, has_image
 
     def _entry(self, index: int) -> Any:

@@ -8,9 +8,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 
-from data_modules.sources.files import Entry, FileSource
+from data_modules.sources.files import BadRecords, Entry, FileSource
 from data_modules.sources.records import MAX_TEXT, RecordError, parse, records_in, refused
-from data_modules.sources.source import Source
 from data_modules.sources.templates import Prompts
 from lightning_mllm.contracts import IMAGE_MARK, Sample, Turn
 
@@ -81,6 +80,12 @@ def letter(place: int) -> str:
     return chr(ord("a") + place)
 
 
+def most_common(answers: Sequence[str]) -> str:
+    """The answer that most people gave, the first of equally common ones; empty if all are blank."""
+    given = [text.strip() for text in answers if text.strip()]
+    return max(given, key=given.count, default="")
+
+
 class QuestionSource(FileSource):
     """A set of questions about images; a subclass says what its file looks like.
 
@@ -92,11 +97,12 @@ class QuestionSource(FileSource):
         prompt: the user turn: a family of the template bank, one of its templates ('vqa/short_answer'), or a text of
             your own with `{question}`; None for the family that goes with the set.
         answers: what is learned: the most common answer, or one drawn in proportion to how many people gave it.
+        bad_records: 'refuse' or 'skip', as in FileSource.
     """
 
-    task: ClassVar[str] = "vqa"
+    task: str = "vqa"
     """What samples say is asked."""
-    family: ClassVar[str] = "vqa"
+    family: str = "vqa"
     """The templates where none are named."""
     key: ClassVar[str] = "question_id"
     """Under which name a record keeps its id; for error messages."""
@@ -109,8 +115,9 @@ class QuestionSource(FileSource):
         images: str,
         prompt: str | None = None,
         answers: Literal["common", "drawn"] = "common",
+        bad_records: BadRecords = "refuse",
     ) -> None:
-        super().__init__(annotations, images)
+        super().__init__(annotations, images, bad_records)
         if answers not in ("common", "drawn"):
             raise ValueError(f"answers: found {answers!r}, expected 'common' or 'drawn'")
         self.prompts = Prompts(self.family if prompt is None else prompt, ("question", "statement"), KNOWN)
@@ -141,7 +148,8 @@ class QuestionSource(FileSource):
                     seen.add(asked.id)
                     self._check(asked)
             except RecordError as rule:
-                raise refused(self._asked_in, place, record, rule, self.key) from None
+                self._bad(refused(self._asked_in, place, record, rule, self.key))
+                continue
             yield from map(self._entry_of, found)
 
     def _check(self, asked: Question) -> None:
@@ -180,40 +188,4 @@ class QuestionSource(FileSource):
             references=asked.accepted,
             candidates=tuple(asked.candidates),
             task=self.task,
-        )
-
-
-class QuestionGeneration(Source):
-    """The questions of another source as what is to be said, the roles of question and answer exchanged.
-
-    Args:
-        source: the questions; its own template is not used.
-        prompt: as in QuestionSource, with `{answer}`.
-    """
-
-    def __init__(self, source: QuestionSource, prompt: str = "question_generation") -> None:
-        self.source, self.prompts = source, Prompts(prompt, ("answer",), ("answer",))
-
-    def load(self) -> None:
-        self.source.load()
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def length(self, index: int) -> int:
-        return self.source.length(index)
-
-    def has_image(self, index: int) -> bool:
-        return self.source.has_image(index)
-
-    def sample(self, index: int, generator: torch.Generator) -> Sample:
-        asked = self.source.question(index)
-        answer = self.source.learned(asked, generator)
-        prompt = self.prompts.draw(generator, {"answer": answer}, len(asked.images))
-        return Sample(
-            id=asked.id,
-            turns=(Turn(role="user", text=prompt), Turn(role="assistant", text=asked.question)),
-            images=self.source._images(*asked.images),
-            references=(asked.question,),
-            task="caption",
         )

@@ -17,7 +17,7 @@ class Published:
 
     title: str
     paper: str
-    """arXiv number."""
+    """arXiv number; the venue where there is none."""
     family: str
     """The templates that go with it (see templates.py); empty for data with instructions of their own."""
     tasks: tuple[str, ...]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
-from data_modules.sources.questions import Question, QuestionSource
+from data_modules.sources.files import BadRecords
+from data_modules.sources.questions import Question, QuestionSource, most_common
 from data_modules.sources.records import MAX_CAPTION, RecordError, field, list_in, read_json, refused, text_of
 from data_modules.sources.source import Published
 
@@ -22,7 +23,7 @@ class VqaV2(QuestionSource):
         images: the folder of the images.
         image_pattern: name of an image file; `{image_id:012d}` stands for its id with 12 digits.
         prompt: the user turn: a family of templates ('vqa'), one of them, or a text with `{question}`.
-        answers: as in QuestionSource.
+        answers, bad_records: as in QuestionSource.
     """
 
     published: ClassVar[tuple[Published, ...]] = (
@@ -36,6 +37,9 @@ class VqaV2(QuestionSource):
         ),
     )
 
+    spelling: str = "answer"
+    """Which text of an answer is read."""
+
     def __init__(
         self,
         questions: str,
@@ -44,8 +48,9 @@ class VqaV2(QuestionSource):
         image_pattern: str = "{image_id:012d}.png",
         prompt: str = "<image>\n{question}",
         answers: Literal["common", "drawn"] = "common",
+        bad_records: BadRecords = "refuse",
     ) -> None:
-        super().__init__(annotations, images, prompt, answers)
+        super().__init__(annotations, images, prompt, answers, bad_records)
         self.questions, self.image_pattern = str(questions), image_pattern
         self._answered: dict[int, tuple[int, str, list[str]]] = {}
         try:
@@ -85,13 +90,60 @@ class VqaV2(QuestionSource):
                 id = field(record, "question_id", int)
                 if id in answers:
                     raise RecordError("the id occurs twice, expected different ones")
-                references = [field(each, "answer", str) for each in field(record, "answers", list)]
+                references = [field(each, self.spelling, str) for each in field(record, "answers", list)]
                 if not references:
                     raise RecordError("'answers' is empty, expected at least one")
-                answers[id] = (field(record, "image_id", int), self._common(record), references)
+                answers[id] = (field(record, "image_id", int), self._common(record, references), references)
             except RecordError as rule:
                 raise refused(self.annotations, f"annotations[{index}]", record, rule, "question_id") from None
         return answers
 
-    def _common(self, annotation: Any) -> str:
+    def _common(self, annotation: Any, answers: list[str]) -> str:
+        """The answer that most people gave."""
         return text_of(annotation, "multiple_choice_answer", MAX_CAPTION)
+
+
+class OkVqa(VqaV2):
+    """OK-VQA's two files: as VQAv2's, the answers being [{answer, raw_answer}] and none of them named the common one.
+
+    Args:
+        questions: the questions file.
+        annotations: the annotations file.
+        images: the folder of the images.
+        image_pattern: as in VqaV2; 'COCO_val2014_{image_id:012d}.jpg' for the test questions.
+        prompt: as in VqaV2.
+        answers: as in QuestionSource; of equally common answers the first is learned.
+        spelling: 'answer' has its words stemmed and is what the authors' evaluation compares; 'raw_answer' is what
+            people wrote.
+        bad_records: as in QuestionSource.
+    """
+
+    published: ClassVar[tuple[Published, ...]] = (
+        Published(
+            title="OK-VQA",
+            paper="1906.00067",
+            family="vqa",
+            tasks=("vqa",),
+            held_in=True,
+            files=("OpenEnded_mscoco_train2014_questions.json", "mscoco_train2014_annotations.json"),
+        ),
+    )
+
+    def __init__(
+        self,
+        questions: str,
+        annotations: str,
+        images: str,
+        image_pattern: str = "COCO_train2014_{image_id:012d}.jpg",
+        prompt: str = "vqa",
+        answers: Literal["common", "drawn"] = "common",
+        spelling: Literal["answer", "raw_answer"] = "answer",
+        bad_records: BadRecords = "refuse",
+    ) -> None:
+        super().__init__(questions, annotations, images, image_pattern, prompt, answers, bad_records)
+        if spelling not in ("answer", "raw_answer"):
+            raise ValueError(f"spelling: found {spelling!r}, expected 'answer' or 'raw_answer'")
+        self.spelling = spelling
+
+    def _common(self, annotation: Any, answers: list[str]) -> str:
+        return text_of({"answers": most_common(answers)}, "answers", MAX_CAPTION)

@@ -139,7 +139,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     for content, rule in (
         (b'[\n{"id": 1,]', "a.json: line 2, column 10: expected JSON"),
         (b'["\xff"]', "a.json: found a byte that is not UTF-8 at offset 2"),
-        (b"{}", "a.json: expected a list of conversations"),
+        (b"{}", "a.json: found an object, expected a list of records"),
         (b"[]", "a.json: found no usable record"),
     ):
         file.write_bytes(content)
