@@ -1,8 +1,27 @@
 """Where samples come from: one class for each published file format, its constructor arguments being YAML."""
 
+from data_modules.sources.aokvqa import AOkVqa
+from data_modules.sources.caption_sets import TextCaps, WebCapFilt
 from data_modules.sources.captions import CocoCaptions, KarpathyCaptions
 from data_modules.sources.conversations import LlavaConversations, LlavaPretrain
+from data_modules.sources.ocr import OcrVqa
+from data_modules.sources.prefixes import PrefixCaptions
+from data_modules.sources.question_generation import QuestionGeneration
 from data_modules.sources.source import Source
-from data_modules.sources.vqa import VqaV2
+from data_modules.sources.vqa import OkVqa, VqaV2
 
-__all__ = ["CocoCaptions", "KarpathyCaptions", "LlavaConversations", "LlavaPretrain", "Source", "VqaV2"]
+__all__ = [
+    "AOkVqa",
+    "CocoCaptions",
+    "KarpathyCaptions",
+    "LlavaConversations",
+    "LlavaPretrain",
+    "OcrVqa",
+    "OkVqa",
+    "PrefixCaptions",
+    "QuestionGeneration",
+    "Source",
+    "TextCaps",
+    "VqaV2",
+    "WebCapFilt",
+]
