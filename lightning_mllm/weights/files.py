@@ -210,6 +210,8 @@ def _unpickle(file: Path) -> dict[str, Tensor]:
             os.environ[FORCE_PICKLE] = forced
     if not isinstance(content, dict):
         raise ValueError(f"{file}: found a {type(content).__name__}, expected a flat mapping of names to tensors")
+    # LAVIS keeps a model beside its optimizer and settings.
+    content = content["model"] if isinstance(content.get("model"), dict) else content
     for name, value in content.items():
         if not isinstance(value, Tensor):
             raise ValueError(f"{file}: {name!r} is a {type(value).__name__}, expected a flat mapping to tensors")

@@ -97,6 +97,11 @@ def test_pickled_tensors_are_read(tmp_path: Path, legacy: bool) -> None:
     assert same(dict(read_tensors(file)), TENSORS)
 
 
+def test_of_a_checkpoint_of_lavis_the_model_is_read(tmp_path: Path) -> None:
+    torch.save({"model": TENSORS, "optimizer": {"state": {}}, "epoch": 3}, tmp_path / "checkpoint.pth")
+    assert same(dict(read_tensors(tmp_path / "checkpoint.pth")), TENSORS)
+
+
 class Bomb:
     def __reduce__(self):
         return os.mkdir, (str(Bomb.target),)
@@ -129,7 +134,7 @@ def damaged(tmp_path: Path) -> dict[str, Path]:
     text.write_text("<html>not found</html>")
     (tmp_path / "empty.safetensors").touch()
     (tmp_path / "empty.bin").touch()
-    torch.save({"model": {"a": torch.ones(1)}}, tmp_path / "nested.pt")
+    torch.save({"net": {"a": torch.ones(1)}}, tmp_path / "nested.pt")
     torch.save([torch.ones(1)], tmp_path / "list.pt")
     (tmp_path / "notes.txt").touch()
     (tmp_path / "folder").mkdir()
