@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from lightning_mllm.evaluation.metrics.text import TextMetric
+from lightning_mllm.evaluation.metrics.text import SampleMetric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,33 +30,30 @@ def interval(per_item: Sequence[float], *, samples: int = 1000, seed: int = 0, l
         level: how often such an interval holds the value.
     """
     rows = np.asarray(per_item, dtype=float).reshape(-1, 1)
-    return _intervals(rows, lambda sums: sums / len(rows), samples, seed, level)[0]
+    return _intervals(len(rows), lambda counts: counts @ rows / len(rows), samples, seed, level)[0]
 
 
 def metric_intervals(
-    metric: TextMetric, *, samples: int = 1000, seed: int = 0, level: float = 0.95
+    metric: SampleMetric[Any], *, samples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, Interval]:
     """Every value of a metric and its interval; corpus scores are computed anew on each drawn corpus."""
     if not metric.answers:
         raise ValueError(f"{type(metric).__name__}: no answer to score, expected at least one")
-    rows = metric.statistics()
-    found = _intervals(rows, lambda sums: metric.values(sums, len(rows)), samples, seed, level)
+    found = _intervals(len(metric.answers), metric.counted(), samples, seed, level)
     return dict(zip(metric.names, found, strict=True))
 
 
 def _intervals(
-    rows: np.ndarray, values: Callable[[np.ndarray], np.ndarray], samples: int, seed: int, level: float
+    total: int, values: Callable[[np.ndarray], np.ndarray], samples: int, seed: int, level: float
 ) -> list[Interval]:
-    """From statistics f64[N, K] and a function of their sums f64[..., K]."""
-    if not len(rows):
+    """From a function of how often each of `total` samples counts."""
+    if not total:
         raise ValueError("bootstrap: found no sample, expected at least one")
     if samples < 1 or not 0 < level < 1:
         raise ValueError(f"bootstrap: samples is {samples} and level {level}, expected at least 1 and in (0, 1)")
     random = np.random.default_rng(seed)
-    drawn = np.stack(
-        [np.bincount(random.integers(len(rows), size=len(rows)), minlength=len(rows)) @ rows for _ in range(samples)]
-    )
+    drawn = np.stack([values(np.bincount(random.integers(total, size=total), minlength=total)) for _ in range(samples)])
     tail = (1 - level) / 2
-    low, high = np.quantile(values(drawn), [tail, 1 - tail], axis=0)
-    exact = values(rows.sum(0))
+    low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
+    exact = values(np.ones(total, dtype=int))
     return [Interval(value=float(v), low=float(a), high=float(b)) for v, a, b in zip(exact, low, high, strict=True)]

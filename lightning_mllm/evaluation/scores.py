@@ -8,7 +8,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
@@ -18,15 +18,33 @@ from torch import Tensor
 
 from lightning_mllm.contracts import Batch, Evaluation, TokenKind
 from lightning_mllm.evaluation.bootstrap import Interval, metric_intervals
-from lightning_mllm.evaluation.metrics import Bleu, CiderD, ExactMatch, PopeScores, RougeL, TextMetric, VqaAccuracy
+from lightning_mllm.evaluation.metrics import (
+    Bleu,
+    Choice,
+    CiderD,
+    ExactMatch,
+    IvqaAccuracy,
+    PopeScores,
+    Ranking,
+    RankMetric,
+    ReciprocalRank,
+    RocAuc,
+    RougeL,
+    SampleMetric,
+    VqaAccuracy,
+)
 
-TASKS: dict[str, tuple[type[TextMetric], ...]] = {
+TASKS: dict[str, tuple[type[SampleMetric[Any]], ...]] = {
     "vqa": (VqaAccuracy,),
+    "ivqa": (IvqaAccuracy,),
     "caption": (CiderD, Bleu, RougeL),
     "exact": (ExactMatch,),
     "pope": (PopeScores,),
+    "choice": (Choice,),
+    "auc": (RocAuc, Choice),
+    "mrr": (ReciprocalRank,),
 }
-"""What is asked -> its scores, the headline first."""
+"""What is asked -> its scores, the headline first. Retrieval has scores of its own (evaluation/retrieval.py)."""
 
 T = TypeVar("T")
 
@@ -54,12 +72,15 @@ class _Answer:
     prompt: str
     answer: str
     references: tuple[str, ...]
+    ranking: Ranking | None = None
+    """Only of tasks whose scores read it: the closed set may be thousands of texts."""
 
 
 class Scores:
     """Collects the answers to one evaluation set.
 
-    Each rank calls `update` with its own batches, then all of them call `compute`. A sample that several ranks answered
+    Each rank calls `update` (written answers) or `rank` (closed sets) with its own batches, then all of them call
+    `compute`. A sample that several ranks answered
     (loaders repeat some to give every rank equally many) counts once.
 
     Args:
@@ -69,11 +90,14 @@ class Scores:
 
     def __init__(self, evaluation: Evaluation, *, num_examples: int = 24) -> None:
         if evaluation.task not in TASKS:
-            near = difflib.get_close_matches(evaluation.task, TASKS, n=1)
+            near = difflib.get_close_matches(evaluation.task, [*TASKS, "retrieval"], n=1)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise ValueError(f"evaluation: task is '{evaluation.task}', expected one of {', '.join(TASKS)}{hint}")
+            raise ValueError(
+                f"evaluation: task is '{evaluation.task}', expected one of {', '.join(TASKS)}, retrieval{hint}"
+            )
         self.evaluation = evaluation
         self.num_examples = num_examples
+        self._ranked = any(issubclass(kind, RankMetric) for kind in TASKS[evaluation.task])
         self._answers: dict[str, _Answer] = {}
         self._pictures: dict[str, str] = {}
         self._intervals: dict[str, Interval] | None = None
@@ -83,14 +107,34 @@ class Scores:
 
     def update(self, batch: Batch, answers: Sequence[str]) -> None:
         """Adds the answers to the rows of `batch`."""
+        if self._ranked:
+            raise ValueError(
+                f"sample {batch.ids[0]}: found no candidates, expected some to rank for the task"
+                f" '{self.evaluation.task}'"
+            )
+        self._update(batch, answers, [None] * len(answers))
+
+    def rank(self, batch: Batch, likelihoods: Sequence[Sequence[float]]) -> None:
+        """Adds the log-likelihoods of the candidates of each row; the answer is the likeliest one."""
+        assert len(likelihoods) == len(batch.ids) == len(batch.candidates)
+        rankings = []
+        for id, candidates, row in zip(batch.ids, batch.candidates, likelihoods, strict=True):
+            try:
+                rankings.append(Ranking(tuple(candidates), tuple(row)))
+            except ValueError as error:
+                raise ValueError(f"sample {id}: {error}") from None
+        self._update(batch, [each.best for each in rankings], rankings if self._ranked else [None] * len(rankings))
+
+    def _update(self, batch: Batch, answers: Sequence[str], rankings: Sequence[Ranking | None]) -> None:
         assert len(answers) == len(batch.ids) == len(batch.references) == len(batch.prompts)
         assert self._intervals is None, "compute was called already"
-        rows = zip(batch.ids, batch.prompts, answers, batch.references, strict=True)
-        for id, prompt, answer, references in rows:
+        rows = zip(batch.ids, batch.prompts, answers, batch.references, rankings, strict=True)
+        for id, prompt, answer, references, ranking in rows:
             if not references:
                 raise ValueError(f"sample {id}: found no reference, expected at least one to score its answer")
-            self._add(self._answers, id, _Answer(prompt=prompt, answer=answer, references=tuple(references)))
-        kept = _spread(self._pictures.keys() | set(batch.ids), self.num_examples)
+            new = _Answer(prompt=prompt, answer=answer, references=tuple(references), ranking=ranking)
+            self._add(self._answers, id, new)
+        kept = spread(self._pictures.keys() | set(batch.ids), self.num_examples)
         row_of = {id: row for row, id in enumerate(batch.ids)}
         self._pictures = {id: self._pictures[id] if id in self._pictures else picture(batch, row_of[id]) for id in kept}
 
@@ -99,7 +143,7 @@ class Scores:
         if self._intervals is None:
             everywhere: dict[str, _Answer] = {}
             pictures: dict[str, str] = {}
-            for answers, some in _gather((self._answers, self._pictures)):
+            for answers, some in gather((self._answers, self._pictures)):
                 pictures |= some
                 for id, answer in answers.items():
                     self._add(everywhere, id, answer)
@@ -118,11 +162,12 @@ class Scores:
     def _score(self, answers: dict[str, _Answer], pictures: dict[str, str]) -> None:
         ids = sorted(answers)  # so that intervals do not depend on how many ranks there were
         texts = [answers[id].answer for id in ids]
+        rankings = [answers[id].ranking for id in ids]
         references = [answers[id].references for id in ids]
         self._intervals, headline, self.num_answers = {}, None, len(ids)
         for kind in TASKS[self.evaluation.task]:
             metric = kind()
-            metric.update(texts, references)
+            metric.update(rankings if issubclass(kind, RankMetric) else texts, references)
             found = metric_intervals(metric)
             self._intervals |= {name + self.evaluation.suffix: value for name, value in found.items()}
             headline = headline or metric
@@ -130,8 +175,15 @@ class Scores:
         each = headline.per_item() if headline.is_mean else [None] * len(ids)
         score = dict(zip(ids, each, strict=True))
         self._examples = [
-            Example(**vars(answers[id]), id=id, picture=pictures[id], score=score[id])
-            for id in _spread(answers, self.num_examples)
+            Example(
+                id=id,
+                prompt=answers[id].prompt,
+                answer=answers[id].answer,
+                references=answers[id].references,
+                picture=pictures[id],
+                score=score[id],
+            )
+            for id in spread(answers, self.num_examples)
         ]
 
     def _add(self, answers: dict[str, _Answer], id: str, new: _Answer) -> None:
@@ -162,12 +214,12 @@ def encode_picture(pixels: UInt8[Tensor, "3 H W"]) -> str:
     return f"data:image/{'png' if lossless else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _spread(ids: Iterable[str], most: int) -> list[str]:
+def spread(ids: Iterable[str], most: int) -> list[str]:
     """The first `most` ids in the order of their hashes: mixed, and the same however the set was divided."""
     return sorted(ids, key=lambda id: hashlib.sha256(id.encode()).digest())[:most]
 
 
-def _gather(mine: T) -> list[T]:
+def gather(mine: T) -> list[T]:
     """`mine` of every rank."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [mine]

@@ -28,6 +28,7 @@ from torch import Tensor
 from lightning_mllm.contracts import Batch, Output, Stage, Train
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.evaluation.results import write_results
+from lightning_mllm.evaluation.retrieval import Retrieval
 from lightning_mllm.evaluation.scores import Scores
 from lightning_mllm.language.lora import Lora, add_lora
 from lightning_mllm.training.freezing import (
@@ -48,6 +49,10 @@ from lightning_mllm.weights.part import PartSpec
 
 SCALE = 1024.0
 """Keeps loss * count near 1 for 16-bit gradients; a power of two, so that dividing and multiplying by it is exact."""
+
+
+ENTRIES = ("generate", "likelihoods", "embed_images", "embed_texts", "match")
+"""Methods of an architecture that evaluation calls; like `forward`, they gather the parameters that they use."""
 
 
 class MultimodalModule(LightningModule):
@@ -95,7 +100,7 @@ class MultimodalModule(LightningModule):
         self._sums: dict[str, Tensor] = {}
         self._row: dict[str, float] = {}
         self._check: GradientCheck | None = None
-        self._scores: list[Scores] = []
+        self._scores: list[Scores | Retrieval] = []
         self._started = 0.0
 
     @classmethod
@@ -128,8 +133,15 @@ class MultimodalModule(LightningModule):
         """The new tokens of each row, without the end token."""
         raise AssertionError(f"{type(self).__name__} has no generate")
 
+    def likelihoods(self, batch: Batch) -> list[list[float]]:
+        """The log-likelihood of each candidate of each row: minus its loss, summed or a token's mean."""
+        raise AssertionError(f"{type(self).__name__} has no likelihoods")
+
     def answers(self, batch: Batch) -> list[str]:
-        """The text that the net gives to each row of a batch of prompts (left-padded)."""
+        """What the net says to each row of a batch of prompts (left-padded): the likeliest candidate, or a new text."""
+        if any(batch.candidates):
+            rows = zip(batch.candidates, self.likelihoods(batch), strict=True)
+            return [candidates[row.index(max(row))] for candidates, row in rows]
         decoding = self.decoding.get(batch.tasks[0] if batch.tasks else "", Decoding())
         return [self.processor.decode(tokens) for tokens in self.generate(batch, decoding)]
 
@@ -155,7 +167,8 @@ class MultimodalModule(LightningModule):
         if self.sharded:
             blocks = [block for name, spec in self.parts.items() for block in spec.blocks(getattr(self, name))]
             assert self.device_mesh is not None
-            shard(self, blocks, self.device_mesh["data_parallel"], entries=("generate",))
+            entries = [name for name in ENTRIES if hasattr(self, name)]
+            shard(self, blocks, self.device_mesh["data_parallel"], entries)
         materialise(self, torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device)
         init_from = {} if self.stage is None else self.stage.init_from
         ancestors = ancestor_tensors(init_from, Path(self.runs), self.key_maps)
@@ -336,16 +349,28 @@ class MultimodalModule(LightningModule):
 
     def _begin(self, split: str) -> None:
         datamodule: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        self._scores = [Scores(evaluation) for evaluation in datamodule.evaluations(split)]
+        self._scores = [
+            Retrieval(each, self) if each.task == "retrieval" else Scores(each)
+            for each in datamodule.evaluations(split)
+        ]
         self._started = time.perf_counter()
 
     def _evaluate(self, batch: Batch, dataloader_idx: int) -> None:
-        self._scores[dataloader_idx].update(batch, self.answers(batch))
+        scores = self._scores[dataloader_idx]
+        if isinstance(scores, Retrieval):
+            scores.update(batch)
+        elif any(batch.candidates):
+            scores.rank(batch, self.likelihoods(batch))
+        else:
+            scores.update(batch, self.answers(batch))
 
     def _log_scores(self, split: str) -> None:
         self.log("step", float(self.trainer.global_step))
         for scores in self._scores:
-            for name, interval in scores.compute().items():
+            # Retrieval runs the net here, outside of the steps, to which Lightning gives their precision.
+            with self.trainer.precision_plugin.forward_context():
+                found = scores.compute()
+            for name, interval in found.items():
                 self.log(f"{split}/{name}", interval.value)
 
     def on_validation_epoch_start(self) -> None:
@@ -370,5 +395,7 @@ class MultimodalModule(LightningModule):
             write_results(Path(self.trainer.default_root_dir) / "test.json", self._scores, seconds)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, str]]:
+        if "retrieval" in batch.tasks:
+            raise ValueError("predict: found a set of the task 'retrieval', expected one that is answered in text")
         rows = zip(batch.ids, batch.prompts, self.answers(batch), strict=True)
         return [{"id": id, "prompt": prompt, "answer": answer} for id, prompt, answer in rows]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lightning_mllm.contracts import Batch, Evaluation, TokenKind
 from lightning_mllm.evaluation.bootstrap import interval
+from lightning_mllm.evaluation.metrics import RankMetric
 from lightning_mllm.evaluation.scores import LOSSLESS_SIDE, TASKS, Scores, encode_picture, picture
 
 VQA = Evaluation(task="vqa", part="novel", blind=True)
@@ -145,16 +146,45 @@ def test_drawn_scenes_stay_exact_and_photographs_become_small() -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_scores_yes_and_no(task: str) -> None:
-    scores = Scores(Evaluation(task=task))
-    scores.update(_yes_no(), ["yes", "no"])
+    scores, batch = Scores(Evaluation(task=task)), a_batch([0, 1])
+    people = 5 if task == "ivqa" else 1
+    batch.references = [("yes",) * people, ("no",) * people]
+    if issubclass(TASKS[task][0], RankMetric):
+        batch.candidates = [("yes", "no"), ("yes", "no")]
+        scores.rank(batch, [[-1.0, -2.0], [-3.0, -2.0]])
+    else:
+        scores.update(batch, ["yes", "no"])
     found = scores.compute()
     assert list(found) == [name for metric in TASKS[task] for name in metric.names]
+    assert next(iter(found.values())).value > 0.4
 
 
-def _yes_no() -> Batch:
-    batch = a_batch([0, 1])
-    batch.references = [("yes",), ("no",)]
-    return batch
+def ranked(ids: list[int], task: str = "choice") -> Scores:
+    """Row i is answered by one of four words; the right one is the likeliest unless i is divisible by 3."""
+    scores, words = Scores(Evaluation(task=task), num_examples=5), ("red", "green", "blue", "grey")
+    for i in ids:
+        batch = a_batch([i])
+        batch.references, batch.candidates = [(words[i % 4],)], [words]
+        scores.rank(batch, [[-1.0 - ((j - i - (i % 3 == 0)) % 4) for j in range(4)]])
+    return scores
+
+
+def test_a_closed_set_is_answered_by_its_likeliest_candidate() -> None:
+    scores = ranked(list(range(12)))
+    assert scores.compute()["choice_accuracy"].value == pytest.approx(8 / 12)
+    by_id = {example.id: example for example in scores.examples}
+    assert len(by_id) == 5
+    for id, example in by_id.items():
+        wrong = int(id[1:]) % 3 == 0
+        assert (example.answer == example.references[0], example.score) == (not wrong, float(not wrong))
+    # The same set under a task of written answers: the chosen candidate is what was said.
+    assert ranked(list(range(12)), "exact").compute()["exact_match"].value == pytest.approx(8 / 12)
+    assert ranked(list(range(12)), "mrr").compute()["mrr"].value == pytest.approx((8 + 4 / 4) / 12)
+
+
+def test_closed_sets_do_not_depend_on_the_division_either() -> None:
+    ids = list(range(12))
+    assert ranked(ids).compute() == ranked([*ids[7:], *ids[:9], 0]).compute()
 
 
 def test_wrong_sets_are_refused_with_names() -> None:
@@ -171,3 +201,9 @@ def test_wrong_sets_are_refused_with_names() -> None:
     other.prompts = ["another question"]
     with pytest.raises(ValueError, match="sample q1: found twice in the evaluation set 'vqa_novel_blind'"):
         scores.update(other, ["1"])
+    with pytest.raises(ValueError, match="sample q1: found no candidates, expected some to rank for the task 'auc'"):
+        Scores(Evaluation(task="auc")).update(a_batch([1]), ["yes"])
+    batch = a_batch([1, 2])
+    batch.candidates = [("yes", "no"), ("yes",)]
+    with pytest.raises(ValueError, match="sample q2: found 2 likelihoods of 1 candidates"):
+        Scores(Evaluation(task="choice")).rank(batch, [[-1.0, -2.0], [-1.0, -2.0]])

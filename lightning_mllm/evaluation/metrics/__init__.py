@@ -1,11 +1,28 @@
-"""Published scores of written answers in pure Python, one file each."""
+"""Published scores in pure Python, one file each."""
 
 from lightning_mllm.evaluation.metrics.bleu import Bleu
 from lightning_mllm.evaluation.metrics.cider import CiderD
 from lightning_mllm.evaluation.metrics.exact_match import ExactMatch
+from lightning_mllm.evaluation.metrics.ivqa_accuracy import IvqaAccuracy
 from lightning_mllm.evaluation.metrics.pope import PopeScores
+from lightning_mllm.evaluation.metrics.ranking import Choice, Ranking, RankMetric, ReciprocalRank, RocAuc
 from lightning_mllm.evaluation.metrics.rouge import RougeL
-from lightning_mllm.evaluation.metrics.text import TextMetric
+from lightning_mllm.evaluation.metrics.text import SampleMetric, TextMetric
 from lightning_mllm.evaluation.metrics.vqa_accuracy import VqaAccuracy
 
-__all__ = ["Bleu", "CiderD", "ExactMatch", "PopeScores", "RougeL", "TextMetric", "VqaAccuracy"]
+__all__ = [
+    "Bleu",
+    "Choice",
+    "CiderD",
+    "ExactMatch",
+    "IvqaAccuracy",
+    "PopeScores",
+    "RankMetric",
+    "Ranking",
+    "ReciprocalRank",
+    "RocAuc",
+    "RougeL",
+    "SampleMetric",
+    "TextMetric",
+    "VqaAccuracy",
+]

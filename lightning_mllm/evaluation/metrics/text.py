@@ -1,28 +1,31 @@
-"""What every score of written answers shares: per-sample statistics, summed, then turned into values.
+"""What every score of answers shares: per-sample statistics, summed, then turned into values.
 
     answers, references --> statistics f64[N, K] --> sum over samples f64[K] --> {name: value}
 
 A score that is a mean keeps one statistic a sample; a corpus score (BLEU, F1) keeps the counts it is a function of.
-Sums of resampled rows give the bootstrap of any of them (lightning_mllm/evaluation/bootstrap.py).
+Sums of resampled rows give the bootstrap of any of them (lightning_mllm/evaluation/bootstrap.py); a score that is no
+function of sums (the area under a curve) says itself what it is where samples count several times.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+Answer = TypeVar("Answer")
 
-class TextMetric(Metric):
-    """A score of answers against reference texts.
 
-    Texts are kept as Python lists, so a metric knows the answers of its own process only; `Scores` gathers them over
-    ranks before it scores.
+class SampleMetric(Metric, Generic[Answer]):
+    """A score of answers (texts, or rankings of candidates) against reference texts.
+
+    Answers are kept as Python lists, so a metric knows those of its own process only; `Scores` gathers them over ranks
+    before it scores.
     """
 
     full_state_update = False
@@ -33,10 +36,10 @@ class TextMetric(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.answers: list[str] = []
+        self.answers: list[Answer] = []
         self.references: list[tuple[str, ...]] = []
 
-    def update(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    def update(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> None:
         """Adds one answer and its accepted references per sample."""
         if len(answers) != len(references):
             raise ValueError(
@@ -60,10 +63,15 @@ class TextMetric(Metric):
         """f64[..., len(names)] from sums f64[..., K] of `samples` rows; a mean unless overridden."""
         return sums / samples
 
+    def counted(self) -> Callable[[np.ndarray], np.ndarray]:
+        """A function of how often each sample counts, i64[N], that gives f64[len(names)]; of sums unless overridden."""
+        rows = self.statistics()
+        return lambda counts: self.values(counts @ rows, len(rows))
+
     @property
     def is_mean(self) -> bool:
         """Whether the score is a mean over samples, rather than one of the whole corpus."""
-        return type(self).values is TextMetric.values
+        return type(self).values is SampleMetric.values and type(self).counted is SampleMetric.counted
 
     def per_item(self) -> list[float]:
         """The score of each sample; only of scores that are means over samples."""
@@ -75,7 +83,7 @@ class TextMetric(Metric):
         """Every name with its value, f64[]."""
         if not self.answers:
             raise ValueError(f"{type(self).__name__}: no answer to score, expected at least one")
-        values = self.values(self.statistics().sum(0), len(self.answers))
+        values = self.counted()(np.ones(len(self.answers), dtype=int))
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in zip(self.names, values, strict=True)}
 
     def reset(self) -> None:
@@ -88,6 +96,10 @@ class TextMetric(Metric):
         batch.update(*args, **kwargs)
         self.update(*args, **kwargs)
         return batch.compute()
+
+
+class TextMetric(SampleMetric[str]):
+    """A score of written answers."""
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

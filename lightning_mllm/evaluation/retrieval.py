@@ -1,0 +1,312 @@
+"""Image-text retrieval: which of all captions belongs to an image, and which of all images to a caption.
+
+    images --embed--> image side --.
+                                    similarity f[N, M] --> order --> top k, ordered anew by match + similarity --> ranks
+    texts  --embed--> text side  --'
+
+Legend: N images, M captions. Each rank keeps the image sides of its own images (with a tower's whole output, they are
+large) and the text sides of all captions; similarities and matches of its own images are gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+import torch.distributed
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lightning_mllm.contracts import Batch, Evaluation
+from lightning_mllm.evaluation.bootstrap import Interval, interval
+from lightning_mllm.evaluation.metrics.recall import CUTS, chance, recalls, reranked
+from lightning_mllm.evaluation.scores import Example, encode_picture, gather, spread
+
+Side = dict[str, Tensor]
+"""What a net keeps of images, or of texts: named tensors with a row for each, alike in all other sizes.
+
+A text side must be padded to one length, so that those of several calls join.
+"""
+
+NAMES = tuple(f"{kind}_retrieval_r{k}" for kind in ("text", "image") for k in CUTS)
+"""`text_retrieval_r1`: an image finds any of its captions at the first place; `image_retrieval_r1`: a caption finds its
+image there."""
+
+IMAGES_AT_ONCE, TEXTS_AT_ONCE, PAIRS_AT_ONCE = 64, 2048, 128
+
+
+@runtime_checkable
+class Retriever(Protocol):
+    """A net that tells how well images and texts agree."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def embed_images(self, batch: Batch) -> Side:
+        """Of the one image of each row of `batch`."""
+        ...
+
+    def embed_texts(self, texts: list[str]) -> Side: ...
+
+    def similarity(self, images: Side, texts: Side) -> Float[Tensor, "N M"]:
+        """Of every image with every text, as in the contrastive loss; uses no sharded parameters."""
+        ...
+
+
+@runtime_checkable
+class Matcher(Retriever, Protocol):
+    """A retriever that looks at pairs more closely."""
+
+    @property
+    def rerank(self) -> int:
+        """How many of the most similar ones are ordered anew (k_test of BLIP-2: 128 on COCO); 0 for none."""
+        ...
+
+    def match(self, images: Side, texts: Side) -> Float[Tensor, " K"]:
+        """The matching logit of K pairs: image k with text k."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Image:
+    """One sample of one rank."""
+
+    row: int
+    """In the rank's image sides."""
+    first_text: int
+    """Row of its first caption in the rank's text sides."""
+    prompt: str
+    captions: tuple[str, ...]
+
+
+class _Gallery:
+    """All images of all ranks, each once, in the order of their ids, and their captions in that of their images."""
+
+    def __init__(self, everyone: Sequence[dict[str, _Image]]) -> None:
+        owner = {id: rank for rank in reversed(range(len(everyone))) for id in everyone[rank]}
+        self.ids = sorted(owner)
+        self.images = [everyone[owner[id]][id] for id in self.ids]
+        self.owned = [[n for n, id in enumerate(self.ids) if owner[id] == rank] for rank in range(len(everyone))]
+        """Rank -> its images."""
+        self.captions = [text for image in self.images for text in image.captions]
+        self.image_of = [n for n, image in enumerate(self.images) for _ in image.captions]
+        self._ends = list(accumulate(len(image.captions) for image in self.images))
+
+    def texts_of(self, image: int) -> range:
+        """Its captions among all."""
+        return range(self._ends[image] - len(self.images[image].captions), self._ends[image])
+
+
+class Retrieval:
+    """Ranks all captions for each image and all images for each caption; the interface is that of `Scores`.
+
+    Each rank calls `update` with its own batches of images, whose references are all their captions; then all of them
+    call `compute`. An image that several ranks were given counts once. Equals are in random order: a score is the mean
+    over all of them, so that a net that tells nothing apart scores chance.
+
+    The order of the first k is by matching logit + similarity (LAVIS, blip2_qformer; the rest keeps its order behind).
+
+    A blind twin is not embedded. Exchanged images would permute the right answers, and a good model would score below
+    chance; what a model that cannot see scores is chance itself, which is what the twin gives.
+
+    Args:
+        evaluation: the set.
+        net: what embeds and compares; a `Matcher` also orders the first ones anew.
+        num_examples: how many images to keep for people.
+
+    Raises:
+        ValueError: the net cannot retrieve.
+    """
+
+    def __init__(self, evaluation: Evaluation, net: Any, *, num_examples: int = 24) -> None:
+        if not isinstance(net, Retriever):
+            missing = [name for name in ("embed_images", "embed_texts", "similarity") if not hasattr(net, name)]
+            raise ValueError(
+                f"evaluation: task is 'retrieval' but {type(net).__name__} has no {', '.join(missing)}, expected a net"
+                " that compares images and texts"
+            )
+        self.evaluation = evaluation
+        self.net: Any = net
+        self.num_examples = num_examples
+        self._images: dict[str, _Image] = {}
+        self._pictures: dict[str, str] = {}
+        self._image_sides: list[Side] = []
+        self._text_sides: list[Side] = []
+        self._num_images = self._num_texts = 0
+        self._intervals: dict[str, Interval] | None = None
+        self._examples: list[Example] = []
+        self.num_answers = 0
+        """Different images, over all ranks; known after `compute`."""
+
+    def update(self, batch: Batch) -> None:
+        """Adds one image a row and its references as captions."""
+        assert self._intervals is None, "compute was called already"
+        if batch.num_images != len(batch.ids):
+            raise ValueError(
+                f"samples {batch.ids[0]} to {batch.ids[-1]}: found {batch.num_images} images in {len(batch.ids)}"
+                " samples, expected one each to retrieve captions"
+            )
+        for id, references in zip(batch.ids, batch.references, strict=True):
+            if not references:
+                raise ValueError(f"sample {id}: found no reference, expected its captions")
+        texts = [text for references in batch.references for text in references]
+        if not self.evaluation.blind:
+            self._image_sides.append(_kept(self.net.embed_images(batch)))
+            self._text_sides.append(_kept(self.net.embed_texts(texts)))
+        start = self._num_images
+        for row, (id, prompt, captions) in enumerate(zip(batch.ids, batch.prompts, batch.references, strict=True)):
+            new = _Image(row=start + row, first_text=self._num_texts, prompt=prompt, captions=tuple(captions))
+            known = self._images.setdefault(id, new)
+            if known.captions != new.captions:
+                raise ValueError(
+                    f"sample {id}: found twice in the evaluation set 'retrieval{self.evaluation.suffix}' with different"
+                    " captions, expected unique ids"
+                )
+            self._num_texts += len(captions)
+        self._num_images += len(batch.ids)
+        chosen = spread(self._pictures.keys() | set(batch.ids), self.num_examples)
+        row_of = {id: row for row, id in enumerate(batch.ids)}
+        self._pictures = {
+            id: self._pictures[id] if id in self._pictures else encode_picture(batch.images[row_of[id]])
+            for id in chosen
+        }
+
+    @property
+    def examples(self) -> list[Example]:
+        """Images spread over the set, each with the caption it found first; after `compute`."""
+        assert self._intervals is not None, "call compute first, on every rank"
+        return self._examples
+
+    @torch.no_grad()
+    def compute(self) -> dict[str, Interval]:
+        """Score name with the set's suffix -> value and interval over queries; the same on each rank."""
+        if self._intervals is None:
+            gallery = _Gallery(gather(self._images))
+            if not gallery.ids:
+                raise ValueError("evaluation 'retrieval': no image to score, expected at least one")
+            self.num_answers = len(gallery.ids)
+            hits = _blind(gallery) if self.evaluation.blind else self._rank_all(gallery)
+            names = [name + self.evaluation.suffix for name in NAMES]
+            self._intervals = {name: interval(column) for name, column in zip(names, hits, strict=True)}
+        return self._intervals
+
+    def _rank_all(self, gallery: _Gallery) -> list[list[float]]:
+        """For each of NAMES, how likely each query is answered so early."""
+        own = gallery.owned[_rank()]
+        images, texts = _joined(self._image_sides), _joined(self._text_sides)
+        self._image_sides, self._text_sides = [], []
+        rows = [gallery.images[n].row for n in own]
+        captions = [gallery.images[n].first_text + i for n in own for i in range(len(gallery.images[n].captions))]
+        everywhere = gather({name: tensor[captions] for name, tensor in texts.items()})
+        place = torch.tensor([m for part in gallery.owned for n in part for m in gallery.texts_of(n)])
+        texts = _at(_joined(everywhere), place.argsort())
+
+        similarity = np.empty((len(gallery.ids), len(gallery.captions)), dtype=np.float32)
+        for part, block in zip(gallery.owned, gather(self._similarity(images, texts, rows)), strict=True):
+            similarity[part] = block
+        to_texts, to_images = self._first(similarity), self._first(similarity.T)
+        wanted = np.zeros(similarity.shape, dtype=bool)
+        np.put_along_axis(wanted, to_texts, True, axis=1)
+        np.put_along_axis(wanted.T, to_images, True, axis=1)
+        match = self._match(images, texts, wanted, own, rows)
+
+        text_hits, image_hits, said = [], [], []
+        for n, first in enumerate(to_texts):
+            scores = reranked(similarity[n], first, match[n, first])
+            text_hits.append(recalls(scores, gallery.texts_of(n)))
+            said.append(gallery.captions[int(scores.argmax())])
+        for m, first in enumerate(to_images):
+            scores = reranked(similarity[:, m], first, match[first, m])
+            image_hits.append(recalls(scores, [gallery.image_of[m]]))
+        self._show(gallery, said, [hits[0] for hits in text_hits])
+        return [list(column) for hits in (text_hits, image_hits) for column in zip(*hits, strict=True)]
+
+    def _similarity(self, images: Side, texts: Side, rows: Sequence[int]) -> np.ndarray:
+        """f32[rows, M]"""
+        total = len(next(iter(texts.values())))
+        blocks = [np.empty((0, total), dtype=np.float32)]
+        for some in _parts(rows, IMAGES_AT_ONCE):
+            side = self._there(images, some)
+            parts = [self.net.similarity(side, self._there(texts, m)) for m in _parts(range(total), TEXTS_AT_ONCE)]
+            blocks.append(torch.cat(parts, dim=1).float().cpu().numpy())
+        return np.concatenate(blocks)
+
+    def _first(self, similarity: np.ndarray) -> np.ndarray:
+        """i64[rows, k]: the columns to order anew, of equals the first ones."""
+        k = self.net.rerank if isinstance(self.net, Matcher) else 0
+        # Row by row: sorted at once, COCO's matrix would take several times its size.
+        return np.stack([np.argsort(-row, kind="stable")[:k] for row in similarity])
+
+    def _match(
+        self, images: Side, texts: Side, wanted: np.ndarray, own: Sequence[int], rows: Sequence[int]
+    ) -> np.ndarray:
+        """f32[N, M]: the matching logits of the wanted pairs, each computed by the rank that has its image."""
+        image, text = np.nonzero(wanted[own])
+        logits = [np.empty(0, dtype=np.float32)]
+        for step in range(max(gather(-(-len(image) // PAIRS_AT_ONCE)))):
+            now = slice(step * PAIRS_AT_ONCE, (step + 1) * PAIRS_AT_ONCE)
+            i, m = image[now], text[now]
+            if not len(i):
+                # Sharded parameters need every rank in each call: one that is done goes on with any pair.
+                self.net.match(self._there(images, [0]), self._there(texts, [0]))
+                continue
+            several, which = np.unique(i, return_inverse=True)  # one image of many pairs travels once
+            side = _at(self._there(images, [rows[each] for each in several]), torch.from_numpy(which))
+            logits.append(self.net.match(side, self._there(texts, m)).float().cpu().numpy())
+        match = np.full(wanted.shape, np.nan, dtype=np.float32)
+        for i, m, values in gather((np.array(own, dtype=int)[image], text, np.concatenate(logits))):
+            match[i, m] = values
+        return match
+
+    def _there(self, side: Side, rows: Sequence[int] | np.ndarray) -> Side:
+        """Some rows of a side on the net's device."""
+        return {name: tensor.to(self.net.device) for name, tensor in _at(side, torch.as_tensor(rows)).items()}
+
+    def _show(self, gallery: _Gallery, said: Sequence[str], scores: Sequence[float]) -> None:
+        pictures = {id: picture for some in gather(self._pictures) for id, picture in some.items()}
+        place = {id: n for n, id in enumerate(gallery.ids)}
+        self._examples = [
+            Example(
+                id=id,
+                prompt=gallery.images[n].prompt,
+                answer=said[n],
+                references=gallery.images[n].captions,
+                picture=pictures[id],
+                score=scores[n],
+            )
+            for id, n in ((id, place[id]) for id in spread(gallery.ids, self.num_examples))
+        ]
+
+
+def _kept(side: Side) -> Side:
+    return {name: tensor.detach().cpu() for name, tensor in side.items()}
+
+
+def _joined(sides: Sequence[Side]) -> Side:
+    return {name: torch.cat([side[name] for side in sides]) for name in sides[0]}
+
+
+def _at(side: Side, rows: Int[Tensor, " K"]) -> Side:
+    return {name: tensor[rows.to(tensor.device)] for name, tensor in side.items()}
+
+
+def _parts(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _rank() -> int:
+    running = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if running else 0
+
+
+def _blind(gallery: _Gallery) -> list[list[float]]:
+    """Chance for each query."""
+    texts, images = len(gallery.captions), len(gallery.ids)
+    by_image = [chance(texts, len(image.captions)) for image in gallery.images]
+    by_text = [chance(images, 1)] * texts
+    return [list(column) for hits in (by_image, by_text) for column in zip(*hits, strict=True)]
