@@ -7,6 +7,7 @@ from data_modules.sources.conversations import LlavaConversations, LlavaPretrain
 from data_modules.sources.ocr import OcrVqa
 from data_modules.sources.prefixes import PrefixCaptions
 from data_modules.sources.question_generation import QuestionGeneration
+from data_modules.sources.readings import Readings
 from data_modules.sources.source import Source
 from data_modules.sources.vqa import OkVqa, VqaV2
 
@@ -20,6 +21,7 @@ __all__ = [
     "OkVqa",
     "PrefixCaptions",
     "QuestionGeneration",
+    "Readings",
     "Source",
     "TextCaps",
     "VqaV2",

@@ -8,6 +8,8 @@
     DIR/text/conversations_SPLIT.json                the same kind of turns about scenes that are only written
     DIR/text/questions_SPLIT.json                    written scenes again, one question a conversation
     DIR/text/corpus_SPLIT.jsonl                      plain documents, {"id", "text"}
+    DIR/text/readings_SPLIT.jsonl                    other written scenes: captions and questions, {"id", "captions",
+                                                     "questions": [{"kind", "question", "answer"}]}
 
 A world of crops has one thing a picture, cut out at its place, and of the files those of COCO.
 
@@ -81,7 +83,7 @@ class Chunk:
     settings: Settings
     split: str
     kind: str
-    """'images' or 'texts'."""
+    """'images', 'texts' or 'readings'."""
     start: int
     count: int
     folder: Path
@@ -190,6 +192,20 @@ def write_texts(chunk: Chunk) -> dict[str, list[Json]]:
     return records
 
 
+def write_readings(chunk: Chunk) -> dict[str, list[Json]]:
+    """The chunk's written scenes as all of their captions, the full description first, and questions of every kind."""
+    random, balance = chunk.random, Balance()
+    records: list[Json] = []
+    for index, scene in chunk.scenes(random):
+        texts = captions(scene, random)
+        questions = [
+            {"kind": question.kind, "question": question.text, "answer": question.answer}
+            for question in ask(scene, TURNS, balance, random)
+        ]
+        records.append({"id": f"reading-{index}", "captions": texts, "questions": questions})
+    return {"readings": records}
+
+
 def _dump(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
@@ -214,6 +230,8 @@ def _write_split(
     _dump(folder / f"text/questions_{split}.json", texts["questions"])
     with (folder / f"text/corpus_{split}.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(document) + "\n" for document in texts["corpus"])
+    with (folder / f"text/readings_{split}.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(reading) + "\n" for reading in texts["readings"])
 
 
 def _chunks(settings: Settings, kind: str, split: str, folder: Path) -> list[Chunk]:
@@ -222,6 +240,9 @@ def _chunks(settings: Settings, kind: str, split: str, folder: Path) -> list[Chu
         Chunk(settings=settings, split=split, kind=kind, start=start, count=min(CHUNK, total - start), folder=folder)
         for start in range(0, total, CHUNK)
     ]
+
+
+WRITERS = {"images": write_images, "texts": write_texts, "readings": write_readings}
 
 
 def _merge(parts: list[dict[str, list[Json]]]) -> dict[str, list[Json]]:
@@ -258,14 +279,14 @@ def write_world(folder: Path, settings: Settings) -> None:
         work = {
             (split, kind): [pool.submit(write, chunk) for chunk in _chunks(settings, kind, split, partial)]
             for split in SHARES
-            for kind, write in (("images", write_images), ("texts", write_texts))
+            for kind, write in WRITERS.items()
         }
         futures = [future for split_futures in work.values() for future in split_futures]
         for future in track(futures, description="drawing the small world"):
             future.result()
     for split in SHARES:
-        images, texts = (_merge([future.result() for future in work[split, kind]]) for kind in ("images", "texts"))
-        _write_split(partial, split, images, texts, settings.crops)
+        images, texts, readings = (_merge([each.result() for each in work[split, kind]]) for kind in WRITERS)
+        _write_split(partial, split, images, {**texts, **readings}, settings.crops)
     _dump(partial / "world.json", asdict(settings))
     if folder.exists():
         folder.rmdir()

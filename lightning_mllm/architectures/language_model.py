@@ -1,13 +1,11 @@
-"""A causal language model alone, trained on text: where the small world's own language model comes from.
+"""A language model alone, trained on text: where the small world's own language models come from.
 
-    tokens i[B,T] --embedding--> f[B,T,D] --language, causal in each segment--> hidden f[B,T,D]
-                                                                  |
-                                              head at supervised tokens -> cross-entropy
+    tokens i[B,T] --embedding--> f[B,T,D] --language: causal, or encoder-decoder--> logits f[S,W] -> cross-entropy
 
 Which tokens are supervised is the chat template's choice: all of a text under `plain`, the answers of a conversation
 under `vicuna_v1`.
 
-Legend: B rows, T tokens, D width.
+Legend: B rows, T tokens, D width, S supervised tokens, W words of the vocabulary.
 """
 
 from __future__ import annotations
@@ -20,10 +18,10 @@ from transformers import PreTrainedModel
 
 from lightning_mllm.contracts import Batch, Output, Stage, Train
 from lightning_mllm.evaluation.generation import Decoding, generate
+from lightning_mllm.language.answers import answer_loss
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
-from lightning_mllm.language.decode import decode, head
-from lightning_mllm.language.loss import next_token_loss
-from lightning_mllm.language.tokenizer import load_tokenizer
+from lightning_mllm.language.seq2seq import Seq2SeqLM
+from lightning_mllm.language.tokenizer import language_tokenizer
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.processor import Processor
@@ -36,7 +34,7 @@ class LanguageModelPretraining(MultimodalModule):
     """Next-token prediction on text.
 
     Args:
-        language: Any causal language model of transformers; fresh with `weights: null` or a `config`.
+        language: Any causal or encoder-decoder model of transformers; fresh with `weights: null` or a `config`.
         chat: A template of `processing/templates`, or "tokenizer" for the tokenizer's own.
         max_length: Tokens a row may have.
         stage: What to train; None for use only.
@@ -53,27 +51,22 @@ class LanguageModelPretraining(MultimodalModule):
 
     def __init__(
         self,
-        language: CausalLM,
+        language: CausalLM | Seq2SeqLM,
         chat: str = "plain",
         max_length: int = 2048,
         stage: StageSettings | None = None,
         decoding: dict[str, Decoding] | None = None,
     ) -> None:
-        tokenizer = load_tokenizer(language.model)
-        if len(tokenizer) > language.vocab:
-            raise ValueError(
-                f"language: the tokenizer has {len(tokenizer)} tokens, expected at most {language.vocab}, the rows of"
-                " the embedding"
-            )
+        tokenizer = language_tokenizer(language)
         # One pixel: the blank image that every batch carries is not looked at.
         image = ImagePolicy(size=1, fit="squash")
-        processor = Processor(tokenizer, load_template(chat, tokenizer), image, 0, max_length)
+        seq2seq = isinstance(language, Seq2SeqLM)
+        processor = Processor(tokenizer, load_template(chat, tokenizer), image, 0, max_length, seq2seq=seq2seq)
         super().__init__(parts={"language": language}, processor=processor, stage=stage, decoding=decoding)
 
     def forward(self, batch: Batch) -> Output:
         """Loss of the next token, over supervised tokens."""
-        hidden = decode(self.language, self.embed(batch), batch.segments, batch.positions)
-        loss, count = next_token_loss(hidden, head(self.language), batch.labels, batch.segments)
+        loss, count = answer_loss(self.language, self.embed(batch), batch)
         return Output(loss=loss, count=count)
 
     def embed(self, batch: Batch) -> Float[Tensor, "B T D"]:
@@ -92,7 +85,7 @@ class LanguageModelPretraining(MultimodalModule):
             self.embed(batch),
             batch.segments > 0,
             decoding,
-            eos=self.processor.tokenizer.eos_token_id,
+            eos=self.processor.ends,
             pad=self.processor.pad_id,
             synced=self.sharded,
         )

@@ -1,6 +1,7 @@
 """The tiny backbones that ship with the package: their tokenizer, and trained runs packed into folders.
 
     python -m lightning_mllm.export.backbones tokenizer WORLD --to lightning_mllm/backbones/llama
+    python -m lightning_mllm.export.backbones tokenizer WORLD --style opt --to lightning_mllm/backbones/opt
     python -m lightning_mllm.export.backbones pack RUN --to lightning_mllm/backbones/llama
 
 `pack` writes what open_clip or transformers reads, in 16-bit floats, and a card: recipe, data, steps, scores, checksum.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from lightning_mllm.weights.files import sha256, write_tensors, write_text
 SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", IMAGE_MARK)
 ROLES = ("USER:", "ASSISTANT:")
 VOCABULARY = 512
+PROMPTS = ("{}", "Question: {} Answer:", "Question: {} Short answer:")
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ 'USER:\\n' + message['content'] + '\\n' }}"
@@ -37,23 +40,41 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """How a published family's tokenizer treats a text."""
+
+    roles: tuple[str, ...] = ()
+    """Names of speakers, each one token."""
+    prefix_space: bool = False
+    """Whether a text that begins with a word begins with a space, so that a word is the same token everywhere."""
+    single: str
+    """A text with the special tokens around it."""
+    chat_template: str | None = None
+
+
+STYLES = {
+    "llama": Style(roles=ROLES, single="<s> $A", chat_template=CHAT_TEMPLATE),
+    "opt": Style(prefix_space=True, single="<s> $A"),
+    "t5": Style(prefix_space=True, single="$A </s>"),
+}
+
+
+def train_tokenizer(texts: Iterator[str], style: Style = STYLES["llama"]) -> PreTrainedTokenizerFast:
     """A byte-level BPE of `VOCABULARY` tokens: frequent words are one token, and any text can be written."""
     tokenizer = Tokenizer(models.BPE(unk_token=SPECIALS[0]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=style.prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=[*SPECIALS, *ROLES],
+        special_tokens=[*SPECIALS, *style.roles],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens([AddedToken(role, normalized=False) for role in ROLES])
-    begin = SPECIALS[1]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A", special_tokens=[(begin, tokenizer.token_to_id(begin))]
-    )
+    tokenizer.add_tokens([AddedToken(role, normalized=False) for role in style.roles])
+    ends = [(token, tokenizer.token_to_id(token)) for token in SPECIALS if token in style.single]
+    tokenizer.post_processor = processors.TemplateProcessing(single=style.single, special_tokens=ends)
     unk, bos, eos, pad, image = SPECIALS
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -64,7 +85,7 @@ def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
         extra_special_tokens=[image],
         clean_up_tokenization_spaces=False,
     )
-    fast.chat_template = CHAT_TEMPLATE
+    fast.chat_template = style.chat_template
     return fast
 
 
@@ -75,6 +96,17 @@ def _texts(world: Path, conversations: int = 5000) -> Iterator[str]:
     with (world / "text/corpus_train.jsonl").open(encoding="utf-8") as lines:
         for line, _ in zip(lines, range(conversations), strict=False):
             yield f" {json.loads(line)['text']}"
+
+
+def _readings(world: Path, scenes: int = 5000) -> Iterator[str]:
+    """Captions, and questions as BLIP-2 and InstructBLIP put them."""
+    with (world / "text/readings_train.jsonl").open(encoding="utf-8") as lines:
+        for line, _ in zip(lines, range(scenes), strict=False):
+            reading = json.loads(line)
+            yield from reading["captions"]
+            for pair in reading["questions"]:
+                yield from (prompt.format(pair["question"]) for prompt in PROMPTS)
+                yield pair["answer"]
 
 
 def _halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -150,9 +182,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("what", choices=["tokenizer", "pack"])
     parser.add_argument("source", type=Path, help="a small world (tokenizer) or a run (pack)")
     parser.add_argument("--to", required=True, type=Path)
+    parser.add_argument("--style", choices=sorted(STYLES), default="llama", help="of a tokenizer")
     given = parser.parse_args(arguments)
     if given.what == "tokenizer":
-        train_tokenizer(_texts(given.source)).save_pretrained(given.to)
+        texts = _texts if given.style == "llama" else _readings
+        train_tokenizer(texts(given.source), STYLES[given.style]).save_pretrained(given.to)
     else:
         pack(given.source, given.to)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_mllm.contracts import IGNORE
@@ -30,8 +30,12 @@ def next_token_loss(
         labels: Aligned with the tokens; IGNORE where not learned. A segment's first token is never predicted.
         segments: As in `Batch`.
     """
-    predicted = (labels[:, 1:] != IGNORE) & (segments[:, 1:] == segments[:, :-1])
-    targets = labels[:, 1:][predicted]
-    logits = head(hidden[:, :-1][predicted]).float()
-    count = predicted.sum()
-    return F.cross_entropy(logits, targets, reduction="sum") / count.clamp(min=1), count
+    chosen = predicted(labels, segments)
+    logits = head(hidden[:, :-1][chosen]).float()
+    count = chosen.sum()
+    return F.cross_entropy(logits, labels[:, 1:][chosen], reduction="sum") / count.clamp(min=1), count
+
+
+def predicted(labels: Int[Tensor, "B T"], segments: Int[Tensor, "B T"]) -> Bool[Tensor, "B t"]:
+    """Whether token t + 1 is learned from token t: it has a label, and both are of one segment."""
+    return (labels[:, 1:] != IGNORE) & (segments[:, 1:] == segments[:, :-1])

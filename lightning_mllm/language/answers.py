@@ -1,0 +1,94 @@
+"""What a language model, causal or encoder-decoder, makes of the answers in a batch: one loss for both kinds.
+
+    causal            embeds f[B, T, D] --decoder--> hidden --head at labels, shifted by one--> logits f[S, W]
+    encoder-decoder   embeds f[B, T, D] --encoder--> memory --decoder over shifted targets, head--> logits f[S, W]
+
+Legend: B rows, T tokens a row, D width, S supervised tokens in reading order, W words of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lightning_mllm.contracts import IGNORE, Batch
+from lightning_mllm.language.decode import decode, head
+from lightning_mllm.language.loss import predicted
+
+
+class Answers(NamedTuple):
+    """Supervised tokens and what the model says about each."""
+
+    logits: Float[Tensor, "S W"]
+    """In float32."""
+    targets: Int[Tensor, " S"]
+    rows: Int[Tensor, " S"]
+    """The row of the batch that each belongs to."""
+
+
+def answer_logits(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch) -> Answers:
+    """The logits of every supervised token, given what stands before it.
+
+    Args:
+        model: Of transformers.
+        embeds: Of the batch's tokens, visual vectors in their slots: what a causal model decodes, or what an encoder
+            reads.
+        batch: A causal model learns its `labels`, an encoder-decoder its `targets`.
+
+    Raises:
+        ValueError: An encoder-decoder and a batch without targets, or with more than one segment a row.
+    """
+    if model.config.is_encoder_decoder:
+        hidden, mask, targets = _decoded(model, embeds, batch)
+    else:
+        hidden = decode(model, embeds, batch.segments, batch.positions)[:, :-1]
+        mask, targets = predicted(batch.labels, batch.segments), batch.labels[:, 1:]
+    # Only supervised positions pass through the head: logits of all would cost more than the whole decoder.
+    return Answers(head(model)(hidden[mask]).float(), targets[mask], mask.nonzero()[:, 0])
+
+
+def answer_loss(
+    model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """Mean cross-entropy in float32 and over how many tokens; a mean over none is 0 and has a gradient of 0."""
+    logits, targets, _ = answer_logits(model, embeds, batch)
+    count = torch.tensor(len(targets), device=logits.device)
+    return F.cross_entropy(logits, targets, reduction="sum") / count.clamp(min=1), count
+
+
+def answer_losses(
+    model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch
+) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
+    """Cross-entropy of each row, summed over its supervised tokens, and their number; what candidates are ranked by."""
+    logits, targets, rows = answer_logits(model, embeds, batch)
+    each = F.cross_entropy(logits, targets, reduction="none")
+    zeros = torch.zeros(len(embeds), device=each.device)
+    return zeros.index_add(0, rows, each), torch.bincount(rows, minlength=len(embeds))
+
+
+def _decoded(model: PreTrainedModel, embeds: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """What the head reads at each decoder token, which tokens are learned, and all of them."""
+    targets = batch.targets
+    if targets is None:
+        raise ValueError(f"found a batch without targets (samples {batch.ids[:5]}), expected a decoder's tokens")
+    if bool((batch.segments > 1).any()):
+        raise ValueError(f"found {int(batch.segments.max())} segments in a row, expected one for an encoder-decoder")
+    config, mask = model.config, (batch.segments > 0).long()
+    memory = model.get_encoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+    start = torch.full_like(targets[:, :1], config.decoder_start_token_id)
+    read = torch.cat([start, targets[:, :-1]], 1)
+    # The decoder is causal and padded behind: its padding is read by nothing that is learned.
+    hidden = model.get_decoder()(
+        input_ids=read.masked_fill(read == IGNORE, config.pad_token_id),
+        encoder_hidden_states=memory,
+        encoder_attention_mask=mask,
+        use_cache=False,
+    ).last_hidden_state
+    if config.scale_decoder_outputs:
+        hidden = hidden * config.d_model**-0.5
+    return hidden, targets != IGNORE, targets

@@ -1,0 +1,163 @@
+"""Any language model of transformers as a part: its sizes, its names and its weights, never its code.
+
+The module is the transformers model itself, so that parameter names are those of published checkpoints.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel
+
+from lightning_mllm.language.lookback import look_back
+from lightning_mllm.weights.files import TensorFiles, resource
+
+OLD_BUFFERS = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
+"""Tensors of old files that are computed today."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageSource:
+    """What causal and encoder-decoder models have in common; a subclass says which models are its own.
+
+    Raises:
+        ValueError: On use, if there is no such model or it is of another kind, or its weights lack or exceed its
+            tensors.
+    """
+
+    model: str = ""
+    """A folder in the layout of transformers (may start with `package:`) or a name on the hub: configuration,
+    tokenizer and weights."""
+    weights: str | None = ""
+    """None: fresh; "": those of `model`; else another folder or a file of tensors."""
+    dtype: str | None = None
+    """Of the parameters (`bfloat16`, for a frozen model that must be small); None takes the Trainer's precision."""
+    config: dict[str, Any] | None = None
+    """A configuration in place of the one in `model` (`{model_type: llama, hidden_size: 64, ...}`); the weights are
+    then fresh unless they are named, and `model` may still name the tokenizer."""
+    lookback: int = 0
+    """Of a fresh model: so many heads of the first layer start by looking 1, 2, ... tokens back (`look_back`)."""
+
+    kind: ClassVar[str]
+    """What the models are called in errors: 'causal' or 'encoder-decoder'."""
+    types: ClassVar[Mapping[str, Any]]
+    """The model types of this kind."""
+    auto: ClassVar[Any]
+    """The class of transformers that builds them."""
+
+    def __post_init__(self) -> None:
+        if not self.model and self.config is None:
+            raise ValueError("language: found neither model nor config, expected one of them")
+        if self.dtype is not None and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"language.dtype: found {self.dtype!r}, expected a dtype of torch such as 'bfloat16'")
+
+    @cached_property
+    def hf_config(self) -> Any:
+        """The configuration as transformers holds it."""
+        config = self._stated() if self.config is not None else self._read()
+        if config.model_type not in self.types:
+            raise ValueError(
+                f"language: found a model of type {config.model_type!r}, expected {self._article} language model"
+            )
+        return config
+
+    @property
+    def _article(self) -> str:
+        return f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
+
+    def _stated(self) -> Any:
+        settings = dict(self.config or {})
+        kind = settings.pop("model_type", None)
+        if kind not in self.types:
+            near = difflib.get_close_matches(str(kind), self.types, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"language.config.model_type: found {kind!r}, expected {self._article} one such as {near!r}"
+            )
+        known = AutoConfig.for_model(kind)
+        for key in settings:
+            check_setting("language.config", known, key)
+        return AutoConfig.for_model(kind, **settings)
+
+    def _read(self) -> Any:
+        try:
+            return AutoConfig.from_pretrained(str(resource(self.model)), trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"language.model: found {self.model!r}, expected {self._article} language model ({reason})"
+            ) from None
+
+    @property
+    def width(self) -> int:
+        """Of the embeddings."""
+        return getattr(self.hf_config, "word_embed_proj_dim", None) or self.hf_config.hidden_size
+
+    @property
+    def vocab(self) -> int:
+        """Rows of the embedding."""
+        return self.hf_config.vocab_size
+
+    def build(self) -> PreTrainedModel:
+        dtype = getattr(torch, self.dtype) if self.dtype else torch.get_default_dtype()
+        # The model writes its dtype and attention into its config: two nets must not share one.
+        config = type(self.hf_config).from_dict(self.hf_config.to_dict())
+        model = self.auto.from_config(config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False)
+        if self.lookback:
+            look_back(model, self.lookback)
+        return model
+
+    def pretrained(self) -> Iterator[tuple[str, Tensor]] | None:
+        if self.weights is None or (self.weights == "" and self.config is not None):
+            return None
+        source = self.weights or self.model
+        return self._named(TensorFiles(_files(source)), source)
+
+    def _named(self, files: TensorFiles, source: str) -> Iterator[tuple[str, Tensor]]:
+        """The file's tensors under the model's names; the file may be of the model without its head."""
+        with torch.device("meta"):
+            empty = self.build()
+        known, base = set(empty.state_dict()), empty.base_model_prefix
+        for name in files:
+            if name in known:
+                yield name, files[name]
+            elif f"{base}.{name}" in known:
+                yield f"{base}.{name}", files[name]
+            elif not name.endswith(OLD_BUFFERS):
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+                raise ValueError(f"{source}: tensor {name!r} is not in the model, the nearest of its names is {near!r}")
+
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        assert isinstance(module, PreTrainedModel)
+        layers = set(module._no_split_modules or ())
+        return [each for each in module.modules() if type(each).__name__ in layers]
+
+
+def check_setting(where: str, config: Any, key: str) -> None:
+    """ValueError, naming the nearest one, if `key` is no setting of `config`."""
+    if not hasattr(config, key):
+        near = difflib.get_close_matches(key, config.to_dict(), n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"{where}: found {key!r}, expected a setting of {config.model_type!r}; the nearest is {near!r}"
+        )
+
+
+def _files(source: str) -> Path:
+    place = resource(source)
+    if place.exists():
+        return place
+    try:
+        folder = Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(source, allow_patterns=["*.bin", "*.json"]))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"language: weights {source!r} are no folder and cannot be downloaded ({reason})") from None
+    return folder
