@@ -135,6 +135,7 @@ class ToyProcessor:
             if sample.images
             else torch.zeros(0, 3, SIDE, SIDE, dtype=torch.uint8),
             references=sample.references,
+            candidates=sample.candidates,
             task=sample.task,
             prompt=prompt,
         )
@@ -158,6 +159,7 @@ class ToyProcessor:
             images=images if len(images) else torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8),
             num_images=len(images),
             references=[row.references for row in rows],
+            candidates=[row.candidates for row in rows],
             tasks=[row.task for row in rows],
             prompts=[row.prompt for row in rows],
         )

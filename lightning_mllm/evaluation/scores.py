@@ -41,7 +41,7 @@ TASKS: dict[str, tuple[type[SampleMetric[Any]], ...]] = {
     "exact": (ExactMatch,),
     "pope": (PopeScores,),
     "choice": (Choice,),
-    "auc": (RocAuc, Choice),
+    "auc": (RocAuc,),
     "mrr": (ReciprocalRank,),
 }
 """What is asked -> its scores, the headline first. Retrieval has scores of its own (evaluation/retrieval.py)."""

@@ -1,0 +1,143 @@
+"""Closed sets and retrieval through the Trainer: what the module asks an architecture for, on one rank and on two."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+
+from data_modules.evaluation import EvaluationSet
+from data_modules.module import MultimodalDataModule
+from lightning_mllm.contracts import Batch, Sample, Turn
+from lightning_mllm.evaluation.retrieval import Side
+from lightning_mllm.training.sharding import ShardedStrategy
+from tests.distributed.ranks import on_two_ranks
+from tests.toy import END, Toy, ToyProcessor
+from tests.training.data import COLOURS, Squares
+from tests.training.runs import settings, trainer
+
+
+class Seer(Toy):
+    """A toy that ranks candidates and retrieves."""
+
+    rerank = 3
+
+    def likelihoods(self, batch: Batch) -> list[list[float]]:
+        embeds = self.see(batch)
+        return [
+            [self._likelihood(embeds[row], batch.segments[row], text) for text in candidates]
+            for row, candidates in enumerate(batch.candidates)
+        ]
+
+    def _likelihood(self, embeds: Tensor, segments: Tensor, text: str) -> float:
+        tokens = torch.tensor([*text.encode(), END])
+        whole = torch.cat([embeds, self.language.embed(tokens)]).unsqueeze(0)
+        real = torch.cat([segments, torch.ones_like(tokens)]).unsqueeze(0)
+        logits = self.language.head(self.language(whole, real))[0, -len(tokens) - 1 : -1]
+        return float(logits.log_softmax(-1).gather(1, tokens.unsqueeze(1)).sum())
+
+    def embed_images(self, batch: Batch) -> Side:
+        return {"features": self.connector(self.vision(batch.images))}
+
+    def embed_texts(self, texts: list[str]) -> Side:
+        return {"features": torch.stack([self.language.embed(torch.tensor([*t.encode()])).mean(0) for t in texts])}
+
+    def similarity(self, images: Side, texts: Side) -> Tensor:
+        return torch.einsum("nvd,md->nmv", images["features"], texts["features"]).amax(-1)
+
+    def match(self, images: Side, texts: Side) -> Tensor:
+        return self.language.head(images["features"].mean(1) * texts["features"])[:, 0]
+
+
+class Closed(Squares):
+    def sample(self, index: int, generator: torch.Generator) -> Sample:
+        return replace(super().sample(index, generator), candidates=tuple(COLOURS))
+
+
+class Hateful(Squares):
+    """Is it red?"""
+
+    def sample(self, index: int, generator: torch.Generator) -> Sample:
+        sample = super().sample(index, generator)
+        label = "yes" if sample.references == ("red",) else "no"
+        return replace(sample, references=(label,), candidates=("yes", "no"))
+
+
+def data() -> MultimodalDataModule:
+    sets = {
+        "closed": EvaluationSet(source=Closed(10), task="choice"),
+        "hateful": EvaluationSet(source=Hateful(10), task="auc", blind=False),
+        "written": EvaluationSet(source=Squares(10), task="exact"),
+        "pairs": EvaluationSet(source=Squares(10), task="retrieval"),
+    }
+    return MultimodalDataModule(val=sets, test=sets, eval_batch=3, processor=ToyProcessor())
+
+
+def net() -> Seer:
+    torch.manual_seed(0)
+    return Seer(stage=settings("instruct"))
+
+
+def test_a_closed_set_is_answered_by_the_candidate_of_the_smallest_loss(tmp_path: Path) -> None:
+    module = net()
+    found = trainer(tmp_path, logger=False, callbacks=[]).test(module, datamodule=data(), verbose=False)
+    results = json.loads((tmp_path / "test.json").read_text())
+    assert found[0]["test/choice_accuracy"] == pytest.approx(results["scores"]["choice_accuracy"]["value"])
+    assert {"auc", "exact_match_blind", "image_retrieval_r5"} <= results["scores"].keys()
+    assert results["samples"]["retrieval"] == 10
+    by_id = {e["id"]: e for e in results["examples"] if e["task"] == "choice" and not e["blind"]}
+    source, processor, right = Closed(10), ToyProcessor(), 0
+    for index in range(10):
+        sample = source.sample(index, torch.Generator().manual_seed(0))
+        losses = {}
+        for text in COLOURS:
+            told = replace(sample, turns=(sample.turns[0], Turn(role="assistant", text=text)))
+            output = module(processor.collate([processor.encode(told)]))
+            losses[text] = float((output.loss * output.count).detach())
+        assert by_id[sample.id]["answer"] == min(losses, key=lambda text: losses[text])
+        right += by_id[sample.id]["answer"] in sample.references
+    assert results["scores"]["choice_accuracy"]["value"] == right / 10
+
+
+def test_the_blind_twin_of_retrieval_is_chance(tmp_path: Path) -> None:
+    found = trainer(tmp_path, logger=False, callbacks=[]).test(net(), datamodule=data(), verbose=False)
+    scores: dict[str, float] = {name: value for each in found for name, value in each.items()}
+    assert scores["test/image_retrieval_r1_blind"] == pytest.approx(1 / 10)
+    assert scores["test/text_retrieval_r5_blind"] == pytest.approx(5 / 10)
+
+
+def test_predictions_are_the_chosen_candidates() -> None:
+    module, processor = net(), ToyProcessor()
+    module.configure_model()
+    samples = [Closed(4).sample(index, torch.Generator()) for index in range(3)]
+    batch = processor.collate([processor.encode(sample, generate=True) for sample in samples], padding="left")
+    assert all(answer in COLOURS for answer in module.answers(batch))
+    with pytest.raises(ValueError, match="found a set of the task 'retrieval'"):
+        module.predict_step(replace(batch, tasks=["retrieval"] * 3), 0)
+
+
+def test_an_architecture_that_cannot_says_so(tmp_path: Path) -> None:
+    plain = Toy(stage=settings("instruct"))
+    with pytest.raises(ValueError, match="task is 'retrieval' but Toy has no embed_images"):
+        trainer(tmp_path, logger=False, callbacks=[]).test(plain, datamodule=data(), verbose=False)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_score_as_one(strategy: str, tmp_path: Path) -> None:
+    def work(rank: int) -> Any:
+        chosen = DDPStrategy(process_group_backend="gloo") if strategy == "ddp" else ShardedStrategy()
+        own = trainer(tmp_path / "two", devices=2, strategy=chosen, logger=False, callbacks=[])
+        return own.test(net(), datamodule=data(), verbose=False)
+
+    one = trainer(tmp_path / "one", logger=False, callbacks=[]).test(net(), datamodule=data(), verbose=False)
+    first, second = on_two_ranks(work)
+    expected = {name: value for each in one for name, value in each.items()}
+    for each in (first, second):
+        found = {name: value for scores in each for name, value in scores.items()}
+        assert found == pytest.approx(expected, abs=1e-6)
