@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import warnings
 from typing import Any, ClassVar, Literal
 
@@ -81,9 +83,10 @@ class MultimodalDataModule(LightningDataModule):
         if self._order is None:
             for source in self.train.values():
                 source.load()
+            sizes = {name: len(source) for name, source in self.train.items()}
             self._order = Order(
-                {name: len(source) for name, source in self.train.items()},
-                self.weights,
+                sizes,
+                self._shares(sizes),
                 self.seed,
                 self.group,
                 lengths=self._length,
@@ -91,6 +94,10 @@ class MultimodalDataModule(LightningDataModule):
                 batch=self.global_batch,
             )
         return self._order
+
+    def _shares(self, sizes: dict[str, int]) -> dict[str, float] | None:
+        """The share of each source in a data epoch, up to a common factor; None for the union."""
+        return self.weights
 
     def _length(self, name: str, index: int) -> int:
         source = self.train[name]
@@ -120,11 +127,12 @@ class MultimodalDataModule(LightningDataModule):
     @rank_zero_only
     def _print_sources(self) -> None:
         table = Table("source", title=f"training data, {self.optimizer_steps} steps of {self.global_batch}")
-        for heading in ("samples", "epochs", "left out"):
+        for heading in ("samples", "share", "epochs", "left out"):
             table.add_column(heading, justify="right")
         for name, epochs in self.effective_epochs().items():
             skipped = len(getattr(self.train[name], "skipped", ()))
-            table.add_row(name, f"{len(self.train[name]):,}", f"{epochs:.2f}", f"{skipped:,}")
+            share = self.order.counts[name] / len(self.order)
+            table.add_row(name, f"{len(self.train[name]):,}", f"{share:.1%}", f"{epochs:.2f}", f"{skipped:,}")
         Console().print(table)
 
     def train_dataloader(self) -> ResumableLoader:
@@ -202,6 +210,47 @@ class CaptionDataModule(MultimodalDataModule):
 
 class InstructionDataModule(MultimodalDataModule):
     """Trains on conversations, questions and captions put as requests, with and without images."""
+
+
+class VQADataModule(MultimodalDataModule):
+    """Trains on questions put by templates: the mixture of InstructBLIP (arXiv 2305.06500, sec. 2.1 and 2.4).
+
+    Args:
+        weights: "sqrt" for shares that go as the square root of a source's size, which the paper balances its sets
+            with; or a share of each source; or None for the union of all.
+        factors: what a source's weight is multiplied with by hand; the paper lowers A-OKVQA and raises OK-VQA by
+            factors that it does not give.
+        settings: as in MultimodalDataModule.
+
+    Raises:
+        ValueError: a factor of a source that there is not, or one that is not above 0.
+    """
+
+    def __init__(
+        self,
+        weights: Literal["sqrt"] | dict[str, float] | None = "sqrt",
+        factors: dict[str, float] | None = None,
+        **settings: Any,
+    ) -> None:
+        given = None if weights == "sqrt" else weights
+        if isinstance(given, str):
+            raise ValueError(f"data.weights: found '{given}', expected 'sqrt', a share of each source, or none")
+        super().__init__(weights=given, **settings)
+        self.balanced, self.factors = weights == "sqrt", dict(factors or {})
+        for name, factor in self.factors.items():
+            if name not in self.train:
+                near = difflib.get_close_matches(name, self.train, n=1)
+                hint = f" (did you mean '{near[0]}'?)" if near else ""
+                raise ValueError(f"data.factors.{name}: found no such source, expected {', '.join(self.train)}{hint}")
+            if not (math.isfinite(factor) and factor > 0):
+                raise ValueError(f"data.factors.{name}: found {factor}, expected a finite number above 0")
+
+    def _shares(self, sizes: dict[str, int]) -> dict[str, float] | None:
+        if self.balanced:
+            return {name: math.sqrt(size) * self.factors.get(name, 1.0) for name, size in sizes.items()}
+        if self.weights is None and not self.factors:
+            return None
+        return {name: share * self.factors.get(name, 1.0) for name, share in (self.weights or sizes).items()}
 
 
 def _check_names(split: str, sets: dict[str, EvaluationSet]) -> None:

@@ -15,6 +15,7 @@ mllm: train, test, ask and export multimodal language models.
   mllm ask RUN --image F QUESTION   one answer of a trained model
   mllm export RUN --to DIR          a folder that transformers loads, checked in a fresh process
   mllm world DIR                    draw the small world: pictures, captions, questions, conversations
+  mllm data list                    the published data sets that the sources read
 
   mllm fit --config F [--config F]  train one stage
   mllm validate | test | predict    the same files, another verb
@@ -57,11 +58,18 @@ def _world(arguments: Sequence[str]) -> None:
     main(list(arguments[1:]))
 
 
+def _data(arguments: Sequence[str]) -> None:
+    from data_modules.listing import main
+
+    main(arguments[1:])
+
+
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "run": _run,
     "ask": _ask,
     "export": _export,
     "world": _world,
+    "data": _data,
     "fit": _fit,
     "validate": _fit,
     "test": _fit,

@@ -26,9 +26,11 @@ L2 = L1 | {"lightning_mllm.evaluation", "lightning_mllm.training"}
 MAY_IMPORT["lightning_mllm.architectures"] = L2
 L4 = {f"lightning_mllm.{name}" for name in ("cli", "commands", "export", "inference")}
 # The verbs reach architectures and data modules through YAML, or by walking the package of architectures (which one,
-# `test_no_file_speaks_for_an_architecture` forbids them to say); `mllm world` is the one program of data they call.
+# `test_no_file_speaks_for_an_architecture` forbids them to say); `mllm world` and `mllm data` are the programs of data
+# that they call.
+PROGRAMS = {"data_modules.world.write", "data_modules.listing"}
 for name in L4:
-    MAY_IMPORT[name] = L2 | L4 | {"lightning_mllm.architectures", "data_modules.world.write"}
+    MAY_IMPORT[name] = L2 | L4 | PROGRAMS | {"lightning_mllm.architectures"}
 MAY_IMPORT["lightning_mllm"] = {"lightning_mllm.inference"}
 MAY_IMPORT["data_modules"] = {"lightning_mllm.contracts"}
 

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_modules.evaluation import EvaluationSamples, EvaluationSet
+from data_modules.sources import CocoCaptions, KarpathyCaptions, Source
 from lightning_mllm.contracts import Evaluation
-from tests.data_modules.files import Echo, Numbers
+from tests.data_modules.files import Echo, Numbers, touch, write
 
 
-def rows(source: Numbers, *, blind: bool = False, rank: int = 0, world: int = 1, **settings: Any) -> list[Any]:
+def rows(source: Source, *, blind: bool = False, rank: int = 0, world: int = 1, **settings: Any) -> list[Any]:
     chosen = EvaluationSet(source=source, task="vqa", **settings)
     samples = EvaluationSamples(chosen, Echo(), blind=blind, rank=rank, world=world)
     return [samples[k] for k in range(len(samples))]
@@ -66,3 +68,30 @@ def test_twins() -> None:
     assert chosen.evaluations(twins=False) == [Evaluation(task="caption", part="novel")]
     assert [each.suffix for each in chosen.evaluations(twins=True)] == ["_novel", "_novel_blind"]
     assert len(EvaluationSet(source=Numbers(3), task="caption", blind=False).evaluations(twins=True)) == 1
+
+
+def test_retrieval_shows_each_image_once_with_all_its_captions(tmp_path: Path) -> None:
+    """Both directions need every caption of every image: five a COCO image."""
+    images, names = touch(tmp_path, "1.jpg", "2.jpg", "3.jpg"), ["1.jpg", "2.jpg", "3.jpg"]
+    texts = [[f"caption {k} of {name}" for k in range(5)] for name in names]
+    coco = {
+        "images": [{"id": k, "file_name": name} for k, name in enumerate(names)],
+        "annotations": [
+            {"id": 10 * k + n, "image_id": k, "caption": text}
+            for n in range(5)
+            for k in range(3)
+            for text in [texts[k][n]]
+        ],
+    }
+    listed = [{"image": name, "caption": each} for name, each in zip(names, texts, strict=True)]
+    for source in (
+        CocoCaptions(write(tmp_path / "c.json", coco), images, per="image"),
+        KarpathyCaptions(write(tmp_path / "k.json", listed), images, per="image"),
+    ):
+        source.load()
+        chosen = EvaluationSet(source=source, task="retrieval", blind=False)
+        samples = EvaluationSamples(chosen, Echo(), blind=False)
+        found = [samples[k] for k in range(len(samples))]
+        assert [row.images[0].name for row in found] == [str(tmp_path / name) for name in names]
+        assert [list(row.references) for row in found] == texts and {row.task for row in found} == {"retrieval"}
+        assert len({row.id for row in found}) == 3 and found == [samples[k] for k in range(len(samples))]

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from data_modules.evaluation import EvaluationSet
-from data_modules.module import CaptionDataModule, InstructionDataModule, MultimodalDataModule
+from data_modules.module import CaptionDataModule, InstructionDataModule, MultimodalDataModule, VQADataModule
 from data_modules.sources import CocoCaptions, VqaV2
 from lightning_mllm.contracts import Evaluation
 from tests.data_modules.files import Echo, Numbers
@@ -86,10 +86,10 @@ def trainer(folder: Path, **settings: Any) -> Trainer:
 def test_steps_and_epochs(capsys: pytest.CaptureFixture[str]) -> None:
     module = data(weights={"a": 10, "b": 1})
     assert module.optimizer_steps == 22 // 4
-    assert (
-        module.effective_epochs() == {"a": pytest.approx(20 / 22 * 20 / 14), "b": pytest.approx(20 / 22 * 2 / 4)}
-        or True
-    )
+    counts = {"a": 10, "b": 1}
+    assert module.effective_epochs() == {
+        name: pytest.approx(20 / 11 * count / len(module.train[name])) for name, count in counts.items()
+    }
     module.setup("fit")
     printed = capsys.readouterr().out
     assert "5 steps of 4" in printed
@@ -192,6 +192,69 @@ def test_wrong_settings() -> None:
     CaptionDataModule(train={"c": CocoCaptions("c.json", "images")})
     with pytest.raises(ValueError, match="train: found no source"):
         InstructionDataModule().setup("fit")
+
+
+def test_sources_are_balanced_by_the_square_root_of_their_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    """InstructBLIP, sec. 2.4: p_d = sqrt(S_d) / sum sqrt(S_i), then factors by hand."""
+    sources = {"big": Numbers(400, "big"), "middle": Numbers(100, "mid"), "small": Numbers(25, "s")}
+    module = VQADataModule(train=sources, global_batch=5, micro_batch=5)
+    module.setup("fit")
+    assert module.order.counts == {"big": 300, "middle": 150, "small": 75}
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("57.1%", "28.6%", "14.3%", "0.75", "1.50", "3.00"))
+    lowered = VQADataModule(train=sources, factors={"middle": 0.5, "small": 2.0})
+    assert lowered.order.counts == {"big": 300, "middle": 75, "small": 150}, "as 20 : 5 : 10"
+
+
+def test_other_weights_and_factors() -> None:
+    sources = {"a": Numbers(30, "a"), "b": Numbers(10, "b")}
+    assert VQADataModule(train=sources, weights=None).order.counts == {"a": 30, "b": 10}
+    assert VQADataModule(train=sources, weights=None, factors={"b": 3}).order.counts == {"a": 20, "b": 20}
+    assert VQADataModule(train=sources, weights={"a": 1, "b": 1}).order.counts == {"a": 20, "b": 20}
+    assert VQADataModule(train=sources, weights={"a": 1, "b": 1}, factors={"a": 3}).order.counts == {"a": 30, "b": 10}
+    for settings, sentence in (
+        ({"weights": "size"}, "data.weights: found 'size', expected 'sqrt'"),
+        ({"factors": {"aa": 1.0}}, r"data.factors.aa: found no such source, expected a, b \(did you mean 'a'\?\)"),
+        ({"factors": {"a": 0.0}}, "data.factors.a: found 0.0, expected a finite number above 0"),
+        ({"factors": {"a": float("nan")}}, "data.factors.a: found nan"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            VQADataModule(train=sources, **settings)
+
+
+@pytest.mark.parametrize(("weights", "balanced"), [("sqrt", True), ("{q: 1.0}", False), ("null", False)])
+def test_yaml_of_template_data(weights: str, balanced: bool) -> None:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    text = f"""
+data:
+  class_path: data_modules.module.VQADataModule
+  init_args:
+    weights: {weights}
+    factors: {{q: 0.5}}
+    global_batch: 8
+    train:
+      q: &q
+        class_path: data_modules.sources.VqaV2
+        init_args: {{questions: q.json, annotations: a.json, images: images, prompt: vqa, answers: drawn}}
+      generated:
+        class_path: data_modules.sources.QuestionGeneration
+        init_args: {{source: *q}}
+      prefixes:
+        class_path: data_modules.sources.PrefixCaptions
+        init_args:
+          source:
+            class_path: data_modules.sources.CocoCaptions
+            init_args: {{annotations: c.json, images: images}}
+      choices:
+        class_path: data_modules.sources.AOkVqa
+        init_args: {{annotations: a.json, images: images, form: choice}}
+"""
+    module = parser.instantiate_classes(parser.parse_string(text))["data"]
+    assert isinstance(module, VQADataModule) and module.balanced is balanced
+    assert module.global_batch == 8 and module.factors == {"q": 0.5}
+    with pytest.raises(jsonargparse.ArgumentError, match="global_bach"):
+        parser.parse_string(text.replace("global_batch", "global_bach"))
 
 
 def test_yaml_names_sources_and_sets() -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from data_modules.sources import VqaV2
+from data_modules.order import seeded
+from data_modules.sources import OkVqa, VqaV2
+from data_modules.world.write import Settings, write_world
 from tests.data_modules.files import SHARED, generator, touch, write
 
 
@@ -98,3 +100,63 @@ def test_published_annotations(tmp_path: Path, split: str) -> None:
     source.load()
     assert len(source) == len(records)
     assert all(len(source.sample(k, generator()).references) == 10 for k in range(len(source)))
+
+
+def okvqa(folder: Path, annotations: list[Any], **settings: Any) -> OkVqa:
+    images = touch(folder / "images", "COCO_train2014_000000000009.jpg")
+    questions = [question(record["question_id"]) for record in annotations]
+    asked = write(folder / "questions.json", {"questions": questions})
+    made = OkVqa(asked, write(folder / "annotations.json", {"annotations": annotations}), images, **settings)
+    made.load()
+    return made
+
+
+def knowledge(id: int, *answers: tuple[str, str]) -> dict[str, Any]:
+    given = [
+        {"answer_id": k + 1, "answer": stem, "raw_answer": raw, "answer_confidence": "yes"}
+        for k, (stem, raw) in enumerate(answers)
+    ]
+    return {"image_id": 9, "question_id": id, "answer_type": "other", "question_type": "one", "answers": given}
+
+
+def test_okvqa_names_no_common_answer(tmp_path: Path) -> None:
+    given = knowledge(91, ("bike", "bikes"), ("race", "racing"), ("race", "race"), ("race", "racing"))
+    made = okvqa(tmp_path, [given])
+    sample = made.sample(0, generator())
+    assert sample.turns[1].text == "race" and sample.references == ("bike", "race", "race", "race")
+    assert "Is it red?" in sample.turns[0].text and sample.task == "vqa"
+    assert okvqa(tmp_path, [given], spelling="raw_answer").sample(0, generator()).turns[1].text == "racing"
+
+
+@pytest.mark.parametrize(
+    ("record", "rule"),
+    [
+        (knowledge(92), "'answers' is empty, expected at least one"),
+        (knowledge(92, ("", "")), "'answers' is empty, expected a text"),
+        ({**knowledge(92), "answers": [{"raw_answer": "x"}]}, "has no 'answer', expected a text"),
+    ],
+)
+def test_okvqa_refuses(tmp_path: Path, record: Any, rule: str) -> None:
+    with pytest.raises(ValueError, match=rf"annotations\[1\] \(question_id 92\): {rule}"):
+        okvqa(tmp_path, [knowledge(91, ("race", "race")), record])
+    with pytest.raises(ValueError, match="spelling: found 'stem', expected 'answer' or 'raw_answer'"):
+        OkVqa("q.json", "a.json", "images", spelling="stem")  # type: ignore[arg-type]
+
+
+def test_answers_may_be_drawn_as_often_as_they_were_given(tmp_path: Path) -> None:
+    source = vqa(tmp_path, [question(91)], [annotation(91)], answers="drawn")
+    source.load()
+    random = generator()
+    drawn = [source.sample(0, random).turns[1].text for _ in range(1000)]
+    assert set(drawn) == {"yes", "no"} and abs(drawn.count("no") - 100) < 35
+
+
+def test_a_family_of_templates_on_the_small_world(tmp_path: Path) -> None:
+    write_world(tmp_path / "world", Settings(images=20, seed=3, texts=4))
+    files = [str(tmp_path / f"world/vqa/{name}_train.json") for name in ("questions", "annotations")]
+    source = VqaV2(*files, str(tmp_path / "world/images/train"), prompt="vqa", answers="drawn")
+    source.load()
+    samples = [source.sample(k, seeded(0, k)) for k in range(len(source))]
+    assert all(sample.turns[0].text.startswith("<image>\n") and sample.references for sample in samples)
+    assert len({sample.turns[0].text.split()[1] for sample in samples}) > 4
+    assert samples == [source.sample(k, seeded(0, k)) for k in range(len(source))]
