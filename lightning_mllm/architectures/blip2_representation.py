@@ -1,7 +1,7 @@
 """BLIP-2's first stage (Li et al. 2023, arXiv 2301.12597, sec. 3.2): what of an image can be said in words.
 
-The idea: beside a frozen image encoder, a few learned queries fetch from an image what its text is about. Three losses on
-pairs of an image and a text teach them, through three views of one Q-Former.
+The idea: beside a frozen image encoder, a few learned queries fetch from an image what its text is about. Three losses
+on pairs of an image and a text teach them, through three views of one Q-Former.
 
     images u8[B,3,H,W] --vision--> --ln_vision--> visual f[B,V,E]
                                                      |
@@ -14,9 +14,8 @@ Legend: B pairs of this rank, A of all ranks, V vectors of width E an image, Q q
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +31,11 @@ from lightning_mllm.connectors.alignment import (
 )
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.connectors.qformer import Kept, QFormer, QFormerConnector
-from lightning_mllm.contracts import Batch, Output, Sample, Stage, Train, Turn
+from lightning_mllm.contracts import Batch, Output, Stage, Train
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.tokenizer import WRITE, reader_tokenizer
 from lightning_mllm.processing.chat import load_template
-from lightning_mllm.processing.images import ImagePolicy
+from lightning_mllm.processing.images import ImagePolicy, fitting
 from lightning_mllm.processing.processor import Processor
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.sharding import gather, rank_and_world
@@ -108,9 +107,7 @@ class Blip2Representation(MultimodalModule):
         stage: StageSettings | None = None,
         decoding: dict[str, Decoding] | None = None,
     ) -> None:
-        image = image or ImagePolicy(size=vision.image_size, fit="squash", mean=vision.mean)
-        if image.size != vision.image_size:
-            raise ValueError(f"image.size: found {image.size}, expected {vision.image_size}, which the tower takes")
+        image = fitting(image, size=vision.image_size, mean=vision.mean, fit="squash")
         reader = reader_tokenizer(tokenizer, qformer.vocab)
         processor = Processor(reader, load_template("reader", reader), image, 0, max_length)
         parts = {

@@ -26,18 +26,15 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, LlavaConfig, LlavaProcessor, PreTrainedModel
 
 from lightning_mllm.connectors.projector import Linear, LinearConnector, Mlp, MlpConnector
-from lightning_mllm.contracts import IMAGE_MARK, Batch, Output, Stage, Train
-from lightning_mllm.evaluation.generation import Decoding, generate
+from lightning_mllm.contracts import IMAGE_MARK, Batch, Stage, Train
+from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
-from lightning_mllm.language.decode import decode, head
 from lightning_mllm.language.lora import merge_lora
-from lightning_mllm.language.loss import next_token_loss
-from lightning_mllm.language.slots import fill_slots
-from lightning_mllm.language.tokenizer import load_tokenizer
+from lightning_mllm.language.tokenizer import language_tokenizer
 from lightning_mllm.processing.chat import TokenizerTemplate, load_template
-from lightning_mllm.processing.images import ImagePolicy
+from lightning_mllm.processing.images import ImagePolicy, fitting
 from lightning_mllm.processing.processor import Processor
-from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.training.prompted import PromptedModule
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.clip_hf import clip_config, open_clip_config
 from lightning_mllm.vision.clip_keys import CLIP_KEYS
@@ -114,7 +111,7 @@ ORIGINAL_KEYS = KeyMap(
 """Ours <-> the authors' checkpoints, whole ones and `mm_projector.bin`."""
 
 
-class LLaVA(MultimodalModule):
+class LLaVA(PromptedModule):
     """A vision tower, a connector and a causal language model.
 
     Args:
@@ -155,15 +152,8 @@ class LLaVA(MultimodalModule):
         stage: StageSettings | None = None,
         decoding: dict[str, Decoding] | None = None,
     ) -> None:
-        image = image or ImagePolicy(size=vision.image_size, fit="crop", mean=vision.mean)
-        if image.size != vision.image_size:
-            raise ValueError(f"image.size: found {image.size}, expected {vision.image_size}, which the tower takes")
-        tokenizer = load_tokenizer(language.model)
-        if len(tokenizer) > language.vocab:
-            raise ValueError(
-                f"language: the tokenizer has {len(tokenizer)} tokens, expected at most {language.vocab}, the rows of"
-                " the embedding"
-            )
+        image = fitting(image, size=vision.image_size, mean=vision.mean)
+        tokenizer = language_tokenizer(language)
         processor = Processor(tokenizer, load_template(chat, tokenizer), image, vision.num_vectors, max_length)
         parts = {
             "vision": vision,
@@ -172,34 +162,9 @@ class LLaVA(MultimodalModule):
         }
         super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
 
-    def forward(self, batch: Batch) -> Output:
-        """Loss of the next token, over supervised tokens."""
-        embeds = self.place(batch, self.see(batch))
-        hidden = decode(self.language, embeds, batch.segments, batch.positions)
-        loss, count = next_token_loss(hidden, head(self.language), batch.labels, batch.segments)
-        return Output(loss=loss, count=count)
-
     def see(self, batch: Batch) -> Float[Tensor, "N V D"]:
         """What the language model is shown of each image."""
         return self.connector(self.vision(batch.images))
-
-    def place(self, batch: Batch, visual: Float[Tensor, "N V D"]) -> Float[Tensor, "B T D"]:
-        """Embeddings of the tokens, visual vectors in their slots."""
-        embeds = self.language.get_input_embeddings()(batch.tokens)
-        # Of a text-only batch's blank image nothing is placed, and yet it takes part: the empty slice gives the
-        # connector a gradient of zero, so that no rank is without one.
-        return fill_slots(embeds, batch.kinds, visual[: batch.num_images], batch.ids)
-
-    def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
-        return generate(
-            self.language,
-            self.place(batch, self.see(batch)),
-            batch.segments > 0,
-            decoding,
-            eos=self.processor.tokenizer.eos_token_id,
-            pad=self.processor.pad_id,
-            synced=self.sharded,
-        )
 
     def hf(self) -> HfFolder:
         """The net as a folder of transformers' LLaVA: adapters merged, special tokens added where missing.
@@ -243,11 +208,11 @@ class LLaVA(MultimodalModule):
             ),
             generation=GenerationConfig(
                 bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=own.ends,
                 pad_token_id=tokenizer.pad_token_id,
             ),
             tensors=lambda: self._hf_tensors(text["vocab_size"]),
-            logits=self._logits,
+            logits=self.logits,
             notes={
                 "chat": own.chat.name,
                 "image": asdict(own.image),
@@ -280,10 +245,6 @@ class LLaVA(MultimodalModule):
             bias = self.connector.linear.bias
             yield "multi_modal_projector.linear_2.weight", torch.eye(len(bias), dtype=bias.dtype, device=bias.device)
             yield "multi_modal_projector.linear_2.bias", torch.zeros_like(bias)
-
-    def _logits(self, batch: Batch) -> Float[Tensor, "B T W"]:
-        embeds = self.place(batch, self.see(batch))
-        return head(self.language)(decode(self.language, embeds, batch.segments, batch.positions))
 
     @classmethod
     def from_hf(cls, folder: Path) -> Self:

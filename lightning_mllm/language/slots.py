@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxtyping import Float, Int, UInt8
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from lightning_mllm.contracts import TokenKind
+from lightning_mllm.contracts import IGNORE, Batch, TokenKind
 
 
 def fill_slots(
@@ -37,3 +38,18 @@ def fill_slots(
             f"{visual.shape[1]}), expected as many; look at sample {', '.join(map(repr, odd[:5]))}"
         )
     return embeds.masked_scatter(slots.unsqueeze(-1), visual.to(embeds.dtype))
+
+
+def texts_of_images(batch: Batch, vectors: int) -> tuple[Int[Tensor, "N L"], Bool[Tensor, "N L"]]:
+    """For each image the Q-Former's text of the row that shows it, and where that is no padding.
+
+    Args:
+        vectors: Slots that an image takes.
+    """
+    assert batch.query_text is not None
+    images = (batch.kinds == TokenKind.IMAGE).sum(1) // vectors
+    if batch.num_images == 0:
+        # The blank image is shown by no row.
+        images = torch.zeros_like(images).index_fill(0, images.new_zeros(1), 1)
+    text = batch.query_text.repeat_interleave(images, 0)
+    return text, text != IGNORE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -10,6 +12,31 @@ from lightning_mllm.weights.files import resource
 BEGIN, END, PAD = "<s>", "</s>", "<pad>"
 WRITE = "[DEC]"
 """Opens a text that a Q-Former is to write (BLIP-2, released code: added to BERT's words)."""
+
+
+class LanguageModel(Protocol):
+    """What a tokenizer must fit."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def vocab(self) -> int: ...
+
+
+def language_tokenizer(language: LanguageModel) -> PreTrainedTokenizerFast:
+    """The tokenizer of a language model.
+
+    Raises:
+        ValueError: There is none, or its tokens are more than the embedding has rows.
+    """
+    tokenizer = load_tokenizer(language.model)
+    if len(tokenizer) > language.vocab:
+        raise ValueError(
+            f"language: the tokenizer has {len(tokenizer)} tokens, expected at most {language.vocab}, the rows of the"
+            " embedding"
+        )
+    return tokenizer
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerFast:

@@ -88,3 +88,16 @@ class ImagePolicy:
         square = Image.new("RGB", (side, side), (red, green, blue))
         square.paste(image, ((side - width) // 2, (side - height) // 2))
         return self._squash(square)
+
+
+def fitting(
+    given: ImagePolicy | None, *, size: int, mean: tuple[float, float, float], fit: Fit = "crop"
+) -> ImagePolicy:
+    """The policy of a tower that takes squares of `size`: the given one, or its usual `fit`.
+
+    Raises:
+        ValueError: The given one makes squares of another size.
+    """
+    if given is not None and given.size != size:
+        raise ValueError(f"image.size: found {given.size}, expected {size}, which the tower takes")
+    return given or ImagePolicy(size=size, fit=fit, mean=mean)

@@ -1,0 +1,127 @@
+"""BLIP-2's second stage (Li et al. 2023, arXiv 2301.12597, sec. 3.3): a frozen language model is told what queries see.
+
+The idea: the Q-Former of the first stage (`blip2_representation.py`) has learned what of an image can be said; one
+linear layer puts that in the words of a frozen language model, in front of its text.
+
+    images u8[N,3,H,W] --vision--> --ln_vision--> f[N,V,E]
+                                                     |
+    queries [and a question] --qformer--> f[N,Q,D] --'  --projection--> visual f[N,Q,T] -.
+    tokens i[B,L] --embedding--> f[B,L,T] ---------------------- IMAGE slots overwritten by visual
+                                                                           |
+            decoder (OPT): next token          encoder-decoder (FlanT5): the encoder reads, the decoder writes the rest
+
+Legend: B rows, L tokens, N images, V vectors of width E an image, Q queries of width D, T width of the language model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightning_mllm.connectors.norm import LayerNormConnector
+from lightning_mllm.connectors.projector import Linear, LinearConnector
+from lightning_mllm.connectors.qformer import QFormer, QFormerConnector
+from lightning_mllm.contracts import Batch, Stage, Train
+from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.language.causal import CausalLM
+from lightning_mllm.language.seq2seq import Seq2SeqLM
+from lightning_mllm.language.slots import texts_of_images
+from lightning_mllm.language.tokenizer import language_tokenizer, reader_tokenizer
+from lightning_mllm.processing.chat import load_template
+from lightning_mllm.processing.images import ImagePolicy, fitting
+from lightning_mllm.processing.processor import Processor, TextLimits
+from lightning_mllm.processing.query_text import QueryText
+from lightning_mllm.training.prompted import PromptedModule
+from lightning_mllm.training.stage import StageSettings
+from lightning_mllm.vision.eva import EvaTower
+from lightning_mllm.vision.tower import OpenClipTower
+
+
+class Blip2(PromptedModule):
+    """An image encoder, a Q-Former and a language model, of which the last is never trained.
+
+    Args:
+        vision: The image encoder; its class token is kept.
+        qformer: Sizes of the Q-Former and, for a start without the first stage, its BERT.
+        language: A decoder (OPT) or an encoder-decoder (FlanT5).
+        ln_vision: The norm behind the encoder; its eps is 1e-5 in the released code, 1e-6 in transformers.
+        reader: The Q-Former's tokenizer where it reads the question too (appendix, VQA fine-tuning); "" where it reads
+            nothing.
+        chat: A template of `processing/templates`: blip2, blip2_caption or blip2_t5.
+        image: How images are fitted into the encoder's square; None squashes them, as BLIP-2 does.
+        max_length: Tokens a row may have, visual slots included.
+        text_limits: Where prompts and answers are cut.
+        stage: What to train; None for use only.
+        decoding: Task -> how its answers are generated.
+
+    Raises:
+        ValueError: The parts do not fit one another, or one of them is not there.
+    """
+
+    stages: ClassVar[dict[str, Stage]] = {
+        "generative": Stage(train={"ln_vision.*": Train(), "qformer.*": Train(), "projection.*": Train()}),
+        "caption": Stage(
+            train={"vision.*": Train(), "ln_vision.*": Train(), "qformer.*": Train(), "projection.*": Train()}
+        ),
+        "vqa": Stage(
+            train={"vision.*": Train(), "ln_vision.*": Train(), "qformer.*": Train(), "projection.*": Train()}
+        ),
+    }
+    discards: ClassVar[tuple[str, ...]] = (
+        "heads.*",
+        "qformer.words.*",
+        "qformer.positions.*",
+        "qformer.*.text_feed_forward.*",
+    )
+
+    vision: nn.Module
+    ln_vision: nn.LayerNorm
+    qformer: QFormer
+    projection: Linear
+    language: PreTrainedModel
+
+    def __init__(
+        self,
+        vision: EvaTower | OpenClipTower,
+        qformer: QFormerConnector,
+        language: CausalLM | Seq2SeqLM,
+        ln_vision: LayerNormConnector = LayerNormConnector(),
+        reader: str = "",
+        chat: str = "blip2",
+        image: ImagePolicy | None = None,
+        max_length: int = 512,
+        text_limits: TextLimits = TextLimits(),
+        stage: StageSettings | None = None,
+        decoding: dict[str, Decoding] | None = None,
+    ) -> None:
+        parts = {
+            "vision": vision,
+            "ln_vision": replace(ln_vision, in_width=vision.width),
+            "qformer": replace(qformer, text="instruction" if reader else "none", in_width=vision.width),
+            "projection": LinearConnector(in_width=qformer.width, out_width=language.width),
+            "language": language,
+        }
+        tokenizer = language_tokenizer(language)
+        processor = Processor(
+            tokenizer,
+            load_template(chat, tokenizer),
+            fitting(image, size=vision.image_size, mean=vision.mean, fit="squash"),
+            vectors_per_image=qformer.queries,
+            max_length=max_length,
+            text_limits=text_limits,
+            seq2seq=isinstance(language, Seq2SeqLM),
+            query_text=QueryText(tokenizer=reader_tokenizer(reader, qformer.vocab)) if reader else None,
+        )
+        super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
+
+    def see(self, batch: Batch) -> Float[Tensor, "N Q T"]:
+        """What the language model is shown of each image."""
+        visual = self.ln_vision(self.vision(batch.images).to(self.ln_vision.weight.dtype))
+        if batch.query_text is None:
+            return self.projection(self.qformer.see(visual))
+        tokens, real = texts_of_images(batch, vectors=self.processor.vectors_per_image)
+        return self.projection(self.qformer.instructed(visual, tokens, real))
