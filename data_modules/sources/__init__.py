@@ -3,27 +3,46 @@
 from data_modules.sources.aokvqa import AOkVqa
 from data_modules.sources.caption_sets import TextCaps, WebCapFilt
 from data_modules.sources.captions import CocoCaptions, KarpathyCaptions
+from data_modules.sources.choices import IconQa, ScienceQa
 from data_modules.sources.conversations import LlavaConversations, LlavaPretrain
+from data_modules.sources.dialogue import VisualDialog
+from data_modules.sources.held_out_captions import Flickr30k, NoCaps
 from data_modules.sources.ocr import OcrVqa
+from data_modules.sources.open_questions import Gqa, TextVqa, VizWiz
 from data_modules.sources.prefixes import PrefixCaptions
 from data_modules.sources.question_generation import QuestionGeneration
 from data_modules.sources.readings import Readings
 from data_modules.sources.source import Source
+from data_modules.sources.statements import HatefulMemes, Vsr
+from data_modules.sources.video import IVqa, MsrvttQa, MsvdQa
 from data_modules.sources.vqa import OkVqa, VqaV2
 
 __all__ = [
     "AOkVqa",
     "CocoCaptions",
+    "Flickr30k",
+    "Gqa",
+    "HatefulMemes",
+    "IVqa",
+    "IconQa",
     "KarpathyCaptions",
     "LlavaConversations",
     "LlavaPretrain",
+    "MsrvttQa",
+    "MsvdQa",
+    "NoCaps",
     "OcrVqa",
     "OkVqa",
     "PrefixCaptions",
     "QuestionGeneration",
     "Readings",
+    "ScienceQa",
     "Source",
     "TextCaps",
+    "TextVqa",
+    "VisualDialog",
+    "VizWiz",
     "VqaV2",
+    "Vsr",
     "WebCapFilt",
 ]
