@@ -219,7 +219,7 @@ def test_other_weights_and_factors() -> None:
         ({"factors": {"a": float("nan")}}, "data.factors.a: found nan"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            VQADataModule(train=sources, **settings)
+            VQADataModule(train=sources, **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("weights", "balanced"), [("sqrt", True), ("{q: 1.0}", False), ("null", False)])
