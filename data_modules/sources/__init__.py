@@ -1,6 +1,7 @@
 """Where samples come from: one class for each published file format, its constructor arguments being YAML."""
 
 from data_modules.sources.aokvqa import AOkVqa
+from data_modules.sources.blip_captions import PlainCaptions, PrefixCaptions
 from data_modules.sources.caption_sets import TextCaps, WebCapFilt
 from data_modules.sources.captions import CocoCaptions, KarpathyCaptions
 from data_modules.sources.choices import IconQa, ScienceQa
@@ -9,7 +10,6 @@ from data_modules.sources.dialogue import VisualDialog
 from data_modules.sources.held_out_captions import Flickr30k, NoCaps
 from data_modules.sources.ocr import OcrVqa
 from data_modules.sources.open_questions import Gqa, TextVqa, VizWiz
-from data_modules.sources.prefixes import PrefixCaptions
 from data_modules.sources.question_generation import QuestionGeneration
 from data_modules.sources.readings import Readings
 from data_modules.sources.source import Source
@@ -33,6 +33,7 @@ __all__ = [
     "NoCaps",
     "OcrVqa",
     "OkVqa",
+    "PlainCaptions",
     "PrefixCaptions",
     "QuestionGeneration",
     "Readings",

@@ -9,13 +9,13 @@ import torch
 
 from data_modules.sources.aokvqa import AOkVqa
 from data_modules.sources.questions import QuestionSource
-from data_modules.sources.source import Published, Source
+from data_modules.sources.source import Published, Wrapped
 from data_modules.sources.templates import Prompts
 from data_modules.sources.vqa import OkVqa, VqaV2
 from lightning_mllm.contracts import Sample, Turn
 
 
-class QuestionGeneration(Source):
+class QuestionGeneration(Wrapped):
     """The questions of another source as what is to be said, the roles of question and answer exchanged.
 
     Args:
@@ -29,28 +29,11 @@ class QuestionGeneration(Source):
     )
 
     def __init__(self, source: QuestionSource, prompt: str = "question_generation") -> None:
-        self.source, self.prompts = source, Prompts(prompt, ("answer",), ("answer",))
-
-    def load(self) -> None:
-        self.source.load()
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def length(self, index: int) -> int:
-        return self.source.length(index)
-
-    def has_image(self, index: int) -> bool:
-        return self.source.has_image(index)
+        super().__init__(source)
+        self.questions, self.prompts = source, Prompts(prompt, ("answer",), ("answer",))
 
     def sample(self, index: int, generator: torch.Generator) -> Sample:
-        asked = self.source.question(index)
-        answer = self.source.learned(asked, generator)
-        prompt = self.prompts.draw(generator, {"answer": answer}, len(asked.images))
-        return Sample(
-            id=asked.id,
-            turns=(Turn(role="user", text=prompt), Turn(role="assistant", text=asked.question)),
-            images=self.source._images(*asked.images),
-            references=(asked.question,),
-            task="caption",
-        )
+        sample, question = self.questions.sample(index, generator), self.questions.question(index).question
+        prompt = self.prompts.draw(generator, {"answer": sample.turns[-1].text}, len(sample.images))
+        turns = (Turn(role="user", text=prompt), Turn(role="assistant", text=question))
+        return replace(sample, turns=turns, references=(question,), candidates=(), task="caption")

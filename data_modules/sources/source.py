@@ -61,3 +61,27 @@ class Source(ABC):
     @abstractmethod
     def has_image(self, index: int) -> bool:
         """Whether sample `index` has an image, without reading it."""
+
+
+class Wrapped(Source):
+    """Another source's samples, each changed in some way; a subclass says how, in `sample`."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def load(self) -> None:
+        self.source.load()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def length(self, index: int) -> int:
+        return self.source.length(index)
+
+    def has_image(self, index: int) -> bool:
+        return self.source.has_image(index)
+
+    @property
+    def skipped(self) -> list[str]:
+        """One sentence for each record that the other source left out."""
+        return getattr(self.source, "skipped", [])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_modules.sources import PrefixCaptions, VqaV2
+from data_modules.sources import PlainCaptions, PrefixCaptions, VqaV2
 from tests.data_modules.files import generator
 from tests.data_modules.sources.test_caption_sets import web
 
@@ -34,5 +34,22 @@ def test_nothing_else_changes(tmp_path: Path) -> None:
 
 
 def test_only_captions_have_prefixes() -> None:
-    with pytest.raises(ValueError, match="source: found VqaV2, expected a source of captions"):
-        PrefixCaptions(VqaV2("q.json", "a.json", "images"))
+    for kind in (PrefixCaptions, PlainCaptions):
+        with pytest.raises(ValueError, match="source: found VqaV2, expected a source of captions"):
+            kind(VqaV2("q.json", "a.json", "images"))
+
+
+def test_plain_captions(tmp_path: Path) -> None:
+    given = ['A "Big" Dog: runs (fast)!', "It's ice-cream, 5.", " ".join(f"w{k}" for k in range(60)), "..."]
+    source = web(tmp_path, [{"image": "b.jpg", "caption": text} for text in given])
+    made = PlainCaptions(source)
+    made.load()
+    assert [made.sample(k, generator()).turns[1].text for k in range(3)] == [
+        "a big dog runs fast",
+        "it's ice-cream, 5",
+        " ".join(f"w{k}" for k in range(50)),
+    ]
+    own, plain = source.sample(0, generator()), made.sample(0, generator())
+    assert plain.turns[0] == own.turns[0] and plain.references == own.references == (given[0],)
+    with pytest.raises(ValueError, match=r"sample 'b.jpg': found the caption '...', expected a word in it"):
+        made.sample(3, generator())
