@@ -1,4 +1,6 @@
-"""What BLIP-2's first stage puts on a Q-Former, and how its three losses choose (arXiv 2301.12597, sec. 3.2; released code).
+"""What BLIP-2's first stage puts on a Q-Former, and how its three losses choose.
+
+arXiv 2301.12597, sec. 3.2, and the released code.
 
     queries f[B,Q,D] --vision_proj--> f[B,Q,C]        contrast
     [CLS]   f[B,D]   --text_proj----> f[B,C]
@@ -18,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 STD = 0.02
+"""Of BERT's initial values, for the part of its head that is here."""
 TEMPERATURE = 0.07
 """Where the learned temperature starts; similarities are divided by it."""
 
@@ -35,9 +38,7 @@ class AlignmentHeads(nn.Module):
         self.transform = nn.Linear(in_width, in_width)
         self.norm = nn.LayerNorm(in_width, eps=eps)
         self.bias = nn.Parameter(torch.zeros(vocab))
-        for name, parameter in self.named_parameters():
-            if name == "transform.weight":
-                nn.init.normal_(parameter, std=STD)
+        nn.init.normal_(self.transform.weight, std=STD)
         nn.init.zeros_(self.transform.bias)
 
     def words(self, hidden: Float[Tensor, "... D"], table: Float[Tensor, "W D"]) -> Float[Tensor, "... W"]:

@@ -1,4 +1,4 @@
-"""A LayerNorm between a frozen image encoder and what reads it: BLIP-2's `ln_vision` (released code), always trained."""
+"""A LayerNorm between an image encoder and what reads it, always trained: BLIP-2's `ln_vision` (released code)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,10 @@
-"""Names of a Q-Former's tensors here, in BERT, in transformers (BLIP-2, InstructBLIP) and in LAVIS."""
+"""Names of a Q-Former's tensors, and of its first heads', here and in BERT, transformers and LAVIS."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor
 
 from lightning_mllm.weights.keymap import KeyMap, Rule, RuleLike
 
@@ -56,25 +60,29 @@ def plain_bert(name: str) -> str:
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-BLIP2_KEYS = KeyMap(
+_IN_TRANSFORMERS = KeyMap(_layers("attention")).under("", "qformer.").table
+
+BLIP2_QFORMER_KEYS = KeyMap(
     [
         ("queries", "query_tokens"),
-        *KeyMap(_embeddings("qformer.layernorm", "embeddings")).table,
-        *KeyMap(_layers("attention")).under("", "qformer.").table,
+        Rule(ours=None, theirs=("embeddings.position_ids",)),
+        *_embeddings("qformer.layernorm", "embeddings"),
+        *_IN_TRANSFORMERS,
     ]
 )
 """`QFormer` <-> what `Blip2ForConditionalGeneration` and `Blip2ForImageTextRetrieval` have of it on disk."""
 
-INSTRUCTBLIP_KEYS = KeyMap(
+INSTRUCTBLIP_QFORMER_KEYS = KeyMap(
     [
         ("queries", "query_tokens"),
-        *KeyMap(_embeddings("embeddings.layernorm", "embeddings")).under("", "qformer.").table,
-        *KeyMap(_layers("attention")).under("", "qformer.").table,
+        Rule(ours=None, theirs=("qformer.embeddings.position_ids",)),
+        *_embeddings("qformer.embeddings.layernorm", "qformer.embeddings"),
+        *_IN_TRANSFORMERS,
     ]
 )
-"""`QFormer` <-> what `InstructBlipForConditionalGeneration` has of it on disk."""
+"""`QFormer` <-> what `InstructBlipForConditionalGeneration` has of it on disk; see `with_last_text`."""
 
-LAVIS_KEYS = KeyMap(
+LAVIS_QFORMER_KEYS = KeyMap(
     [
         ("queries", "query_tokens"),
         Rule(ours=None, theirs=("Qformer.bert.embeddings.position_ids",)),
@@ -83,4 +91,38 @@ LAVIS_KEYS = KeyMap(
         .table,
     ]
 )
-"""`QFormer` <-> LAVIS, whose models call it `Qformer`."""
+"""`QFormer` <-> LAVIS."""
+
+LAVIS_HEADS_KEYS = KeyMap(
+    [
+        *((f"{name}.{{...}}", f"{name}.{{...}}") for name in ("vision_proj", "text_proj", "itm_head")),
+        ("temperature", "temp", (lambda ours: ours.reshape(()), lambda theirs: theirs.reshape(1))),
+        ("transform.{...}", "Qformer.cls.predictions.transform.dense.{...}"),
+        ("norm.{...}", "Qformer.cls.predictions.transform.LayerNorm.{...}"),
+        ("bias", "Qformer.cls.predictions.bias"),
+        # The table of words and the bias once more.
+        Rule(ours=None, theirs=("Qformer.cls.predictions.decoder.{...}",)),
+    ]
+)
+"""`AlignmentHeads` <-> LAVIS's first stage."""
+
+BLIP2_HEADS_KEYS = KeyMap(
+    [
+        ("vision_proj.{...}", "vision_projection.{...}"),
+        ("text_proj.{...}", "text_projection.{...}"),
+        ("itm_head.{...}", "itm_head.{...}"),
+    ]
+)
+"""What `Blip2ForImageTextRetrieval` has of `AlignmentHeads`: no temperature, and none of the head of captions."""
+
+
+def with_last_text(tensors: Iterable[tuple[str, Tensor]], layers: int) -> Iterator[tuple[str, Tensor]]:
+    """An instructed Q-Former's tensors, and a feed-forward for the text of its last block.
+
+    Other layouts have one there though nothing comes of it; it becomes a copy of the queries', its twin at the start.
+    """
+    last = f"layers.{layers - 1}{QUERY_TWIN}"
+    for name, tensor in tensors:
+        yield name, tensor
+        if f".{last}" in f".{name}":
+            yield name.replace(QUERY_TWIN, TEXT), tensor.clone()

@@ -65,7 +65,7 @@ def gather(tensor: Tensor, *, gradient: bool) -> Tensor:
     """The rows of all ranks in the order of ranks; every rank must give a tensor of the same shape.
 
     Args:
-        gradient: Whether what the ranks do with this rank's rows comes back to it, summed; otherwise the result has none.
+        gradient: Whether what the ranks do with this rank's rows comes back to it, summed; without it there is none.
     """
     _, world = rank_and_world()
     if world == 1:
@@ -86,7 +86,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        everyone = all_reduce(gradients[0].contiguous())
+        # A copy: autograd may still need what it handed over.
+        everyone = all_reduce(gradients[0].clone(memory_format=torch.contiguous_format))
         rank, world = rank_and_world()
         return everyone.chunk(world)[rank]
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.instructblip.modeling_instructblip import InstructBlipQFormerModel
 
-from lightning_mllm.connectors.qformer_keys import BLIP2_KEYS, INSTRUCTBLIP_KEYS
+from lightning_mllm.connectors.qformer_keys import BLIP2_QFORMER_KEYS, INSTRUCTBLIP_QFORMER_KEYS
 from lightning_mllm.weights.keymap import KeyMap
 from tests.connectors.qformers import HF_SIZES, SIZES, qformer, rows
 
@@ -48,7 +48,7 @@ def same_gradients(theirs: nn.Module, ours: nn.Module, names: dict[str, str]) ->
 def test_queries_as_in_blip2(images: int) -> None:
     ours = qformer("none")
     theirs = Blip2QFormerModel(Blip2QFormerConfig(**HF_SIZES)).eval()
-    names = load(theirs, ours, BLIP2_KEYS, "qformer.")
+    names = load(theirs, ours, BLIP2_QFORMER_KEYS, "qformer.")
     visual = torch.randn(images, 5, SIZES["in_width"])
     queries = ours.queries.detach().clone().requires_grad_()
     expected = theirs(
@@ -78,7 +78,7 @@ def retrieval() -> Blip2ForImageTextRetrieval:
 
 def test_text_as_in_blip2() -> None:
     ours, theirs = qformer("full"), retrieval()
-    names = load(theirs, ours, BLIP2_KEYS)
+    names = load(theirs, ours, BLIP2_QFORMER_KEYS)
     tokens, real = rows(6, 2)
     embeds = theirs.embeddings(input_ids=tokens.clamp(min=0))
     expected = theirs.qformer(query_embeds=embeds, query_length=0, attention_mask=real.long()).last_hidden_state
@@ -92,7 +92,7 @@ def test_text_as_in_blip2() -> None:
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_both_as_in_blip2(side: str) -> None:
     ours, theirs = qformer("full"), retrieval()
-    names = load(theirs, ours, BLIP2_KEYS)
+    names = load(theirs, ours, BLIP2_QFORMER_KEYS)
     visual, (tokens, real) = torch.randn(2, 5, SIZES["in_width"]), rows(6, 2, side=side)
     queries = theirs.query_tokens.expand(2, -1, -1)
     found = ours.join(visual, tokens, real)
@@ -116,7 +116,7 @@ def test_both_as_in_blip2(side: str) -> None:
 def test_instructed_queries_as_in_instructblip(text: str, lengths: tuple[int, ...], side: str) -> None:
     ours = qformer(text)
     theirs = InstructBlipQFormerModel(InstructBlipQFormerConfig(**HF_SIZES)).eval()
-    names = load(theirs, ours, INSTRUCTBLIP_KEYS, "qformer.")
+    names = load(theirs, ours, INSTRUCTBLIP_QFORMER_KEYS, "qformer.")
     tokens, real = rows(*lengths, side=side)
     count = len(lengths)
     visual: Tensor = torch.randn(count, 5, SIZES["in_width"])
