@@ -59,8 +59,9 @@ class Seq2SeqLM(LanguageSource):
     def _named(self, files: TensorFiles, source: str) -> Iterator[tuple[str, Tensor]]:
         yield from super()._named(files, source)
         # A file in which head and embedding are equal may hold one of them.
-        if HEAD not in files and EMBEDDING in files:
-            yield HEAD, files[EMBEDDING]
+        for name, other in ((HEAD, EMBEDDING), (EMBEDDING, HEAD)):
+            if name not in files and other in files:
+                yield name, files[other]
 
 
 def _untie(model: Any) -> None:
