@@ -16,7 +16,7 @@ Legend: B rows, L tokens, N images, V vectors of width E an image, Q queries of 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from lightning_mllm.connectors.projector import Linear, LinearConnector
 from lightning_mllm.connectors.qformer import QFormer, QFormerConnector
 from lightning_mllm.contracts import Batch, Stage, Train
 from lightning_mllm.evaluation.generation import Decoding
-from lightning_mllm.language.causal import CausalLM
+from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
 from lightning_mllm.language.seq2seq import Seq2SeqLM
 from lightning_mllm.language.slots import texts_of_images
 from lightning_mllm.language.tokenizer import language_tokenizer, reader_tokenizer
@@ -125,3 +125,26 @@ class Blip2(PromptedModule):
             return self.projection(self.qformer.see(visual))
         tokens, real = texts_of_images(batch, vectors=self.processor.vectors_per_image)
         return self.projection(self.qformer.instructed(visual, tokens, real))
+
+    @classmethod
+    def tiny(cls, **settings: Any) -> Self:
+        """A net of random values that needs no file: 16 px images, 4 queries, bytes as tokens."""
+        return cls(**{**TINY, **settings})
+
+
+TINY: dict[str, Any] = {
+    "vision": OpenClipTower(
+        weights=None,
+        layer=-1,
+        cls="keep",
+        config={
+            "embed_dim": 16,
+            "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
+            "text_cfg": {"context_length": 16, "vocab_size": 259, "width": 16, "heads": 2, "layers": 1},
+        },
+    ),
+    "qformer": QFormerConnector(
+        queries=4, width=32, layers=3, heads=2, feedforward=48, vocab=260, positions=128, dropout=0.0
+    ),
+    "language": TINY_LLAMA,
+}

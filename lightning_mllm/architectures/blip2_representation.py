@@ -15,7 +15,7 @@ Legend: B pairs of this rank, A of all ranks, V vectors of width E an image, Q q
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from lightning_mllm.connectors.alignment import (
 )
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.connectors.qformer import Kept, QFormer, QFormerConnector
-from lightning_mllm.contracts import Batch, Output, Stage, Train
+from lightning_mllm.contracts import Batch, Output, Sample, Stage, Train, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.tokenizer import WRITE, reader_tokenizer
 from lightning_mllm.processing.chat import load_template
@@ -224,6 +224,30 @@ class Blip2Representation(MultimodalModule):
         assert self.qformer.words is not None
         return self.heads.words(hidden, self.qformer.words.weight)
 
+    def embed_images(self, batch: Batch) -> dict[str, Tensor]:
+        """What retrieval keeps of images: a unit vector of each query, and what matching looks at."""
+        visual = self.encode(batch)
+        side = {"vectors": F.normalize(self.heads.vision_proj(self.qformer.see(visual)), dim=-1)}
+        return side | ({"visual": visual} if self.rerank else {})
+
+    def embed_texts(self, texts: list[str]) -> dict[str, Tensor]:
+        """What retrieval keeps of texts: their unit vectors, and the tokens that matching reads."""
+        rows = [
+            self.processor.encode(Sample(id=f"text {i}", turns=(Turn(role="assistant", text=text),)))
+            for i, text in enumerate(texts)
+        ]
+        batch = self.processor.collate(rows).to(self.device)
+        missing = (0, self.processor.max_length - batch.tokens.shape[1])
+        tokens, real = F.pad(batch.tokens, missing), F.pad(batch.segments, missing) > 0
+        return {"vectors": self.text_vectors(tokens, real), "tokens": tokens, "real": real}
+
+    def similarity(self, images: dict[str, Tensor], texts: dict[str, Tensor]) -> Float[Tensor, "N M"]:
+        return nearest_query(images["vectors"], texts["vectors"])
+
+    def match(self, images: dict[str, Tensor], texts: dict[str, Tensor]) -> Float[Tensor, " K"]:
+        """The logit of belonging together (released code: added to the similarity)."""
+        return self.match_logits(images["visual"], texts["tokens"], texts["real"])[:, 1]
+
     def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
         """Captions, greedily: [DEC], then what follows.
 
@@ -240,6 +264,31 @@ class Blip2Representation(MultimodalModule):
         ends = set(self.processor.ends)
         rows = written[:, 1:].tolist()
         return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
+
+    @classmethod
+    def tiny(cls, **settings: Any) -> Self:
+        """A net of random values that needs no file: 16 px images, 4 queries, bytes as tokens."""
+        return cls(**{**TINY, **settings})
+
+
+TINY: dict[str, Any] = {
+    "vision": OpenClipTower(
+        weights=None,
+        layer=-1,
+        cls="keep",
+        config={
+            "embed_dim": 16,
+            "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
+            "text_cfg": {"context_length": 16, "vocab_size": 259, "width": 16, "heads": 2, "layers": 1},
+        },
+    ),
+    "qformer": QFormerConnector(
+        queries=4, width=32, layers=3, heads=2, feedforward=48, vocab=260, positions=128, dropout=0.0
+    ),
+    "tokenizer": "",
+    "heads": AlignmentConnector(width=16),
+    "max_length": 64,
+}
 
 
 def nearest_query(images: Float[Tensor, "N Q C"], texts: Float[Tensor, "M C"]) -> Float[Tensor, "N M"]:

@@ -1,0 +1,153 @@
+"""InstructBLIP (Dai et al. 2023, arXiv 2305.06500): the queries are told what is asked before they look.
+
+The idea: BLIP-2's Q-Former fetches the same from an image whatever is asked about it. Here the instruction is its text,
+beside the queries in self-attention, so that they fetch what the instruction needs; the language model gets the same
+instruction. Only the Q-Former (with norm and projection around it) is trained, on many data sets put as instructions.
+
+    images u8[N,3,H,W] --vision--> --ln_vision--> f[N,V,E]
+                                                     |
+    queries, instruction --qformer--> f[N,Q,D] ------'  --projection--> visual f[N,Q,T] -.
+    tokens i[B,L] --embedding--> f[B,L,T] ---------------------- IMAGE slots overwritten by visual
+                                                                           |
+            decoder (Vicuna): the answer       encoder-decoder (FlanT5): the encoder reads, the decoder answers
+
+Several images of a row (frames of a video) are looked at one by one, each under the same instruction.
+
+Legend: B rows, L tokens, N images, V vectors of width E an image, Q queries of width D, T width of the language model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar, Self
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightning_mllm.connectors.norm import LayerNormConnector
+from lightning_mllm.connectors.projector import Linear, LinearConnector
+from lightning_mllm.connectors.qformer import QFormer, QFormerConnector
+from lightning_mllm.contracts import Batch, Stage, Train
+from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
+from lightning_mllm.language.seq2seq import Seq2SeqLM
+from lightning_mllm.language.slots import texts_of_images
+from lightning_mllm.language.tokenizer import language_tokenizer, reader_tokenizer
+from lightning_mllm.processing.chat import load_template
+from lightning_mllm.processing.images import ImagePolicy, fitting
+from lightning_mllm.processing.processor import Processor, TextLimits
+from lightning_mllm.processing.query_text import QueryText
+from lightning_mllm.training.prompted import PromptedModule
+from lightning_mllm.training.stage import StageSettings
+from lightning_mllm.vision.eva import EvaTower
+from lightning_mllm.vision.tower import OpenClipTower
+
+LIMITS = TextLimits(prompt=128, answer=256, cut="left")
+"""Released configurations: max_txt_len 128, max_output_txt_len 256, instructions cut on the left."""
+
+BRIDGE = {"ln_vision.*": Train(), "qformer.*": Train(), "projection.*": Train()}
+"""The paper counts the Q-Former alone; in the released code norm and projection have gradients too."""
+
+
+class InstructBlip(PromptedModule):
+    """An image encoder, a Q-Former that reads the instruction, and a language model.
+
+    Args:
+        vision: The image encoder; its class token is kept.
+        qformer: Sizes of the Q-Former and, for a start without BLIP-2, its BERT.
+        language: A decoder (Vicuna) or an encoder-decoder (FlanT5).
+        ln_vision: The norm behind the encoder; its eps is 1e-5 in the released code, 1e-6 in transformers.
+        reader: The Q-Former's tokenizer: a folder or a name on the hub; "" takes bytes as tokens.
+        instructed: Whether the Q-Former reads the instruction; without, it is BLIP-2's, as in the paper's ablation
+            (sec. 3.2, table 2).
+        chat: A template of `processing/templates`: instructblip (decoders), blip2_t5 (encoder-decoders).
+        image: How images are fitted into the encoder's square; None squashes them, as BLIP-2 does.
+        max_length: Tokens a row may have, visual slots included.
+        text_limits: Where instructions and answers are cut.
+        stage: What to train; None for use only.
+        decoding: Task -> how its answers are generated.
+
+    Raises:
+        ValueError: The parts do not fit one another, or one of them is not there.
+    """
+
+    stages: ClassVar[dict[str, Stage]] = {"align": Stage(train=BRIDGE), "instruct": Stage(train=BRIDGE)}
+    # The heads of BLIP-2's first stage, and what is written with the last block's text.
+    discards: ClassVar[tuple[str, ...]] = ("heads.*", "qformer.words.*", "qformer.positions.*", "qformer.*.text_*")
+
+    vision: nn.Module
+    ln_vision: nn.LayerNorm
+    qformer: QFormer
+    projection: Linear
+    language: PreTrainedModel
+
+    def __init__(
+        self,
+        vision: EvaTower | OpenClipTower,
+        qformer: QFormerConnector,
+        language: CausalLM | Seq2SeqLM,
+        ln_vision: LayerNormConnector = LayerNormConnector(),
+        reader: str = "bert-base-uncased",
+        instructed: bool = True,
+        chat: str = "instructblip",
+        image: ImagePolicy | None = None,
+        max_length: int = 512,
+        text_limits: TextLimits = LIMITS,
+        stage: StageSettings | None = None,
+        decoding: dict[str, Decoding] | None = None,
+    ) -> None:
+        parts = {
+            "vision": vision,
+            "ln_vision": replace(ln_vision, in_width=vision.width),
+            "qformer": replace(qformer, text="instruction" if instructed else "none", in_width=vision.width),
+            "projection": LinearConnector(in_width=qformer.width, out_width=language.width),
+            "language": language,
+        }
+        tokenizer = language_tokenizer(language)
+        limit = text_limits.prompt or LIMITS.prompt or qformer.positions
+        processor = Processor(
+            tokenizer,
+            load_template(chat, tokenizer),
+            fitting(image, size=vision.image_size, mean=vision.mean, fit="squash"),
+            vectors_per_image=qformer.queries,
+            max_length=max_length,
+            text_limits=text_limits,
+            seq2seq=isinstance(language, Seq2SeqLM),
+            query_text=QueryText(tokenizer=reader_tokenizer(reader, qformer.vocab), max_length=limit)
+            if instructed
+            else None,
+        )
+        super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
+
+    def see(self, batch: Batch) -> Float[Tensor, "N Q T"]:
+        """What the language model is shown of each image."""
+        visual = self.ln_vision(self.vision(batch.images).to(self.ln_vision.weight.dtype))
+        if batch.query_text is None:
+            return self.projection(self.qformer.see(visual))
+        tokens, real = texts_of_images(batch, vectors=self.processor.vectors_per_image)
+        return self.projection(self.qformer.instructed(visual, tokens, real))
+
+    @classmethod
+    def tiny(cls, **settings: Any) -> Self:
+        """A net of random values that needs no file: 16 px images, 4 queries, bytes as tokens."""
+        return cls(**{**TINY, **settings})
+
+
+TINY: dict[str, Any] = {
+    "vision": OpenClipTower(
+        weights=None,
+        layer=-1,
+        cls="keep",
+        config={
+            "embed_dim": 16,
+            "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
+            "text_cfg": {"context_length": 16, "vocab_size": 259, "width": 16, "heads": 2, "layers": 1},
+        },
+    ),
+    "qformer": QFormerConnector(
+        queries=4, width=32, layers=3, heads=2, feedforward=48, vocab=260, positions=128, dropout=0.0
+    ),
+    "language": TINY_LLAMA,
+    "reader": "",
+}
