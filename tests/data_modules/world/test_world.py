@@ -216,3 +216,27 @@ def test_settings_out_of_range_are_refused(tmp_path: Path, settings: Settings):
     with pytest.raises(ValueError, match="expected"):
         write_world(tmp_path / "world", settings)
     assert not (tmp_path / "world").exists()
+
+
+def readings(world: Path, split: str) -> list[dict]:
+    return [json.loads(line) for line in (world / f"text/readings_{split}.jsonl").read_text().splitlines()]
+
+
+def test_readings_are_other_scenes_with_every_kind_of_question(world: Path):
+    written = [reading for split in SHARES for reading in readings(world, split)]
+    assert len(written) == SETTINGS.texts
+    assert {len(reading["captions"]) for reading in written} == {5}
+    assert {question["kind"] for reading in written for question in reading["questions"]} == set(KINDS)
+    documents = (world / "text/corpus_train.jsonl").read_text()
+    assert sum(reading["captions"][0] in documents for reading in readings(world, "train")) < 0.2 * SETTINGS.texts
+    novel = readings(world, "test_novel")
+    pairs = [" ".join(pair) for pair in NOVEL_PAIRS]
+    assert all(any(pair in reading["captions"][0] for pair in pairs) for reading in novel)
+
+
+def test_the_other_files_are_as_they_were_before_there_were_readings(world: Path):
+    # The shipped backbones were trained on these bytes.
+    parts = ("coco", "llava", "text/conversations", "text/corpus", "text/questions", "vqa")
+    files = {name: hash for name, hash in digest(world).items() if name.startswith(parts)}
+    total = hashlib.sha256("".join(f"{name} {hash}\n" for name, hash in sorted(files.items())).encode())
+    assert total.hexdigest()[:16] == "5579937c86eb138a"
