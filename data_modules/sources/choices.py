@@ -74,8 +74,8 @@ class IconQa(Problems):
     Args:
         annotations: iconqa_data/problems.json.
         images: iconqa_data/iconqa, which holds SPLIT/QUES_TYPE/ID/image.png.
-        splits: iconqa_data/pid_splits.json, whose lists are called QUES_TYPE_SPLIT.
         form: 'choose_txt' names the choices, of which one is right; 'fill_in_blank' asks for a text.
+        splits: iconqa_data/pid_splits.json, whose lists are called QUES_TYPE_SPLIT.
         split: train, val, test, trainval, minitrain, minival or minitest.
         prompt, bad_records: as in QuestionSource; None for the short answer of the form's family.
     """
@@ -95,8 +95,8 @@ class IconQa(Problems):
         self,
         annotations: str,
         images: str,
-        splits: str,
         form: Literal["choose_txt", "fill_in_blank"],
+        splits: str,
         split: str,
         prompt: str | None = None,
         bad_records: BadRecords = "refuse",

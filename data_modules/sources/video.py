@@ -181,7 +181,8 @@ class IVqa(VideoQuestions):
         try:
             yield from ((f":{rows.line_num}", row) for row in rows)
         except csv.Error as error:
-            raise ValueError(f"{self.annotations}:{rows.line_num}: expected comma-separated values ({error})") from None
+            line = rows.reader.line_num
+            raise ValueError(f"{self.annotations}:{line}: expected comma-separated values ({error})") from None
 
     def _questions(self, record: Any) -> Iterator[Question]:
         question = text_of(record, "question", MAX_CAPTION)
