@@ -23,13 +23,14 @@ def test_rows_in_their_place_and_gradients_summed_to_their_owner() -> None:
     def work(rank: int) -> dict[str, Tensor]:
         dist.init_process_group("gloo")
         own = rows(rank).requires_grad_()
+        # A sum hands one and the same gradient to both of its terms, to the later one first.
+        beside = torch.zeros(4, 3, requires_grad=True)
+        earlier = beside.clone()
         found = gather(own, gradient=True)
-        found.retain_grad()
-        (found * weight(rank)).sum().backward()
+        ((found + earlier) * weight(rank)).sum().backward()
         once = own.grad
-        assert once is not None
-        # What autograd hands over stays as it was.
-        assert found.grad is not None and torch.equal(found.grad, weight(rank))
+        assert once is not None and beside.grad is not None
+        assert torch.equal(beside.grad, weight(rank))
         turned = gather(own.detach().t().contiguous().t().requires_grad_(), gradient=False)
         truth = gather(own.detach() > 3, gradient=False)
         assert not turned.requires_grad and not gather(own, gradient=False).requires_grad
