@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -71,8 +72,8 @@ class QFormer(nn.Module):
             )
             for i in range(spec.layers)
         )
-        nn.init.normal_(self.queries, std=STD)
-        self.apply(_as_bert_starts)
+        nn.init.normal_(self.queries, std=spec.std)
+        self.apply(partial(_as_bert_starts, std=spec.std))
 
     def see(self, visual: Float[Tensor, "N V E"]) -> Float[Tensor, "N Q D"]:
         """What the queries fetch from each image."""
@@ -190,6 +191,8 @@ class QFormerConnector:
     """Whether there is text: none at all, only as an instruction to the queries, or text that is itself read out."""
     dropout: float = 0.1
     eps: float = 1e-12
+    std: float = STD
+    """Of fresh values: BERT's, under which a much narrower Q-Former starts all but deaf (1 / sqrt(width) serves it)."""
     in_width: int = 0
     """E; filled in by the architecture."""
 
@@ -250,8 +253,8 @@ class QFormerConnector:
         return list(module.layers)
 
 
-def _as_bert_starts(module: nn.Module) -> None:
+def _as_bert_starts(module: nn.Module, std: float) -> None:
     if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(module.weight, std=STD)
+        nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
