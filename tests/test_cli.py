@@ -207,6 +207,46 @@ def test_run_trains_skips_tests_and_reports(experiment: Path, capsys: pytest.Cap
     main(["predict", *same, f"--config={experiment.parents[1] / '_hardware/cpu.yaml'}"])
 
 
+def test_every_stage_with_test_sets_is_tested(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = "{a: {class_path: tests.training.data.Squares}}"
+    sets = "{squares: {source: {class_path: tests.training.data.Squares}, task: exact}}"
+    for name, sources, test in (("look", "{}", sets), ("talk", "{look: 1.0}", sets), ("sing", "{}", "{}")):
+        (experiment / f"{name}.yaml").write_text(
+            f"stage: {{name: align, init_from: {sources}, global_batch: 4, warmup: 0}}\n"
+            "data:\n  class_path: data_modules.module.InstructionDataModule\n"
+            f"  init_args: {{train: {train}, test: {test}}}\n"
+        )
+    for name in ("begin", "tune"):
+        (experiment / f"{name}.yaml").unlink()
+    run = Path("runs/colours/toy")
+
+    def tests() -> dict[str, int]:
+        return {path.parent.name: path.stat().st_mtime_ns for path in run.glob("*/test.json")}
+
+    main(["run", "experiments/colours/toy", "--only=sing"])
+    assert tests() == {} and not (run / "report.json").exists()
+    main(["run", "experiments/colours/toy", "--only=look"])
+    assert set(tests()) == {"look"}
+    assert "exact_match" in json.loads((run / "report.json").read_text())
+    first = tests()
+    capsys.readouterr()
+    main(["run", "experiments/colours/toy"])
+    assert set(tests()) == {"look", "talk"} and tests()["look"] == first["look"]
+    shown = capsys.readouterr().out
+    assert "look is tested" in shown
+    names = [line.split()[1:5:2] for line in shown.splitlines() if "exact_match" in line]
+    assert names == [["look", "exact_match"], ["talk", "exact_match"]]
+    scores = json.loads((run / "report.json").read_text())
+    assert {name.split("/")[0] for name in scores} == {"look", "talk", "seconds"}
+    assert {"look/exact_match", "look/exact_match_blind", "talk/exact_match"} <= set(scores)
+
+    # What was trained anew is tested anew, and nothing else.
+    before = tests()
+    shutil.rmtree(run / "talk")
+    main(["run", "experiments/colours/toy"])
+    assert tests()["look"] == before["look"] and tests()["talk"] > before["talk"]
+
+
 def test_a_stopped_stage_goes_on(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     main(["run", "experiments/colours/toy", "--only=begin", "--runs=whole"])
     calls = 0

@@ -1,4 +1,4 @@
-"""`mllm run EXPERIMENT`: the stages of a folder, in the order that `init_from` gives, then the test and the report."""
+"""`mllm run EXPERIMENT`: the stages of a folder, in the order that `init_from` gives, then tests and the report."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def run_experiment(
     runs: Path = Path("runs"),
     overrides: Sequence[str] = (),
 ) -> Path:
-    """Train what is not trained yet, test the last stage, write the report; gives the run's folder.
+    """Train what is not trained yet, test every stage that has test sets, write the report; gives the run's folder.
 
     Every stage is resolved and checked before the first one trains.
 
@@ -139,10 +139,19 @@ def run_experiment(
         last = run / stage / "checkpoints" / "last.ckpt"
         resume = [f"--ckpt_path={last}"] if last.is_file() else []
         compose([*command("fit", stage), *resume])
-    if only is None:
-        _test(command("test", stages[-1]), run, stages[-1])
+    tested = [stage for stage in chosen if has_tests(parsed[stage])]
+    if only is None and not tested:
+        tested = stages[-1:]
+    for stage in tested:
+        _test(command("test", stage), run, stage)
+    if tested:
         _report(run, time.monotonic() - started)
     return run
+
+
+def has_tests(parsed: CLI) -> bool:
+    """Whether the stage names sets to test it on."""
+    return bool(parsed.settings["data"]["init_args"].get("test"))
 
 
 def _test(command: list[str], run: Path, stage: str) -> None:
@@ -160,15 +169,13 @@ def _say(sentence: str) -> None:
 
 @rank_zero_only
 def _report(run: Path, seconds: float) -> None:
-    write_report(run)
-    scores = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    table = Table("score", "value", "95 % interval", "images exchanged", title=str(run))
-    for name, score in scores.items():
-        if not isinstance(score, Mapping) or name.endswith("_blind"):
-            continue
-        blind = scores.get(f"{name}_blind")
-        interval = f"{score['low']:.3f} to {score['high']:.3f}"
-        table.add_row(name, f"{score['value']:.3f}", interval, f"{blind['value']:.3f}" if blind else "")
+    report = write_report(run)
+    several = len(report.tests) > 1
+    table = Table(*(["stage"] if several else []), "score", "value", "95 % interval", "blind", title=str(run))
+    for score in (each for tested in report.tests for each in tested.rows):
+        interval = f"{score.found['low']:.3f} to {score.found['high']:.3f}"
+        blind = f"{score.blind['value']:.3f}" if score.blind else ""
+        table.add_row(*([score.stage] if several else []), score.name, f"{score.found['value']:.3f}", interval, blind)
     Console().print(table)
     print(f"{run / 'report.html'} ({seconds:.0f} s)")
 
@@ -177,13 +184,13 @@ def main(arguments: Sequence[str]) -> None:
     """`mllm run experiments/<name> [--hardware H] [--only STAGE] [overrides]`."""
     parser = argparse.ArgumentParser(
         prog="mllm run",
-        description="Train the stages of an experiment in order, skip those that are done, test the last one and "
-        "write report.html. The same command goes on where a stopped one was.",
+        description="Train the stages of an experiment in order, skip those that are done, test those that have test "
+        "sets and write report.html. The same command goes on where a stopped one was.",
         epilog="Further options are set in every stage, as in mllm fit: --stage.lr=1e-3, --data.workers=4.",
     )
     parser.add_argument("experiment", type=Path, help="a folder such as experiments/quickstart/llava")
     parser.add_argument("--hardware", default="cpu", help="a file of _hardware: cpu, gpu1, gpu8 (cpu)")
-    parser.add_argument("--only", metavar="STAGE", help="this stage alone, without test and report")
+    parser.add_argument("--only", metavar="STAGE", help="this stage alone")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (runs)")
     given, overrides = parser.parse_known_args(arguments)
     run_experiment(given.experiment, hardware=given.hardware, only=given.only, runs=given.runs, overrides=overrides)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mllm.evaluation.figures import Curve, bar, curves, duration, nice_ticks, number, shares
-from lightning_mllm.evaluation.run_folder import Report, StageReport
+from lightning_mllm.evaluation.run_folder import BLIND, Report, Score, StageReport, Tested
+from lightning_mllm.evaluation.scores import TASKS
 
 LABELS = {
     "vqa_accuracy": "VQA accuracy",
@@ -20,16 +21,41 @@ LABELS = {
     "bleu_4": "BLEU-4",
     "rouge_l": "ROUGE-L",
     "exact_match": "Exact match",
+    "ivqa_accuracy": "iVQA accuracy",
+    "choice_accuracy": "Accuracy of choice",
+    "auc": "Area under ROC",
+    "mrr": "Mean reciprocal rank",
+    "recall_1": "Recall at 1",
+    "recall_5": "Recall at 5",
+    "recall_10": "Recall at 10",
+    "mean_rank": "Mean rank",
+    "text_retrieval_r1": "Text retrieval R@1",
+    "text_retrieval_r5": "Text retrieval R@5",
+    "text_retrieval_r10": "Text retrieval R@10",
+    "image_retrieval_r1": "Image retrieval R@1",
+    "image_retrieval_r5": "Image retrieval R@5",
+    "image_retrieval_r10": "Image retrieval R@10",
     "pope_f1": "POPE F1",
     "pope_accuracy": "POPE accuracy",
     "pope_precision": "POPE precision",
     "pope_recall": "POPE recall",
     "pope_yes_ratio": "POPE yes ratio",
 }
-HEADLINES = ("vqa_accuracy", "cider", "exact_match", "pope_f1")
-TASK_TITLES = {"vqa": "Questions", "caption": "Captions", "exact": "Questions", "pope": "Is it there?"}
-BLIND = "_blind"
+HEADLINES = {kinds[0].names[0] for kinds in TASKS.values()} | {"text_retrieval_r1", "image_retrieval_r1"}
+TASK_TITLES = {
+    "vqa": "Questions",
+    "ivqa": "Questions about videos",
+    "caption": "Captions",
+    "exact": "Questions",
+    "choice": "Choices",
+    "auc": "Yes or no?",
+    "mrr": "Dialogues",
+    "pope": "Is it there?",
+    "retrieval": "Captions found",
+}
 MOST_ANSWERS = 12
+FEWER_ANSWERS = 6
+"""Of each set where several stages were tested."""
 
 
 def page(report: Report) -> str:
@@ -44,7 +70,7 @@ def page(report: Report) -> str:
             _stages(report),
             _time(report),
             "<footer>Intervals: percentile bootstrap over samples, 95 %, 1,000 draws. Blind: the same questions about "
-            "exchanged images, what a model that cannot see would score.</footer>",
+            "exchanged images, what a model that cannot see would score; of retrieval, chance.</footer>",
         ]
     )
     return (
@@ -56,7 +82,8 @@ def page(report: Report) -> str:
 
 
 def _header(report: Report) -> str:
-    facts = [" &rarr; ".join(_text(stage.name) for stage in report.stages)]
+    then = " &rarr; " if len(report.tests) == 1 else ", "  # several tested stages may start from the same one
+    facts = [then.join(_text(stage.name) for stage in report.stages)]
     total = sum(row["parameters"] for row in report.stages[-1].freeze_table)
     if total:
         facts.append(f"{number(total)} parameters")
@@ -69,53 +96,61 @@ def _header(report: Report) -> str:
 
 def _headlines(report: Report) -> str:
     cards = []
-    for name, found in report.scores.items():
-        label, part = _named(name)
-        if name.endswith(BLIND) or not any(name.startswith(key) for key in HEADLINES):
-            continue
-        blind = report.scores.get(name + BLIND)
-        beside = f" &middot; blind {_score(blind['value'])}" if blind else ""
-        cards.append(
-            f'<div class="card"><div class="name">{label}{part}</div><div class="value">{_score(found["value"])}</div>'
-            f'<div class="range">{_range(found)}{beside}</div></div>'
-        )
+    for score in (each for tested in report.tests for each in tested.rows):
+        if _key(score.name) in HEADLINES:
+            beside = f" &middot; blind {_number(score.blind['value'])}" if score.blind else ""
+            cards.append(
+                f'<div class="card"><div class="name">{_named(score.name)}{_of_stage(report, score.stage)}</div>'
+                f'<div class="value">{_number(score.found["value"])}</div>'
+                f'<div class="range">{_range(score.found)}{beside}</div></div>'
+            )
     return f'<div class="headlines">{"".join(cards)}</div>' if cards else ""
 
 
 def _scores(report: Report) -> str:
-    rows = []
-    for name, found in report.scores.items():
-        if name.endswith(BLIND):
-            continue
-        label, part = _named(name)
-        blind = report.scores.get(name + BLIND)
-        top = max(1.0, *(nice_ticks(0, each["high"])[-1] for each in (found, blind) if each))
-        bars = bar(found["value"], top, low=found["low"], high=found["high"])
-        numbers = f"<strong>{_score(found['value'])}</strong> {_range(found)}"
-        if blind:
-            bars += bar(blind["value"], top, low=blind["low"], high=blind["high"], kind="blind")
-            numbers += f"<br>{_score(blind['value'])} {_range(blind)} blind"
-        scale = "" if top == 1 else f'<span class="part">of {number(top)}</span>'
-        rows.append(
-            f'<div class="score"><h3>{label}{part}{scale}</h3><div class="bars">{bars}</div>'
-            f'<div class="numbers">{numbers}</div></div>'
-        )
-    sizes = ", ".join(f"{count:,} {_text(name)}" for name, count in report.samples.items() if not name.endswith(BLIND))
-    lead = f"Test set ({sizes}). Grey: the blind baseline, where images were exchanged between samples."
-    return f'<h2>Scores</h2><p class="lead">{lead}</p><div class="card scores">{"".join(rows)}</div>'
+    groups = []
+    for tested in report.tests:
+        title = f"<h3>{_text(tested.stage)}</h3>" if len(report.tests) > 1 else ""
+        lead = f'<p class="lead">{_sizes(tested)}</p>' if title else ""
+        groups.append(f'{title}{lead}<div class="card scores">{"".join(map(_score, tested.rows))}</div>')
+    of = f" ({_sizes(report.tests[0])})" if len(report.tests) == 1 else "s, by stage"
+    retrieval = any(name.startswith("retrieval") for tested in report.tests for name in tested.samples)
+    grey = "images were exchanged between samples" + (", or of retrieval, chance" if retrieval else "")
+    lead = f"Test set{of}. Grey: the blind baseline, where {grey}."
+    return f'<h2>Scores</h2><p class="lead">{lead}</p>{"".join(groups)}'
+
+
+def _score(score: Score) -> str:
+    found, blind = score.found, score.blind
+    top = max(1.0, *(nice_ticks(0, each["high"])[-1] for each in (found, blind) if each))
+    bars = bar(found["value"], top, low=found["low"], high=found["high"])
+    numbers = f"<strong>{_number(found['value'])}</strong> {_range(found)}"
+    if blind:
+        bars += bar(blind["value"], top, low=blind["low"], high=blind["high"], kind="blind")
+        numbers += f"<br>{_number(blind['value'])} {_range(blind)} blind"
+    scale = "" if top == 1 else f'<span class="part">of {number(top)}</span>'
+    return (
+        f'<div class="score"><h3>{_named(score.name)}{scale}</h3><div class="bars">{bars}</div>'
+        f'<div class="numbers">{numbers}</div></div>'
+    )
+
+
+def _sizes(tested: Tested) -> str:
+    return ", ".join(f"{count:,} {_text(name)}" for name, count in tested.samples.items() if not name.endswith(BLIND))
 
 
 def _answers(report: Report) -> str:
-    sets: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for example in report.examples:
-        if not example["blind"]:
-            sets.setdefault((example["task"], example["part"]), []).append(example)
+    sets: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for tested in report.tests:
+        for example in tested.examples:
+            if not example["blind"]:
+                sets.setdefault((tested.stage, example["task"], example["part"]), []).append(example)
     if not sets:
         return ""
     blocks = []
-    for (task, part), examples in sets.items():
-        badge = f'<span class="part">{_text(part)}</span>' if part else ""
-        cards = "".join(map(_answer, examples[:MOST_ANSWERS]))
+    for (stage, task, part), examples in sets.items():
+        badge = _badge(part) + _of_stage(report, stage)
+        cards = "".join(map(_answer, examples[: MOST_ANSWERS if len(report.tests) == 1 else FEWER_ANSWERS]))
         blocks.append(f'<h3>{TASK_TITLES.get(task, _text(task))}{badge}</h3><div class="answers">{cards}</div>')
     return (
         '<h2>What the model says</h2><p class="lead">Test samples picked by the hash of their id, not by how well they '
@@ -197,17 +232,29 @@ def _time(report: Report) -> str:
 
 def _validation(metrics: dict[str, Any]) -> list[str]:
     """The headline scores on the validation set."""
-    return [name for name in metrics if any(name.startswith(f"val/{key}") for key in HEADLINES)]
+    return [name for name in metrics if name.startswith("val/") and _key(name.removeprefix("val/")) in HEADLINES]
 
 
-def _named(score: str) -> tuple[str, str]:
-    """The label of a score and the badge of its part: `vqa_accuracy_novel` is of the part `novel`."""
-    key = max((key for key in LABELS if score == key or score.startswith(f"{key}_")), key=len, default=score)
-    part = score.removeprefix(key).strip("_")
-    return LABELS.get(key, _text(key)), f'<span class="part">{_text(part)}</span>' if part else ""
+def _key(score: str) -> str:
+    """The score without its part: `vqa_accuracy_novel` is of the part `novel`."""
+    return max((key for key in LABELS if score == key or score.startswith(f"{key}_")), key=len, default=score)
 
 
-def _score(value: float) -> str:
+def _named(score: str) -> str:
+    """The label of a score and the badge of its part."""
+    key = _key(score)
+    return LABELS.get(key, _text(key)) + _badge(score.removeprefix(key).strip("_"))
+
+
+def _of_stage(report: Report, stage: str) -> str:
+    return _badge(stage) if len(report.tests) > 1 else ""
+
+
+def _badge(text: str) -> str:
+    return f'<span class="part">{_text(text)}</span>' if text else ""
+
+
+def _number(value: float) -> str:
     return f"{value:.3f}"
 
 

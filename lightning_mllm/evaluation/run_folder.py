@@ -16,6 +16,9 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+BLIND = "_blind"
+"""How the name of a blind twin's score ends."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageReport:
@@ -31,20 +34,63 @@ class StageReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Score:
+    """One score of a tested stage, each with value, low and high."""
+
+    stage: str
+    name: str
+    found: dict[str, float]
+    blind: dict[str, float] | None
+    """What the blind twin of the set gave."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """The `test.json` of one stage."""
+
+    stage: str
+    scores: dict[str, dict[str, float]]
+    """Score name -> value, low, high."""
+    samples: dict[str, int]
+    examples: list[dict[str, Any]]
+    seconds: float
+
+    @property
+    def rows(self) -> list[Score]:
+        """Its scores, blind ones beside those they belong to."""
+        return [
+            Score(stage=self.stage, name=name, found=found, blind=self.scores.get(name + BLIND))
+            for name, found in self.scores.items()
+            if not name.endswith(BLIND)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """An experiment in numbers."""
 
     name: str
     stages: list[StageReport]
-    scores: dict[str, dict[str, float]]
-    """Score name -> value, low, high."""
-    samples: dict[str, int]
-    examples: list[dict[str, Any]]
-    test_seconds: float
+    tests: list[Tested]
+    """Of every stage that was tested, in the order of the stages."""
+
+    @property
+    def scores(self) -> dict[str, dict[str, float]]:
+        """All scores by name; where several stages were tested, the name is STAGE/SCORE."""
+        several = len(self.tests) > 1
+        return {
+            f"{each.stage}/{name}" if several else name: found
+            for each in self.tests
+            for name, found in each.scores.items()
+        }
+
+    @property
+    def test_seconds(self) -> float:
+        return sum(each.seconds for each in self.tests)
 
     @property
     def seconds(self) -> float:
-        """Of training, over all stages and restarts, and of the test."""
+        """Of training, over all stages and restarts, and of the tests."""
         return sum(stage.seconds for stage in self.stages) + self.test_seconds
 
 
@@ -64,15 +110,16 @@ def read_report(run_root: Path) -> Report:
     tested = [name for name in order if (run_root / name / "test.json").is_file()]
     if not tested:
         raise ValueError(f"{run_root}: found no test.json, expected one in the last stage ({order[-1]}); run mllm test")
-    results = json.loads((run_root / tested[-1] / "test.json").read_text(encoding="utf-8"))
     return Report(
         name=_experiment(run_root),
         stages=[_stage(run_root / name, records[name]) for name in order],
-        scores=results["scores"],
-        samples=results["samples"],
-        examples=results["examples"],
-        test_seconds=results["seconds"],
+        tests=[_tested(run_root / name) for name in tested],
     )
+
+
+def _tested(folder: Path) -> Tested:
+    results = json.loads((folder / "test.json").read_text(encoding="utf-8"))
+    return Tested(stage=folder.name, **{name: results[name] for name in ("scores", "samples", "examples", "seconds")})
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from lightning_mllm.contracts import Evaluation
 from lightning_mllm.evaluation.results import write_results
+from lightning_mllm.evaluation.retrieval import Retrieval
 from lightning_mllm.evaluation.scores import Scores
+from tests.evaluation.test_retrieval import Net, images
 from tests.evaluation.test_scores import a_batch, answers_to
 
 TABLE = [
@@ -46,6 +48,30 @@ def write_run(root: Path, said: str = "a small <b>dog</b>") -> Path:
     for scores in every:
         scores.compute()
     write_results(root / "tune" / "test.json", every, 7.25)
+    return root
+
+
+def write_branches(root: Path) -> Path:
+    """Three stages, each of them tested: retrieval, and two language models that start from it."""
+    for name, parents in (("see", []), ("say_opt", ["see"]), ("say_t5", ["see"])):
+        _stage(root / name, parents, steps=40, seconds=10.0, validated=False)
+    found = [Retrieval(Evaluation(task="retrieval", blind=blind), Net(rerank=4)) for blind in (False, True)]
+    for each in found:
+        each.update(images(list(range(30))))
+        each.compute()
+    write_results(root / "see" / "test.json", found, 3.0)
+    for name, wrong in (("say_opt", 3), ("say_t5", 5)):
+        questions, blind = Scores(Evaluation(task="vqa")), Scores(Evaluation(task="vqa", blind=True))
+        choices = Scores(Evaluation(task="choice", part="science"))
+        ids = list(range(20))
+        questions.update(a_batch(ids), [str(i) if i % wrong else "none" for i in ids])
+        blind.update(a_batch(ids), ["3"] * 20)
+        batch = a_batch(ids)
+        batch.candidates = [(str(i), str(i + 1)) for i in ids]
+        choices.rank(batch, [[-1.0, -2.0 + i % wrong] for i in ids])
+        for each in (questions, blind, choices):
+            each.compute()
+        write_results(root / name / "test.json", [questions, blind, choices], 2.0)
     return root
 
 

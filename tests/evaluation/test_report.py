@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lightning_mllm.evaluation.report import write_report
-from tests.evaluation.run_folders import write_run
+from tests.evaluation.run_folders import write_branches, write_run
 
 VOID = {"meta", "img", "br"}
 
@@ -105,3 +105,30 @@ def test_a_stage_without_curves_or_table_still_has_its_card(tmp_path: Path) -> N
     page = read(root)
     assert "5 steps" in page.text
     assert page.tags.count("table") == 1
+
+
+def test_scores_carry_their_stage_where_several_were_tested(tmp_path: Path) -> None:
+    root = write_branches(tmp_path / "runs" / "quick" / "net")
+    report = write_report(root)
+    found = json.loads((root / "report.json").read_text())
+    assert found.pop("seconds") == 30.0 + 3.0 + 2.0 + 2.0
+    tested = {name: json.loads((root / name / "test.json").read_text()) for name in ("see", "say_opt", "say_t5")}
+    assert found == {f"{stage}/{name}": s for stage, test in tested.items() for name, s in test["scores"].items()}
+    assert len(found) == 12 + 3 + 3
+    rows = {(row.stage, row.name): row for each in report.tests for row in each.rows}
+    assert len(rows) == 6 + 2 + 2
+    twin = rows["see", "image_retrieval_r1"].blind
+    assert twin is not None and twin["value"] == pytest.approx(1 / 30)
+    assert rows["say_opt", "choice_accuracy_science"].blind is None
+
+
+def test_the_page_groups_several_stages(tmp_path: Path) -> None:
+    root = write_branches(tmp_path)
+    write_report(root)
+    page = read(root)
+    raw = (root / "report.html").read_text(encoding="utf-8")
+    assert raw.count('<div class="card"><div class="name">') == 2 + 2 + 2, "R@1 both ways, then two headlines a stage"
+    assert "Image retrieval R@1see" in page.text and "Text retrieval R@10" in page.text
+    places = [raw.index(f"<h3>{name}</h3>") for name in ("see", "say_opt", "say_t5")]
+    assert places == sorted(places)
+    assert page.tags.count("img") == 5 * 6
