@@ -69,6 +69,8 @@ class ChatTemplate:
     eos: str = "</s>"
     writes_bos: bool = False
     """Whether the rendered text brings the tokens that a tokenizer would put before it."""
+    wordless: ChatTemplate | None = None
+    """How a user's images without a word are written, where that is another way; in a file, another template's name."""
 
     def __post_init__(self) -> None:
         for wrap in ("system_wrap", "user", "assistant"):
@@ -86,6 +88,8 @@ class ChatTemplate:
             ValueError: turns in an order that no conversation has (see `split_system`), or, for a template that keeps
                 only images, anything but one image and one answer, or one answer alone.
         """
+        if self.wordless is not None and _wordless(turns):
+            return self.wordless.render(turns, generate=generate)
         system, turns = split_system(turns, generate)
         if self.images == "only":
             self._check_captions(system, turns)
@@ -231,8 +235,11 @@ def load_template(name: str, tokenizer: PreTrainedTokenizerFast) -> Chat:
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"chat: found {name!r}, expected one of {', '.join([*names(), 'tokenizer'])}{hint}")
     settings: dict[str, Any] = yaml.safe_load((TEMPLATES / f"{name}.yaml").read_text(encoding="utf-8"))
+    if other := settings.pop("wordless", None):
+        settings["wordless"] = load_template(other, tokenizer)
     template = ChatTemplate(name=name, **settings)
-    written = "".join(str(getattr(template, f.name)) for f in fields(template) if f.name not in ("name", "system"))
+    own = [f.name for f in fields(template) if f.name not in ("name", "system", "wordless")]
+    written = "".join(str(getattr(template, each)) for each in own)
     tokens: dict[str, str] = {}
     for mark, token in (("bos", tokenizer.bos_token), ("eos", tokenizer.eos_token)):
         if token is not None:
@@ -270,6 +277,11 @@ def split_system(turns: Sequence[Turn], generate: bool = False) -> tuple[str | N
     if generate and rest and rest[-1].role == "assistant":
         raise ValueError("found an answer at the end, expected the question to be answered")
     return system, rest
+
+
+def _wordless(turns: Sequence[Turn]) -> bool:
+    asked = [turn.text for turn in turns if turn.role == "user"]
+    return bool(asked) and not any(text.replace(IMAGE_MARK, "").strip() for text in asked)
 
 
 def split_images(text: str) -> Iterator[Piece]:

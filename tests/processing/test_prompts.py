@@ -37,8 +37,9 @@ def ids(own: Processor, text: str) -> list[int]:
     return own.tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
 
 
-def test_an_empty_prompt_teaches_the_begin_token() -> None:
-    own = processor("blip2_caption")
+@pytest.mark.parametrize("chat", ["blip2", "blip2_caption"])
+def test_an_empty_prompt_teaches_the_begin_token(chat: str) -> None:
+    own = processor(chat)
     row = own.encode(one("<image>"))
     assert row.kinds[:SLOTS].tolist() == [TokenKind.IMAGE] * SLOTS
     assert row.tokens[SLOTS] == own.tokenizer.bos_token_id == row.labels[SLOTS]
