@@ -130,7 +130,6 @@ class LlavaPretrain(LlavaConversations):
         bad_records: as in FileSource: 'refuse' or 'skip'.
     """
 
-    published: ClassVar[tuple[Published, ...]] = ()
     captions: ClassVar[bool] = True
 
     def __init__(self, annotations: str, images: str, bad_records: BadRecords = "refuse") -> None:

@@ -153,8 +153,8 @@ def test_answers_may_be_drawn_as_often_as_they_were_given(tmp_path: Path) -> Non
 
 def test_a_family_of_templates_on_the_small_world(tmp_path: Path) -> None:
     write_world(tmp_path / "world", Settings(images=20, seed=3, texts=4))
-    files = [str(tmp_path / f"world/vqa/{name}_train.json") for name in ("questions", "annotations")]
-    source = VqaV2(*files, str(tmp_path / "world/images/train"), prompt="vqa", answers="drawn")
+    asked, answered = (str(tmp_path / f"world/vqa/{name}_train.json") for name in ("questions", "annotations"))
+    source = VqaV2(asked, answered, str(tmp_path / "world/images/train"), prompt="vqa", answers="drawn")
     source.load()
     samples = [source.sample(k, seeded(0, k)) for k in range(len(source))]
     assert all(sample.turns[0].text.startswith("<image>\n") and sample.references for sample in samples)
