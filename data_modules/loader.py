@@ -94,7 +94,7 @@ def loading(workers: int) -> dict[str, Any]:
 
 
 def optimizer_steps(samples: int, epochs: float, global_batch: int) -> int:
-    """Whole global batches in `epochs` passes over `samples`; ValueError if there is none."""
+    """Whole global batches in `epochs` passes over `samples`, the rest being left out; ValueError if there is none."""
     total = int(samples * epochs + 1e-6)  # 0.1 * 30 is a little below 3
     if total < global_batch:
         raise ValueError(
@@ -132,13 +132,13 @@ class ResumableLoader(SampleLoader):
         collate_fn: rows of the dataset -> batch.
         micro_batch: samples of one rank in one forward pass.
         global_batch: samples of one optimizer step, over all ranks.
-        epochs: passes over the data; the last global batch that would not be whole is left out.
+        steps: optimizer steps of the stage.
         rank: of this process, below `world`.
         world: number of processes.
         workers: processes that read ahead.
 
     Raises:
-        ValueError: the global batch is not a multiple of what the ranks take at once, or is larger than the data.
+        ValueError: the global batch is not a multiple of what the ranks take at once.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class ResumableLoader(SampleLoader):
         collate_fn: Callable[[list[Any]], Any],
         micro_batch: int,
         global_batch: int,
-        epochs: float = 1.0,
+        steps: int,
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
@@ -165,7 +165,6 @@ class ResumableLoader(SampleLoader):
         self.accumulation = global_batch // at_once
         """Micro-batches of one optimizer step."""
         self._handed_out = 0
-        steps = optimizer_steps(len(order), epochs, global_batch)
         self._stream = _Stream(order, micro_batch, rank, world, steps * self.accumulation)
         super().__init__(dataset, batch_sampler=self._stream, collate_fn=collate_fn, **loading(workers))
 

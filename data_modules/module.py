@@ -35,7 +35,8 @@ class MultimodalDataModule(LightningDataModule):
         test: sets answered by a test, each with its blind twin unless it says otherwise; also those of predict.
         weights: share of each source in a data epoch; None for the union of all.
         group: "length" or "modality_length" bring samples of one kind together in a batch (see Order).
-        epochs: passes over the data.
+        epochs: passes over the data, where no steps are given.
+        steps: optimizer steps, in place of epochs: as many passes over the data as they take.
         global_batch: samples of one optimizer step, over all processes and micro-batches.
         micro_batch: samples of one forward pass.
         eval_batch: samples answered at once.
@@ -55,6 +56,7 @@ class MultimodalDataModule(LightningDataModule):
         weights: dict[str, float] | None = None,
         group: Literal["none", "length", "modality_length"] = "none",
         epochs: float = 1.0,
+        steps: int | None = None,
         global_batch: int = 1,
         micro_batch: int = 1,
         eval_batch: int = 32,
@@ -64,7 +66,7 @@ class MultimodalDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.train, self.val, self.test = dict(train or {}), dict(val or {}), dict(test or {})
-        self.weights, self.epochs = weights, epochs
+        self.weights, self.epochs, self.steps = weights, epochs, steps
         self.group: Group = group
         self.global_batch, self.micro_batch, self.eval_batch = global_batch, micro_batch, eval_batch
         self.workers, self.seed, self.processor = workers, seed, processor
@@ -106,7 +108,7 @@ class MultimodalDataModule(LightningDataModule):
     @property
     def optimizer_steps(self) -> int:
         """Of the whole stage."""
-        return optimizer_steps(len(self.order), self.epochs, self.global_batch)
+        return self.steps or optimizer_steps(len(self.order), self.epochs, self.global_batch)
 
     def effective_epochs(self) -> dict[str, float]:
         """How often the stage shows each source."""
@@ -143,7 +145,7 @@ class MultimodalDataModule(LightningDataModule):
             collate_fn=Collate(self._processor(), "right"),
             micro_batch=self.micro_batch,
             global_batch=self.global_batch,
-            epochs=self.epochs,
+            steps=self.optimizer_steps,
             rank=rank,
             world=world,
             workers=self.workers,
@@ -153,7 +155,7 @@ class MultimodalDataModule(LightningDataModule):
             for name, value in expected.items():
                 if (found := getattr(self.trainer, name)) != value:
                     raise ValueError(
-                        f"trainer.{name}: found {found}, expected {value} for {self.epochs:g} epochs of data and"
+                        f"trainer.{name}: found {found}, expected {value} for {self.optimizer_steps} steps and"
                         f" global batches of {self.global_batch} = {loader.accumulation} x {self.micro_batch} x {world}"
                     )
         return loader

@@ -83,6 +83,11 @@ def at_once(stage: int | None, hardware: int) -> int:
     return hardware if stage is None else stage
 
 
+def passes(epochs: float | None) -> float:
+    """Over the data, where the stage gives no steps."""
+    return 1.0 if epochs is None else epochs
+
+
 class CLI(LightningCLI):
     """LightningCLI with the stage, the hardware and the run folder as groups of their own.
 
@@ -115,7 +120,8 @@ class CLI(LightningCLI):
         parser.add_argument("--checkpoint_every", type=int, default=200, help="Optimizer steps between checkpoints.")
         parser.link_arguments("stage", "model.init_args.stage")
         parser.link_arguments("stage.global_batch", "data.init_args.global_batch")
-        parser.link_arguments("stage.epochs", "data.init_args.epochs")
+        parser.link_arguments("stage.epochs", "data.init_args.epochs", compute_fn=passes)
+        parser.link_arguments("stage.steps", "data.init_args.steps")
         parser.link_arguments(
             ("stage.micro_batch", "hardware.micro_batch"), "data.init_args.micro_batch", compute_fn=at_once
         )

@@ -29,7 +29,10 @@ class StageSettings:
     micro_batch: int | None = None
     """Samples of one forward pass of a rank, in stages whose samples are one another's negatives and where it is no
     matter of hardware; None leaves it to the hardware."""
-    epochs: float = 1.0
+    epochs: float | None = None
+    """Passes over the data; 1 where neither they nor `steps` are given."""
+    steps: int | None = None
+    """Optimizer steps, in place of epochs: as many passes over the data as they take."""
     lr: float = 1e-3
     """Peak learning rate of every pattern that states none."""
     weight_decay: float = 0.0
@@ -52,7 +55,11 @@ class StageSettings:
             raise ValueError(f"stage.global_batch: found {self.global_batch}, expected at least 1")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"stage.micro_batch: found {self.micro_batch}, expected at least 1")
-        if self.epochs <= 0 or not math.isfinite(self.epochs):
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(f"stage.steps: found {self.steps} and stage.epochs {self.epochs}, expected one of them")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"stage.steps: found {self.steps}, expected at least 1")
+        if self.epochs is not None and (self.epochs <= 0 or not math.isfinite(self.epochs)):
             raise ValueError(f"stage.epochs: found {self.epochs}, expected a finite number above 0")
         if self.lr <= 0:
             raise ValueError(f"stage.lr: found {self.lr}, expected a number above 0")

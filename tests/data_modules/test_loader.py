@@ -22,7 +22,7 @@ def make(
     world: int = 1,
     micro: int = 2,
     batch: int = 4,
-    epochs: float = 3,
+    steps: int = 33 // 4,
     workers: int = 0,
     processor: Any = None,
 ) -> ResumableLoader:
@@ -33,7 +33,7 @@ def make(
         collate_fn=Collate(processor or Echo(), "right"),
         micro_batch=micro,
         global_batch=batch,
-        epochs=epochs,
+        steps=steps,
         rank=rank,
         world=world,
         workers=workers,
@@ -43,7 +43,7 @@ def make(
 def test_the_stream_is_the_order() -> None:
     loader = make()
     batches = list(loader)
-    assert len(loader) == len(batches) == 33 // 4 * 2 and loader.accumulation == 2
+    assert len(loader) == len(batches) == 8 * 2 and loader.accumulation == 2
     order = Order({"a": 7, "b": 4}, seed=5)
     expected = [f"{name}{index}" for _, name, index in (order.at(k) for k in range(32))]
     assert [id for batch in batches for id in batch["ids"]] == expected
@@ -132,8 +132,8 @@ def test_batches_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="found 4, expected a multiple of 3 = micro_batch 3 x 1 processes"):
         make(micro=3)
     with pytest.raises(ValueError, match="found 12, expected at most 11 = 11 samples x 1 epochs"):
-        make(batch=12, epochs=1)
-    assert len(make(batch=12, epochs=2)) == 6
+        optimizer_steps(11, 1, 12)
+    assert optimizer_steps(11, 2, 12) == 1
     assert optimizer_steps(30, 0.1, 3) == 1
     assert optimizer_steps(558_128, 1, 256) == 2180
 

@@ -97,6 +97,16 @@ def test_steps_and_epochs(capsys: pytest.CaptureFixture[str]) -> None:
         assert name in printed and f"{epochs:.2f}" in printed
 
 
+def test_steps_take_the_place_of_epochs() -> None:
+    """Twelve global batches are more than four passes over eleven samples."""
+    module = data(steps=12, epochs=1)
+    assert module.optimizer_steps == 12
+    loader = module.train_dataloader()
+    assert len(loader) == 12 * loader.accumulation
+    assert sum(len(batch["ids"]) for batch in loader) == 12 * 4
+    assert module.effective_epochs() == pytest.approx({"a": 48 / 11, "b": 48 / 11})
+
+
 def test_only_what_is_needed_is_loaded() -> None:
     for stage, expected in (("fit", (1, 1, 0)), ("validate", (0, 1, 0)), ("test", (0, 0, 1)), ("predict", (0, 0, 1))):
         sources = Numbers(4), Numbers(4), Numbers(4)

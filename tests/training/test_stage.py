@@ -34,6 +34,8 @@ def test_decay_ends_at_the_least_rate() -> None:
     [
         ({"global_batch": 0}, "stage.global_batch: found 0, expected at least 1"),
         ({"epochs": 0}, "stage.epochs: found 0, expected a finite number above 0"),
+        ({"steps": 0}, "stage.steps: found 0, expected at least 1"),
+        ({"steps": 9, "epochs": 1.0}, "stage.steps: found 9 and stage.epochs 1.0, expected one of them"),
         ({"lr": -1.0}, "stage.lr: found -1.0"),
         ({"warmup": -0.1}, "stage.warmup: found -0.1"),
         ({"lr": 1e-4, "min_lr": 1e-3}, "stage.min_lr: found 0.001, expected at most stage.lr = 0.0001"),
