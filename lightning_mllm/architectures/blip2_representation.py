@@ -15,12 +15,14 @@ Legend: B pairs of this rank, A of all ranks, V vectors of width E an image, Q q
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from lightning_mllm.connectors.alignment import (
     AlignmentConnector,
@@ -31,6 +33,13 @@ from lightning_mllm.connectors.alignment import (
 )
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.connectors.qformer import Kept, QFormer, QFormerConnector
+from lightning_mllm.connectors.qformer_hf import qformer_settings, qformer_spec
+from lightning_mllm.connectors.qformer_keys import (
+    BLIP2_HEADS_KEYS,
+    BLIP2_QFORMER_KEYS,
+    LAVIS_HEADS_KEYS,
+    LAVIS_QFORMER_KEYS,
+)
 from lightning_mllm.contracts import Batch, Output, Sample, Stage, Train, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.tokenizer import WRITE, reader_tokenizer
@@ -40,8 +49,29 @@ from lightning_mllm.processing.processor import Processor
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.sharding import gather, rank_and_world
 from lightning_mllm.training.stage import StageSettings
-from lightning_mllm.vision.eva import EvaTower
+from lightning_mllm.vision.eva import EPS, EvaTower
+from lightning_mllm.vision.eva_hf import eva_settings, eva_tower
+from lightning_mllm.vision.eva_keys import BLIP2_VISION_KEYS, EVA_KEYS
 from lightning_mllm.vision.tower import OpenClipTower
+from lightning_mllm.weights.hf import HfFolder, image_fit, image_settings, notes
+from lightning_mllm.weights.hf_blip2 import norm_caveat, pair_folder, shared_notes, square_processor
+from lightning_mllm.weights.keymap import KeyMap
+
+HF_KEYS = (
+    BLIP2_VISION_KEYS.under("vision.", "vision_model.")
+    + KeyMap([("ln_vision.{...}", "vision_model.post_layernorm.{...}")])
+    + BLIP2_HEADS_KEYS.under("heads.", "")
+    + BLIP2_QFORMER_KEYS.under("qformer.", "")
+)
+"""Ours <-> files of transformers' `Blip2ForImageTextRetrieval`."""
+
+LAVIS_KEYS = (
+    EVA_KEYS.under("vision.", "visual_encoder.")
+    + KeyMap([("ln_vision.{...}", "ln_vision.{...}")])
+    + LAVIS_HEADS_KEYS.under("heads.", "")
+    + LAVIS_QFORMER_KEYS.under("qformer.", "")
+)
+"""Ours <-> LAVIS's checkpoints of this stage (`blip2_pretrained.pth`)."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +116,10 @@ class Blip2Representation(MultimodalModule):
             train={"vision.*": Train(), "ln_vision.*": Train(), "qformer.*": Train(), "heads.*": Train()}
         ),
     }
+
+    key_maps: ClassVar[dict[str, KeyMap]] = {"hf": HF_KEYS, "lavis": LAVIS_KEYS}
+    hf_class: ClassVar[str] = "Blip2ForImageTextRetrieval"
+    hf_lacks: ClassVar[tuple[str, ...]] = tuple(f"heads.{name}" for name in ("temperature", "transform.*", "norm.*", "bias"))
 
     vision: nn.Module
     ln_vision: nn.LayerNorm
@@ -248,6 +282,13 @@ class Blip2Representation(MultimodalModule):
         """The logit of belonging together (released code: added to the similarity)."""
         return self.match_logits(images["visual"], texts["tokens"], texts["real"])[:, 1]
 
+    def pair_logits(self, batch: Batch) -> Float[Tensor, "B 3"]:
+        """Of each image and its text: their similarity, and the logits of being apart and of belonging together."""
+        pairs = self.pairs(batch)
+        images = F.normalize(self.heads.vision_proj(self.qformer.see(pairs.visual)), dim=-1)
+        nearest = nearest_query(images, self.text_vectors(pairs.tokens, pairs.real)).diagonal()
+        return torch.cat([nearest[:, None], self.match_logits(pairs.visual, pairs.tokens, pairs.real)], 1)
+
     def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
         """Captions, greedily: [DEC], then what follows.
 
@@ -264,6 +305,55 @@ class Blip2Representation(MultimodalModule):
         ends = set(self.processor.ends)
         rows = written[:, 1:].tolist()
         return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
+
+    def hf(self) -> HfFolder:
+        """The net as a folder of transformers' BLIP-2 for retrieval; temperature and head of captions beside it.
+
+        Its last norm has the encoder's epsilon there, 1e-6: a net with another `ln_vision.eps` is given out only where
+        the difference is within what the check allows.
+
+        Raises:
+            ValueError: A tower that transformers' BLIP-2 has no place for.
+        """
+        own: Processor = self.processor
+        return pair_folder(
+            hf_class=self.hf_class,
+            processor=own,
+            vision=eva_settings(self.vision, own.image.size),
+            qformer=qformer_settings(self.qformer),
+            queries=self.qformer.queries.shape[1],
+            width=self.heads.vision_proj.out_features,
+            images=square_processor(own, self.vision),
+            state=self.state_dict,
+            lacks=self.hf_lacks,
+            rename=HF_KEYS.to_theirs,
+            logits=self.pair_logits,
+            notes=shared_notes(own, self.ln_vision, self.decoding),
+            caveat=norm_caveat(self.ln_vision, EPS),
+        )
+
+    @classmethod
+    def from_hf(cls, folder: Path) -> Self:
+        """The net of a folder of transformers' BLIP-2 for retrieval, its parts without weights.
+
+        Raises:
+            ValueError: A tower or a Q-Former that this architecture does not have.
+        """
+        config: Any = AutoConfig.from_pretrained(folder)
+        known, images = notes(folder), image_settings(folder)
+        mean, std = tuple(images["image_mean"]), tuple(images["image_std"])
+        vision = eva_tower(config.vision_config, mean, std)
+        policy = known.get("image") or {"size": vision.image_size, "fit": image_fit(images), "mean": mean}
+        return cls(
+            vision=vision,
+            qformer=qformer_spec(config.qformer_config, config.num_query_tokens, "full"),
+            tokenizer=str(folder),
+            ln_vision=LayerNormConnector(eps=known.get("ln_vision_eps", EPS)),
+            heads=AlignmentConnector(width=config.image_text_hidden_size, eps=config.qformer_config.layer_norm_eps),
+            max_length=known.get("max_length", 32),
+            image=ImagePolicy(**{**policy, "mean": tuple(policy["mean"])}),
+            decoding={task: Decoding(**how) for task, how in known.get("decoding", {}).items()},
+        )
 
     @classmethod
     def tiny(cls, **settings: Any) -> Self:

@@ -46,10 +46,11 @@ from lightning_mllm.weights.hf import (
     image_fit,
     image_processor,
     image_settings,
+    language_tensors,
     multimodal_tokenizer,
     notes,
-    pad_rows,
     padded_rows,
+    spare_token,
 )
 from lightning_mllm.weights.keymap import KeyMap, Rule
 
@@ -225,18 +226,8 @@ class LLaVA(PromptedModule):
         state = self.state_dict()
         if self.lora is not None:
             state = merge_lora(state, self.lora.scale)
-        language: Any = self.language
-        tables = {
-            each.weight.data_ptr() for each in (language.get_input_embeddings(), language.get_output_embeddings())
-        }
-        tokenizer = self.processor.tokenizer
-        like = next(i for i in (tokenizer.unk_token_id, tokenizer.bos_token_id, 0) if i is not None)
-        for name, tensor in state.items():
-            if name == "language.lm_head.weight" and language.config.tie_word_embeddings:
-                continue
-            if tensor.data_ptr() in tables:
-                tensor = pad_rows(tensor, rows, like)
-            yield from HF_KEYS.to_theirs([(name, tensor)])
+        like = spare_token(self.processor.tokenizer)
+        yield from HF_KEYS.to_theirs(language_tensors(state, self.language, rows, like))
         # transformers builds the norm behind the tower, and never runs it.
         width = self.vision.class_embedding
         yield f"{CLASSIC}post_layernorm.weight", torch.ones_like(width)

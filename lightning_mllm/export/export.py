@@ -30,6 +30,7 @@ from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.weights.hf import HfFolder
 
 QUESTION = "What is in the picture?"
+CAPTION = "a picture of squares"
 NEW_TOKENS = 16
 MINUTES = 30
 """A 13B model is read from disk and run in float32 on the CPU."""
@@ -66,7 +67,7 @@ def export_module(module: MultimodalModule, to: Path) -> Path:
         layout.write(folder)
         case = Path(beside, "case")
         write_case(module.float().eval(), layout, case)
-        verify(folder, case)
+        verify(folder, case, layout.caveat)
         if to.is_dir():
             to.rmdir()
         shutil.move(folder, to)
@@ -81,31 +82,41 @@ def refuse_full(to: Path) -> None:
 
 @torch.inference_mode()
 def write_case(module: MultimodalModule, layout: HfFolder, case: Path) -> None:
-    """What our net does with one conversation: files for `verify`, which compares transformers with them."""
+    """What our net does with one image and one text: files for `verify`, which compares transformers with them."""
     case.mkdir()
     processor = module.processor
     size = processor.image.size
     # At the tower's own size no resizing filter is involved, whose rounding differs between backends.
     square, wide = drawing(size, size), drawing(2 * size, size)
-    sample = question(square)
-    batch = processor.collate([processor.encode(sample, generate=True)], padding="left")
-    answer = module.generate(batch, Decoding(max_new_tokens=NEW_TOKENS))[0]
+    sample = pair(square) if layout.compared == "pairs" else question(square)
+    batch = processor.collate([processor.encode(sample, generate=layout.compared == "answers")], padding="left")
     tensors: dict[str, Tensor] = {
         "square": torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(size, size, 3),
         "wide": torch.frombuffer(bytearray(wide.tobytes()), dtype=torch.uint8).view(size, 2 * size, 3),
         "wide_pixels": processor.image(wide)[0],
         "tokens": batch.tokens[0],
         "kinds": batch.kinds[0],
-        "logits": layout.logits(batch)[0].float(),
-        "answer": torch.tensor(answer, dtype=torch.long),
     }
+    if layout.compared == "answers":
+        tensors["answer"] = torch.tensor(module.generate(batch, Decoding(max_new_tokens=NEW_TOKENS))[0]).long()
+        if processor.seq2seq:
+            batch = processor.with_answers(batch, [CAPTION])
+            assert batch.targets is not None
+            tensors["targets"] = batch.targets[0]
+    if batch.query_text is not None:
+        tensors["query_text"] = batch.query_text[0]
+    tensors["logits"] = layout.logits(batch)[0].float()
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, case / "case.safetensors")
-    facts = {"question": QUESTION, "new_tokens": NEW_TOKENS}
+    text = CAPTION if layout.compared == "pairs" else QUESTION
+    facts = {"compared": layout.compared, "text": text, "new_tokens": NEW_TOKENS}
     (case / "case.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def verify(folder: Path, case: Path) -> None:
+def verify(folder: Path, case: Path, caveat: str = "") -> None:
     """Compares in a fresh process, which imports transformers and nothing of ours but the comparison.
+
+    Args:
+        caveat: What is added to a difference, where something is known that may explain it.
 
     Raises:
         ValueError: transformers cannot load the folder, or does something else with it than our net.
@@ -116,11 +127,11 @@ def verify(folder: Path, case: Path) -> None:
     if ended.returncode:
         lines = (ended.stdout if ended.returncode == 1 and ended.stdout.strip() else ended.stderr).strip().splitlines()
         reason = lines[-1] if lines else f"the process ended with {ended.returncode}"
-        raise ValueError(f"the export differs from the net, so it was removed: {reason}")
+        raise ValueError(f"the export differs from the net, so it was removed: {reason}{caveat}")
 
 
 def question(image: Image.Image) -> Sample:
-    """The conversation that is compared."""
+    """The question that is compared."""
     turn = Turn(role="user", text=f"{IMAGE_MARK}\n{QUESTION}")
     drawn: ImageRef = Drawn(image)
     return Sample(id="export", turns=(turn,), images=(drawn,))
@@ -135,6 +146,13 @@ def drawing(width: int, height: int) -> Image.Image:
         for value in ((255 * x) // width, (255 * y) // height, 200 if (x // 8 + y // 8) % 2 else 40)
     )
     return Image.frombytes("RGB", (width, height), pixels)
+
+
+def pair(image: Image.Image) -> Sample:
+    """The image and the text that are compared."""
+    turns = (Turn(role="user", text=IMAGE_MARK), Turn(role="assistant", text=CAPTION))
+    drawn: ImageRef = Drawn(image)
+    return Sample(id="export", turns=turns, images=(drawn,))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import lightning_mllm.architectures
 from lightning_mllm.training.module import MultimodalModule
-from lightning_mllm.weights.files import TensorFiles
+from lightning_mllm.weights.files import BESIDE, TensorFiles
 from lightning_mllm.weights.part import PartSpec
 
 
@@ -38,6 +38,8 @@ class ImportedPart:
     spec: PartSpec
     tensors: Mapping[str, Callable[[], Tensor]]
     """Name within the part -> how to read it."""
+    fresh: Sequence[str] = ()
+    """Glob patterns of what the folder's class has no place for; fresh where nobody wrote it beside."""
 
     def build(self) -> nn.Module:
         return self.spec.build()
@@ -63,19 +65,26 @@ def import_folder(folder: Path) -> MultimodalModule:
         raise ValueError(f"{folder / 'config.json'}: found a {names[0]}, expected one of {', '.join(sorted(known))}")
     module = known[names[0]].from_hf(folder)
     files = TensorFiles(folder)
+    more = TensorFiles(folder / BESIDE) if (folder / BESIDE).is_file() else {}
+    beside = {name: (lambda name=name: more[name]) for name in more}
     try:
-        tensors = module.key_maps["hf"].lazily(files, config)
+        tensors = {**module.key_maps["hf"].lazily(files, config), **beside}
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     parts: dict[str, PartSpec] = {
         name: ImportedPart(
             spec=spec,
-            tensors={key.removeprefix(f"{name}."): read for key, read in tensors.items() if key.startswith(f"{name}.")},
+            tensors=_below(f"{name}.", tensors),
+            fresh=list(_below(f"{name}.", dict.fromkeys(getattr(module, "hf_lacks", ())))),
         )
         for name, spec in module.parts.items()
     }
     module.parts = parts
     return module
+
+
+def _below(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
 
 
 def architectures() -> Iterator[type[MultimodalModule]]:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoProcessor
 
 from lightning_mllm.contracts import TokenKind
 
@@ -40,15 +41,18 @@ def main(arguments: Sequence[str]) -> int:
 @torch.inference_mode()
 def compare(folder: Path, ours: dict[str, Tensor], facts: dict[str, Any]) -> str:
     """What differs, or nothing."""
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+    names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+    model, loading = getattr(transformers, names[0]).from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
     )
-    model, loading = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if loading[kind]:
             return f"{kind.replace('_', ' ')}: {sorted(map(str, loading[kind]))[:3]}"
     processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    shown = [{"type": "image", "image": picture(ours["square"])}, {"type": "text", "text": facts["question"]}]
+    if facts["compared"] == "pairs":
+        inputs = processor(images=picture(ours["square"]), text=facts["text"], return_tensors="pt")
+        return _tokens(model, inputs, ours) or _pixels(processor, ours) or _pair(model, inputs, ours)
+    shown = [{"type": "image", "image": picture(ours["square"])}, {"type": "text", "text": facts["text"]}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": shown}],
         add_generation_prompt=True,
@@ -56,27 +60,58 @@ def compare(folder: Path, ours: dict[str, Tensor], facts: dict[str, Any]) -> str
         return_dict=True,
         return_tensors="pt",
     )
-    tokens, image_id = inputs["input_ids"][0], model.config.image_token_id
-    kinds = ours["kinds"]
-    expected = torch.where(kinds == int(TokenKind.IMAGE), image_id, ours["tokens"])
-    if tokens.tolist() != expected.tolist():
-        return f"tokens: its processor writes {tokens.tolist()}, expected {expected.tolist()}"
+    return _tokens(model, inputs, ours) or _pixels(processor, ours) or _answer(model, inputs, ours, facts["new_tokens"])
 
+
+def _tokens(model: Any, inputs: Any, ours: dict[str, Tensor]) -> str:
+    expected = ours["tokens"]
+    if (slots := ours["kinds"] == int(TokenKind.IMAGE)).any():
+        expected = torch.where(slots, model.config.image_token_id, expected)
+    pairs = {"tokens": (inputs["input_ids"][0], expected)}
+    if "query_text" in ours:
+        pairs["the Q-Former's tokens"] = (inputs["qformer_input_ids"][0], ours["query_text"])
+    for what, (found, wanted) in pairs.items():
+        if found.tolist() != wanted.tolist():
+            return f"{what}: its processor writes {found.tolist()}, expected {wanted.tolist()}"
+    return ""
+
+
+def _pixels(processor: Any, ours: dict[str, Tensor]) -> str:
     settings = processor.image_processor
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (settings.image_mean, settings.image_std))
-    wide = processor.image_processor(images=picture(ours["wide"]), return_tensors="pt")["pixel_values"][0]
+    wide = settings(images=picture(ours["wide"]), return_tensors="pt")["pixel_values"][0]
     levels = (wide * std + mean) * 255
     if levels.shape != ours["wide_pixels"].shape:
         return f"pixels: shape {tuple(levels.shape)}, expected {tuple(ours['wide_pixels'].shape)}"
     if (off := float((levels - ours["wide_pixels"]).abs().mean())) > PIXELS:
         return f"pixels: differ by {off:.1f} levels on average, expected at most {PIXELS}"
+    return ""
 
-    logits = model(**inputs).logits[0][:, : ours["logits"].shape[-1]]
-    off, scale = float((logits - ours["logits"]).abs().max()), max(1.0, float(ours["logits"].abs().max()))
+
+def _logits(found: Tensor, ours: Tensor) -> str:
+    off, scale = float((found - ours).abs().max()), max(1.0, float(ours.abs().max()))
     if not off <= LOGITS * scale:
         return f"logits: differ by {off:.3g}, expected at most {LOGITS * scale:.3g}"
+    return ""
 
-    written = model.generate(**inputs, do_sample=False, max_new_tokens=facts["new_tokens"])[0][len(tokens) :].tolist()
+
+def _pair(model: Any, inputs: Any, ours: dict[str, Tensor]) -> str:
+    """Of an image and a text the similarity, and the logits of being apart and of belonging together."""
+    similarity, match = (
+        model(**inputs, use_image_text_matching_head=matched).logits_per_image[0] for matched in (False, True)
+    )
+    return _logits(torch.cat([similarity, match]), ours["logits"])
+
+
+def _answer(model: Any, inputs: Any, ours: dict[str, Tensor], new_tokens: int) -> str:
+    """The logits of what is read (of an encoder-decoder, of what is written), and a greedy answer."""
+    learned = {"labels": ours["targets"][None]} if "targets" in ours else {}
+    logits = model(**inputs, **learned).logits[0][:, : ours["logits"].shape[-1]]
+    if difference := _logits(logits, ours["logits"]):
+        return difference
+    # A decoder's answer comes behind what it has read, an encoder-decoder's behind its first token.
+    skipped = 1 if learned else len(inputs["input_ids"][0])
+    written = model.generate(**inputs, do_sample=False, max_new_tokens=new_tokens)[0][skipped:].tolist()
     ends = model.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or ())
     written = written[: next((i for i, token in enumerate(written) if token in ends), len(written))]

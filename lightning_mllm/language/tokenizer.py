@@ -7,6 +7,7 @@ from typing import Protocol
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
+from lightning_mllm.contracts import IMAGE_MARK
 from lightning_mllm.weights.files import resource
 
 BEGIN, END, PAD = "<s>", "</s>", "<pad>"
@@ -71,7 +72,9 @@ def reader_tokenizer(model: str, vocab: int) -> PreTrainedTokenizerFast:
         tokenizer.add_tokens([AddedToken(WRITE, special=True, normalized=False)], special_tokens=True)
     if tokenizer.eos_token is None:
         tokenizer.eos_token = tokenizer.sep_token
-    if len(tokenizer) > vocab:
+    # Processors of transformers add an image's mark behind the last word; a Q-Former never reads it.
+    marked = tokenizer.get_vocab().get(IMAGE_MARK) == len(tokenizer) - 1
+    if len(tokenizer) - marked > vocab:
         raise ValueError(
             f"qformer.vocab: found {vocab}, expected at least {len(tokenizer)}, the tokens of {model!r} and {WRITE}"
         )

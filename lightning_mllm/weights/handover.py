@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_mllm.weights.files import INDEXES, WHOLE, TensorFiles, resource, sha256, write_tensors, write_text
+from lightning_mllm.weights.files import BESIDE, INDEXES, WHOLE, TensorFiles, resource, sha256, write_tensors, write_text
 from lightning_mllm.weights.keymap import KeyMap
 
 WEIGHTS = "weights"
@@ -266,10 +266,12 @@ def _translate(
 ) -> Mapping[str, Callable[[], Tensor]]:
     """Our names by the first table that knows all of theirs."""
     config = _config(ancestor.path)
+    more = TensorFiles(ancestor.path / BESIDE) if (ancestor.path / BESIDE).is_file() else {}
+    beside = {name: (lambda name=name: more[name]) for name in more}
     refusals = []
     for layout, key_map in key_maps.items():
         try:
-            return key_map.lazily(files, config)
+            return {**key_map.lazily(files, config), **beside}
         except ValueError as error:
             refusals.append(f"{layout}: {error}")
     raise ValueError(f"{ancestor.path}: cannot be renamed; {'; '.join(refusals) or 'this net has no key maps'}")

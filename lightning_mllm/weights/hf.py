@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from lightning_mllm.contracts import IMAGE_MARK, Batch
-from lightning_mllm.weights.files import write_tensors, write_text
+from lightning_mllm.weights.files import BESIDE, write_tensors, write_text
 
 NOTES = "lightning_mllm.json"
 """What transformers has no place for: read when the folder comes back, ignored by everybody else."""
@@ -42,9 +42,16 @@ class HfFolder:
     generation: GenerationConfig
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
     """Names on disk and whole tensors, one at a time."""
-    logits: Callable[[Batch], Float[Tensor, "B T W"]]
+    logits: Callable[[Batch], Float[Tensor, "B ..."]]
     """What our net says to a batch: the export must say the same."""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    compared: Literal["answers", "pairs"] = "answers"
+    """answers: `logits` at every token (of an encoder-decoder: of its decoder), and what is written greedily; pairs:
+    f[B, 3], of an image and a text the similarity, and the logits of being apart and of belonging together."""
+    beside: Callable[[], Iterator[tuple[str, Tensor]]] | None = None
+    """Tensors of ours that the class has no place for, under our names."""
+    caveat: str = ""
+    """What may explain a difference that the check finds."""
 
     def write(self, folder: Path) -> None:
         """Writes every file of the folder.
@@ -62,6 +69,8 @@ class HfFolder:
             image.save_pretrained(folder)
         write_text(folder / NOTES, json.dumps(self.notes, indent=2) + "\n")
         write_tensors(folder / "model.safetensors", self.tensors())
+        if self.beside is not None:
+            write_tensors(folder / BESIDE, self.beside())
 
 
 def notes(folder: Path) -> dict[str, Any]:
@@ -128,6 +137,32 @@ def pad_rows(tensor: Float[Tensor, "W D"], rows: int, like: int) -> Float[Tensor
     added token, as they might if its row were zero.
     """
     return torch.cat([tensor, tensor[like].expand(rows - len(tensor), -1)])
+
+
+def language_tensors(
+    state: Mapping[str, Tensor], language: Any, rows: int, like: int
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a net as files hold them: tied ones once, embedding and head of the language model padded.
+
+    Args:
+        state: Of the whole net; the language model's names begin with `language.`.
+        language: The language model.
+        rows: Of embedding and head.
+        like: As for `pad_rows`.
+    """
+    tables = {each.weight.data_ptr() for each in (language.get_input_embeddings(), language.get_output_embeddings())}
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        if name.startswith("language."):
+            if tensor.data_ptr() in seen:
+                continue
+            seen.add(tensor.data_ptr())
+        yield name, pad_rows(tensor, rows, like) if tensor.data_ptr() in tables else tensor
+
+
+def spare_token(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The token of which added rows are copies: one that no answer holds."""
+    return next(i for i in (tokenizer.unk_token_id, tokenizer.bos_token_id, 0) if i is not None)
 
 
 def padded_rows(rows: int, tokens: int) -> int:

@@ -1,0 +1,29 @@
+"""The language model inside a folder of transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning_mllm.language.causal import CausalLM
+from lightning_mllm.language.seq2seq import Seq2SeqLM
+
+
+def language_spec(folder: Path, config: Any) -> CausalLM | Seq2SeqLM:
+    """The spec, without weights, of a folder's language model; its tokenizer is the folder's.
+
+    Args:
+        folder: Of a multimodal model.
+        config: Of the whole, with `text_config`.
+    """
+    text = config.text_config
+    kind = Seq2SeqLM if text.is_encoder_decoder else CausalLM
+    settings = text.to_diff_dict()
+    if getattr(text, "scale_decoder_outputs", None) is False:
+        settings["tie_word_embeddings"] = False  # transformers 5 forgets it, and builds FlanT5's head as T5's
+    return kind(
+        model=str(folder),
+        weights=None,
+        dtype=str(config.dtype or "float32").removeprefix("torch."),
+        config={**settings, "model_type": text.model_type},
+    )
