@@ -178,6 +178,13 @@ class Train:
 
     lr: float | None = None
     weight_decay: float | None = None
+    layer_decay: float = 1.0
+    """Block n of N has this to the power of N - n of the rate, what stands before them N + 1 (BEiT, arXiv 2106.08254;
+    BLIP-2's released `lr_layer_decay`)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"stage.train: found layer_decay {self.layer_decay}, expected above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)

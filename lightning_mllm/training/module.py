@@ -41,6 +41,7 @@ from lightning_mllm.training.freezing import (
     print_freeze_table,
 )
 from lightning_mllm.training.initialise import Provenance, build_empty, initialise, materialise
+from lightning_mllm.training.optimizer import parameter_groups
 from lightning_mllm.training.sharding import all_reduce, local, shard, whole
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.weights.handover import ancestor_tensors
@@ -261,27 +262,11 @@ class MultimodalModule(LightningModule):
     def configure_optimizers(self) -> Any:
         assert self.stage is not None
         stage = self.stage
-        groups: dict[tuple[str, bool], list[torch.nn.Parameter]] = {}
-        for name, parameter in self.named_parameters():
-            if name in self.trained:
-                decayed = parameter.ndim > 1 and not name.endswith("bias")
-                groups.setdefault((self.trained[name], decayed), []).append(parameter)
+        groups = parameter_groups(self, self.trained, self.table, lr=stage.lr, weight_decay=stage.weight_decay)
         if not groups:
             raise ValueError(f"stage.train: stage {stage.name!r} trains nothing, expected at least one pattern")
-        settings = []
-        for (pattern, decayed), parameters in groups.items():
-            how = self.table[pattern]
-            decay = stage.weight_decay if how.weight_decay is None else how.weight_decay
-            settings.append(
-                {
-                    "name": pattern if decayed else f"{pattern} (not decayed)",
-                    "params": parameters,
-                    "lr": stage.lr if how.lr is None else how.lr,
-                    "weight_decay": decay if decayed else 0.0,
-                }
-            )
-        fused = all(p.device.type in ("cpu", "cuda") for group in groups.values() for p in group)
-        optimizer = torch.optim.AdamW(settings, lr=stage.lr, betas=stage.betas, eps=stage.eps, fused=fused)
+        fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+        optimizer = torch.optim.AdamW(groups, lr=stage.lr, betas=stage.betas, eps=stage.eps, fused=fused)
         total = self.optimizer_steps()
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: stage.lr_factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

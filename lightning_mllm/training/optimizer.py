@@ -1,0 +1,67 @@
+"""Trained parameters in groups of one rate and one weight decay."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from lightning_mllm.contracts import Train
+
+BLOCK = re.compile(r"\.(\d+)\.")
+"""The first number in a parameter's name is that of its block."""
+
+
+def parameter_groups(
+    module: nn.Module, trained: Mapping[str, str], table: Mapping[str, Train], *, lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """The groups of an optimizer of torch: `name`, `params`, `lr`, `weight_decay`.
+
+    Tensors of one dimension and biases are never decayed.
+
+    Args:
+        module: The net.
+        trained: Parameter name -> the pattern that trains it (`freezing.match`).
+        table: Pattern -> how.
+        lr, weight_decay: Of patterns that state none.
+    """
+    shares = {pattern: layer_shares(trained, pattern, how.layer_decay) for pattern, how in table.items()}
+    groups: dict[tuple[str, bool, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if name in trained:
+            pattern, decayed = trained[name], parameter.ndim > 1 and not name.endswith("bias")
+            groups.setdefault((pattern, decayed, shares[pattern][name]), []).append(parameter)
+    settings = []
+    for (pattern, decayed, share), parameters in groups.items():
+        how = table[pattern]
+        decay = weight_decay if how.weight_decay is None else how.weight_decay
+        marks = [*([] if decayed else ["not decayed"]), *([] if share == 1 else [f"rate x {share:.4g}"])]
+        settings.append(
+            {
+                "name": f"{pattern} ({', '.join(marks)})" if marks else pattern,
+                "params": parameters,
+                "lr": share * (lr if how.lr is None else how.lr),
+                "weight_decay": decay if decayed else 0.0,
+            }
+        )
+    return settings
+
+
+def layer_shares(trained: Mapping[str, str], pattern: str, decay: float) -> dict[str, float]:
+    """Of the parameters that `pattern` trains, what part of its rate each has.
+
+    Of N blocks, block n (from 0) has decay^(N - n), what has no number decay^(N + 1): a tower's embeddings.
+
+    Raises:
+        ValueError: There are no blocks.
+    """
+    names = [name for name, own in trained.items() if own == pattern]
+    if decay == 1:
+        return dict.fromkeys(names, 1.0)
+    blocks = {name: int(found.group(1)) if (found := BLOCK.search(name)) else -1 for name in names}
+    count = max(blocks.values()) + 1
+    if count == 0:
+        raise ValueError(f"stage.train: pattern {pattern!r} has a layer_decay, expected names with numbers of blocks")
+    return {name: decay ** (count - block) for name, block in blocks.items()}

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_mllm.contracts import Train
+from lightning_mllm.training.freezing import match
+from lightning_mllm.training.optimizer import parameter_groups
+from lightning_mllm.vision.eva import EvaTower
+
+
+def tower(depth: int) -> nn.Module:
+    net = nn.Module()
+    net.vision = EvaTower(depth=depth, width=8, heads=2, feedforward=8, image_size=28).build()
+    net.ln_vision = nn.LayerNorm(8)
+    return net
+
+
+def rates(net: nn.Module, table: dict[str, Train]) -> dict[str, float]:
+    """Parameter name -> its rate, where the stage's is 1."""
+    groups = parameter_groups(net, match(dict(net.named_parameters()), table), table, lr=1.0, weight_decay=0.05)
+    found = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert len(found) == sum(len(group["params"]) for group in groups)
+    return {name: found[id(p)] for name, p in net.named_parameters()}
+
+
+def test_layers_have_the_rates_of_the_released_blip2() -> None:
+    """`get_optimizer_params` of LAVIS: lr_scale^(layers + 1 - id), id being 0 for embeddings and n + 1 for block n."""
+    layers = 39
+    found = rates(tower(layers), {"vision.*": Train(layer_decay=0.95), "ln_vision.*": Train()})
+    scales = [0.95 ** (layers + 1 - i) for i in range(layers + 2)]
+    for name, rate in found.items():
+        if name.startswith("ln_vision."):
+            assert rate == 1.0
+        else:
+            part, _, rest = name.removeprefix("vision.").partition(".")
+            expected = scales[int(rest.split(".")[0]) + 1 if part == "blocks" else 0]
+            assert rate == pytest.approx(expected), name
+
+
+def test_without_a_decay_a_pattern_has_one_rate_and_two_groups() -> None:
+    net, table = tower(2), {"vision.*": Train(lr=0.5), "ln_vision.*": Train(weight_decay=0.1)}
+    groups = parameter_groups(net, match(dict(net.named_parameters()), table), table, lr=1.0, weight_decay=0.05)
+    assert [(group["name"], group["lr"], group["weight_decay"]) for group in groups] == [
+        ("vision.*", 0.5, 0.05),
+        ("vision.* (not decayed)", 0.5, 0.0),
+        ("ln_vision.* (not decayed)", 1.0, 0.0),
+    ]
+    assert all(parameter.ndim > 1 for parameter in groups[0]["params"])
+    torch.optim.AdamW(groups)
+
+
+def test_a_decay_over_layers_needs_layers() -> None:
+    with pytest.raises(ValueError, match=r"pattern 'ln_vision.\*' has a layer_decay, expected names with numbers"):
+        rates(tower(1), {"vision.*": Train(), "ln_vision.*": Train(layer_decay=0.9)})
+    with pytest.raises(ValueError, match=r"found layer_decay 1\.5, expected above 0 and at most 1"):
+        Train(layer_decay=1.5)
