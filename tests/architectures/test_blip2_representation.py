@@ -1,0 +1,283 @@
+"""BLIP-2's first stage: the numbers of transformers, and laws of its three losses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+
+import lightning_mllm.architectures.blip2_representation as stage_one
+from lightning_mllm.architectures.blip2_representation import Blip2Representation, nearest_query
+from lightning_mllm.connectors.alignment import AlignmentConnector
+from lightning_mllm.connectors.qformer import QFormerConnector
+from lightning_mllm.contracts import Sample, Turn
+from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.training.initialise import build_empty
+from lightning_mllm.training.stage import StageSettings
+from lightning_mllm.vision.eva import EvaTower
+from tests.architectures.blip2s import CLOSE, built, collated, eva, same_gradients, theirs
+from tests.architectures.samples import Noise, gradients
+
+
+def captioned(text: str, image: int) -> Sample:
+    turns = (Turn(role="user", text="<image>"), Turn(role="assistant", text=text))
+    return Sample(id=text, turns=turns, images=(Noise(image),))
+
+
+FOUR = (
+    captioned("a cube", 1),
+    captioned("two red balls on a table", 2),
+    captioned("the sky", 3),
+    captioned("three cylinders", 4),
+)
+SHARED = (*FOUR, captioned("one more ball", 2), captioned("a box", 1))
+"""Two images have two texts."""
+
+
+@pytest.fixture
+def net() -> Blip2Representation:
+    return built(Blip2Representation)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    ours = built(Blip2Representation, **eva())
+    return ours, theirs(ours, tmp_path_factory.mktemp("theirs"))
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_parity_with_transformers(pair: Any, count: int) -> None:
+    ours, model = pair
+    batch = collated(ours, *FOUR[:count])
+    inputs = {
+        "pixel_values": (batch.images / 255 - ours.vision.mean) / ours.vision.std,
+        "input_ids": batch.tokens,
+        "attention_mask": (batch.segments > 0).long(),
+    }
+    contrast = model(**inputs)
+    matched = model(**inputs, use_image_text_matching_head=True).logits_per_image
+    pairs = ours.pairs(batch)
+    images = F.normalize(ours.heads.vision_proj(ours.qformer.see(pairs.visual)), dim=-1)
+    texts = ours.text_vectors(pairs.tokens, pairs.real)
+    assert_close(pairs.visual, contrast.vision_model_output.last_hidden_state, **CLOSE)
+    assert_close(images, contrast.image_embeds, **CLOSE)
+    assert_close(texts, contrast.text_embeds, **CLOSE)
+    similarity = nearest_query(images, texts)
+    assert_close(similarity, contrast.logits_per_image, **CLOSE)
+    found = ours.pair_logits(batch)
+    assert_close(found, torch.cat([similarity.diagonal()[:, None], matched], 1), **CLOSE)
+    assert_close(ours.match_logits(pairs.visual, pairs.tokens, pairs.real), matched, **CLOSE)
+
+    weight = torch.randn_like(found)
+    expected = torch.cat([contrast.logits_per_image.diagonal()[:, None], matched], 1)
+    ours.zero_grad(), model.zero_grad()
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    same_gradients(ours, model)
+
+
+def test_one_pass_with_an_explicit_mask_gives_the_same_losses(net: Blip2Representation) -> None:
+    """Fig. 2 of the paper: three masks over queries and text, instead of passes of their own."""
+    batch = collated(net, *FOUR)
+    torch.manual_seed(5)
+    parts = net(batch).parts
+    pairs, queries = net.pairs(batch), net.qformer.queries.shape[1]
+    rows, length = pairs.tokens.shape
+    size = queries + length
+    is_query = torch.arange(size) < queries
+    columns = torch.cat([torch.ones(rows, queries, dtype=torch.bool), pairs.real], 1)[:, None].expand(-1, size, -1)
+    apart = (is_query[:, None] == is_query[None]) & columns
+    causal = (torch.ones(size, size, dtype=torch.bool).tril() | is_query[None]) & (~is_query[:, None] | is_query[None])
+
+    x = net.qformer.masked(pairs.visual, pairs.tokens, pairs.real, apart)
+    images = F.normalize(net.heads.vision_proj(x[:, :queries]), dim=-1)
+    texts = F.normalize(net.heads.text_proj(x[:, queries]), dim=-1)
+    similarity = torch.einsum("nqc,mc->nmq", images, texts).amax(-1) / net.heads.temperature
+    right = torch.arange(rows)
+    contrast = sum(F.cross_entropy(each, right, label_smoothing=0.1) for each in (similarity, similarity.T)) / 2
+    assert_close(parts["contrast"], contrast, **CLOSE)
+
+    torch.manual_seed(5)
+    own = torch.eye(rows, dtype=torch.bool)
+    image = similarity.T.masked_fill(own, -torch.inf).softmax(1).multinomial(1)[:, 0]
+    text = similarity.masked_fill(own, -torch.inf).softmax(1).multinomial(1)[:, 0]
+    # Each text with another image, each image with another text, and each pair.
+    chosen = torch.cat([torch.stack([right, right], 1), torch.stack([image, right], 1), torch.stack([right, text], 1)])
+    seen, read = chosen.T
+    x = net.qformer.masked(pairs.visual[seen], pairs.tokens[read], pairs.real[read], columns[read])
+    logits = net.heads.itm_head(x[:, :queries]).mean(1)
+    matching = F.cross_entropy(logits, (torch.arange(3 * rows) < rows).long())
+    assert_close(parts["matching"], matching, **CLOSE)
+
+    tokens = pairs.tokens.clone()
+    tokens[:, 0] = net.write_id
+    x = net.qformer.masked(pairs.visual, tokens, pairs.real, causal & columns)[:, queries:]
+    words = net.word_logits(x[:, :-1]).flatten(0, 1)
+    labels = tokens[:, 1:].masked_fill(~pairs.real[:, 1:], -100).flatten()
+    captioning = F.cross_entropy(words, labels, label_smoothing=0.1)
+    assert_close(parts["captioning"], captioning, **CLOSE)
+    torch.manual_seed(5)
+    assert_close(net(batch).loss, contrast + matching + captioning, **CLOSE)
+
+
+def chosen(net: Blip2Representation, pairs: stage_one.Pairs, similarity: Tensor, other: Tensor) -> tuple[Any, Any]:
+    """For each pair the negative image of its text and the negative text of its image, by place in the batch."""
+    found: dict[str, Tensor] = {}
+
+    def look(visual: Tensor, tokens: Tensor, real: Tensor) -> Tensor:
+        found.update(visual=visual, tokens=tokens)
+        return torch.zeros(len(visual), 2)
+
+    net.match_logits = look  # pyright: ignore[reportAttributeAccessIssue]
+    net.matching(similarity, other, pairs)
+    count = len(pairs.tokens)
+    images = [next(i for i in range(count) if torch.equal(pairs.visual[i], v)) for v in found["visual"][count:-count]]
+    texts = [next(i for i in range(count) if torch.equal(pairs.tokens[i], t)) for t in found["tokens"][-count:]]
+    assert torch.equal(found["visual"][:count], pairs.visual) and torch.equal(found["visual"][-count:], pairs.visual)
+    assert torch.equal(found["tokens"][: 2 * count], torch.cat([pairs.tokens, pairs.tokens]))
+    return images, texts
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_negative_is_never_of_the_pair_itself(net: Blip2Representation, soft: bool) -> None:
+    net.soft_targets = soft
+    pairs = net.pairs(collated(net, *SHARED))
+    same = {0: {0, 5}, 1: {1, 4}, 2: {2}, 3: {3}, 4: {1, 4}, 5: {0, 5}}
+    drawn: Counter[tuple[int, int]] = Counter()
+    uniform = torch.zeros(6, 6)
+    for _ in range(60):
+        images, texts = chosen(net, pairs, uniform, uniform)
+        drawn.update([*enumerate(texts)])
+        if soft:
+            # Equal images are not told apart by their vectors: the first of them is found.
+            drawn.update([*enumerate(images)])
+    excluded = {(i, j) for i in range(6) for j in (same[i] if soft else {i})}
+    assert not excluded & set(drawn)
+    assert len(drawn) == 36 - len(excluded), "any other may be drawn"
+
+
+def test_negatives_follow_the_similarities(net: Blip2Representation) -> None:
+    pairs = net.pairs(collated(net, *FOUR))
+    images_to_texts, texts_to_images = torch.zeros(4, 4), torch.zeros(4, 4)
+    for i in range(4):
+        images_to_texts[i, (i + 1) % 4] = texts_to_images[i, (i + 2) % 4] = 50.0
+    images, texts = chosen(net, pairs, images_to_texts, texts_to_images)
+    assert texts == [1, 2, 3, 0] and images == [2, 3, 0, 1]
+
+
+def test_a_caption_sees_the_image_and_what_is_already_written(net: Blip2Representation) -> None:
+    pairs = net.pairs(collated(net, *FOUR))
+    _, kept = net.qformer.see_and_keep(pairs.visual)
+    before = net.qformer.write(pairs.tokens, pairs.real, kept)
+    changed = pairs.tokens.clone()
+    changed[:, 4] += 1
+    after = net.qformer.write(changed, pairs.real, kept)
+    assert torch.equal(before[:, :4], after[:, :4]) and (before[:, 4:] != after[:, 4:]).any(-1)[:, 0].all()
+    _, other = net.qformer.see_and_keep(pairs.visual + torch.randn_like(pairs.visual))
+    assert (net.qformer.write(pairs.tokens, pairs.real, other) != before).any(-1).all()
+
+
+def test_padding_changes_nothing(net: Blip2Representation) -> None:
+    together = net.pair_logits(collated(net, *FOUR))
+    for i, each in enumerate(FOUR):
+        assert_close(together[i : i + 1], net.pair_logits(collated(net, each)), **CLOSE)
+
+
+def test_all_texts_of_an_image_are_right_answers(net: Blip2Representation) -> None:
+    net.soft_targets = True
+    pairs = net.pairs(collated(net, *SHARED))
+    assert pairs.own[0].tolist() == [True, False, False, False, False, True]
+    net.soft_targets = False
+    assert torch.equal(net.pairs(collated(net, *SHARED)).own, torch.eye(6, dtype=torch.bool))
+
+
+EXPECTED = {
+    "representation": {"ln_vision", "qformer", "heads"},
+    "retrieval": {"vision", "ln_vision", "qformer", "heads"},
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_stage_trains_what_is_published_and_nothing_else(name: str) -> None:
+    module = Blip2Representation.tiny(stage=StageSettings(name=name))
+    module.configure_model()
+    trained = {n for n, p in module.named_parameters() if p.requires_grad}
+    assert {n.split(".")[0] for n in trained} == EXPECTED[name]
+    assert all(part.training == (part_name in EXPECTED[name]) for part_name, part in module.named_children())
+    found = gradients(module, collated(module, *FOUR))
+    assert set(found) == trained
+    # The keys' bias moves all logits of a row alike.
+    silent = {n for n in trained if not found[n].any() and not n.endswith("key.bias")}
+    assert silent == set()
+
+
+def test_greedy_captions_are_the_likeliest_next_words(net: Blip2Representation) -> None:
+    batch = collated(net, *FOUR, generate=True)
+    with torch.no_grad():
+        rows = net.generate(batch, Decoding(max_new_tokens=5))
+        for i, row in enumerate(rows):
+            alone = net.generate(collated(net, FOUR[i], generate=True), Decoding(max_new_tokens=5))
+            assert alone == [row] and len(row) <= 5
+        visual = net.encode(batch)
+        _, kept = net.qformer.see_and_keep(visual)
+        first = net.qformer.write(torch.full((4, 1), net.write_id), torch.ones(4, 1, dtype=torch.bool), kept)
+        assert [row[0] for row in rows if row] == [
+            token for token, row in zip(net.word_logits(first[:, 0]).argmax(-1).tolist(), rows, strict=True) if row
+        ]
+    with pytest.raises(ValueError, match="found 3 beams, expected greedy captions"):
+        net.generate(batch, Decoding(num_beams=3))
+
+
+def test_retrieval_compares_as_the_losses_do(net: Blip2Representation) -> None:
+    net.rerank = 2
+    batch = collated(net, *FOUR)
+    with torch.no_grad():
+        images, texts = net.embed_images(batch), net.embed_texts([str(each.turns[1].text) for each in FOUR])
+        expected = net.pair_logits(batch)
+        assert_close(net.similarity(images, texts).diagonal(), expected[:, 0], **CLOSE)
+        assert_close(net.match(images, texts), expected[:, 2], **CLOSE)
+
+
+def test_pairs_that_are_none_are_refused(net: Blip2Representation) -> None:
+    alone = Sample(id="alone", turns=(Turn(role="assistant", text="a cube"),))
+    with pytest.raises(ValueError, match="found 1 images for 2 texts, expected one each"):
+        net(collated(net, FOUR[0], alone))
+    with pytest.raises(ValueError, match="found no other image among 1 pairs"):
+        net(collated(net, FOUR[0]))
+
+
+def test_published_sizes() -> None:
+    module = Blip2Representation(vision=EvaTower(weights=None), qformer=QFormerConnector(), tokenizer="")
+    counts = {
+        name: sum(p.numel() for p in build_empty(spec).parameters())
+        for name, spec in module.parts.items()
+        if name != "vision"
+    }
+    assert counts["ln_vision"] == 2_816
+    assert counts["qformer"] == 185_660_160 + 32 * 768
+    assert counts["heads"] == 622_651 + 2 * 196_864 + 1_538 + 1
+    assert sum(counts.values()) == 186_705_470
+    assert isinstance(module.parts["heads"], AlignmentConnector)
+
+
+def test_a_file_in_the_names_of_lavis_is_a_source(tmp_path: Path) -> None:
+    ours = built(Blip2Representation, **eva())
+    state = dict(ours.key_maps["lavis"].to_theirs(ours.state_dict().items()))
+    table = state["Qformer.bert.embeddings.word_embeddings.weight"]
+    state["Qformer.cls.predictions.decoder.weight"] = table
+    state["Qformer.cls.predictions.decoder.bias"] = state["Qformer.cls.predictions.bias"]
+    state["Qformer.bert.embeddings.position_ids"] = torch.arange(128)[None]
+    assert state["temp"].shape == () and "visual_encoder.blocks.1.attn.q_bias" in state
+    torch.save({"model": state, "epoch": 9}, tmp_path / "blip2_pretrained.pth")
+    again = Blip2Representation.tiny(
+        **eva(), stage=StageSettings(name="representation", init_from={str(tmp_path / "blip2_pretrained.pth"): 1.0})
+    )
+    again.configure_model()
+    assert set(again.provenance.values()) == {"stage.init_from"}
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in ours.state_dict().items())
