@@ -14,7 +14,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +35,7 @@ class Decoding:
     length_penalty: float = 1.0
     """Beam scores are divided by length to this power: below 0 favours short answers, above 0 long ones."""
     repetition_penalty: float = 1.0
-    """Divides the score of tokens already written (Keskar et al. 2019, sec. 4.1)."""
+    """Divides the score of tokens already written (Keskar et al. 2019, sec. 4.1); the prompt's do not count."""
     min_new_tokens: int = 0
     seed: int | None = 0
     """Of the sampling, restarted on each call, so that an answer depends on its batch alone; None draws on."""
@@ -97,14 +102,21 @@ def generate(
         top_k=0 if decoding.top_p is not None else None,
         temperature=decoding.temperature if decoding.top_p is not None else None,
         length_penalty=decoding.length_penalty,
-        repetition_penalty=decoding.repetition_penalty,
         eos_token_id=sorted(ends),
         pad_token_id=pad,
         use_cache=True,
     )
+    # Not as a setting: transformers 5.23 would spare as many of the new tokens as a row has padding on its left.
+    penalty = LogitsProcessorList()
+    if decoding.repetition_penalty != 1:
+        penalty.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
     with _only(model, search), _seeded(decoding.seed if search.do_sample else None, embeds.device):
         written = model.generate(  # pyright: ignore[reportCallIssue]
-            inputs_embeds=embeds, attention_mask=mask.long(), generation_config=search, synced_gpus=synced
+            inputs_embeds=embeds,
+            attention_mask=mask.long(),
+            generation_config=search,
+            logits_processor=penalty,
+            synced_gpus=synced,
         )
     assert isinstance(written, Tensor)
     rows = written[:, 1:].tolist() if seq2seq else written.tolist()

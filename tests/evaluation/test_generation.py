@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
@@ -25,6 +27,25 @@ def causal(kind: str = "llama", seed: int = 0):
         for parameter in model.parameters():
             parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
     return model
+
+
+def seq2seq(seed: int = 0):
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        "t5", vocab_size=VOCAB, d_model=WIDTH, d_kv=16, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=PAD
+    )
+    config.feed_forward_proj, config.is_gated_act, config.dense_act_fn = "gated-gelu", True, "gelu"
+    model = AutoModelForSeq2SeqLM.from_config(config).eval()
+    with torch.no_grad():  # as above; a head of its own, so that the last token is not what it says again
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCAB, WIDTH) / 2)
+        for block in model.decoder.block:
+            for parameter in block.parameters():
+                parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
+    return model
+
+
+def model_of(kind: str):
+    return seq2seq() if kind == "t5" else causal(kind)
 
 
 def prompts(model, lengths: tuple[int, ...], seed: int = 1):
@@ -161,25 +182,105 @@ def test_published_settings_of_the_model_do_not_leak() -> None:
 
 
 def test_encoder_decoder_answers_without_the_start_token() -> None:
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "t5", vocab_size=VOCAB, d_model=WIDTH, d_kv=16, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0
-    )
-    model = AutoModelForSeq2SeqLM.from_config(config).eval()
+    model = seq2seq()
     embeds, mask = prompts(model, (3, 7))
     right = torch.tensor([[1, 1, 1, 0, 0, 0, 0], [1] * 7])  # an encoder may be padded on either side
     for padding in (mask, right):
         rows = generate(model, embeds, padding, Decoding(max_new_tokens=6), eos=1, pad=PAD)
         for row, e, m in zip(rows, embeds, padding.bool(), strict=True):
-            start, alone = [0], []
-            while len(alone) < 6:
-                with torch.no_grad():
-                    out = model(inputs_embeds=e[m][None], decoder_input_ids=torch.tensor([start + alone]))
-                token = int(out.logits[0, -1].argmax())
-                if token == 1:
-                    break
-                alone.append(token)
-            assert row == alone
+            assert row == penalised_uncached(model, e[m], 6, penalty=1.0, eos=1)
+
+
+def penalised_uncached(model, embeds, steps: int, *, penalty: float, least: int = 0, eos: int = EOS) -> list[int]:
+    """One row, greedily, the whole prefix run anew for each token, the penalty and the least length by hand."""
+    table, row = model.get_input_embeddings(), []
+    while len(row) < steps:
+        with torch.no_grad():
+            if model.config.is_encoder_decoder:
+                written = torch.tensor([[PAD, *row]])
+                scores = model(inputs_embeds=embeds[None], decoder_input_ids=written, use_cache=False).logits[0, -1]
+            else:
+                written = torch.tensor([row], dtype=torch.long)
+                whole = torch.cat([embeds, table(written[0]).detach()])
+                scores = model(inputs_embeds=whole[None], use_cache=False).logits[0, -1]
+        # The start token is written too, as in transformers.
+        for token in set(written[0].tolist()):
+            scores[token] = scores[token] / penalty if scores[token] > 0 else scores[token] * penalty
+        if len(row) < least:
+            scores[eos] = -torch.inf
+        token = int(scores.argmax())
+        if token == eos:
+            break
+        row.append(token)
+    return row
+
+
+@pytest.mark.parametrize("kind", ["llama", "opt", "t5"])
+def test_the_repetition_penalty_sees_what_was_written_and_not_the_padding(kind: str) -> None:
+    model = model_of(kind)
+    embeds, mask = prompts(model, (3, 9, 6, 1))
+    free = generate(model, embeds, mask, Decoding(max_new_tokens=12), eos=VOCAB, pad=PAD)
+    how = Decoding(max_new_tokens=12, repetition_penalty=3.0)
+    rows = generate(model, embeds, mask, how, eos=VOCAB, pad=PAD)
+    assert sum(len(set(row)) for row in rows) > sum(len(set(row)) for row in free)
+    for row, e, m in zip(rows, embeds, mask, strict=True):
+        assert row == penalised_uncached(model, e[m], 12, penalty=3.0, eos=VOCAB)
+
+
+@pytest.mark.parametrize("kind", ["llama", "opt", "t5"])
+def test_min_new_tokens_counts_new_tokens_alone(kind: str) -> None:
+    model = model_of(kind)
+    embeds, mask = prompts(model, (3, 9, 6, 1))
+    # The end is what the second row would say first.
+    end = generate(model, embeds, mask, Decoding(max_new_tokens=1), eos=VOCAB, pad=PAD)[1][0]
+    how = Decoding(max_new_tokens=8, min_new_tokens=4)
+    rows = generate(model, embeds, mask, how, eos=end, pad=PAD)
+    assert generate(model, embeds, mask, Decoding(max_new_tokens=8), eos=end, pad=PAD)[1] == []
+    for row, e, m in zip(rows, embeds, mask, strict=True):
+        assert row == penalised_uncached(model, e[m], 8, penalty=1.0, least=4, eos=end)
+        assert len(row) >= 4
+
+
+PUBLISHED = {
+    # BLIP-2's questions and captions, InstructBLIP (released evaluation settings, but shorter)
+    "questions": dict(num_beams=5, max_new_tokens=10, length_penalty=-1.0),
+    "captions": dict(num_beams=5, max_new_tokens=12, min_new_tokens=8),
+    "instructions": dict(num_beams=5, max_new_tokens=12, repetition_penalty=1.5),
+}
+
+
+@pytest.mark.parametrize("settings", PUBLISHED.values(), ids=PUBLISHED)
+@pytest.mark.parametrize("kind", ["llama", "opt", "t5"])
+def test_published_searches_are_those_of_transformers_on_each_row(kind: str, settings: dict) -> None:
+    """`generate` of transformers, given one row without padding, where its repetition penalty is right."""
+    model = model_of(kind)
+    embeds, mask = prompts(model, (3, 9, 1))
+    rows = generate(model, embeds, mask, Decoding(**settings), eos=EOS, pad=PAD)
+    for row, e, m in zip(rows, embeds, mask, strict=True):
+        alone = model.generate(
+            inputs_embeds=e[m][None],
+            attention_mask=torch.ones(1, int(m.sum()), dtype=torch.long),
+            **settings,
+            do_sample=False,
+            eos_token_id=EOS,
+            pad_token_id=PAD,
+        )[0].tolist()
+        alone = alone[1:] if kind == "t5" else alone
+        assert row == (alone[: alone.index(EOS)] if EOS in alone else alone)
+    assert len({tuple(row) for row in rows}) > 1
+
+
+@pytest.mark.parametrize("kind", ["llama", "opt", "t5"])
+def test_embeddings_are_searched_as_their_tokens_would_be(kind: str) -> None:
+    """`generate` of transformers, given the tokens of the prompts."""
+    model = model_of(kind)
+    tokens = torch.randint(3, VOCAB, (4, 6), generator=torch.Generator().manual_seed(2))
+    how: dict[str, Any] = dict(num_beams=5, max_new_tokens=10, length_penalty=-1.0)
+    mask = torch.ones_like(tokens)
+    rows = generate(model, model.get_input_embeddings()(tokens).detach(), mask, Decoding(**how), eos=EOS, pad=PAD)
+    whole = model.generate(tokens, attention_mask=mask, **how, do_sample=False, eos_token_id=EOS, pad_token_id=PAD)
+    for row, each in zip(rows, whole[:, 1 if kind == "t5" else 6 :].tolist(), strict=True):
+        assert row == (each[: each.index(EOS)] if EOS in each else each)
 
 
 def test_right_padding_is_refused() -> None:
