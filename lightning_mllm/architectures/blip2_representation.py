@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +102,8 @@ class Blip2Representation(MultimodalModule):
         label_smoothing: Of contrast and captions (released code: 0.1).
         soft_targets: Whether all pairs of one image are right answers and none of them a negative, for data in which an
             image has several texts (released code: where the data name images, as COCO retrieval does).
+        negatives: Where matching draws its hard negatives: among the pairs of all ranks (released code) or of its own (as
+            ALBEF, arXiv 2107.07651, whose mining the paper takes).
         rerank: How many of the nearest are ranked anew by matching in retrieval (released configuration: 128); 0: none.
         stage: What to train; None for use only.
         decoding: Task -> how its answers are generated.
@@ -119,7 +121,9 @@ class Blip2Representation(MultimodalModule):
 
     key_maps: ClassVar[dict[str, KeyMap]] = {"hf": HF_KEYS, "lavis": LAVIS_KEYS}
     hf_class: ClassVar[str] = "Blip2ForImageTextRetrieval"
-    hf_lacks: ClassVar[tuple[str, ...]] = tuple(f"heads.{name}" for name in ("temperature", "transform.*", "norm.*", "bias"))
+    hf_lacks: ClassVar[tuple[str, ...]] = tuple(
+        f"heads.{name}" for name in ("temperature", "transform.*", "norm.*", "bias")
+    )
 
     vision: nn.Module
     ln_vision: nn.LayerNorm
@@ -137,6 +141,7 @@ class Blip2Representation(MultimodalModule):
         image: ImagePolicy | None = None,
         label_smoothing: float = 0.1,
         soft_targets: bool = False,
+        negatives: Literal["all", "rank"] = "all",
         rerank: int = 0,
         stage: StageSettings | None = None,
         decoding: dict[str, Decoding] | None = None,
@@ -152,6 +157,7 @@ class Blip2Representation(MultimodalModule):
         }
         super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
         self.label_smoothing, self.soft_targets, self.rerank = label_smoothing, soft_targets, rerank
+        self.negatives = negatives
         self.write_id: int = reader.get_vocab()[WRITE]
 
     def forward(self, batch: Batch) -> Output:
@@ -225,15 +231,19 @@ class Blip2Representation(MultimodalModule):
 
     def matching(self, images_to_texts: Tensor, texts_to_images: Tensor, pairs: Pairs) -> Float[Tensor, ""]:
         """ITM: each pair, each text with a hard negative image, each image with a hard negative text."""
-        with torch.no_grad():
-            other_image = hard_negatives(texts_to_images, pairs.own)
-            other_text = hard_negatives(images_to_texts, pairs.own)
-        visual = gather(pairs.visual, gradient=True)[other_image]
-        tokens, real = (gather(each, gradient=False)[other_text] for each in (pairs.tokens, pairs.real))
+        own, visual, tokens, real = pairs.own, pairs.visual, pairs.tokens, pairs.real
+        if self.negatives == "all":
+            visual = gather(visual, gradient=True)
+            tokens, real = (gather(each, gradient=False) for each in (tokens, real))
+        else:
+            first = rank_and_world()[0] * len(tokens)
+            mine = slice(first, first + len(tokens))
+            own, images_to_texts, texts_to_images = (each[:, mine] for each in (own, images_to_texts, texts_to_images))
+        other_image, other_text = hard_negatives(texts_to_images, own), hard_negatives(images_to_texts, own)
         logits = self.match_logits(
-            torch.cat([pairs.visual, visual, pairs.visual]),
-            torch.cat([pairs.tokens, pairs.tokens, tokens]),
-            torch.cat([pairs.real, pairs.real, real]),
+            torch.cat([pairs.visual, visual[other_image], pairs.visual]),
+            torch.cat([pairs.tokens, pairs.tokens, tokens[other_text]]),
+            torch.cat([pairs.real, pairs.real, real[other_text]]),
         )
         together = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
         together[: len(pairs.tokens)] = 1

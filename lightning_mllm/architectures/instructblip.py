@@ -194,7 +194,9 @@ class InstructBlip(PromptedModule):
         """
         own: Processor = self.processor
         if own.query_text is None:
-            raise ValueError("instructed: found false, expected a Q-Former that reads the instruction, as transformers'")
+            raise ValueError(
+                "instructed: found false, expected a Q-Former that reads the instruction, as transformers'"
+            )
         return question_folder(
             hf_class=self.hf_class,
             processor=own,

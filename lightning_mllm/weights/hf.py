@@ -139,9 +139,7 @@ def pad_rows(tensor: Float[Tensor, "W D"], rows: int, like: int) -> Float[Tensor
     return torch.cat([tensor, tensor[like].expand(rows - len(tensor), -1)])
 
 
-def language_tensors(
-    state: Mapping[str, Tensor], language: Any, rows: int, like: int
-) -> Iterator[tuple[str, Tensor]]:
+def language_tensors(state: Mapping[str, Tensor], language: Any, rows: int, like: int) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a net as files hold them: tied ones once, embedding and head of the language model padded.
 
     Args:

@@ -10,10 +10,12 @@ from transformers import LlamaForCausalLM
 from lightning_mllm.architectures.language_model import TINY, LanguageModelPretraining
 from lightning_mllm.contracts import IGNORE, Sample, Turn
 from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.language.seq2seq import TINY_T5
 from lightning_mllm.training.stage import StageSettings
-from tests.architectures.samples import ONE, TEXT, batch_of, gradients, packed
+from tests.architectures.samples import ONE, TEXT, batch_of, gradients, packed, sample
 
 DOCUMENT = Sample(id="document", turns=(Turn(role="assistant", text="There is a cube."),))
+LONGER = sample("Say something else, please.", "Something else.")
 OTHER = Sample(id="other", turns=(Turn(role="assistant", text="It is red."),))
 
 
@@ -69,6 +71,35 @@ def test_it_answers() -> None:
     with torch.no_grad():
         rows = module.generate(batch_of(module, TEXT, TEXT, generate=True), Decoding(max_new_tokens=3))
     assert rows[0] == rows[1] and len(rows[0]) <= 3
+
+
+def seq2seq(stage: str | None = None) -> LanguageModelPretraining:
+    settings = None if stage is None else StageSettings(name=stage)
+    module = LanguageModelPretraining.tiny(language=TINY_T5, chat="blip2_t5", stage=settings)
+    module.configure_model()
+    return module.eval()
+
+
+def test_an_encoder_decoder_learns_the_answer_from_what_stands_before_it() -> None:
+    module = seq2seq()
+    batch = batch_of(module, TEXT, LONGER)
+    assert batch.targets is not None
+    assert module.processor.decode(batch.tokens[0]) == "Say something."
+    assert module.processor.decode(batch.targets[1]) == "Something else."
+    expected = module.language(input_ids=batch.tokens, attention_mask=(batch.segments > 0).long(), labels=batch.targets)
+    output = module(batch)
+    assert_close(output.loss, expected.loss, atol=1e-6, rtol=0)
+    assert output.count == (batch.targets != IGNORE).sum() == len("Something.Something else.") + 2
+
+
+def test_all_of_an_encoder_decoder_is_trained_and_it_answers() -> None:
+    module = seq2seq("pretrain")
+    found = gradients(module, batch_of(module, TEXT))
+    assert set(found) == {name for name, _ in module.named_parameters()}
+    with torch.no_grad():
+        rows = module.generate(batch_of(module, TEXT, LONGER, generate=True), Decoding(max_new_tokens=3))
+        (alone,) = module.generate(batch_of(module, TEXT, generate=True), Decoding(max_new_tokens=3))
+    assert rows[0] == alone and len(alone) <= 3
 
 
 def test_images_are_refused() -> None:

@@ -1,0 +1,125 @@
+"""Laws of every net whose language model reads tokens with visual vectors in their slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from lightning_mllm.architectures.blip2 import Blip2
+from lightning_mllm.architectures.instructblip import InstructBlip
+from lightning_mllm.contracts import TokenKind
+from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.language.seq2seq import TINY_T5
+from lightning_mllm.training.stage import StageSettings
+from tests.architectures.blip2s import CLOSE, OPT, built, collated
+from tests.architectures.samples import ONE, OTHER, TEXT, TWO, gradients
+
+T5: dict[str, Any] = {"language": TINY_T5, "chat": "blip2_t5"}
+NETS: dict[str, Callable[..., Any]] = {
+    "blip2, opt": lambda **more: built(Blip2, language=OPT, **more),
+    "blip2, flan-t5": lambda **more: built(Blip2, **T5, **more),
+    "instructblip, llama": lambda **more: built(InstructBlip, **more),
+    "instructblip, flan-t5": lambda **more: built(InstructBlip, **T5, **more),
+}
+STAGES = {"blip2": "generative", "instructblip": "instruct"}
+
+
+@pytest.fixture(params=NETS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def net(kind: str) -> Any:
+    return NETS[kind]()
+
+
+def asked(like: Any, *candidates: str) -> Any:
+    return replace(like, candidates=candidates)
+
+
+def summed_loss(net: Any, like: Any, answer: str) -> Tensor:
+    """Of training on that answer."""
+    output = net(collated(net, replace(like, turns=(like.turns[0], replace(like.turns[1], text=answer)))))
+    return output.loss * output.count
+
+
+def test_likelihoods_are_minus_the_loss_of_training_on_the_answer(net: Any) -> None:
+    """Rows of several lengths, two images, none, and as many candidates as each has."""
+    rows = (asked(ONE, "A cube.", "No."), asked(TWO, "Yes, they are.", "No.", "Perhaps"), asked(TEXT, "Something."))
+    with torch.no_grad():
+        found = net.likelihoods(collated(net, *rows, generate=True))
+        assert [len(row) for row in found] == [2, 3, 1]
+        for row, like in zip(found, rows, strict=True):
+            expected = torch.stack([-summed_loss(net, like, answer) for answer in like.candidates])
+            assert_close(torch.tensor(row), expected, atol=1e-4, rtol=1e-5)
+            alone = net.likelihoods(collated(net, like, generate=True))
+            assert_close(torch.tensor(alone[0]), torch.tensor(row), atol=1e-4, rtol=1e-5)
+        answers = net.answers(collated(net, *rows, generate=True))
+        assert answers == [like.candidates[row.index(max(row))] for row, like in zip(found, rows, strict=True)]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_changes_nothing(net: Any, side: str) -> None:
+    with torch.no_grad():
+        both = net(collated(net, ONE, OTHER, TEXT, side=side))
+        each = [net(collated(net, one)) for one in (ONE, OTHER, TEXT)]
+    assert both.count == sum(one.count for one in each)
+    assert_close(both.loss * both.count, sum(one.loss * one.count for one in each), atol=1e-4, rtol=0)
+
+
+def test_answers_depend_on_their_own_row_alone(net: Any) -> None:
+    with torch.no_grad():
+        together = net.generate(collated(net, ONE, OTHER, TEXT, generate=True), Decoding(max_new_tokens=6))
+        apart = [
+            net.generate(collated(net, one, generate=True), Decoding(max_new_tokens=6))[0] for one in (ONE, OTHER, TEXT)
+        ]
+    assert together == apart
+
+
+def test_frames_of_a_row_are_seen_one_by_one_and_stand_in_their_order(net: Any) -> None:
+    batch = collated(net, TWO)
+    first, second = (replace(TWO, images=(image,), turns=_one_mark(TWO)) for image in TWO.images)
+    visual = torch.cat([net.see(collated(net, each)) for each in (first, second)])
+    assert_close(net.see(batch), visual, **CLOSE)
+    slots = net.place(batch, net.see(batch))[batch.kinds == TokenKind.IMAGE]
+    assert_close(slots, visual.flatten(0, 1), **CLOSE)
+    swapped = net.see(collated(net, replace(TWO, images=TWO.images[::-1])))
+    assert_close(swapped, visual.flip(0), **CLOSE)
+
+
+def _one_mark(like: Any) -> Any:
+    return (replace(like.turns[0], text=like.turns[0].text.replace("<image>\n", "", 1)), like.turns[1])
+
+
+def test_an_image_changes_its_own_row_alone_and_what_stands_behind_it(net: Any) -> None:
+    batch = collated(net, ONE, OTHER)
+    images = batch.images.clone()
+    images[0] = 255 - images[0]
+    changed = replace(batch, images=images)
+    with torch.no_grad():
+        before, after = net.place(batch, net.see(batch)), net.place(changed, net.see(changed))
+        assert torch.equal(before[1], after[1])
+        slots = batch.kinds[0] == TokenKind.IMAGE
+        assert (before[0] != after[0]).any(-1).tolist() == slots.tolist()
+        assert net(batch).loss != net(changed).loss
+        text = collated(net, TEXT)
+        assert torch.equal(net(text).loss, net(replace(text, images=255 - text.images)).loss)
+
+
+def test_a_text_only_batch_gives_what_sees_a_gradient_of_exactly_zero(kind: str) -> None:
+    net = NETS[kind](stage=StageSettings(name=STAGES[kind.split(",")[0]]))
+    net.requires_grad_(False)
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name in net.trained)
+    batch = collated(net, TEXT)
+    assert batch.num_images == 0 and len(batch.images) == 1
+    found = gradients(net, batch)
+    assert set(found) == set(net.trained)
+    assert not any(gradient.any() for gradient in found.values())
