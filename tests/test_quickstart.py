@@ -43,6 +43,24 @@ def test_draw_train_report_ask_export(
     assert config["architectures"] == ["LlavaForConditionalGeneration"]
 
 
+def test_the_q_former_lineages_in_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BLIP-2's two stages with both kinds of language model, then InstructBLIP from where they end."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    main(["world", "data/world", "--images", "160", "--seed", "1"])
+    few = ["--stage.epochs=0.5"]
+    main(["run", "experiments/quickstart/blip2", *few])
+    blip2 = json.loads(Path("runs/quickstart/blip2/report.json").read_text())
+    assert {f"generative_{language}/cider" for language in ("opt", "t5")} <= set(blip2)
+    assert blip2["representation/text_retrieval_r1"]["value"] >= 0
+    main(["run", "experiments/quickstart/instructblip", *few])
+    instructed = json.loads(Path("runs/quickstart/instructblip/report.json").read_text())
+    assert {"vqa_accuracy", "vqa_accuracy_novel", "vqa_accuracy_blind"} <= set(instructed)
+    record = json.loads(Path("runs/quickstart/instructblip/instruct/weights/stage.json").read_text())
+    ancestors = [each["stage"] for each in record["lineage"]]
+    assert ancestors == ["representation", "generative"]
+
+
 @pytest.mark.skipif(not COCO.is_dir(), reason="needs the excerpt of COCO beside the checkout")
 def test_the_same_stages_on_real_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

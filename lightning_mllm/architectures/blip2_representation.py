@@ -102,8 +102,8 @@ class Blip2Representation(MultimodalModule):
         label_smoothing: Of contrast and captions (released code: 0.1).
         soft_targets: Whether all pairs of one image are right answers and none of them a negative, for data in which an
             image has several texts (released code: where the data name images, as COCO retrieval does).
-        negatives: Where matching draws its hard negatives: among the pairs of all ranks (released code) or of its own (as
-            ALBEF, arXiv 2107.07651, whose mining the paper takes).
+        negatives: Where matching draws its hard negatives: among the pairs of all ranks (released code) or of its own
+            (ALBEF, arXiv 2107.07651, whose mining the paper takes).
         rerank: How many of the nearest are ranked anew by matching in retrieval (released configuration: 128); 0: none.
         stage: What to train; None for use only.
         decoding: Task -> how its answers are generated.
