@@ -38,10 +38,14 @@ world: $(WORLD)/world.json
 backbones: env
 	$(BIN)/mllm world $(BACKBONE_WORLD) --images 12000 --texts 120000 --seed 7
 	$(BIN)/mllm world $(CROPS) --images 30000 --crops --seed 8
-	$(BIN)/python -m lightning_mllm.export.backbones tokenizer $(BACKBONE_WORLD) --to $(BACKBONES)/llama
+	for name in llama opt t5; do
+	  $(BIN)/python -m lightning_mllm.export.backbones tokenizer $(BACKBONE_WORLD) --style $$name --to $(BACKBONES)/$$name
+	done
 	$(BIN)/mllm run experiments/backbones/clip --hardware $(HARDWARE) --hardware.micro_batch=256 --hardware.eval_batch=128
 	$(BIN)/mllm run experiments/backbones/llama --hardware $(HARDWARE) --hardware.micro_batch=32
-	for name in clip llama; do
+	$(BIN)/mllm run experiments/backbones/opt --hardware $(HARDWARE) --hardware.micro_batch=32
+	$(BIN)/mllm run experiments/backbones/t5 --hardware $(HARDWARE) --hardware.micro_batch=96
+	for name in clip llama opt t5; do
 	  $(BIN)/python -m lightning_mllm.export.backbones pack runs/backbones/$$name --to $(BACKBONES)/$$name
 	done
 

@@ -114,12 +114,15 @@ def _halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _write_language(net: Any, folder: Path) -> Path:
-    model = net.language.half()
-    model.config.dtype = torch.float16
-    model.generation_config.eos_token_id = net.processor.tokenizer.eos_token_id
-    model.config.save_pretrained(folder)
+    model, ends = net.language.half(), net.processor.ends
+    config = model.config
+    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
+    # Of T5 1.1, transformers reads from this whether the decoder's output is scaled.
+    config.tie_word_embeddings = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
+    config.dtype = torch.float16
+    model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
+    config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
-    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
     write_tensors(
         folder / "model.safetensors",
         {name: tensor for name, tensor in _halved(model.state_dict()).items() if name not in tied},
