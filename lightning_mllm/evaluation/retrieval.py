@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lightning_mllm.contracts import Batch, Evaluation
 from lightning_mllm.evaluation.bootstrap import Interval, interval
-from lightning_mllm.evaluation.metrics.recall import CUTS, chance, recalls, reranked
+from lightning_mllm.evaluation.metrics.recall import CUTS, chance, highest, recalls, reranked
 from lightning_mllm.evaluation.scores import Example, encode_picture, gather, spread
 
 Side = dict[str, Tensor]
@@ -238,8 +238,7 @@ class Retrieval:
     def _first(self, similarity: np.ndarray) -> np.ndarray:
         """i64[rows, k]: the columns to order anew, of equals the first ones."""
         k = self.net.rerank if isinstance(self.net, Matcher) else 0
-        # Row by row: sorted at once, COCO's matrix would take several times its size.
-        return np.stack([np.argsort(-row, kind="stable")[:k] for row in similarity])
+        return np.stack([highest(row, k) for row in similarity])
 
     def _match(
         self, images: Side, texts: Side, wanted: np.ndarray, own: Sequence[int], rows: Sequence[int]

@@ -10,6 +10,7 @@ import torch
 import torch.distributed
 from PIL import Image
 
+from data_modules.listing import published
 from lightning_mllm.contracts import Batch, Evaluation, TokenKind
 from lightning_mllm.evaluation.bootstrap import interval
 from lightning_mllm.evaluation.metrics import RankMetric
@@ -157,6 +158,16 @@ def test_every_task_scores_yes_and_no(task: str) -> None:
     found = scores.compute()
     assert list(found) == [name for metric in TASKS[task] for name in metric.names]
     assert next(iter(found.values())).value > 0.4
+
+
+def test_every_published_data_set_has_its_scores() -> None:
+    tasks = {each.title: set(each.tasks) for _, each in published()}
+    assert {"NoCaps", "Hateful Memes", "Visual Dialog", "iVQA", "ScienceQA"} <= tasks.keys()
+    known = {*TASKS, "retrieval"}
+    # LLaVA's conversations are trained on alone: a language model judges them in the paper.
+    assert {title for title, of in tasks.items() if not of <= known} == {
+        f"LLaVA-Instruct {kind}" for kind in ("conversation", "detail", "reasoning")
+    }
 
 
 def ranked(ids: list[int], task: str = "choice") -> Scores:

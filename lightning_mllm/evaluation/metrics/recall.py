@@ -25,6 +25,15 @@ def chance(gallery: int, right: int) -> list[float]:
     return [hit_chance(0, gallery - right, right, k) for k in CUTS]
 
 
+def highest(scores: Float[np.ndarray, " C"], k: int) -> Int[np.ndarray, " K"]:
+    """The places of the k highest scores, in no order, of equals the first ones; all places if k is larger."""
+    if not 0 < k < len(scores):
+        return np.arange(len(scores) if k > 0 else 0)
+    least = np.partition(scores, -k)[-k]
+    above, equal = np.flatnonzero(scores > least), np.flatnonzero(scores == least)
+    return np.concatenate([above, equal[: k - len(above)]])
+
+
 def reranked(
     similarity: Float[np.ndarray, " C"], first: Int[np.ndarray, " K"], match: Float[np.ndarray, " K"]
 ) -> Float[np.ndarray, " C"]:
