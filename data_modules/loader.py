@@ -64,8 +64,9 @@ class TrainingSamples(Dataset):
 
     def __getitem__(self, place: Place) -> Any:
         generator = seeded(self.seed, "sample", place.epoch, place.source, place.index)
+        source = self.sources[place.source]
         return contained(
-            lambda: self.processor.encode(self.sources[place.source].sample(place.index, generator)), str(place)
+            lambda: self.processor.encode(source.sample(place.index, generator), random=generator), str(place)
         )
 
 

@@ -15,6 +15,7 @@ from data_modules.sources.readings import Readings
 from data_modules.sources.source import Source
 from data_modules.sources.statements import HatefulMemes, Vsr
 from data_modules.sources.video import IVqa, MsrvttQa, MsvdQa
+from data_modules.sources.visual_genome import VisualGenomeQa
 from data_modules.sources.vqa import OkVqa, VqaV2
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "TextCaps",
     "TextVqa",
     "VisualDialog",
+    "VisualGenomeQa",
     "VizWiz",
     "VqaV2",
     "Vsr",

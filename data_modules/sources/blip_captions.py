@@ -16,10 +16,12 @@ MAX_WORDS = 50
 
 class PlainCaptions(Wrapped):
     """The captions of another source in lower case, with blanks for `.!"()*#:;~` and at most 50 words: what BLIP and
-    BLIP-2 train on (released blip_processors.py, `BlipCaptionProcessor`). References stay as people wrote them.
+    BLIP-2 train on (released blip_processors.py, `BlipCaptionProcessor`).
 
     Args:
         source: images with one caption each.
+        references: whether references are changed too: texts that are to be found by retrieval are, those that captions
+            are compared with stay as people wrote them.
 
     Raises:
         ValueError: it is no source of captions; a caption has no word left.
@@ -27,16 +29,18 @@ class PlainCaptions(Wrapped):
 
     captions = True
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, references: bool = False) -> None:
         super().__init__(_of_captions(source))
+        self.references = references
 
     def sample(self, index: int, generator: torch.Generator) -> Sample:
         sample = self.source.sample(index, generator)
         request, answer = sample.turns
-        words = PUNCTUATION.sub(" ", answer.text.lower()).split()[:MAX_WORDS]
-        if not words:
-            raise ValueError(f"sample {sample.id!r}: found the caption {answer.text!r}, expected a word in it")
-        return replace(sample, turns=(request, Turn(role="assistant", text=" ".join(words))))
+        references = sample.references
+        if self.references:
+            references = tuple(_plain(text, sample.id) for text in references)
+        turns = (request, Turn(role="assistant", text=_plain(answer.text, sample.id)))
+        return replace(sample, turns=turns, references=references)
 
 
 class PrefixCaptions(Wrapped):
@@ -67,6 +71,13 @@ class PrefixCaptions(Wrapped):
         return replace(
             sample, turns=(Turn(role="user", text=beginning), Turn(role="assistant", text=" ".join(words[cut:])))
         )
+
+
+def _plain(text: str, id: str) -> str:
+    words = PUNCTUATION.sub(" ", text.lower()).split()[:MAX_WORDS]
+    if not words:
+        raise ValueError(f"sample {id!r}: found the caption {text!r}, expected a word in it")
+    return " ".join(words)
 
 
 def _of_captions(source: Source) -> Source:

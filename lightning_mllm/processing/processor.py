@@ -124,10 +124,11 @@ class Processor:
             kinds = [int(TokenKind.IMAGE_BEGIN), *kinds, int(TokenKind.IMAGE_END)]
         return tokens, [IGNORE] * len(tokens), kinds
 
-    def encode(self, sample: Sample, *, generate: bool = False) -> Encoded:
+    def encode(self, sample: Sample, *, generate: bool = False, random: torch.Generator | None = None) -> Encoded:
         """Tokens, labels, kinds i64/i64/u8[T] and images u8[N, 3, S, S], N = images x views.
 
-        With `generate` a final answer is dropped and the row ends where the answer begins.
+        With `generate` a final answer is dropped and the row ends where the answer begins. In training `random` is what
+        the image policy draws from.
 
         Raises:
             ImageError: an image cannot be used.
@@ -144,7 +145,7 @@ class Processor:
                 raise ValueError(f"found {marks} {IMAGE_MARK} marks for {len(sample.images)} images, expected as many")
             row, targets = self._tokenize(pieces, generate)
             tokens, labels, kinds = self._fit(row, generate or self.seq2seq)
-            views = [self.image(decode_image(ref, self.limits)) for ref in sample.images]
+            views = [self.image(decode_image(ref, self.limits), random) for ref in sample.images]
         except ImageError as error:
             raise ImageError(f"sample {sample.id!r}: {error}") from error
         except ValueError as error:

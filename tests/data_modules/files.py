@@ -71,7 +71,7 @@ class Echo:
     def __init__(self, refuses: str = "", error: type[Exception] = ValueError) -> None:
         self.refuses, self.error = refuses, error
 
-    def encode(self, sample: Sample, *, generate: bool = False) -> Sample:
+    def encode(self, sample: Sample, *, generate: bool = False, random: Any = None) -> Sample:
         if sample.id == self.refuses:
             raise self.error(f"sample {sample.id}: no good")
         return sample

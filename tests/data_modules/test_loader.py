@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -120,6 +121,18 @@ def test_samples_draw_anew_in_each_epoch() -> None:
     assert all(len(texts) >= 2 for texts in drawn.values())
 
 
+class Drawing(Echo):
+    """A processor that writes what it draws into the sample's id."""
+
+    def encode(self, sample: Sample, *, generate: bool = False, random: Any = None) -> Sample:
+        return replace(sample, id=f"{sample.id} {int(torch.randint(1 << 30, (), generator=random))}")
+
+
+def test_a_processor_draws_from_the_generator_of_the_sample() -> None:
+    first, again = ([id for batch in make(processor=Drawing()) for id in batch["ids"]] for _ in range(2))
+    assert first == again and len(set(first)) == len(first)
+
+
 @pytest.mark.parametrize("position", [3, -2, 34])
 def test_positions_that_do_not_fit(position: int) -> None:
     with pytest.raises(
@@ -164,7 +177,7 @@ class Stuck(Echo):
         super().__init__()
         self.how = how
 
-    def encode(self, sample: Sample, *, generate: bool = False) -> Sample:
+    def encode(self, sample: Sample, *, generate: bool = False, random: Any = None) -> Sample:
         if sample.id == "b2":
             os._exit(3) if self.how == "exits" else time.sleep(2.5)
         return sample

@@ -10,7 +10,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from lightning_mllm.processing import images
-from lightning_mllm.processing.images import ImagePolicy
+from lightning_mllm.processing.images import ImagePolicy, random_part
 
 SIZES = [(37, 64), (64, 37), (50, 50), (21, 90), (200, 31), (33, 32), (1, 9), (640, 427)]
 UNSCALED: Any = {"do_rescale": False, "do_normalize": False}
@@ -88,3 +88,38 @@ def test_settings_are_checked() -> None:
         ImagePolicy(size=0, fit="crop")
     with pytest.raises(ValueError, match=r"image\.fit: found 'stretch', expected one of crop, pad, squash"):
         ImagePolicy(size=9, fit="stretch")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_random_parts_are_torchvisions(size: tuple[int, int]) -> None:
+    """Inside the image, of the area and shape asked for; of a thin one, the middle."""
+    (width, height), random = size, torch.Generator().manual_seed(0)
+    parts = {random_part(width, height, (0.5, 1.0), random) for _ in range(50)}
+    for left, top, right, bottom in parts:
+        assert 0 <= left < right <= width and 0 <= top < bottom <= height
+    if max(size) > 2.7 * min(size):
+        assert len(parts) == 1, "no part of half the area has a side of at most 4/3 of the other"
+        ((left, top, right, bottom),) = parts
+        assert abs(left - (width - right)) <= 1 and abs(top - (height - bottom)) <= 1
+    elif min(size) > 20:
+        areas = [(right - left) * (bottom - top) / (width * height) for left, top, right, bottom in parts]
+        assert len(parts) > 20 and 0.45 < min(areas) < 0.6 and 0.7 < max(areas) <= 1
+        assert all(0.7 < (right - left) / (bottom - top) < 1.4 for left, top, right, bottom in parts)
+
+
+def test_what_is_random_is_drawn_in_training_alone() -> None:
+    plain = ImagePolicy(size=32, fit="squash")
+    policy = ImagePolicy(size=32, fit="squash", random_area=(0.5, 1.0), random_flip=0.5)
+    mirror = ImagePolicy(size=32, fit="squash", random_flip=1.0)
+    image = noise(50, 50)
+    assert torch.equal(policy(image), plain(image))
+    first, again, other = (policy(image, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(mirror(image, torch.Generator()), plain(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
+
+
+def test_shares_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"image.random_area: found \(0.9, 0.5\), expected two rising shares"):
+        ImagePolicy(size=9, fit="crop", random_area=(0.9, 0.5))
+    with pytest.raises(ValueError, match=r"image.random_flip: found 2, expected a share"):
+        ImagePolicy(size=9, fit="crop", random_flip=2)

@@ -35,6 +35,20 @@ class Drawn:
 
 
 @dataclass(frozen=True)
+class Halved(Drawn):
+    """Black on the left."""
+
+    colour: tuple[int, int, int] = (255, 255, 255)
+
+    def read(self, max_bytes: int) -> bytes:
+        image = Image.new("RGB", (16, 8), self.colour)
+        image.paste((0, 0, 0), (0, 0, 8, 8))
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True)
 class Broken:
     name: str = "broken.png"
 
@@ -99,6 +113,13 @@ def test_images_keep_their_order() -> None:
     assert (row.kinds == IMAGE).sum() == 6
 
 
+def test_images_change_by_chance_in_training_alone() -> None:
+    used, shown = processor(), sample("<image>\nwhat is it?", "a dog.", images=(Halved(),))
+    used.image = ImagePolicy(size=8, fit="squash", random_flip=1.0)
+    plain, mirrored = (used.encode(shown, random=random).images for random in (None, torch.Generator()))
+    assert torch.equal(plain.flip(-1), mirrored) and not torch.equal(plain, mirrored)
+
+
 def test_text_alone() -> None:
     row = processor().encode(sample("what is it?", "a dog."))
     assert row.images.shape == (0, 3, 8, 8) and row.images.dtype == torch.uint8
@@ -134,8 +155,8 @@ def test_every_view_of_an_image_has_its_slots() -> None:
         def num_views(self) -> int:
             return 2
 
-        def __call__(self, image: Image.Image) -> torch.Tensor:
-            return super().__call__(image).repeat(2, 1, 1, 1)
+        def __call__(self, image: Image.Image, random: torch.Generator | None = None) -> torch.Tensor:
+            return super().__call__(image, random).repeat(2, 1, 1, 1)
 
     used = Processor(llama_tokenizer(), processor().chat, Twice(size=8, fit="crop"), 3, 99 * 9)
     row = used.encode(sample("<image>\nq", "a", images=(RED,)))

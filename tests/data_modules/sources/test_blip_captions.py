@@ -51,5 +51,7 @@ def test_plain_captions(tmp_path: Path) -> None:
     ]
     own, plain = source.sample(0, generator()), made.sample(0, generator())
     assert plain.turns[0] == own.turns[0] and plain.references == own.references == (given[0],)
+    retrieved = PlainCaptions(source, references=True).sample(0, generator())
+    assert retrieved.references == ("a big dog runs fast",) and retrieved.turns == plain.turns
     with pytest.raises(ValueError, match=r"sample 'b.jpg': found the caption '...', expected a word in it"):
         made.sample(3, generator())
