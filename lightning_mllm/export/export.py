@@ -107,7 +107,7 @@ def write_case(module: MultimodalModule, layout: HfFolder, case: Path) -> None:
         tensors["query_text"] = batch.query_text[0]
     tensors["logits"] = layout.logits(batch)[0].float()
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, case / "case.safetensors")
-    text = CAPTION if layout.compared == "pairs" else QUESTION
+    text = CAPTION if layout.compared == "pairs" else QUESTION if layout.asks else ""
     facts = {"compared": layout.compared, "text": text, "new_tokens": NEW_TOKENS}
     (case / "case.json").write_text(json.dumps(facts), encoding="utf-8")
 

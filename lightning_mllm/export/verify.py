@@ -49,18 +49,25 @@ def compare(folder: Path, ours: dict[str, Tensor], facts: dict[str, Any]) -> str
         if loading[kind]:
             return f"{kind.replace('_', ' ')}: {sorted(map(str, loading[kind]))[:3]}"
     processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    inputs = _inputs(processor, picture(ours["square"]), facts["text"])
+    if difference := _tokens(model, inputs, ours) or _pixels(processor, ours):
+        return difference
     if facts["compared"] == "pairs":
-        inputs = processor(images=picture(ours["square"]), text=facts["text"], return_tensors="pt")
-        return _tokens(model, inputs, ours) or _pixels(processor, ours) or _pair(model, inputs, ours)
-    shown = [{"type": "image", "image": picture(ours["square"])}, {"type": "text", "text": facts["text"]}]
-    inputs = processor.apply_chat_template(
+        return _pair(model, inputs, ours)
+    return _answer(model, inputs, ours, facts["new_tokens"])
+
+
+def _inputs(processor: Any, image: Image.Image, text: str) -> Any:
+    if not processor.chat_template:
+        return processor(images=image, text=text, return_tensors="pt")
+    shown = [{"type": "image", "image": image}, {"type": "text", "text": text}]
+    return processor.apply_chat_template(
         [{"role": "user", "content": shown}],
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
     )
-    return _tokens(model, inputs, ours) or _pixels(processor, ours) or _answer(model, inputs, ours, facts["new_tokens"])
 
 
 def _tokens(model: Any, inputs: Any, ours: dict[str, Tensor]) -> str:

@@ -20,7 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_mllm.weights.files import BESIDE, INDEXES, WHOLE, TensorFiles, resource, sha256, write_tensors, write_text
+from lightning_mllm.weights.files import (
+    BESIDE,
+    INDEXES,
+    WHOLE,
+    TensorFiles,
+    resource,
+    sha256,
+    write_tensors,
+    write_text,
+)
 from lightning_mllm.weights.keymap import KeyMap
 
 WEIGHTS = "weights"

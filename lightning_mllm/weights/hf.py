@@ -48,6 +48,8 @@ class HfFolder:
     compared: Literal["answers", "pairs"] = "answers"
     """answers: `logits` at every token (of an encoder-decoder: of its decoder), and what is written greedily; pairs:
     f[B, 3], of an image and a text the similarity, and the logits of being apart and of belonging together."""
+    asks: bool = True
+    """Whether the question is part of what is read: captions are written without one."""
     beside: Callable[[], Iterator[tuple[str, Tensor]]] | None = None
     """Tensors of ours that the class has no place for, under our names."""
     caveat: str = ""
@@ -119,14 +121,16 @@ def image_fit(settings: Mapping[str, Any]) -> Literal["crop", "pad", "squash"]:
     return "crop" if settings.get("do_center_crop", True) else "squash"
 
 
-def multimodal_tokenizer(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> PreTrainedTokenizerFast:
-    """A copy with this template, and with the image and padding tokens that processors need, added where missing."""
+def multimodal_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, chat_template: str | None = None
+) -> PreTrainedTokenizerFast:
+    """A copy with this template, or without any, and with the image and padding tokens that processors need."""
     own = copy.deepcopy(tokenizer)
     if IMAGE_MARK not in own.get_vocab():
         own.add_tokens([_special(IMAGE_MARK)], special_tokens=True)
     if own.pad_token is None:
         own.add_special_tokens({"pad_token": _special(PAD_TOKEN)})
-    own.chat_template = chat_template
+    own.chat_template = chat_template  # pyright: ignore[reportAttributeAccessIssue]
     return own
 
 

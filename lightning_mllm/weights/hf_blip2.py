@@ -4,6 +4,8 @@ Their processors put an image's slots before all text, and then whatever the tok
 
     ours     [slots] [before] question [after]
     theirs   [slots] tokenizer(question), whose post-processor writes `before` and `after`
+
+They have no chat template, which these processors would not read back: one calls `processor(images, text)`.
 """
 
 from __future__ import annotations
@@ -84,22 +86,9 @@ class Wrap:
         before, asked, after = "".join(piece.text for piece in others).partition(ASKED)
         return cls(before=before, after=after, keeps=bool(asked))
 
-    @property
-    def chat_template(self) -> str:
-        """A chat template (jinja) for one question; the tokenizer writes what stands around it."""
-        return (
-            "{%- if messages | length != 1 or messages[0]['role'] != 'user' -%}"
-            "{{ raise_exception('expected one question: this model holds no conversations') }}{%- endif -%}"
-            "{%- set turn = namespace(text='') -%}{%- set content = messages[0]['content'] -%}"
-            "{%- if content is string -%}{%- set turn.text = content -%}{%- else -%}"
-            "{%- for item in content if item['type'] == 'text' -%}"
-            "{%- set turn.text = turn.text ~ item['text'] -%}{%- endfor -%}{%- endif -%}"
-            + ("{{- turn.text | replace('<image>', '') | trim -}}" if self.keeps else "")
-        )
-
     def tokenizer(self, own: PreTrainedTokenizerFast, side: str) -> PreTrainedTokenizerFast:
         """A tokenizer that puts this around every text, pads on `side`, and has an image and a padding token."""
-        full = multimodal_tokenizer(own, self.chat_template)
+        full = multimodal_tokenizer(own)
         backend = Tokenizer.from_str(full.backend_tokenizer.to_str())
         around: list[Any] = []
         for place, text in (("before", self.before), ("after", self.after)):
@@ -109,15 +98,13 @@ class Wrap:
         single = f"{'before ' if self.before else ''}$A{' after' if self.after else ''}"
         backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=around)  # pyright: ignore
         # Of the plain class: those of published models (Llama, OPT) make a post-processor of their own when read.
-        plain = PreTrainedTokenizerFast(
+        return PreTrainedTokenizerFast(
             tokenizer_object=backend,
             padding_side=side,
             clean_up_tokenization_spaces=False,
             model_max_length=full.model_max_length,
             **{name: token for name in NAMES if (token := getattr(full, name)) is not None},
         )
-        plain.chat_template = self.chat_template
-        return plain
 
 
 def square_processor(processor: Writes, tower: Any) -> Any:
@@ -202,7 +189,6 @@ def question_folder(
         if reader is None
         else InstructBlipProcessor(images, tokenizer, reader, **more)
     )
-    saved.chat_template = wrap.chat_template
     like = spare_token(processor.tokenizer)
     return HfFolder(
         config=config,
@@ -215,6 +201,7 @@ def question_folder(
         ),
         tensors=lambda: rename(language_tensors(state(), language, text["vocab_size"], like)),
         logits=logits,
+        asks=wrap.keeps,
         notes={**notes, "text_limits": asdict(processor.text_limits)},
         caveat=caveat,
     )
@@ -249,7 +236,6 @@ def pair_folder(
     before, _, after = "".join(piece.text for piece in pieces).partition(ASKED)
     first = "".join(processor.tokenizer.convert_ids_to_tokens(processor.prefix))
     tokenizer = Wrap(before=first + before, after=after).tokenizer(processor.tokenizer, "right")
-    tokenizer.chat_template = None  # pyright: ignore[reportAttributeAccessIssue]
 
     def named(kept: bool) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in state().items():

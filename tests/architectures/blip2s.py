@@ -118,11 +118,16 @@ def exported(module: Any, folder: Path) -> Found:
     layout = module.hf()
     layout.write(folder / "folder")
     export.write_case(module, layout, folder / "case")
-    facts = json.loads((folder / "case/case.json").read_text())
-    difference = verify.compare(folder / "folder", load_file(folder / "case/case.safetensors"), facts)
+    difference = compared(folder)
     back = import_folder(folder / "folder")
     back.configure_model()
     return Found(difference, back.eval(), load_file(folder / "folder/model.safetensors"))
+
+
+def compared(folder: Path) -> str:
+    """What transformers does otherwise with `folder/folder` than our net did in `folder/case`."""
+    facts = json.loads((folder / "case/case.json").read_text())
+    return verify.compare(folder / "folder", load_file(folder / "case/case.safetensors"), facts)
 
 
 def same_state(one: Any, other: Any) -> bool:
