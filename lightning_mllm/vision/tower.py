@@ -17,7 +17,7 @@ from open_clip.model import _build_vision_tower  # the one place that knows ever
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from lightning_mllm.vision.positions import resized
+from lightning_mllm.vision.positions import resized, sines
 from lightning_mllm.vision.source import OpenClipSource, Statistic
 
 
@@ -29,12 +29,21 @@ class VisionTower(nn.Module):
         mean: Of RGB in [0, 1], by channel.
         std: Likewise.
         keep_cls: Whether the class token's vector stands first in the output.
+        places: f[V, D] added to the vectors of the patches.
     """
 
     mean: Tensor
     std: Tensor
+    places: Tensor | None
 
-    def __init__(self, visual: VisionTransformer, mean: Statistic, std: Statistic, keep_cls: bool) -> None:
+    def __init__(
+        self,
+        visual: VisionTransformer,
+        mean: Statistic,
+        std: Statistic,
+        keep_cls: bool,
+        places: Float[Tensor, "V D"] | None = None,
+    ) -> None:
         super().__init__()
         self.class_embedding = visual.class_embedding
         self.positional_embedding = visual.positional_embedding
@@ -44,6 +53,7 @@ class VisionTower(nn.Module):
         self.keep_cls = keep_cls
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.register_buffer("places", places, persistent=False)
 
     def forward(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N V D"]:
         """Visual vectors, row by row of the image; in the dtype of the tower, and without autograd if it is frozen."""
@@ -55,6 +65,8 @@ class VisionTower(nn.Module):
             # Under autocast the convolution gives 16 bits, and what the blocks add up is kept in 32.
             x = torch.cat([cls, patches.to(cls.dtype)], dim=1) + self.positional_embedding
             x = self.transformer(self.ln_pre(x))
+            if self.places is not None:
+                x = torch.cat([x[:, :1], x[:, 1:] + self.places.to(x.dtype)], dim=1)
             return x if self.keep_cls else x[:, 1:]
 
 
@@ -75,6 +87,9 @@ class OpenClipTower:
     """Whose output is used, counted as transformers' `hidden_states`: -1 is the last block, 0 the embeddings."""
     cls: Literal["drop", "keep"] = "drop"
     """What becomes of the class token's vector."""
+    places: Literal["own", "sines"] = "own"
+    """sines: fixed positions are added to the vectors of the patches, for what attends to them in no order and a tower
+    whose vectors do not tell where they stand (Qwen-VL's adapter, arXiv 2308.12966, sec. 2.1, has them too)."""
     config: dict[str, Any] | None = None
     """An open_clip configuration in place of `model`."""
 
@@ -141,7 +156,9 @@ class OpenClipTower:
         visual = _build_vision_tower(whole["embed_dim"], config, quick_gelu=whole.get("quick_gelu", False))
         assert isinstance(visual, VisionTransformer)
         mean, std = self.source.statistics()
-        return VisionTower(visual, mean, std, keep_cls=self.cls == "keep")
+        rows = config["image_size"] // config["patch_size"]
+        places = sines(rows, self.width) if self.places == "sines" else None
+        return VisionTower(visual, mean, std, keep_cls=self.cls == "keep", places=places)
 
     def pretrained(self) -> Iterator[tuple[str, Tensor]] | None:
         tensors = self.source.tensors()
