@@ -229,9 +229,9 @@ class Retrieval:
         """f32[rows, M]"""
         total = len(next(iter(texts.values())))
         blocks = [np.empty((0, total), dtype=np.float32)]
-        for some in _parts(rows, IMAGES_AT_ONCE):
-            side = self._there(images, some)
-            parts = [self.net.similarity(side, self._there(texts, m)) for m in _parts(range(total), TEXTS_AT_ONCE)]
+        for start in range(0, len(rows), IMAGES_AT_ONCE):
+            side = self._there(images, rows[start : start + IMAGES_AT_ONCE])
+            parts = [self.net.similarity(side, self._moved(part)) for part in _cut(texts, TEXTS_AT_ONCE)]
             blocks.append(torch.cat(parts, dim=1).float().cpu().numpy())
         return np.concatenate(blocks)
 
@@ -263,7 +263,10 @@ class Retrieval:
 
     def _there(self, side: Side, rows: Sequence[int] | np.ndarray) -> Side:
         """Some rows of a side on the net's device."""
-        return {name: tensor.to(self.net.device) for name, tensor in _at(side, torch.as_tensor(rows)).items()}
+        return self._moved(_at(side, torch.as_tensor(rows)))
+
+    def _moved(self, side: Side) -> Side:
+        return {name: tensor.to(self.net.device) for name, tensor in side.items()}
 
     def _show(self, gallery: _Gallery, said: Sequence[str], scores: Sequence[float]) -> None:
         pictures = {id: picture for some in gather(self._pictures) for id, picture in some.items()}
@@ -293,9 +296,9 @@ def _at(side: Side, rows: Int[Tensor, " K"]) -> Side:
     return {name: tensor[rows.to(tensor.device)] for name, tensor in side.items()}
 
 
-def _parts(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+def _cut(side: Side, size: int) -> Iterator[Side]:
+    for parts in zip(*(tensor.split(size) for tensor in side.values()), strict=True):
+        yield dict(zip(side, parts, strict=True))
 
 
 def _rank() -> int:
