@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.connectors.projector import Linear, LinearConnector
@@ -41,12 +41,12 @@ from lightning_mllm.processing.processor import Processor, TextLimits
 from lightning_mllm.processing.query_text import QueryText
 from lightning_mllm.training.prompted import PromptedModule
 from lightning_mllm.training.stage import StageSettings
-from lightning_mllm.vision.eva import EPS, EvaTower
+from lightning_mllm.vision.eva import EvaTower
 from lightning_mllm.vision.eva_hf import eva_settings, eva_tower
 from lightning_mllm.vision.eva_keys import BLIP2_VISION_KEYS, EVA_KEYS
 from lightning_mllm.vision.tower import OpenClipTower
-from lightning_mllm.weights.hf import HfFolder, image_fit, image_settings, notes
-from lightning_mllm.weights.hf_blip2 import norm_caveat, question_folder, shared_notes, square_processor
+from lightning_mllm.weights.hf import HfFolder
+from lightning_mllm.weights.hf_blip2 import Facts, question_folder
 from lightning_mllm.weights.keymap import KeyMap
 
 HF_KEYS = (
@@ -170,18 +170,10 @@ class Blip2(PromptedModule):
         if own.query_text is not None:
             raise ValueError("reader: found a Q-Former that reads the question, transformers' BLIP-2 has none")
         return question_folder(
-            hf_class=self.hf_class,
-            processor=own,
+            self,
             vision=eva_settings(self.vision, own.image.size),
             qformer=qformer_settings(self.qformer),
-            images=square_processor(own, self.vision),
-            language=self.language,
-            reader=None,
-            state=self.state_dict,
             rename=HF_KEYS.to_theirs,
-            logits=self.logits,
-            notes=shared_notes(own, self.ln_vision, self.decoding),
-            caveat=norm_caveat(self.ln_vision, EPS),
         )
 
     @classmethod
@@ -194,18 +186,15 @@ class Blip2(PromptedModule):
         Raises:
             ValueError: A tower or a Q-Former that this architecture does not have.
         """
-        config: Any = AutoConfig.from_pretrained(folder)
-        known, images, language = notes(folder), image_settings(folder), language_spec(folder, config)
-        mean, std = tuple(images["image_mean"]), tuple(images["image_std"])
-        vision = eva_tower(config.vision_config, mean, std)
-        policy = known.get("image") or {"size": vision.image_size, "fit": image_fit(images), "mean": mean}
+        facts = Facts.read(folder)
+        config, known, language = facts.config, facts.notes, language_spec(folder, facts.config)
         return cls(
-            vision=vision,
+            vision=eva_tower(config.vision_config, facts.mean, facts.std),
             qformer=qformer_spec(config.qformer_config, config.num_query_tokens, "none"),
             language=language,
-            ln_vision=LayerNormConnector(eps=known.get("ln_vision_eps", EPS)),
+            ln_vision=LayerNormConnector(eps=facts.ln_vision_eps),
             chat=known.get("chat", "blip2_t5" if isinstance(language, Seq2SeqLM) else "blip2"),
-            image=ImagePolicy(**{**policy, "mean": tuple(policy["mean"])}),
+            image=ImagePolicy(**facts.image),
             max_length=known.get("max_length", 512),
             text_limits=TextLimits(**known.get("text_limits", {})),
             decoding={task: Decoding(**how) for task, how in known.get("decoding", {}).items()},

@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from lightning_mllm.connectors.alignment import (
     AlignmentConnector,
@@ -49,12 +48,12 @@ from lightning_mllm.processing.processor import Processor
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.sharding import gather, rank_and_world
 from lightning_mllm.training.stage import StageSettings
-from lightning_mllm.vision.eva import EPS, EvaTower
+from lightning_mllm.vision.eva import EvaTower
 from lightning_mllm.vision.eva_hf import eva_settings, eva_tower
 from lightning_mllm.vision.eva_keys import BLIP2_VISION_KEYS, EVA_KEYS
 from lightning_mllm.vision.tower import OpenClipTower
-from lightning_mllm.weights.hf import HfFolder, image_fit, image_settings, notes
-from lightning_mllm.weights.hf_blip2 import norm_caveat, pair_folder, shared_notes, square_processor
+from lightning_mllm.weights.hf import HfFolder
+from lightning_mllm.weights.hf_blip2 import Facts, pair_folder
 from lightning_mllm.weights.keymap import KeyMap
 
 HF_KEYS = (
@@ -325,21 +324,13 @@ class Blip2Representation(MultimodalModule):
         Raises:
             ValueError: A tower that transformers' BLIP-2 has no place for.
         """
-        own: Processor = self.processor
         return pair_folder(
-            hf_class=self.hf_class,
-            processor=own,
-            vision=eva_settings(self.vision, own.image.size),
+            self,
+            vision=eva_settings(self.vision, self.processor.image.size),
             qformer=qformer_settings(self.qformer),
-            queries=self.qformer.queries.shape[1],
-            width=self.heads.vision_proj.out_features,
-            images=square_processor(own, self.vision),
-            state=self.state_dict,
-            lacks=self.hf_lacks,
             rename=HF_KEYS.to_theirs,
-            logits=self.pair_logits,
-            notes=shared_notes(own, self.ln_vision, self.decoding),
-            caveat=norm_caveat(self.ln_vision, EPS),
+            width=self.heads.vision_proj.out_features,
+            lacks=self.hf_lacks,
         )
 
     @classmethod
@@ -349,19 +340,17 @@ class Blip2Representation(MultimodalModule):
         Raises:
             ValueError: A tower or a Q-Former that this architecture does not have.
         """
-        config: Any = AutoConfig.from_pretrained(folder)
-        known, images = notes(folder), image_settings(folder)
-        mean, std = tuple(images["image_mean"]), tuple(images["image_std"])
-        vision = eva_tower(config.vision_config, mean, std)
-        policy = known.get("image") or {"size": vision.image_size, "fit": image_fit(images), "mean": mean}
+        facts = Facts.read(folder)
+        config, known = facts.config, facts.notes
         return cls(
-            vision=vision,
+            vision=eva_tower(config.vision_config, facts.mean, facts.std),
             qformer=qformer_spec(config.qformer_config, config.num_query_tokens, "full"),
             tokenizer=str(folder),
-            ln_vision=LayerNormConnector(eps=known.get("ln_vision_eps", EPS)),
+            ln_vision=LayerNormConnector(eps=facts.ln_vision_eps),
             heads=AlignmentConnector(width=config.image_text_hidden_size, eps=config.qformer_config.layer_norm_eps),
             max_length=known.get("max_length", 32),
-            image=ImagePolicy(**{**policy, "mean": tuple(policy["mean"])}),
+            image=ImagePolicy(**facts.image),
+            rerank=known.get("rerank", 0),
             decoding={task: Decoding(**how) for task, how in known.get("decoding", {}).items()},
         )
 

@@ -164,7 +164,8 @@ def language_tensors(state: Mapping[str, Tensor], language: Any, rows: int, like
 
 def spare_token(tokenizer: PreTrainedTokenizerFast) -> int:
     """The token of which added rows are copies: one that no answer holds."""
-    return next(i for i in (tokenizer.unk_token_id, tokenizer.bos_token_id, 0) if i is not None)
+    candidates: list[Any] = [tokenizer.unk_token_id, tokenizer.bos_token_id, 0]
+    return next(token for token in candidates if token is not None)
 
 
 def padded_rows(rows: int, tokens: int) -> int:

@@ -10,9 +10,10 @@ They have no chat template, which these processors would not read back: one call
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -25,16 +26,18 @@ from transformers import (
     GenerationConfig,
     InstructBlipConfig,
     InstructBlipProcessor,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-from lightning_mllm.contracts import IMAGE_MARK, Batch, Turn
+from lightning_mllm.contracts import IMAGE_MARK, Turn
 from lightning_mllm.weights.hf import (
     HfFolder,
+    image_fit,
     image_processor,
+    image_settings,
     language_tensors,
     multimodal_tokenizer,
+    notes,
     padded_rows,
     spare_token,
 )
@@ -107,68 +110,47 @@ class Wrap:
         )
 
 
-def square_processor(processor: Writes, tower: Any) -> Any:
-    """The image processor of transformers for a tower with `mean` and `std`."""
-    mean, std = (tuple(each.flatten().tolist()) for each in (tower.mean, tower.std))
-    return image_processor(processor.image.size, processor.image.fit, mean, std)
+class Net(Protocol):
+    """An image encoder, the norm behind it and a Q-Former, which an architecture turns into a folder."""
+
+    hf_class: str
+    processor: Writes
+    vision: Any
+    ln_vision: Any
+    qformer: Any
+    decoding: dict[str, Any]
+
+    def state_dict(self) -> dict[str, Any]: ...
 
 
-def shared_notes(processor: Writes, ln_vision: Any, decoding: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers has no place for; `known_settings` reads it."""
-    return {
-        "chat": processor.chat.name,
-        "image": asdict(processor.image),
-        "max_length": processor.max_length,
-        "ln_vision_eps": ln_vision.eps,
-        "decoding": {task: asdict(how) for task, how in decoding.items()},
-    }
-
-
-def norm_caveat(ln_vision: Any, eps: float) -> str:
-    """What to say of a difference where the norm behind the encoder has another epsilon than transformers gives it."""
-    if ln_vision.eps == eps:
-        return ""
-    return f"; ln_vision.eps is {ln_vision.eps}, and transformers has the encoder's {eps} there"
+Rename = Callable[[Iterator[tuple[str, Tensor]]], Iterator[tuple[str, Tensor]]]
+"""Our names and tensors -> theirs on disk."""
 
 
 def question_folder(
+    net: Any,
     *,
-    hf_class: str,
-    processor: Writes,
     vision: dict[str, Any],
     qformer: dict[str, Any],
-    images: Any,
-    language: PreTrainedModel,
-    reader: PreTrainedTokenizerFast | None,
-    state: Callable[[], Mapping[str, Tensor]],
-    rename: Callable[[Iterator[tuple[str, Tensor]]], Iterator[tuple[str, Tensor]]],
-    logits: Callable[[Batch], Tensor],
-    notes: dict[str, Any],
-    caveat: str,
+    rename: Rename,
+    reader: PreTrainedTokenizerFast | None = None,
 ) -> HfFolder:
     """A language model behind a Q-Former as a folder.
 
     Args:
-        hf_class: The class that loads it.
-        processor: Of the net.
+        net: With `language` and `logits`.
         vision: Fields of the vision configuration.
         qformer: Fields of the Q-Former's.
-        images: The image processor.
-        language: The language model.
+        rename: Gives the tensors their names on disk.
         reader: The tokenizer of a Q-Former that reads the question; None for BLIP-2's.
-        state: The net's tensors.
-        rename: Gives them the names on disk.
-        logits: What the net says to a batch.
-        notes: What is read when the folder comes back.
-        caveat: As in `HfFolder`.
 
     Raises:
         ValueError: The processor's template does not begin with the image.
     """
-    wrap = Wrap.of(processor)
-    side = "right" if language.config.is_encoder_decoder else "left"
-    tokenizer = wrap.tokenizer(processor.tokenizer, side)
-    text, ends = language.config.to_dict(), processor.ends
+    own, language = net.processor, net.language
+    wrap = Wrap.of(own)
+    tokenizer = wrap.tokenizer(own.tokenizer, "right" if language.config.is_encoder_decoder else "left")
+    text, ends = language.config.to_dict(), own.ends
     text["vocab_size"] = padded_rows(text["vocab_size"], max(tokenizer.get_vocab().values()) + 1)
     # The language model generates by its own settings, not by those of the whole.
     text["eos_token_id"] = ends if len(ends) > 1 else ends[0]
@@ -178,86 +160,129 @@ def question_folder(
         vision_config=vision,
         qformer_config=qformer,
         text_config=AutoConfig.for_model(**text),
-        num_query_tokens=processor.vectors_per_image,
+        num_query_tokens=own.vectors_per_image,
         image_token_index=tokenizer.get_vocab()[IMAGE_MARK],
-        architectures=[hf_class],
+        architectures=[net.hf_class],
         dtype=language.dtype,
     )
-    more: dict[str, Any] = {"num_query_tokens": processor.vectors_per_image}
-    saved = (
-        Blip2Processor(images, tokenizer, **more)
-        if reader is None
-        else InstructBlipProcessor(images, tokenizer, reader, **more)
-    )
-    like = spare_token(processor.tokenizer)
+    parts = [_images(net), tokenizer] if reader is None else [_images(net), tokenizer, reader]
+    kind: Any = Blip2Processor if reader is None else InstructBlipProcessor
+    like = spare_token(own.tokenizer)
     return HfFolder(
         config=config,
-        processor=saved,
+        processor=kind(*parts, num_query_tokens=own.vectors_per_image),
         generation=GenerationConfig(
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=ends,
             pad_token_id=tokenizer.pad_token_id,
             decoder_start_token_id=getattr(language.config, "decoder_start_token_id", None),
         ),
-        tensors=lambda: rename(language_tensors(state(), language, text["vocab_size"], like)),
-        logits=logits,
+        tensors=lambda: rename(language_tensors(net.state_dict(), language, text["vocab_size"], like)),
+        logits=net.logits,
         asks=wrap.keeps,
-        notes={**notes, "text_limits": asdict(processor.text_limits)},
-        caveat=caveat,
+        notes={**_notes(net), "text_limits": asdict(own.text_limits)},
+        caveat=_caveat(net, vision),
     )
 
 
 def pair_folder(
-    *,
-    hf_class: str,
-    processor: Writes,
-    vision: dict[str, Any],
-    qformer: dict[str, Any],
-    queries: int,
-    width: int,
-    images: Any,
-    state: Callable[[], Mapping[str, Tensor]],
-    lacks: Sequence[str],
-    rename: Callable[[Iterator[tuple[str, Tensor]]], Iterator[tuple[str, Tensor]]],
-    logits: Callable[[Batch], Tensor],
-    notes: dict[str, Any],
-    caveat: str,
+    net: Any, *, vision: dict[str, Any], qformer: dict[str, Any], rename: Rename, width: int, lacks: Sequence[str]
 ) -> HfFolder:
     """A Q-Former that compares images and texts as a folder.
 
     Args:
-        queries: How many the Q-Former has.
-        width: Of the space in which they are compared.
+        net: With `pair_logits`.
+        vision: Fields of the vision configuration.
+        qformer: Fields of the Q-Former's.
+        rename: Gives the tensors their names on disk.
+        width: Of the space in which images and texts are compared.
         lacks: Glob patterns of the tensors that the class has no place for.
-
-    The others are those of `question_folder`.
     """
-    pieces = processor.chat.render((Turn(role="assistant", text=ASKED),))
+    own = net.processor
+    pieces = own.chat.render((Turn(role="assistant", text=ASKED),))
     before, _, after = "".join(piece.text for piece in pieces).partition(ASKED)
-    first = "".join(processor.tokenizer.convert_ids_to_tokens(processor.prefix))
-    tokenizer = Wrap(before=first + before, after=after).tokenizer(processor.tokenizer, "right")
+    before = "".join(own.tokenizer.convert_ids_to_tokens(own.prefix)) + before
+    tokenizer = Wrap(before=before, after=after).tokenizer(own.tokenizer, "right")
 
-    def named(kept: bool) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in state().items():
-            if kept == any(fnmatchcase(name, pattern) for pattern in lacks):
+    def named(beside: bool) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in net.state_dict().items():
+            if beside == any(fnmatchcase(name, pattern) for pattern in lacks):
                 yield name, tensor
 
     config: Any = Blip2Config(
         vision_config=vision,
         qformer_config={**qformer, "use_qformer_text_input": True},
-        num_query_tokens=queries,
+        num_query_tokens=net.qformer.queries.shape[1],
         image_text_hidden_size=width,
-        architectures=[hf_class],
+        architectures=[net.hf_class],
         dtype=torch.float32,
     )
     return HfFolder(
         config=config,
-        processor=Blip2Processor(images, tokenizer),
+        processor=Blip2Processor(_images(net), tokenizer),
         generation=GenerationConfig(),
         tensors=lambda: rename(named(False)),
         beside=lambda: named(True),
-        logits=logits,
+        logits=net.pair_logits,
         compared="pairs",
-        notes=notes,
-        caveat=caveat,
+        notes={**_notes(net), "rerank": net.rerank},
+        caveat=_caveat(net, vision),
     )
+
+
+def _images(net: Net) -> Any:
+    mean, std = (tuple(each.flatten().tolist()) for each in (net.vision.mean, net.vision.std))
+    return image_processor(net.processor.image.size, net.processor.image.fit, mean, std)
+
+
+def _notes(net: Net) -> dict[str, Any]:
+    return {
+        "chat": net.processor.chat.name,
+        "image": asdict(net.processor.image),
+        "max_length": net.processor.max_length,
+        "ln_vision_eps": net.ln_vision.eps,
+        "decoding": {task: asdict(how) for task, how in net.decoding.items()},
+    }
+
+
+def _caveat(net: Net, vision: dict[str, Any]) -> str:
+    """transformers gives the norm behind the encoder the epsilon of the encoder's own norms."""
+    ours, theirs = net.ln_vision.eps, vision["layer_norm_eps"]
+    return "" if ours == theirs else f"; ln_vision.eps is {ours}, and transformers has {theirs} there"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a folder says, transformers' own or one that we wrote."""
+
+    config: Any
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    image: dict[str, Any]
+    """Fields of an `ImagePolicy`."""
+    ln_vision_eps: float
+    notes: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Facts:
+        """Of a folder of transformers' BLIP-2 or InstructBLIP.
+
+        Raises:
+            ValueError: It has no image settings.
+        """
+        config: Any = AutoConfig.from_pretrained(folder)
+        known, images = notes(folder), image_settings(folder)
+        mean, std = tuple(images["image_mean"]), tuple(images["image_std"])
+        policy = known.get("image") or {
+            "size": config.vision_config.image_size,
+            "fit": image_fit(images),
+            "mean": mean,
+        }
+        return cls(
+            config=config,
+            mean=mean,
+            std=std,
+            image={**policy, "mean": tuple(policy["mean"])},
+            ln_vision_eps=known.get("ln_vision_eps", config.vision_config.layer_norm_eps),
+            notes=known,
+        )

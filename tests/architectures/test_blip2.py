@@ -66,10 +66,12 @@ def test_parity_with_transformers(pair: Any, name: str, side: str) -> None:
     else:
         real = batch.segments > 0
         assert_close(ours.logits(batch)[real], expected.logits[real], **CLOSE)
-    ours.zero_grad(), model.zero_grad()
+    ours.zero_grad()
+    model.zero_grad()
     output = ours(batch)
     assert_close(output.loss, expected.loss, **CLOSE)
-    output.loss.backward(), expected.loss.backward()
+    output.loss.backward()
+    expected.loss.backward()
     same_gradients(ours, model)
 
 

@@ -76,7 +76,8 @@ def test_parity_with_transformers(pair: Any, count: int) -> None:
 
     weight = torch.randn_like(found)
     expected = torch.cat([contrast.logits_per_image.diagonal()[:, None], matched], 1)
-    ours.zero_grad(), model.zero_grad()
+    ours.zero_grad()
+    model.zero_grad()
     (found * weight).sum().backward()
     (expected * weight).sum().backward()
     same_gradients(ours, model)

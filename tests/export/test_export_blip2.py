@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, Blip2ForImageTextRetrieval
 
 from lightning_mllm.architectures.blip2 import TINY, Blip2
 from lightning_mllm.architectures.blip2_representation import Blip2Representation
 from lightning_mllm.architectures.instructblip import InstructBlip
+from lightning_mllm.commands import ask
+from lightning_mllm.commands import export as export_command
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.evaluation.generation import Decoding
-from lightning_mllm.export import export
+from lightning_mllm.export import export, verify
 from lightning_mllm.export.importing import import_folder
 from lightning_mllm.inference import Model, load
 from lightning_mllm.language.tokenizer import byte_tokenizer
 from lightning_mllm.processing.processor import TextLimits
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.weights.files import BESIDE
-from tests.architectures.blip2s import OPT, built, compared, eva, exported, same_state
+from tests.architectures.blip2s import EVA, LANGUAGES, NORM, OPT, built, compared, eva, exported, same_state
+from tests.training.runs import fit, settings
 
 LIMITS = TextLimits(prompt=60, answer=40, cut="right")
 FULL = replace(OPT, config={**(OPT.config or {}), "vocab_size": 259})
@@ -119,7 +123,7 @@ def corruptions() -> dict[str, tuple[str, Any]]:
 
         return corrupt
 
-    def settings(file: str, part: str, **values: Any) -> Any:
+    def edit(file: str, part: str, **values: Any) -> Any:
         def corrupt(folder: Path) -> None:
             found = json.loads((folder / file).read_text())
             (found[part] if part else found).update(values)
@@ -137,7 +141,7 @@ def corruptions() -> dict[str, tuple[str, Any]]:
     projection = "language_projection.weight"
     return {
         "logits": ("instructblip, llama", rewrite(projection, louder)),
-        "logits: ": ("blip2, flan-t5", settings("config.json", "text_config", dense_act_fn="relu")),
+        "logits: ": ("blip2, flan-t5", edit("config.json", "text_config", dense_act_fn="relu")),
         "logits: differ": ("representation", rewrite("itm_head.weight", louder)),
         "logits: differ by": (
             "representation",
@@ -145,9 +149,9 @@ def corruptions() -> dict[str, tuple[str, Any]]:
         ),
         "missing keys": ("blip2, opt", rewrite(projection, lambda tensors, name: tensors.pop(name))),
         "unexpected keys": ("blip2, opt", rewrite("more", lambda t, name: t.update({name: torch.ones(1)}))),
-        "tokens": ("blip2, opt", settings("processor_config.json", "", num_query_tokens=3)),
+        "tokens": ("blip2, opt", edit("processor_config.json", "", num_query_tokens=3)),
         "the Q-Former's tokens": ("instructblip, llama", lambda folder: byte_tokens(folder / "qformer_tokenizer")),
-        "pixels": ("representation", settings("processor_config.json", "image_processor", **cropped)),
+        "pixels": ("representation", edit("processor_config.json", "image_processor", **cropped)),
     }
 
 
@@ -205,9 +209,7 @@ def test_a_folder_that_transformers_wrote_itself_is_read(tmp_path: Path, name: s
 def test_what_transformers_has_no_place_for_is_refused() -> None:
     with pytest.raises(ValueError, match="vision: found a VisionTower, expected an EVA tower"):
         built(Blip2).hf()
-    with pytest.raises(
-        ValueError, match="chat: found the template 'vicuna_v1', expected one that puts an image"
-    ):
+    with pytest.raises(ValueError, match="chat: found the template 'vicuna_v1', expected one that puts an image"):
         net("blip2, llama", chat="vicuna_v1").hf()
     with pytest.raises(ValueError, match="reader: found a Q-Former that reads the question"):
         net("blip2, llama", reader="package:backbones/llama", qformer=replace(TINY["qformer"], vocab=1024)).hf()
@@ -243,3 +245,41 @@ def test_an_export_is_checked_in_a_fresh_process(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"logits: differ by .*; ln_vision.eps is 0.5, and transformers has"):
         export.export_module(quiet, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def settings_of(spec: Any) -> dict[str, Any]:
+    """A part as YAML writes it."""
+    kind = type(spec)
+    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": asdict(spec)}
+
+
+def test_a_trained_run_is_exported_and_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def check(folder: Path, case: Path, caveat: str = "") -> None:
+        facts = json.loads((case / "case.json").read_text())
+        assert verify.compare(folder, load_file(case / "case.safetensors"), facts) + caveat == ""
+
+    # In this process: a fresh one costs many seconds.
+    monkeypatch.setattr(export, "verify", check)
+    run, stage = tmp_path / "runs/tiny/instruct", settings("instruct", lr=1e-3)
+    fit(run, stage=stage, data={"steps": 2}, build=lambda given: InstructBlip.tiny(**eva("llama"), stage=given))
+    model = {
+        "class_path": f"{InstructBlip.__module__}.InstructBlip",
+        "init_args": {
+            "vision": settings_of(EVA),
+            "qformer": asdict(TINY["qformer"]),
+            "language": settings_of(LANGUAGES["llama"]),
+            "ln_vision": asdict(NORM),
+            "reader": "",
+        },
+    }
+    config = {"model": model, "stage": {"name": "instruct", "init_from": {}}, "runs": str(tmp_path / "runs")}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    export_command.main([str(tmp_path / "runs/tiny"), "--to", str(tmp_path / "folder")])
+    export.drawing(20, 30).save(tmp_path / "picture.png")
+    capsys.readouterr()
+    for model_of in ("runs/tiny", "folder"):
+        ask.main([str(tmp_path / model_of), "What is it?", "--image", str(tmp_path / "picture.png")])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
