@@ -1,14 +1,19 @@
-"""Every YAML under experiments/ resolves, on every hardware it is offered for."""
+"""Every YAML under experiments/ resolves, on every hardware it is offered for, and says what was published."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from jsonargparse import Namespace
 
+from data_modules.evaluation import EvaluationSet
+from data_modules.listing import published
 from lightning_mllm.commands.config import Config, read_yaml
 from lightning_mllm.commands.run import experiment_name, hardware_file, order_of_stages
 from lightning_mllm.commands.trainer import CLI, ParsedCLI, accumulation, at_once, compose
@@ -76,28 +81,91 @@ def test_ancestors_are_there(folder: Path) -> None:
     assert experiment_name(folder) == name(folder)
 
 
-PUBLISHED = [file for file in STAGES if re.match(r"llava(15)?_\d+b", file.parent.name)]
+PUBLISHED = [
+    file for file in STAGES if re.match(r"llava(15)?_\d+b|blip2|instructblip_", file.relative_to(EXPERIMENTS).parts[0])
+]
 
 
 @pytest.mark.parametrize("stage", PUBLISHED, ids=name)
 def test_every_published_number_is_stated(stage: Path) -> None:
     """A later change of a default must not change a paper's recipe."""
-    stated = yaml.safe_load(stage.read_text())["stage"]
-    needed = {"global_batch", "epochs", "lr", "weight_decay", "betas", "eps", "warmup", "decay", "gradient_clip"}
-    assert needed - set(stated) == set()
+    stated = set(yaml.safe_load(stage.read_text())["stage"])
+    needed = {"global_batch", "lr", "weight_decay", "betas", "eps", "warmup", "decay", "gradient_clip"}
+    assert needed - stated == set()
+    assert len(stated & {"epochs", "steps"}) == 1
+    # LLaVA's schedules end at 0, the least rate of the trainer that it used.
+    assert "min_lr" in stated or stage.parent.name.startswith("llava")
+
+
+ADAM, BLIP2_ADAM = [0.9, 0.999], [0.9, 0.98]
+TABLE = {
+    # global batch, length, peak rate, where it ends, betas, weight decay, warm-up
+    "llava_7b/align": (128, {"epochs": 1}, 2e-3, 0, ADAM, 0, 0.03),
+    "llava_7b/instruct": (32, {"epochs": 3}, 2e-5, 0, ADAM, 0, 0.03),
+    "llava15_7b/align": (256, {"epochs": 1}, 1e-3, 0, ADAM, 0, 0.03),
+    "llava15_7b/instruct": (128, {"epochs": 1}, 2e-5, 0, ADAM, 0, 0.03),
+    "llava15_13b/align": (256, {"epochs": 1}, 1e-3, 0, ADAM, 0, 0.03),
+    "llava15_13b/instruct": (128, {"epochs": 1}, 2e-5, 0, ADAM, 0, 0.03),
+    "llava15_7b_lora/instruct_lora": (128, {"epochs": 1}, 2e-4, 0, ADAM, 0, 0.03),
+    "blip2/representation": (1680, {"steps": 250_000}, 1e-4, 1e-5, BLIP2_ADAM, 0.05, 2000),
+    "blip2/retrieval": (224, {"epochs": 5}, 1e-5, 0, ADAM, 0.05, 1000),
+    **{
+        f"blip2_{lm}/generative": (batch, {"steps": 80_000}, 1e-4, 5e-5, BLIP2_ADAM, 0.05, 2000)
+        for lm, batch in {"opt2.7b": 1920, "opt6.7b": 1920, "flant5xl": 1520, "flant5xxl": 1520}.items()
+    },
+    **{
+        f"blip2_{lm}/{stage}": (batch, {"epochs": 5}, 1e-5, 0, ADAM, 0.05, 1000)
+        for lm in ("opt2.7b", "opt6.7b", "flant5xl")
+        for stage, batch in {"caption": 256, "vqa": 128}.items()
+    },
+    "instructblip_vicuna7b/align": (1920, {"steps": 80_000}, 1e-4, 5e-5, BLIP2_ADAM, 0.05, 2000),
+    "instructblip_vicuna13b/align": (1920, {"steps": 80_000}, 1e-4, 5e-5, BLIP2_ADAM, 0.05, 2000),
+    **{
+        f"instructblip_{lm}/instruct": (batch, {"steps": 60_000}, 1e-5, 0, ADAM, 0.05, 1000)
+        for lm, batch in {"flant5xl": 192, "vicuna7b": 128, "vicuna13b": 64}.items()
+    },
+}
 
 
 def test_the_published_numbers() -> None:
-    """Global batch, epochs and peak rate, from the papers."""
-    table = {
-        "llava_7b/align": (128, 1, 2e-3),
-        "llava_7b/instruct": (32, 3, 2e-5),
-        "llava15_7b/align": (256, 1, 1e-3),
-        "llava15_7b/instruct": (128, 1, 2e-5),
-        "llava15_13b/align": (256, 1, 1e-3),
-        "llava15_13b/instruct": (128, 1, 2e-5),
-        "llava15_7b_lora/instruct_lora": (128, 1, 2e-4),
-    }
-    for path, numbers in table.items():
+    """From the papers' tables; where they have none, from the released configurations."""
+    assert set(TABLE) == {name(stage.with_suffix("")) for stage in PUBLISHED}
+    for path, numbers in TABLE.items():
         stage = yaml.safe_load((EXPERIMENTS / f"{path}.yaml").read_text())["stage"]
-        assert (stage["global_batch"], stage["epochs"], stage["lr"]) == numbers, path
+        length = {key: stage[key] for key in ("epochs", "steps") if key in stage}
+        found = stage["global_batch"], length, stage["lr"], stage.get("min_lr", 0)
+        assert (*found, stage["betas"], stage["weight_decay"], stage["warmup"]) == numbers, path
+
+
+@pytest.mark.parametrize("stage", [each for each in PUBLISHED if "blip" in each.parent.name], ids=name)
+def test_the_data_can_be_made(stage: Path) -> None:
+    """Prompts have what their sources fill in, and no two sets give scores of one name; no file is read."""
+    settings = resolve(stage, "gpu8").settings
+    assert settings["data"]["init_args"]["steps"] == settings["stage"]["steps"]
+    data = made(settings["data"])
+    chosen, known = settings["model"]["init_args"]["decoding"] or {}, {"retrieval", "choice", "auc", "mrr"}
+    assert {each.task for each in data.test.values()} <= set(chosen) | known, "written with settings of their own"
+
+
+def made(settings: Any) -> Any:
+    """What `class_path` and `init_args` say, all the way down; a set to be answered says neither."""
+    if isinstance(settings, Namespace | dict):
+        values = dict(vars(settings)) if isinstance(settings, Namespace) else dict(settings)
+        values.pop("__path__", None)
+        if "class_path" in values:
+            module, _, cls = values["class_path"].rpartition(".")
+            arguments = made(values["init_args"])
+            return getattr(__import__(module, fromlist=[cls]), cls)(**arguments)
+        inner = {key: made(value) for key, value in values.items()}
+        return EvaluationSet(**inner) if "source" in inner and "task" in inner else inner
+    return settings
+
+
+def test_instructblip_has_its_26_sets() -> None:
+    """Those of `mllm data list`, trained on or tested on as it says."""
+    content = yaml.safe_load((EXPERIMENTS / "_parts/instructblip_26.yaml").read_text())["init_args"]
+    held_in = Counter(each["class_path"].rpartition(".")[2] for each in content["train"].values())
+    held_out = Counter(each["source"]["class_path"].rpartition(".")[2] for each in content["test"].values())
+    for found, kept in ((held_in, True), (held_out, False)):
+        assert found == Counter(kind.__name__ for kind, each in published() if each.held_in is kept)
+        assert found.total() == 13

@@ -28,7 +28,7 @@ class StageSettings:
     """Samples per optimizer step over all ranks and micro-batches."""
     micro_batch: int | None = None
     """Samples of one forward pass of a rank, in stages whose samples are one another's negatives and where it is no
-    matter of hardware; None leaves it to the hardware."""
+    matter of hardware, or whose global batch is of an odd size; None leaves it to the hardware."""
     epochs: float | None = None
     """Passes over the data; 1 where neither they nor `steps` are given."""
     steps: int | None = None
