@@ -135,7 +135,10 @@ class MultimodalModule(LightningModule):
         raise AssertionError(f"{type(self).__name__} has no generate")
 
     def likelihoods(self, batch: Batch) -> list[list[float]]:
-        """The log-likelihood of each candidate of each row: minus its loss, summed or a token's mean."""
+        """The log-likelihood of each candidate of each row: minus its loss, summed or a token's mean.
+
+        Where parameters are sharded, every rank must take as many passes, however many candidates its rows have.
+        """
         raise AssertionError(f"{type(self).__name__} has no likelihoods")
 
     def answers(self, batch: Batch) -> list[str]:
@@ -279,6 +282,9 @@ class MultimodalModule(LightningModule):
         """
         datamodule: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         steps = int(datamodule.optimizer_steps)
+        published = None if self.stage is None else self.stage.steps
+        if published not in (None, steps):
+            raise ValueError(f"stage.steps: found {published}, expected the {steps} of {type(datamodule).__name__}")
         limit, accumulate = self.trainer.limit_train_batches, self.trainer.accumulate_grad_batches
         if isinstance(limit, int):
             steps = min(steps, -(-limit // accumulate))

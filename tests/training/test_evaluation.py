@@ -117,7 +117,8 @@ def test_predictions_are_the_chosen_candidates() -> None:
     module.configure_model()
     samples = [Closed(4).sample(index, torch.Generator()) for index in range(3)]
     batch = processor.collate([processor.encode(sample, generate=True) for sample in samples], padding="left")
-    assert all(answer in COLOURS for answer in module.answers(batch))
+    with torch.inference_mode():
+        assert all(answer in COLOURS for answer in module.answers(batch))
     with pytest.raises(ValueError, match="found a set of the task 'retrieval'"):
         module.predict_step(replace(batch, tasks=["retrieval"] * 3), 0)
 
