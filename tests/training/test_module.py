@@ -124,6 +124,12 @@ def test_optimizer_groups_follow_the_table_and_spare_biases(tmp_path: Path) -> N
     }
 
 
+def test_data_that_take_other_steps_than_the_stage_are_refused(tmp_path: Path) -> None:
+    fit(tmp_path, stage=settings(steps=2), data={"steps": 2})
+    with pytest.raises(ValueError, match=r"stage.steps: found 3, expected the 2 of ToyData"):
+        fit(tmp_path / "other", stage=settings(steps=3), data={"steps": 2})
+
+
 def test_wrong_stages_are_refused_before_anything_is_built() -> None:
     with pytest.raises(ValueError, match=r"found 'alingn'.*nearest is \['align'\]"):
         Toy(stage=settings("alingn"))
@@ -136,8 +142,8 @@ def test_wrong_stages_are_refused_before_anything_is_built() -> None:
 def test_a_global_batch_without_labels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = ToyProcessor.encode
 
-    def unlearned(self, sample, *, generate=False):
-        encoded = encode(self, sample, generate=generate)
+    def unlearned(self, sample, **settings):
+        encoded = encode(self, sample, **settings)
         encoded.labels.fill_(-100)
         return encoded
 
