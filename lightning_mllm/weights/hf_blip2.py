@@ -154,8 +154,6 @@ def question_folder(
     text["vocab_size"] = padded_rows(text["vocab_size"], max(tokenizer.get_vocab().values()) + 1)
     # The language model generates by its own settings, not by those of the whole.
     text["eos_token_id"] = ends if len(ends) > 1 else ends[0]
-    if text.get("scale_decoder_outputs") is False:
-        text["tie_word_embeddings"] = False  # how a configuration on disk says that FlanT5 has a head of its own
     config: Any = (Blip2Config if reader is None else InstructBlipConfig)(
         vision_config=vision,
         qformer_config=qformer,
@@ -165,6 +163,9 @@ def question_folder(
         architectures=[net.hf_class],
         dtype=language.dtype,
     )
+    if text.get("scale_decoder_outputs") is False:
+        # How a file says that FlanT5 has a head of its own; transformers 5 sets it back when it builds or reads one.
+        config.text_config.tie_word_embeddings = False
     parts = [_images(net), tokenizer] if reader is None else [_images(net), tokenizer, reader]
     kind: Any = Blip2Processor if reader is None else InstructBlipProcessor
     like = spare_token(own.tokenizer)

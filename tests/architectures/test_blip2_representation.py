@@ -83,7 +83,7 @@ def test_parity_with_transformers(pair: Any, count: int) -> None:
     same_gradients(ours, model)
 
 
-def test_one_pass_with_an_explicit_mask_gives_the_same_losses(net: Blip2Representation) -> None:
+def test_one_pass_with_an_explicit_mask_gives_the_same_losses_and_gradients(net: Blip2Representation) -> None:
     """Fig. 2 of the paper: three masks over queries and text, instead of passes of their own."""
     batch = collated(net, *FOUR)
     torch.manual_seed(5)
@@ -99,10 +99,16 @@ def test_one_pass_with_an_explicit_mask_gives_the_same_losses(net: Blip2Represen
     x = net.qformer.masked(pairs.visual, pairs.tokens, pairs.real, apart)
     images = F.normalize(net.heads.vision_proj(x[:, :queries]), dim=-1)
     texts = F.normalize(net.heads.text_proj(x[:, queries]), dim=-1)
-    similarity = torch.einsum("nqc,mc->nmq", images, texts).amax(-1) / net.heads.temperature
+
+    def compared(images: Tensor, texts: Tensor) -> Tensor:
+        return torch.einsum("nqc,mc->nmq", images, texts).amax(-1) / net.heads.temperature
+
     right = torch.arange(rows)
-    contrast = sum(F.cross_entropy(each, right, label_smoothing=0.1) for each in (similarity, similarity.T)) / 2
+    # The other side has no gradient.
+    sides = (compared(images, texts.detach()), compared(images.detach(), texts).T)
+    contrast = torch.stack([F.cross_entropy(each, right, label_smoothing=0.1) for each in sides]).mean()
     assert_close(parts["contrast"], contrast, **CLOSE)
+    similarity = compared(images, texts)
 
     torch.manual_seed(5)
     own = torch.eye(rows, dtype=torch.bool)
@@ -123,8 +129,14 @@ def test_one_pass_with_an_explicit_mask_gives_the_same_losses(net: Blip2Represen
     labels = tokens[:, 1:].masked_fill(~pairs.real[:, 1:], -100).flatten()
     captioning = F.cross_entropy(words, labels, label_smoothing=0.1)
     assert_close(parts["captioning"], captioning, **CLOSE)
+    expected = torch.autograd.grad(contrast + matching + captioning, list(net.parameters()))
     torch.manual_seed(5)
-    assert_close(net(batch).loss, contrast + matching + captioning, **CLOSE)
+    loss = net(batch).loss
+    assert_close(loss, contrast + matching + captioning, **CLOSE)
+    for (name, _), gradient, one in zip(
+        net.named_parameters(), torch.autograd.grad(loss, list(net.parameters())), expected, strict=True
+    ):
+        assert_close(gradient, one, atol=1e-4, rtol=1e-4, msg=name)
 
 
 def chosen(net: Blip2Representation, pairs: stage_one.Pairs, similarity: Tensor, other: Tensor) -> tuple[Any, Any]:

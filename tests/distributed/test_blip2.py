@@ -73,6 +73,22 @@ def test_contrast_and_matching_of_two_ranks_are_those_of_the_joint_batch(
             assert torch.equal(first[term][name], second[term][name])
 
 
+def test_negatives_of_its_own_rank_are_those_of_each_half_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_one, "hard_negatives", hardest)
+    net = built(Blip2Representation, negatives="rank")
+    halves = [collated(net, *SIX[:3]), collated(net, *SIX[3:])]
+    alone = [stage_one_of(net, half, "matching") for half in halves]
+
+    def work(rank: int) -> dict[str, Tensor]:
+        dist.init_process_group("gloo")
+        return stage_one_of(net, halves[rank], "matching")
+
+    first, _ = on_two_ranks(work)
+    for name in alone[0]:
+        mean = (alone[0][name] + alone[1][name]) / 2
+        torch.testing.assert_close(first[name], mean, rtol=0, atol=1e-6, msg=name)
+
+
 CASES: dict[str, dict[str, Any]] = {
     "blip2, opt": {"build": lambda stage: Blip2.tiny(language=OPT, stage=stage)},
     "blip2, flan-t5": {"build": lambda stage: Blip2.tiny(language=TINY_T5, chat="blip2_t5", stage=stage)},

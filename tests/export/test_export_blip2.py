@@ -99,6 +99,24 @@ def test_names_on_disk_are_those_of_the_published_folders(tmp_path: Path) -> Non
     assert "language_model.lm_head.weight" not in tensors, "tied"
 
 
+def test_an_answer_ends_where_ours_does(tmp_path: Path) -> None:
+    """The language model inside has settings of its own, and generates by them."""
+    module = net("blip2, opt")
+    module.hf().write(tmp_path)
+    model: Any = transformers.Blip2ForConditionalGeneration.from_pretrained(tmp_path)
+    assert len(module.processor.ends) == 2, "the end of the line, and of the text"
+    assert model.language_model.generation_config.eos_token_id == module.processor.ends
+    assert model.generation_config.eos_token_id == module.processor.ends
+
+
+@pytest.mark.parametrize(("name", "tied"), [("blip2, t5", True), ("blip2, flan-t5", False)])
+def test_files_say_whether_the_head_is_tied(tmp_path: Path, name: str, tied: bool) -> None:
+    net(name).hf().write(tmp_path)
+    text = json.loads((tmp_path / "config.json").read_text())["text_config"]
+    assert text.get("tie_word_embeddings", True) == tied and text["dense_act_fn"] == "gelu"
+    assert ("language_model.lm_head.weight" not in load_file(tmp_path / "model.safetensors")) == tied
+
+
 def test_the_processor_writes_the_same_for_a_plain_text(tmp_path: Path) -> None:
     """As the cards of the published folders call it: `processor(images, text)`."""
     module = net("instructblip, llama")
