@@ -58,7 +58,7 @@ def test_the_q_former_lineages_in_a_row(tmp_path: Path, monkeypatch: pytest.Monk
     assert {"vqa_accuracy", "vqa_accuracy_novel", "vqa_accuracy_blind"} <= set(instructed)
     record = json.loads(Path("runs/quickstart/instructblip/instruct/weights/stage.json").read_text())
     ancestors = [each["stage"] for each in record["lineage"]]
-    assert ancestors == ["representation", "generative"]
+    assert ancestors == ["representation", "align"]
 
 
 @pytest.mark.skipif(not COCO.is_dir(), reason="needs the excerpt of COCO beside the checkout")
