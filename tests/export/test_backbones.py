@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from lightning_mllm.cli import main
 from lightning_mllm.export import backbones
@@ -19,21 +21,39 @@ from lightning_mllm.weights.files import sha256
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "lightning_mllm/backbones"
 LIMIT = 25 * 2**20
+LANGUAGE = {"llama": AutoModelForCausalLM, "opt": AutoModelForCausalLM, "t5": AutoModelForSeq2SeqLM}
+NAMES = ("clip", *LANGUAGE)
+SMALL = ("--stage.global_batch=16", "--hardware.micro_batch=16")
+
+
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with both recipes run for a few steps on a world of a few scenes."""
+    """A working directory with worlds of a few scenes."""
     folder = tmp_path_factory.mktemp("backbones")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         (folder / "experiments").symlink_to(ROOT / "experiments")
-        main(["world", "data/backbones", "--images", "80", "--texts", "80", "--seed", "2"])
-        main(["world", "data/crops", "--images", "80", "--crops", "--seed", "2"])
-        for name in ("llama", "clip"):
-            main(["run", f"experiments/backbones/{name}", "--stage.global_batch=16", "--hardware.micro_batch=16"])
-            backbones.main(["pack", f"runs/backbones/{name}", "--to", f"packed/{name}"])
+        main(["world", "data/backbones", "--images", "40", "--texts", "80", "--seed", "2"])
+        main(["world", "data/crops", "--images", "40", "--crops", "--seed", "2"])
     return folder
+
+
+@pytest.fixture(scope="module")
+def packed(folder: Path) -> Callable[[str], Path]:
+    """Runs a recipe for a few steps in the working directory, once, and gives the folder that it was packed to."""
+
+    @cache
+    def run_and_pack(name: str) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            main(["run", f"experiments/backbones/{name}", "--stage.epochs=0.5", *SMALL])
+            backbones.main(["pack", f"runs/backbones/{name}", "--to", f"packed/{name}"])
+        return folder / "packed" / name
+
+    return run_and_pack
 
 
 def test_the_tokenizer_writes_any_text_and_learns_answers_only(folder: Path) -> None:
@@ -47,37 +67,61 @@ def test_the_tokenizer_writes_any_text_and_learns_answers_only(folder: Path) -> 
     assert tokenizer.decode(learned) == " left</s>"
 
 
-def test_the_language_model_is_that_of_its_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["opt", "t5"])
+def test_a_word_is_one_token_wherever_it_stands(folder: Path, name: str) -> None:
+    tokenizer = backbones.train_tokenizer(backbones._readings(folder / "data/backbones"), backbones.STYLES[name])
+    for text in ("red</s>", "red\n", "Question: What is red? Answer: red"):
+        assert " red" in map(tokenizer.decode, tokenizer(text, add_special_tokens=False)["input_ids"])
+    ends = tokenizer.convert_ids_to_tokens(tokenizer("red")["input_ids"])
+    assert ends == (["<s>", "\u0120red"] if name == "opt" else ["\u0120red", "</s>"])
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_a_language_model_is_that_of_its_run(
+    folder: Path, packed: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    place = packed(name)
     monkeypatch.chdir(folder)
-    net: Any = load("runs/backbones/llama").module
+    net: Any = load(f"runs/backbones/{name}").module
     trained = net.language.state_dict()
-    packed = AutoModelForCausalLM.from_pretrained(folder / "packed/llama", dtype=torch.float32)
-    for name, tensor in packed.state_dict().items():
-        assert torch.equal(tensor, trained[name].half().float()), name
+    theirs: Any = LANGUAGE[name].from_pretrained(place, dtype=torch.float32)
+    for key, tensor in theirs.state_dict().items():
+        assert torch.equal(tensor, trained[key].half().float()), key
+    settings = theirs.config.to_dict()
+    for key, value in net.language.config.to_dict().items():
+        assert key in ("_name_or_path", "architectures", "dtype") or settings[key] == value, key
+    assert theirs.generation_config.eos_token_id == ([2, 203] if name == "opt" else 2)
 
 
-def test_the_clip_is_that_of_its_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clip_is_that_of_its_run(
+    folder: Path, packed: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = packed("clip")
     monkeypatch.chdir(folder)
     net: Any = load("runs/backbones/clip").module
     trained = net.clip.state_dict()
-    config = json.loads((folder / "packed/clip/open_clip_config.json").read_text())["model_cfg"]
-    packed = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
-    open_clip.load_checkpoint(packed, str(folder / "packed/clip/open_clip_model.safetensors"))
-    for name, tensor in packed.state_dict().items():
+    config = json.loads((place / "open_clip_config.json").read_text())["model_cfg"]
+    theirs = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+    open_clip.load_checkpoint(theirs, str(place / "open_clip_model.safetensors"))
+    for name, tensor in theirs.state_dict().items():
         assert torch.equal(tensor, trained[name].half().float().reshape(tensor.shape)), name
 
 
-@pytest.mark.parametrize("name", ["llama", "clip"])
-def test_the_card_tells_recipe_data_steps_scores_and_checksum(folder: Path, name: str) -> None:
-    card = json.loads((folder / "packed" / name / "card.json").read_text())
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_tells_recipe_data_steps_scores_and_checksum(packed: Callable[[str], Path], name: str) -> None:
+    place = packed(name)
+    card = json.loads((place / "card.json").read_text())
     assert (ROOT / card["recipe"]).is_file()
     assert card["steps"] >= 1
-    assert [world["images"] for world in card["world"]] == [80]
+    assert [world["images"] for world in card["world"]] == [40]
     assert card["scores"]
-    assert card["sha256"] == sha256(folder / "packed" / name / card["file"])
+    assert card["sha256"] == sha256(place / card["file"])
 
 
-def test_a_run_that_was_not_tested_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_not_tested_is_refused(
+    folder: Path, packed: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed("llama")
     monkeypatch.chdir(folder)
     results = Path("runs/backbones/llama/pretrain/test.json")
     results.rename("kept.json")
@@ -92,4 +136,5 @@ def test_what_ships_is_small_and_as_its_cards_say() -> None:
     for card in SHIPPED.glob("*/card.json"):
         told = json.loads(card.read_text())
         assert sha256(card.parent / told["file"]) == told["sha256"]
-    assert len(AutoTokenizer.from_pretrained(SHIPPED / "llama")) <= backbones.VOCABULARY
+    for name in LANGUAGE:
+        assert len(AutoTokenizer.from_pretrained(SHIPPED / name)) <= backbones.VOCABULARY
