@@ -154,11 +154,11 @@ def test_the_end_token_is_the_tokenizers() -> None:
 def test_names_are_checked() -> None:
     with pytest.raises(ValueError, match=r"found 'vicuna_v2', expected one of .* \(did you mean 'vicuna_v1'\?\)"):
         load_template("vicuna_v2", llama_tokenizer())
-    with pytest.raises(ValueError, match="found a tokenizer without a chat template, expected one of .*llama_2"):
+    with pytest.raises(ValueError, match=r"found a tokenizer without a chat template, expected one of .*llama_2"):
         load_template("tokenizer", llama_tokenizer())
     with pytest.raises(ValueError, match=r"template 'odd', user: found 0 times \{text\}, expected 1"):
         ChatTemplate(name="odd", system="", user="USER:", assistant="{text}", images="stay")
-    with pytest.raises(ValueError, match="template 'odd', images: found 'back', expected one of front, before, stay, only"):
+    with pytest.raises(ValueError, match="images: found 'back', expected one of front, before, stay, only"):
         ChatTemplate(name="odd", system="", user="{text}", assistant="{text}", images="back")  # pyright: ignore
 
 
