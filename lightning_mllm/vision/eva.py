@@ -116,7 +116,7 @@ class EvaVision(nn.Module):
             raise ValueError(f"vision.dtype: found {self.half} in a tower that is trained, expected null")
         with torch.set_grad_enabled(learns):
             pixels = (images.float() / 255 - self.mean.float()) / self.std.float()
-            if self.half is None:
+            if self.half is None or self.patch_embed.weight.dtype != self.half:  # cast by whoever uses it, or never
                 return self._through(pixels.to(self.patch_embed.weight.dtype))
             with torch.autocast(images.device.type, dtype=self.half):
                 return self._through(pixels)

@@ -178,9 +178,15 @@ def chat_template(wraps: Mapping[str, Any]) -> str:
 
     Args:
         wraps: The fields of a `ChatTemplate`: system, system_wrap, system_inside, between, user, assistant_prompt,
-            assistant, images, bos, eos.
+            generation_prompt, assistant, images, wordless, bos, eos.
     """
+    own = _turns_template(wraps)
+    if (other := wraps["wordless"]) is not None:
+        own = f"{WORDLESS}{_turns_template(other)}{{%- else -%}}{own}{{%- endif -%}}"
+    return FLATTEN + own
 
+
+def _turns_template(wraps: Mapping[str, Any]) -> str:
     def literal(text: str) -> str:
         return json.dumps(text.replace("{bos}", wraps["bos"]).replace("{eos}", wraps["eos"]))
 
@@ -189,8 +195,9 @@ def chat_template(wraps: Mapping[str, Any]) -> str:
         return literal(before), literal(after)
 
     (s_before, s_after), (u_before, u_after), (a_before, a_after) = map(sides, ("system_wrap", "user", "assistant"))
+    opening = literal(wraps["assistant_prompt"] + wraps["generation_prompt"])
     inside = "true" if wraps["system_inside"] else "false"
-    return FLATTEN + "".join(
+    return "".join(
         [
             f"{{%- set ns.system = {literal(wraps['system'])} -%}}",
             "{%- if messages and messages[0]['role'] == 'system' -%}",
@@ -200,16 +207,16 @@ def chat_template(wraps: Mapping[str, Any]) -> str:
             f"{{%- set inside = {inside} and messages and messages[0]['role'] == 'user' -%}}",
             "{{- '' if inside else lead -}}",
             "{%- for message in messages -%}",
-            "{%- set text = message['content'] -%}",
+            "{%- set text = message['content'] -%}{%- set images = '' -%}",
             "{%- if message['role'] == 'user' -%}",
             PLACE_IMAGES[wraps["images"]],
             f"{{{{- '' if loop.first else {literal(wraps['between'])} -}}}}",
-            f"{{{{- {u_before} ~ (lead if inside and loop.first else '') ~ text ~ {u_after} -}}}}",
+            f"{{{{- images ~ {u_before} ~ (lead if inside and loop.first else '') ~ text ~ {u_after} -}}}}",
             "{%- else -%}",
             f"{{{{- {literal(wraps['assistant_prompt'])} ~ {a_before} ~ text ~ {a_after} -}}}}",
             "{%- endif -%}",
             "{%- endfor -%}",
-            f"{{%- if add_generation_prompt -%}}{{{{- {literal(wraps['assistant_prompt'])} -}}}}{{%- endif -%}}",
+            f"{{%- if add_generation_prompt -%}}{{{{- {opening} -}}}}{{%- endif -%}}",
         ]
     )
 
@@ -240,11 +247,25 @@ FLATTEN = """\
 """
 """Opens a template: messages whose content is a list of images and texts become messages of text with marks."""
 
+WORDLESS = (
+    "{%- set ns.words = '' -%}{%- set ns.asked = false -%}"
+    "{%- for message in messages if message['role'] == 'user' -%}{%- set ns.asked = true -%}"
+    "{%- set ns.words = ns.words ~ message['content'].replace('<image>', '').strip() -%}{%- endfor -%}"
+    "{%- if ns.asked and not ns.words -%}"
+)
+"""Opens what is written where users say nothing but show images."""
+
 PLACE_IMAGES = {
     "stay": "",
     "only": (
         "{%- set count = text.split('<image>') | length - 1 -%}"
         "{%- if count -%}{%- set text = '<image>' * count -%}{%- endif -%}"
+    ),
+    "before": (
+        "{%- set count = text.split('<image>') | length - 1 -%}"
+        "{%- if count -%}"
+        "{%- set images = '<image>' * count -%}{%- set text = text.replace('<image>', '').strip() -%}"
+        "{%- endif -%}"
     ),
     "front": (
         "{%- set count = text.split('<image>') | length - 1 -%}"

@@ -145,9 +145,15 @@ def question_folder(
         reader: The tokenizer of a Q-Former that reads the question; None for BLIP-2's.
 
     Raises:
-        ValueError: The processor's template does not begin with the image.
+        ValueError: The processor's template does not begin with the image, or the language model's embeddings are not
+            as wide as what it computes with.
     """
     own, language = net.processor, net.language
+    if (width := language.get_input_embeddings().embedding_dim) != language.config.hidden_size:
+        raise ValueError(
+            f"language.word_embed_proj_dim: found {width}, expected {language.config.hidden_size}, the width that"
+            " transformers' BLIP-2 projects to"
+        )
     wrap = Wrap.of(own)
     tokenizer = wrap.tokenizer(own.tokenizer, "right" if language.config.is_encoder_decoder else "left")
     text, ends = language.config.to_dict(), own.ends

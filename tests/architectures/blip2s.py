@@ -117,7 +117,7 @@ def exported(module: Any, folder: Path) -> Found:
     """An export, compared in this process (a fresh one costs many seconds)."""
     layout = module.hf()
     layout.write(folder / "folder")
-    export.write_case(module, layout, folder / "case")
+    export.write_case(module.float().eval(), layout, folder / "case")
     difference = compared(folder)
     back = import_folder(folder / "folder")
     back.configure_model()

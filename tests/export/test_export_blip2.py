@@ -37,6 +37,7 @@ NETS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "blip2, opt": (Blip2, eva("opt", text_limits=LIMITS, max_length=300)),
     "blip2, opt, captions": (Blip2, eva("opt", chat="blip2_caption")),
     "blip2, opt, full vocabulary": (Blip2, eva("opt") | {"language": FULL}),
+    "blip2, opt, a tower of 16 bits": (Blip2, eva("opt") | {"vision": replace(EVA, dtype="bfloat16")}),
     "blip2, llama": (Blip2, eva("llama")),
     "blip2, t5": (Blip2, eva("t5")),
     "blip2, flan-t5": (Blip2, eva("flan-t5")),
@@ -231,6 +232,9 @@ def test_what_transformers_has_no_place_for_is_refused() -> None:
         net("blip2, llama", chat="vicuna_v1").hf()
     with pytest.raises(ValueError, match="reader: found a Q-Former that reads the question"):
         net("blip2, llama", reader="package:backbones/llama", qformer=replace(TINY["qformer"], vocab=1024)).hf()
+    narrow = replace(OPT, config={**(OPT.config or {}), "word_embed_proj_dim": 16})
+    with pytest.raises(ValueError, match=r"language\.word_embed_proj_dim: found 16, expected 32"):
+        net("blip2, opt", language=narrow).hf()
     with pytest.raises(ValueError, match="instructed: found false"):
         net("instructblip, llama", instructed=False).hf()
 
