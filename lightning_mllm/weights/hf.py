@@ -118,7 +118,9 @@ def image_fit(settings: Mapping[str, Any]) -> Literal["crop", "pad", "squash"]:
     """How image settings fit an image into a square; the inverse of `image_processor`."""
     if settings.get("do_pad"):
         return "pad"
-    return "crop" if settings.get("do_center_crop", True) else "squash"
+    # BLIP's processors know nothing of crops: their size is that of a square, CLIP's that of the shortest edge.
+    square = isinstance(settings.get("size"), Mapping) and "height" in settings["size"]
+    return "crop" if settings.get("do_center_crop", not square) else "squash"
 
 
 def multimodal_tokenizer(

@@ -106,6 +106,12 @@ def test_image_settings_fit_as_ours_and_come_back(tmp_path: Path, fit: Literal["
     assert float((levels - policy(image)[0]).abs().mean()) < 1
 
 
+def test_published_image_settings() -> None:
+    blip = {"image_processor_type": "BlipImageProcessor", "do_resize": True, "size": {"height": 224, "width": 224}}
+    assert hf.image_fit(blip) == "squash"
+    assert hf.image_fit({"size": 224}) == hf.image_fit({"size": {"shortest_edge": 224}}) == "crop"
+
+
 def test_settings_of_a_folder_without_any(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="found no image settings"):
         hf.image_settings(tmp_path)
