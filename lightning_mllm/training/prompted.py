@@ -8,6 +8,7 @@ Legend: B rows, T tokens, N images, V vectors an image, D width of the language 
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -18,6 +19,7 @@ from lightning_mllm.language.answers import answer_logits, answer_loss, answer_l
 from lightning_mllm.language.decode import decode, head
 from lightning_mllm.language.slots import fill_slots
 from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.training.sharding import all_reduce
 
 
 class PromptedModule(MultimodalModule):
@@ -66,7 +68,9 @@ class PromptedModule(MultimodalModule):
         """
         visual = self.see(batch)
         rows: list[list[float]] = [[] for _ in batch.ids]
-        for place in range(max(map(len, batch.candidates))):
+        most = torch.tensor(max(map(len, batch.candidates)), device=visual.device)
+        # Where parameters are spread, every rank must pass as often as any.
+        for place in range(int(all_reduce(most, "max") if self.sharded else most)):
             # A row that has fewer candidates repeats its last one, and drops it.
             texts = [each[min(place, len(each) - 1)] for each in batch.candidates]
             judged = self.processor.with_answers(batch, texts)
