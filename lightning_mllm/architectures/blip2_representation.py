@@ -31,7 +31,7 @@ from lightning_mllm.connectors.alignment import (
     targets_of,
 )
 from lightning_mllm.connectors.norm import LayerNormConnector
-from lightning_mllm.connectors.qformer import Kept, QFormer, QFormerConnector
+from lightning_mllm.connectors.qformer import TINY_QFORMER, Kept, QFormer, QFormerConnector
 from lightning_mllm.connectors.qformer_hf import qformer_settings, qformer_spec
 from lightning_mllm.connectors.qformer_keys import (
     BLIP2_HEADS_KEYS,
@@ -51,7 +51,7 @@ from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.eva import EvaTower
 from lightning_mllm.vision.eva_hf import eva_settings, eva_tower
 from lightning_mllm.vision.eva_keys import BLIP2_VISION_KEYS, EVA_KEYS
-from lightning_mllm.vision.tower import OpenClipTower
+from lightning_mllm.vision.tower import TINY_TOWER, OpenClipTower
 from lightning_mllm.weights.hf import HfFolder
 from lightning_mllm.weights.hf_blip2 import Facts, pair_folder
 from lightning_mllm.weights.keymap import KeyMap
@@ -361,19 +361,8 @@ class Blip2Representation(MultimodalModule):
 
 
 TINY: dict[str, Any] = {
-    "vision": OpenClipTower(
-        weights=None,
-        layer=-1,
-        cls="keep",
-        config={
-            "embed_dim": 16,
-            "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
-            "text_cfg": {"context_length": 16, "vocab_size": 259, "width": 16, "heads": 2, "layers": 1},
-        },
-    ),
-    "qformer": QFormerConnector(
-        queries=4, width=32, layers=3, heads=2, feedforward=48, vocab=260, positions=128, dropout=0.0
-    ),
+    "vision": TINY_TOWER,
+    "qformer": TINY_QFORMER,
     "tokenizer": "",
     "heads": AlignmentConnector(width=16),
     "max_length": 64,

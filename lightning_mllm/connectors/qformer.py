@@ -258,3 +258,9 @@ def _as_bert_starts(module: nn.Module, std: float) -> None:
         nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
+
+
+TINY_QFORMER = QFormerConnector(
+    queries=4, width=32, layers=3, heads=2, feedforward=48, vocab=260, positions=128, dropout=0.0
+)
+"""For the `tiny()` of an architecture; bytes as tokens."""

@@ -181,3 +181,16 @@ class OpenClipTower:
     def blocks(self, module: nn.Module) -> list[nn.Module]:
         assert isinstance(module, VisionTower)
         return list(module.transformer.resblocks)
+
+
+TINY_TOWER = OpenClipTower(
+    weights=None,
+    layer=-1,
+    cls="keep",
+    config={
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
+        "text_cfg": {"context_length": 16, "vocab_size": 259, "width": 16, "heads": 2, "layers": 1},
+    },
+)
+"""Random values, no file: what the `tiny()` of an architecture with a Q-Former sees with."""
