@@ -9,16 +9,15 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from lightning_mllm.language.lookback import look_back
 from lightning_mllm.weights.files import TensorFiles, resource
+from lightning_mllm.weights.hub import tensors_at
 
 OLD_BUFFERS = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 """Tensors of old files that are computed today."""
@@ -118,7 +117,7 @@ class LanguageSource:
         if self.weights is None or (self.weights == "" and self.config is not None):
             return None
         source = self.weights or self.model
-        return self._named(TensorFiles(_files(source)), source)
+        return self._named(TensorFiles(tensors_at(source, "language")), source)
 
     def _named(self, files: TensorFiles, source: str) -> Iterator[tuple[str, Tensor]]:
         """The file's tensors under the model's names; the file may be of the model without its head."""
@@ -147,17 +146,3 @@ def check_setting(where: str, config: Any, key: str) -> None:
         raise ValueError(
             f"{where}: found {key!r}, expected a setting of {config.model_type!r}; the nearest is {near!r}"
         )
-
-
-def _files(source: str) -> Path:
-    place = resource(source)
-    if place.exists():
-        return place
-    try:
-        folder = Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json"]))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(source, allow_patterns=["*.bin", "*.json"]))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"language: weights {source!r} are no folder and cannot be downloaded ({reason})") from None
-    return folder

@@ -28,5 +28,5 @@ def tensors_at(source: str, what: str) -> Path:
             folder = Path(snapshot_download(source, allow_patterns=["*.bin", "*.json"]))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{what}: found {source!r}, which is no folder and cannot be downloaded ({reason})") from None
+        raise ValueError(f"{what}: weights {source!r} are no folder and cannot be downloaded ({reason})") from None
     return folder

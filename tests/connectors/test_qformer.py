@@ -242,5 +242,5 @@ def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
     bert(tmp_path, vocab=18)
     with pytest.raises(ValueError, match=r"has 18 words, expected 21, or one less"):
         started(QFormerConnector(**{**SIZES, "text": "full", "bert": str(tmp_path)}))
-    with pytest.raises(ValueError, match=r"qformer\.bert: found 'no/such', which is no folder and cannot be downl"):
+    with pytest.raises(ValueError, match=r"qformer\.bert: weights 'no/such' are no folder and cannot be downl"):
         started(QFormerConnector(**{**SIZES, "bert": "no/such"}))

@@ -153,6 +153,6 @@ def test_wrong_settings_are_refused(tmp_path: Path) -> None:
     spec = EvaTower(weights=str(tmp_path))
     with pytest.raises(ValueError, match=r"found no image encoder, expected one of the tensors cls_token, embeddings"):
         list(spec.pretrained() or ())
-    with pytest.raises(ValueError, match=r"vision\.weights: found 'no/such', which is no folder and cannot be downl"):
+    with pytest.raises(ValueError, match=r"vision\.weights: weights 'no/such' are no folder and cannot be downl"):
         list(replace(spec, weights="no/such").pretrained() or ())
     assert replace(spec, weights=None).pretrained() is None
