@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -103,7 +103,7 @@ def freeze_table(
                 part=part,
                 parameters=count,
                 trained=how is not None,
-                lr=None if how is None else (lr if how.lr is None else how.lr),
+                lr=None if how is None else how.rate(lr),
                 weight_decay=None if how is None else (weight_decay if how.weight_decay is None else how.weight_decay),
                 dtype=dtype,
                 pattern=pattern,
@@ -133,12 +133,16 @@ class GradientCheck:
     """Watches the first optimizer steps until every trained tensor has had a finite, non-zero gradient.
 
     Contract: `look` is called by every rank before each optimizer step, until `done`.
+
+    Args:
+        module: The net, frozen as its stage says.
+        idle: Names of parameters that no loss reaches; a trained one is not waited for.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, idle: Collection[str] = ()) -> None:
         self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
-        self.waiting = set(self.trained)
+        self.waiting = set(self.trained) - set(idle)
         self.moved = False
 
     @property

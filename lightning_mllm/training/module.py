@@ -149,6 +149,10 @@ class MultimodalModule(LightningModule):
         decoding = self.decoding.get(batch.tasks[0] if batch.tasks else "", Decoding())
         return [self.processor.decode(tokens) for tokens in self.generate(batch, decoding)]
 
+    def idle(self) -> set[str]:
+        """Names of parameters that no loss can reach; a stage that trains them does not wait for their gradients."""
+        return set()
+
     @property
     def sharded(self) -> bool:
         """Whether parameters are spread over ranks, so that every rank must take part in every forward pass."""
@@ -206,7 +210,7 @@ class MultimodalModule(LightningModule):
     def on_train_start(self) -> None:
         self.train()
         self._sums = {}
-        self._check = GradientCheck(self)
+        self._check = GradientCheck(self, self.idle())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output: Output = self(batch)

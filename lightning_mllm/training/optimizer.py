@@ -42,7 +42,7 @@ def parameter_groups(
             {
                 "name": f"{pattern} ({', '.join(marks)})" if marks else pattern,
                 "params": parameters,
-                "lr": share * (lr if how.lr is None else how.lr),
+                "lr": share * how.rate(lr),
                 "weight_decay": decay if decayed else 0.0,
             }
         )

@@ -47,7 +47,7 @@ def test_a_parameter_matched_twice_is_refused() -> None:
 
 
 def test_freezing_and_its_table(capsys: pytest.CaptureFixture[str]) -> None:
-    module, table = net(), {"connector.*": Train(lr=0.5), "language.second.*": Train(weight_decay=0.1)}
+    module, table = net(), {"connector.*": Train(lr=0.5), "language.second.*": Train(scale=0.1, weight_decay=0.1)}
     trained = freeze(module, table)
     assert {n for n, p in module.named_parameters() if p.requires_grad} == set(trained)
     assert frozen_modules(module) == [module["vision"], module["language"]["first"]]
@@ -57,7 +57,7 @@ def test_freezing_and_its_table(capsys: pytest.CaptureFixture[str]) -> None:
         ("vision", 6, False, None, None, "float32"),
         ("connector", 6, True, 0.5, 0.0, "float32"),
         ("language", 6, False, None, None, "float32"),
-        ("language", 2, True, 1e-3, 0.1, "float32"),
+        ("language", 2, True, pytest.approx(1e-4), 0.1, "float32"),
     ]
     print_freeze_table(rows, title="a net")
     assert "connector.*" in capsys.readouterr().out
@@ -95,6 +95,18 @@ def test_without_an_image_the_visual_side_may_wait() -> None:
     assert not found.done
     with pytest.raises(ValueError, match="connector"):
         found.look(saw_image=True, moves=True)
+
+
+def test_what_no_loss_reaches_is_not_waited_for() -> None:
+    module = net()
+    freeze(module, {"connector.*": Train(), "language.*": Train()})
+    silent = check(module, connector=1.0, language=0.0)
+    idle = {name for name in silent.trained if name.startswith("language.")}
+    found = GradientCheck(module, idle)
+    found.look(saw_image=True, moves=True)
+    assert found.done
+    with pytest.raises(ValueError, match=r"language\.second\.weight is trained, expected a non-zero gradient"):
+        GradientCheck(module, idle - {"language.second.weight"}).look(saw_image=True, moves=True)
 
 
 def test_the_first_half_of_an_adapter_may_wait_until_something_moved() -> None:

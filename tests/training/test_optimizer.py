@@ -51,6 +51,17 @@ def test_without_a_decay_a_pattern_has_one_rate_and_two_groups() -> None:
     torch.optim.AdamW(groups)
 
 
+def test_a_scale_is_of_the_rate_that_a_pattern_has() -> None:
+    """CogVLM's tower at a tenth: of the stage's rate, or of its own."""
+    table = {"vision.*": Train(scale=0.1, layer_decay=0.5), "ln_vision.*": Train(lr=0.5, scale=0.1)}
+    found = rates(tower(1), table)
+    assert found["vision.blocks.0.norm1.weight"] == pytest.approx(0.05)
+    assert found["vision.cls_token"] == pytest.approx(0.025)
+    assert found["ln_vision.weight"] == pytest.approx(0.05)
+    with pytest.raises(ValueError, match=r"found scale 0, expected a number above 0"):
+        Train(scale=0)
+
+
 def test_a_decay_over_layers_needs_layers() -> None:
     with pytest.raises(ValueError, match=r"pattern 'ln_vision.\*' has a layer_decay, expected names with numbers"):
         rates(tower(1), {"vision.*": Train(), "ln_vision.*": Train(layer_decay=0.9)})
