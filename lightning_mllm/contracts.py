@@ -79,11 +79,24 @@ class ImageFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Documents:
+    """Plain texts, all to be learned, that share a row of tokens and do not see one another."""
+
+    texts: tuple[str, ...]
+    length: int | None = None
+    """Tokens of the row; None for as many as the net reads."""
+    continued: bool = False
+    """Whether the last text goes on in another row, so that it does not end here."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """One example as a data module gives it: text and unread images, no tensors."""
 
     id: str
-    turns: tuple[Turn, ...]
+    turns: tuple[Turn, ...] = ()
+    documents: Documents | None = None
+    """In place of turns and images: text for a language model."""
     images: tuple[ImageRef, ...] = ()
     references: tuple[str, ...] = ()
     """The accepted answers or reference captions; only evaluation reads them."""
@@ -104,6 +117,8 @@ class Encoded:
     kinds: UInt8[Tensor, " T"]
     images: UInt8[Tensor, "N 3 H W"]
     """N is 0 for a text-only sample."""
+    segments: Int[Tensor, " T"] | None = None
+    """As in `Batch`, counted from 1; None where the whole row is one."""
     targets: Int[Tensor, " S"] | None = None
     """Decoder tokens of an encoder-decoder language model."""
     query_text: Int[Tensor, " L"] | None = None
