@@ -222,7 +222,7 @@ class QFormerConnector:
             found = BERT_KEYS.ours(plain_bert(name))
             if found is None:
                 continue
-            ours, tensor = found[0], files[name]
+            (ours,), tensor = found.ours, files[name]
             if ours == "words.weight" and not 0 <= self.vocab - len(tensor) <= 1:
                 raise ValueError(
                     f"{self.bert}: has {len(tensor)} words, expected {self.vocab}, or one less where [DEC] is added"

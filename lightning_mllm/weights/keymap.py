@@ -4,6 +4,7 @@ A template is a name with `{n}` (or any other word) for an integer and `{...}` f
 
     blocks.{n}.ln_1.{...}      <->  encoder.layers.{n}.layer_norm1.{...}
     blocks.{n}.attn.in_{...}   <->  (encoder.layers.{n}.q.{...}, ....k.{...}, ....v.{...}), with SPLIT_3
+    (h.{n}.q.{...}, ....k.{...}, ....v.{...})   <->  h.{n}.qkv.{...}, with SPLIT_3
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,16 +21,18 @@ from torch import Tensor
 from lightning_mllm.weights.files import pairs
 
 Fields = dict[str, str]
+Names = tuple[str, ...]
 Split = Callable[[Tensor], tuple[Tensor, ...]]
 Join = Callable[[Sequence[Tensor]], Tensor]
+Change = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 Condition = Callable[[Mapping[str, Any], Mapping[str, str]], bool]
 
 SPLIT_3: tuple[Split, Join] = (lambda tensor: tensor.chunk(3), lambda tensors: torch.cat(list(tensors)))
 """A fused query-key-value projection and its three parts."""
 
 
-def _same(tensor: Tensor) -> tuple[Tensor, ...]:
-    return (tensor,)
+def _same(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    return tensors
 
 
 def _only(tensors: Sequence[Tensor]) -> Tensor:
@@ -45,18 +48,42 @@ def _always(config: Mapping[str, Any], fields: Mapping[str, str]) -> bool:
 class Rule:
     """One line of a table."""
 
-    ours: str | None
-    """None: their tensor has no place here and is left out."""
-    theirs: tuple[str, ...]
-    """One template, or one for each part that `split` gives; they hold the same fields as `ours`."""
-    split: Split = _same
-    join: Join = _only
+    ours: str | Names | None
+    """One template, or several whose tensors are joined into theirs; None: theirs has no place here and is left out."""
+    theirs: Names
+    """One template, or several whose tensors are joined into ours; they hold the same fields as `ours`."""
+    there: Change = _same
+    """Our tensors as theirs."""
+    back: Change = _same
+    """Their tensors as ours."""
     when: Condition = _always
     """Whether the line holds, coming from theirs, for a folder's configuration and the name's fields."""
 
+    @property
+    def here(self) -> Names:
+        """The templates of `ours`."""
+        return () if self.ours is None else (self.ours,) if isinstance(self.ours, str) else self.ours
+
 
 Turn = Callable[[Tensor], Tensor]
-RuleLike = Rule | tuple[str, str] | tuple[str, str, tuple[Turn, Turn]] | tuple[str, Sequence[str], tuple[Split, Join]]
+RuleLike = (
+    Rule
+    | tuple[str, str]
+    | tuple[str, str, tuple[Turn, Turn]]
+    | tuple[str, Sequence[str], tuple[Split, Join]]
+    | tuple[Sequence[str], str, tuple[Split, Join]]
+)
+
+
+class Found(NamedTuple):
+    """What the line that holds for a name says of it."""
+
+    rule: Rule
+    part: int
+    """Which of the line's templates on its side the name is."""
+    ours: Names
+    """All names of the line; none where their tensor is left out."""
+    theirs: Names
 
 
 @dataclass(frozen=True)
@@ -64,7 +91,7 @@ class KeyMap:
     """A table of names, total in both directions: a name that no line matches is an error.
 
     The first line that matches counts. A transform pair may be a change of layout of one tensor or, with several
-    templates on their side, a split and a join; the pair must be exact inverses.
+    templates on one side, a split and a join; the pair must be exact inverses.
     """
 
     rules: Sequence[RuleLike]
@@ -83,7 +110,7 @@ class KeyMap:
         table = [
             replace(
                 rule,
-                ours=None if rule.ours is None else ours + rule.ours,
+                ours=None if rule.ours is None else tuple(ours + template for template in rule.here),
                 theirs=tuple(theirs + template for template in rule.theirs),
             )
             for rule in self.table
@@ -91,14 +118,17 @@ class KeyMap:
         return KeyMap(table, [(theirs + other, theirs + name) for other, name in self.aliases])
 
     def to_theirs(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Their names and tensors, in the order of ours.
+        """Their names and tensors, in the order of ours; parts that are joined are held until the last of them comes.
 
         Raises:
-            ValueError: No line matches a name.
+            ValueError: No line matches a name, or a part of a joined tensor never came.
         """
+        parts = _Parts()
         for name, tensor in tensors:
-            rule, names = self.theirs(name)
-            yield from zip(names, rule.split(tensor), strict=True)
+            rule, part, ours, theirs = self.theirs(name)
+            if (whole := parts.add(theirs, part, tensor, len(ours))) is not None:
+                yield from zip(theirs, rule.there(whole), strict=True)
+        parts.check()
 
     def to_ours(
         self, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]], config: Mapping[str, Any] | None = None
@@ -106,22 +136,16 @@ class KeyMap:
         """Our names and tensors; parts that are joined are held until the last of them comes.
 
         Raises:
-            ValueError: No line matches a name, or a part of a joined tensor never came.
+            ValueError: As `to_theirs`.
         """
-        waiting: dict[str, dict[int, Tensor]] = {}
-        sizes: dict[str, int] = {}
+        parts = _Parts()
         for name, tensor in pairs(tensors):
-            found = self.ours(name, config)
-            if found is None:
+            if (found := self.ours(name, config)) is None:
                 continue
-            ours, rule, part = found
-            waiting.setdefault(ours, {})[part] = tensor
-            sizes[ours] = len(rule.theirs)
-            if len(waiting[ours]) == len(rule.theirs):
-                parts = waiting.pop(ours)
-                yield ours, rule.join([parts[i] for i in range(len(parts))])
-        for ours, parts in waiting.items():
-            raise ValueError(f"tensor {ours!r} is made of {sizes[ours]} tensors, found {len(parts)} of them")
+            rule, part, ours, theirs = found
+            if (whole := parts.add(ours, part, tensor, len(theirs))) is not None:
+                yield from zip(ours, rule.back(whole), strict=True)
+        parts.check()
 
     def lazily(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> dict[str, Loader]:
         """Our names -> how to read and join each tensor of `tensors`, of which nothing is read yet.
@@ -129,35 +153,38 @@ class KeyMap:
         Raises:
             ValueError: As `to_ours`.
         """
-        places: dict[str, dict[int, str]] = {}
-        rules: dict[str, Rule] = {}
+        places: dict[Names, dict[int, str]] = {}
+        lines: dict[Names, Found] = {}
         for name in tensors:
             if (found := self.ours(name, config)) is not None:
-                ours, rule, part = found
-                places.setdefault(ours, {})[part] = name
-                rules[ours] = rule
-        for ours, names in places.items():
-            if len(names) != len(rules[ours].theirs):
-                whole = len(rules[ours].theirs)
-                raise ValueError(f"tensor {ours!r} is made of {whole} tensors, found only {sorted(names.values())}")
-        return {
-            ours: Loader(tensors, tuple(names[i] for i in range(len(names))), rules[ours].join)
-            for ours, names in places.items()
-        }
+                places.setdefault(found.ours, {})[found.part] = name
+                lines[found.ours] = found
+        loaders: dict[str, Loader] = {}
+        for names, sources in places.items():
+            found = lines[names]
+            if len(sources) != len(found.theirs):
+                whole = len(found.theirs)
+                raise ValueError(
+                    f"tensor {names[0]!r} is made of {whole} tensors, found only {sorted(sources.values())}"
+                )
+            ordered = tuple(sources[i] for i in range(len(sources)))
+            loaders |= {name: Loader(tensors, ordered, found.rule.back, i) for i, name in enumerate(names)}
+        return loaders
 
-    def theirs(self, name: str) -> tuple[Rule, tuple[str, ...]]:
-        """The line for one of our names, and their names for it.
+    def theirs(self, name: str) -> Found:
+        """The line for one of our names.
 
         Raises:
             ValueError: No line matches.
         """
         for rule in self.table:
-            if rule.ours is not None and (fields := _match(rule.ours, name)) is not None:
-                return rule, tuple(_fill(template, fields) for template in rule.theirs)
+            for part, template in enumerate(rule.here):
+                if (fields := _match(template, name)) is not None:
+                    return _found(rule, part, fields)
         raise ValueError(f"tensor {name!r} has no name in the other layout, expected one of {self._shown('ours')}")
 
-    def ours(self, name: str, config: Mapping[str, Any] | None = None) -> tuple[str, Rule, int] | None:
-        """Our name for one of theirs, its line and which part of it that is; None if it is left out on purpose.
+    def ours(self, name: str, config: Mapping[str, Any] | None = None) -> Found | None:
+        """The line for one of their names; None if it is left out on purpose.
 
         Raises:
             ValueError: No line matches.
@@ -170,38 +197,68 @@ class KeyMap:
             for part, template in enumerate(rule.theirs):
                 fields = _match(template, name)
                 if fields is not None and rule.when(config or {}, fields):
-                    return None if rule.ours is None else (_fill(rule.ours, fields), rule, part)
+                    return None if rule.ours is None else _found(rule, part, fields)
         raise ValueError(f"tensor {name!r} has no name here, expected one of {self._shown('theirs')}")
 
     def _shown(self, side: str) -> str:
-        names = [rule.ours if side == "ours" else rule.theirs[0] for rule in self.table]
-        return ", ".join(repr(name) for name in names if name)
+        names = [rule.here if side == "ours" else rule.theirs for rule in self.table]
+        return ", ".join(repr(each[0]) for each in names if each)
+
+
+class _Parts:
+    """Tensors that wait for those they are joined with."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[Names, tuple[int, dict[int, Tensor]]] = {}
+
+    def add(self, goal: Names, part: int, tensor: Tensor, count: int) -> list[Tensor] | None:
+        """All `count` tensors that `goal` is made of, once the last of them has come."""
+        _, held = self.waiting.setdefault(goal, (count, {}))
+        held[part] = tensor
+        if len(held) < count:
+            return None
+        del self.waiting[goal]
+        return [held[i] for i in range(count)]
+
+    def check(self) -> None:
+        """ValueError if anything still waits."""
+        for goal, (count, held) in self.waiting.items():
+            raise ValueError(f"tensor {goal[0]!r} is made of {count} tensors, found {len(held)} of them")
 
 
 @dataclass(frozen=True)
 class Loader:
-    """One tensor, read and joined when it is asked for."""
+    """One tensor, read and joined or cut out when it is asked for."""
 
     source: Mapping[str, Tensor]
-    names: tuple[str, ...]
-    join: Join = _only
+    names: Names
+    back: Change = _same
+    part: int = 0
+    """Which of the tensors that `back` gives."""
 
     def __call__(self) -> Tensor:
-        return self.join([self.source[name] for name in self.names])
+        return self.back([self.source[name] for name in self.names])[self.part]
 
 
 def _rule(rule: RuleLike) -> Rule:
     if isinstance(rule, Rule):
         return rule
     ours, theirs, *pair = rule
+    here, there = (tuple([side] if isinstance(side, str) else side) for side in (ours, theirs))
     if not pair:
-        return Rule(ours=ours, theirs=(str(theirs),))
-    there: Any
-    back: Any
-    there, back = pair[0]
-    if isinstance(theirs, str):
-        return Rule(ours=ours, theirs=(theirs,), split=lambda x: (there(x),), join=lambda xs: back(_only(xs)))
-    return Rule(ours=ours, theirs=tuple(theirs), split=there, join=back)
+        return Rule(ours=here, theirs=there)
+    one: Any
+    other: Any
+    one, other = pair[0]
+    if len(there) > 1:
+        return Rule(ours=here, theirs=there, there=lambda xs: one(_only(xs)), back=lambda xs: (other(xs),))
+    if len(here) > 1:
+        return Rule(ours=here, theirs=there, there=lambda xs: (other(xs),), back=lambda xs: one(_only(xs)))
+    return Rule(ours=here, theirs=there, there=lambda xs: (one(_only(xs)),), back=lambda xs: (other(_only(xs)),))
+
+
+def _found(rule: Rule, part: int, fields: Fields) -> Found:
+    return Found(rule, part, *(tuple(_fill(each, fields) for each in side) for side in (rule.here, rule.theirs)))
 
 
 _patterns: dict[str, re.Pattern[str]] = {}

@@ -31,7 +31,7 @@ def load(theirs: nn.Module, ours: nn.Module, keys: KeyMap, prefix: str = "") -> 
     extra = {} if hasattr(theirs, "query_tokens") else {"query_tokens"}
     found = theirs.load_state_dict({n: t for n, t in state.items() if n not in extra}, strict=False)
     assert found.unexpected_keys == []
-    return {there: here for here in ours.state_dict() for there in [keys.theirs(here)[1][0].removeprefix(prefix)]}
+    return {there: here for here in ours.state_dict() for there in [keys.theirs(here).theirs[0].removeprefix(prefix)]}
 
 
 def same_gradients(theirs: nn.Module, ours: nn.Module, names: dict[str, str]) -> None:

@@ -49,6 +49,22 @@ def test_there_and_back_is_exact() -> None:
     assert all(torch.equal(lazy[name](), tensor) for name, tensor in ours().items())
 
 
+def test_theirs_may_be_the_fused_one() -> None:
+    parts = tuple(f"h.{{n}}.{each}.{{...}}" for each in "qkv")
+    table = KeyMap([(parts, "layers.{n}.qkv.{...}", SPLIT_3), ("{...}", "plain.{...}")]).under("a.", "b.")
+    named = {f"a.h.3.{each}.weight": torch.randn(2, 5) for each in "kvq"} | {"a.x": torch.ones(1)}
+    theirs = dict(table.to_theirs(named.items()))
+    assert list(theirs) == ["b.layers.3.qkv.weight", "b.plain.x"]
+    expected = torch.cat([named[f"a.h.3.{each}.weight"] for each in "qkv"])
+    assert torch.equal(theirs["b.layers.3.qkv.weight"], expected)
+    for back in (dict(table.to_ours(theirs)), {name: load() for name, load in table.lazily(theirs).items()}):
+        assert back.keys() == named.keys()
+        assert all(torch.equal(back[name], tensor) for name, tensor in named.items())
+    del named["a.h.3.k.weight"]
+    with pytest.raises(ValueError, match=r"'b\.layers\.3\.qkv\.weight' is made of 3 tensors, found 2"):
+        list(table.to_theirs(named.items()))
+
+
 def test_an_unknown_name_is_an_error_that_names_it() -> None:
     table = KeyMap(TABLE.rules[:-1])
     with pytest.raises(ValueError, match=r"'norm.weight' has no name in the other layout, expected one of 'blocks"):
