@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # What each place may import of ours, besides itself.
 MAY_IMPORT: dict[str, set[str]] = {
     "lightning_mllm.contracts": set(),
+    "lightning_mllm.boxes": set(),
     "lightning_mllm.weights": {"lightning_mllm.contracts"},
-    "lightning_mllm.processing": {"lightning_mllm.contracts"},
+    "lightning_mllm.processing": {"lightning_mllm.contracts", "lightning_mllm.boxes"},
     "lightning_mllm.vision": {"lightning_mllm.contracts", "lightning_mllm.weights"},
     "lightning_mllm.connectors": {"lightning_mllm.contracts", "lightning_mllm.weights"},
     "lightning_mllm.language": {"lightning_mllm.contracts", "lightning_mllm.weights"},
@@ -32,10 +33,11 @@ PROGRAMS = {"data_modules.world.write", "data_modules.listing"}
 for name in L4:
     MAY_IMPORT[name] = L2 | L4 | PROGRAMS | {"lightning_mllm.architectures"}
 MAY_IMPORT["lightning_mllm"] = {"lightning_mllm.inference"}
-MAY_IMPORT["data_modules"] = {"lightning_mllm.contracts"}
+MAY_IMPORT["data_modules"] = {"lightning_mllm.contracts", "lightning_mllm.boxes"}
 
 FORBIDDEN_LIBRARIES = {
     "lightning_mllm.contracts": {"lightning", "transformers", "open_clip", "peft", "torchmetrics", "PIL"},
+    "lightning_mllm.boxes": {"torch", "numpy", "lightning", "transformers", "open_clip", "peft", "torchmetrics", "PIL"},
     "lightning_mllm.processing": {"lightning", "open_clip", "peft", "torchmetrics"},
     "lightning_mllm.vision": {"lightning", "torchmetrics"},
     "lightning_mllm.connectors": {"lightning", "torchmetrics", "transformers", "open_clip"},

@@ -20,6 +20,7 @@ from lightning_mllm.contracts import Batch, Evaluation, TokenKind
 from lightning_mllm.evaluation.bootstrap import Interval, metric_intervals
 from lightning_mllm.evaluation.metrics import (
     Bleu,
+    BoxAccuracy,
     Choice,
     CiderD,
     ExactMatch,
@@ -39,6 +40,7 @@ TASKS: dict[str, tuple[type[SampleMetric[Any]], ...]] = {
     "ivqa": (IvqaAccuracy,),
     "caption": (CiderD, Bleu, RougeL),
     "exact": (ExactMatch,),
+    "grounding": (BoxAccuracy,),
     "pope": (PopeScores,),
     "choice": (Choice,),
     "auc": (RocAuc,),

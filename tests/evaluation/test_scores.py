@@ -148,13 +148,14 @@ def test_drawn_scenes_stay_exact_and_photographs_become_small() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_scores_yes_and_no(task: str) -> None:
     scores, batch = Scores(Evaluation(task=task)), a_batch([0, 1])
+    yes, no = ("[[1,1,2,2]]", "[[5,5,9,9]]") if task == "grounding" else ("yes", "no")
     people = 5 if task == "ivqa" else 1
-    batch.references = [("yes",) * people, ("no",) * people]
+    batch.references = [(yes,) * people, (no,) * people]
     if issubclass(TASKS[task][0], RankMetric):
         batch.candidates = [("yes", "no"), ("yes", "no")]
         scores.rank(batch, [[-1.0, -2.0], [-3.0, -2.0]])
     else:
-        scores.update(batch, ["yes", "no"])
+        scores.update(batch, [yes, no])
     found = scores.compute()
     assert list(found) == [name for metric in TASKS[task] for name in metric.names]
     assert next(iter(found.values())).value > 0.4

@@ -1,6 +1,7 @@
 """Published scores in pure Python, one file each."""
 
 from lightning_mllm.evaluation.metrics.bleu import Bleu
+from lightning_mllm.evaluation.metrics.box_accuracy import BoxAccuracy
 from lightning_mllm.evaluation.metrics.cider import CiderD
 from lightning_mllm.evaluation.metrics.exact_match import ExactMatch
 from lightning_mllm.evaluation.metrics.ivqa_accuracy import IvqaAccuracy
@@ -12,6 +13,7 @@ from lightning_mllm.evaluation.metrics.vqa_accuracy import VqaAccuracy
 
 __all__ = [
     "Bleu",
+    "BoxAccuracy",
     "Choice",
     "CiderD",
     "ExactMatch",
