@@ -18,17 +18,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Batch, Encoded, Sample, TokenKind
+from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Batch, Documents, Encoded, Sample, TokenKind
 from lightning_mllm.processing.chat import Chat, Piece
 from lightning_mllm.processing.decode import ImageError, ImageLimits, decode_image
+from lightning_mllm.processing.image_slots import ImageEnds, Row, image_slots
 from lightning_mllm.processing.images import ImagePolicy
+from lightning_mllm.processing.packing import pack, positions
 from lightning_mllm.processing.query_text import QueryText
-
-IMAGE_BEGIN_TOKEN, IMAGE_END_TOKEN = "<im_start>", "<im_end>"
-"""LLaVA's marks around an image (`mm_use_im_start_end`)."""
-
-Row = tuple[list[int], list[int], list[int]]
-"""Tokens, labels and kinds, of one length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +55,7 @@ class Processor:
         image: How an image is fitted into the tower's square.
         vectors_per_image: Visual vectors the connector gives for one view; as many slots are written for each.
         max_length: Tokens a row may have, slots included.
-        image_begin_end: Whether each image stands between `<im_start>` and `<im_end>` tokens.
+        image_ends: What stands around an image (`image_slots`).
         limits: How large an image file may be.
         text_limits: Where prompts and answers are cut.
         seq2seq: Whether the language model is an encoder-decoder.
@@ -76,7 +72,7 @@ class Processor:
         image: ImagePolicy,
         vectors_per_image: int,
         max_length: int,
-        image_begin_end: bool = False,
+        image_ends: ImageEnds = "none",
         limits: ImageLimits = ImageLimits(),
         text_limits: TextLimits = TextLimits(),
         seq2seq: bool = False,
@@ -95,7 +91,7 @@ class Processor:
         self.image = image
         self.vectors_per_image = vectors_per_image
         self.max_length = max_length
-        self.image_begin_end = image_begin_end
+        self.image_ends: ImageEnds = image_ends
         self.limits = limits
         self.text_limits = text_limits
         self.seq2seq = seq2seq
@@ -110,31 +106,24 @@ class Processor:
         vocabulary = tokenizer.get_vocab()
         self.image_id: int = vocabulary.get(IMAGE_MARK, self.pad_id)
         """What stands in the slots; the network overwrites its embedding."""
-        self.prefix: list[int] = [] if chat.writes_bos else _prefix(tokenizer)
-        self.image_slots: Row = self._slots(vocabulary)
-
-    def _slots(self, vocabulary: dict[str, int]) -> Row:
-        slots = self.vectors_per_image * self.image.num_views
-        tokens, kinds = [self.image_id] * slots, [int(TokenKind.IMAGE)] * slots
-        if self.image_begin_end:
-            for token in (IMAGE_BEGIN_TOKEN, IMAGE_END_TOKEN):
-                if token not in vocabulary:
-                    raise ValueError(f"image_begin_end: found no token {token} in the tokenizer, expected one")
-            tokens = [vocabulary[IMAGE_BEGIN_TOKEN], *tokens, vocabulary[IMAGE_END_TOKEN]]
-            kinds = [int(TokenKind.IMAGE_BEGIN), *kinds, int(TokenKind.IMAGE_END)]
-        return tokens, [IGNORE] * len(tokens), kinds
+        self.begin: list[int] = _prefix(tokenizer)
+        """What stands before a document."""
+        self.prefix: list[int] = [] if chat.writes_bos else self.begin
+        self.image_slots = image_slots(image_ends, self.image_id, vectors_per_image, image.num_views, vocabulary)
 
     def encode(self, sample: Sample, *, generate: bool = False, random: torch.Generator | None = None) -> Encoded:
         """Tokens, labels, kinds i64/i64/u8[T] and images u8[N, 3, S, S], N = images x views.
 
         With `generate` a final answer is dropped and the row ends where the answer begins. In training `random` is what
-        the image policy draws from.
+        the image policy draws from. Documents are packed (`pack`), in training as in evaluation.
 
         Raises:
             ImageError: an image cannot be used.
             ValueError: nothing to learn, marks that do not match the images, turns that are no conversation, or more
                 tokens than `max_length` where cutting the end would touch an image or leave nothing to learn.
         """
+        if sample.documents is not None:
+            return self._packed(sample, sample.documents)
         try:
             turns = sample.turns
             if generate and turns and turns[-1].role == "assistant":
@@ -165,6 +154,14 @@ class Processor:
             task=sample.task,
             prompt=questions[-1] if questions else "",
         )
+
+    def _packed(self, sample: Sample, documents: Documents) -> Encoded:
+        try:
+            if self.seq2seq:
+                raise ValueError("found documents for an encoder-decoder, expected a causal language model")
+            return pack(sample, documents, self.tokenizer, self.begin, self.max_length, self._blank(0))
+        except ValueError as error:
+            raise ValueError(f"sample {sample.id!r}: {error}") from error
 
     def _tokenize(self, pieces: Sequence[Piece], generate: bool) -> tuple[Row, Tensor | None]:
         """A row and, for an encoder-decoder, what its decoder learns."""
@@ -269,15 +266,15 @@ class Processor:
         decoded = [row.targets for row in rows if row.targets is not None]
         assert len(decoded) in (0, len(rows)), "rows with and without decoder tokens"
         read = [row.query_text for row in rows if row.query_text is not None]
-        real = [torch.ones(len(row.tokens), dtype=torch.int32) for row in rows]
-        positions = [torch.arange(len(row.tokens)) for row in rows]
+        one = (torch.ones(len(row.tokens), dtype=torch.int32) for row in rows)
+        segments = [single if row.segments is None else row.segments for row, single in zip(rows, one, strict=True)]
         return Batch(
             ids=[row.id for row in rows],
             tokens=_pad([row.tokens for row in rows], self.pad_id, padding),
             labels=_pad([row.labels for row in rows], IGNORE, padding),
             kinds=_pad([row.kinds for row in rows], TokenKind.TEXT, padding),
-            segments=_pad(real, 0, padding),
-            positions=_pad(positions, 0, padding),
+            segments=_pad(segments, 0, padding),
+            positions=_pad([positions(each) for each in segments], 0, padding),
             images=images if len(images) else self._blank(1),
             num_images=len(images),
             targets=_pad(decoded, IGNORE, "right") if decoded else None,

@@ -4,6 +4,8 @@ import io
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Literal
 
 import pytest
 import torch
@@ -13,8 +15,9 @@ from transformers import PreTrainedTokenizerFast
 from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Encoded, Sample, TokenKind, Turn
 from lightning_mllm.processing.chat import ChatTemplate, load_template
 from lightning_mllm.processing.decode import ImageError, ImageLimits
+from lightning_mllm.processing.image_slots import ImageEnds
 from lightning_mllm.processing.images import ImagePolicy
-from lightning_mllm.processing.processor import Processor
+from lightning_mllm.processing.processor import Processor, TextLimits
 from tests.processing.test_chat import MARKED, UNMARKED, turns
 from tests.processing.tokenizer import llama_tokenizer
 
@@ -64,11 +67,11 @@ def processor(
     tokenizer: PreTrainedTokenizerFast | None = None,
     vectors: int = 3,
     max_length: int = 2048,
-    image_begin_end: bool = False,
+    image_ends: ImageEnds = "none",
 ) -> Processor:
     tokenizer = tokenizer or llama_tokenizer()
     template = load_template(chat, tokenizer)
-    return Processor(tokenizer, template, ImagePolicy(size=8, fit="crop"), vectors, max_length, image_begin_end)
+    return Processor(tokenizer, template, ImagePolicy(size=8, fit="crop"), vectors, max_length, image_ends)
 
 
 def sample(*texts: str, images: tuple[Drawn | Broken, ...] = (), system: str | None = None) -> Sample:
@@ -139,29 +142,60 @@ def test_slots_hold_the_image_token_if_there_is_one() -> None:
 
 def test_begin_and_end_tokens_around_an_image() -> None:
     tokenizer = llama_tokenizer("<im_start>", "<im_end>")
-    row = processor(tokenizer=tokenizer, image_begin_end=True).encode(sample("<image>\nq", "a", images=(RED,)))
+    row = processor(tokenizer=tokenizer, image_ends="tokens").encode(sample("<image>\nq", "a", images=(RED,)))
     at = int((row.kinds != TEXT).nonzero()[0])
     kinds = [TokenKind.IMAGE_BEGIN, *[TokenKind.IMAGE] * 3, TokenKind.IMAGE_END]
     assert row.kinds[at : at + 5].tolist() == [int(kind) for kind in kinds]
     assert tokenizer.convert_ids_to_tokens([int(row.tokens[at]), int(row.tokens[at + 4])]) == ["<im_start>", "<im_end>"]
     with pytest.raises(ValueError, match="found no token <im_start> in the tokenizer"):
-        processor(image_begin_end=True)
+        processor(image_ends="tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twice(ImagePolicy):
+    """Two views: the image, and its negative."""
+
+    @property
+    def num_views(self) -> int:
+        return 2
+
+    def __call__(self, image: Image.Image, random: torch.Generator | None = None) -> torch.Tensor:
+        view = super().__call__(image, random)
+        return torch.cat([view, 255 - view])
 
 
 def test_every_view_of_an_image_has_its_slots() -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class Twice(ImagePolicy):
-        @property
-        def num_views(self) -> int:
-            return 2
-
-        def __call__(self, image: Image.Image, random: torch.Generator | None = None) -> torch.Tensor:
-            return super().__call__(image, random).repeat(2, 1, 1, 1)
-
     used = Processor(llama_tokenizer(), processor().chat, Twice(size=8, fit="crop"), 3, 99 * 9)
     row = used.encode(sample("<image>\nq", "a", images=(RED,)))
     assert (row.kinds == IMAGE).sum() == 6 and len(row.images) == 2
     assert used.collate([row]).num_images == 2
+
+
+def test_every_view_stands_between_vectors_of_its_own() -> None:
+    used = Processor(llama_tokenizer(), processor().chat, Twice(size=8, fit="squash"), 3, 99 * 9, image_ends="vectors")
+    row = used.encode(sample("<image> or <image>\nq", "a", images=(RED, BLUE)))
+    runs = [(kind, len(list(run))) for kind, run in groupby(row.kinds.tolist())]
+    view = [(int(TokenKind.IMAGE_BEGIN), 1), (IMAGE, 3), (int(TokenKind.IMAGE_END), 1)]
+    assert [run for run in runs if run[0] != TEXT] == view * 4
+    slots = row.kinds != TEXT
+    assert row.tokens[slots].eq(used.image_id).all() and row.labels[slots].eq(IGNORE).all()
+    assert used.collate([row]).num_images == 4
+    colours = [[255, 0, 0], [0, 255, 255], [0, 0, 255], [255, 255, 0]]
+    assert row.images[:, :, 0, 0].tolist() == colours
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_nothing_of_an_image_with_vectors_around_it_is_cut(side: Literal["right", "left"]) -> None:
+    shown = sample("<image>\nq", "a dog.", images=(RED,), system="")
+    whole = processor(image_ends="vectors").encode(shown)
+    end = int((whole.kinds == TokenKind.IMAGE_END).nonzero()[0])
+    for limit in range(1, end + 1):
+        with pytest.raises(ValueError, match="cutting the end would cut an image"):
+            processor(image_ends="vectors", max_length=limit).encode(shown)
+    used = processor(image_ends="vectors")
+    used.text_limits = TextLimits(prompt=2, cut=side)
+    cut = used.encode(shown)
+    assert used.truncated == 1 and cut.kinds[cut.kinds != TEXT].tolist() == whole.kinds[whole.kinds != TEXT].tolist()
 
 
 def test_generating_ends_where_the_answer_begins() -> None:
