@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -20,6 +20,8 @@ from transformers import (
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
 )
+
+from lightning_mllm.language.visual_expert import prefilled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,8 @@ def generate(
     eos: int | Sequence[int],
     pad: int,
     synced: bool = False,
+    positions: Int[Tensor, "B T"] | None = None,
+    kinds: UInt8[Tensor, "B T"] | None = None,
 ) -> list[list[int]]:
     """The new tokens of each row, cut before its end token.
 
@@ -86,6 +90,8 @@ def generate(
         eos: the token, or any of the tokens, that ends an answer.
         pad: fills rows that ended early.
         synced: keep every rank stepping until the last one is done; needed when parameters are sharded over ranks.
+        positions: of a causal model's prompt, as in `Batch`; new tokens go on from a row's last one. None counts.
+        kinds: of the prompt's tokens, by which a model with visual experts routes them; new tokens are text.
     """
     assert not model.training, "generation in train mode would apply dropout"
     seq2seq = bool(model.config.is_encoder_decoder)
@@ -110,13 +116,17 @@ def generate(
     penalty = LogitsProcessorList()
     if decoding.repetition_penalty != 1:
         penalty.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
-    with _only(model, search), _seeded(decoding.seed if search.do_sample else None, embeds.device):
+    # Left out, transformers counts the tokens; stated, it adds one to a row's last position with each step.
+    stated = {} if seq2seq or positions is None else {"position_ids": positions}
+    seed = decoding.seed if search.do_sample else None
+    with _only(model, search), _seeded(seed, embeds.device), prefilled(model, kinds):
         written = model.generate(  # pyright: ignore[reportCallIssue]
             inputs_embeds=embeds,
             attention_mask=mask.long(),
             generation_config=search,
             logits_processor=penalty,
             synced_gpus=synced,
+            **stated,
         )
     assert isinstance(written, Tensor)
     rows = written[:, 1:].tolist() if seq2seq else written.tolist()

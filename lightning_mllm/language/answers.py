@@ -46,7 +46,7 @@ def answer_logits(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch:
     if model.config.is_encoder_decoder:
         hidden, mask, targets = _decoded(model, embeds, batch)
     else:
-        hidden = decode(model, embeds, batch.segments, batch.positions)[:, :-1]
+        hidden = decode(model, embeds, batch.segments, batch.positions, batch.kinds)[:, :-1]
         mask, targets = predicted(batch.labels, batch.segments), batch.labels[:, 1:]
     # Only supervised positions pass through the head: logits of all would cost more than the whole decoder.
     return Answers(head(model)(hidden[mask]).float(), targets[mask], mask.nonzero()[:, 0])

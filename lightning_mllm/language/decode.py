@@ -6,9 +6,11 @@ Legend: B rows, T tokens a row, D width.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from lightning_mllm.language.visual_expert import PLAN, has_experts, plan_of
 
 
 def decode(
@@ -16,6 +18,7 @@ def decode(
     embeds: Float[Tensor, "B T D"],
     segments: Int[Tensor, "B T"],
     positions: Int[Tensor, "B T"],
+    kinds: UInt8[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, "B T D"]:
     """What the model's head reads: the last hidden states, after the final norm.
 
@@ -24,12 +27,17 @@ def decode(
         embeds: Of tokens and visual vectors.
         segments: 0 is padding, whose hidden states mean nothing; a token sees those before it in its own segment.
         positions: Restart at 0 in each segment.
+        kinds: By which a model with visual experts routes; None is text alone.
     """
     # One segment a row needs no T x T mask, and lets the attention kernel use its causal shortcut.
     packed = bool((segments > 1).any())
     mask = block_mask(segments, embeds.dtype) if packed else (segments > 0).long()
+    plan = plan_of(kinds) if kinds is not None and has_experts(model) else None
+    routing = {} if plan is None else {PLAN: plan}
     # use_cache: with a cache, transformers ignores that positions restart, and segments see one another.
-    output = model.base_model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
+    output = model.base_model(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, **routing
+    )
     return output.last_hidden_state
 
 

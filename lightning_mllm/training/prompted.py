@@ -1,19 +1,21 @@
 """A net whose language model reads tokens with visual vectors in their slots: all that follows from what it is shown.
 
     images --see--> visual f[N,V,D] -.
-    tokens i[B,T] --embedding--> f[B,T,D] --place: IMAGE slots overwritten--> language -> loss, answers, likelihoods
+    tokens i[B,T] --embedding--> f[B,T,D] --place: slots overwritten--> language -> loss, answers, likelihoods
 
 Legend: B rows, T tokens, N images, V vectors an image, D width of the language model.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_mllm.contracts import Batch, Output
+from lightning_mllm.contracts import Batch, Output, TokenKind
 from lightning_mllm.evaluation.generation import Decoding, generate
 from lightning_mllm.language.answers import answer_logits, answer_loss, answer_losses
 from lightning_mllm.language.decode import decode, head
@@ -25,7 +27,14 @@ from lightning_mllm.training.sharding import all_reduce
 class PromptedModule(MultimodalModule):
     """An architecture adds its parts, one of them `language`, and `see`."""
 
+    slots: ClassVar[frozenset[TokenKind]] = frozenset({TokenKind.IMAGE})
+    """The kinds of token that `see` fills."""
+
     language: PreTrainedModel
+
+    def prepared(self, batch: Batch) -> Batch:
+        """The batch as this net reads it; an architecture may have positions of its own."""
+        return batch
 
     def see(self, batch: Batch) -> Float[Tensor, "N V D"]:
         """What the language model is shown of each image."""
@@ -36,21 +45,24 @@ class PromptedModule(MultimodalModule):
         embeds = self.language.get_input_embeddings()(batch.tokens)
         # Of a text-only batch's blank image nothing is placed, and yet it takes part: the empty slice gives what sees
         # a gradient of zero, so that no rank is without one.
-        return fill_slots(embeds, batch.kinds, visual[: batch.num_images], batch.ids)
+        return fill_slots(embeds, batch.kinds, visual[: batch.num_images], batch.ids, self.slots)
 
     def forward(self, batch: Batch) -> Output:
         """Loss of the next token, over supervised tokens."""
+        batch = self.prepared(batch)
         loss, count = answer_loss(self.language, self.place(batch, self.see(batch)), batch)
         return Output(loss=loss, count=count)
 
     def logits(self, batch: Batch) -> Float[Tensor, "B S W"]:
         """At every token, S = T; of an encoder-decoder, at every token of `targets`, which must be of one length."""
+        batch = self.prepared(batch)
         embeds = self.place(batch, self.see(batch))
         if self.language.config.is_encoder_decoder:
             return answer_logits(self.language, embeds, batch).logits.unflatten(0, (len(embeds), -1))
-        return head(self.language)(decode(self.language, embeds, batch.segments, batch.positions))
+        return head(self.language)(decode(self.language, embeds, batch.segments, batch.positions, batch.kinds))
 
     def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
+        batch = self.prepared(batch)
         return generate(
             self.language,
             self.place(batch, self.see(batch)),
@@ -59,6 +71,8 @@ class PromptedModule(MultimodalModule):
             eos=self.processor.ends,
             pad=self.processor.pad_id,
             synced=self.sharded,
+            positions=batch.positions,
+            kinds=batch.kinds,
         )
 
     def likelihoods(self, batch: Batch) -> list[list[float]]:
@@ -66,14 +80,14 @@ class PromptedModule(MultimodalModule):
 
         The released BLIP-2 and InstructBLIP rank by the same sum, divided by a padded length that all candidates share.
         """
-        visual = self.see(batch)
+        visual = self.see(self.prepared(batch))
         rows: list[list[float]] = [[] for _ in batch.ids]
         most = torch.tensor(max(map(len, batch.candidates)), device=visual.device)
         # Where parameters are spread, every rank must pass as often as any.
         for place in range(int(all_reduce(most, "max") if self.sharded else most)):
             # A row that has fewer candidates repeats its last one, and drops it.
             texts = [each[min(place, len(each) - 1)] for each in batch.candidates]
-            judged = self.processor.with_answers(batch, texts)
+            judged = self.prepared(self.processor.with_answers(batch, texts))
             losses, _ = answer_losses(self.language, self.place(judged, visual), judged)
             for row, candidates, loss in zip(rows, batch.candidates, losses.tolist(), strict=True):
                 if place < len(candidates):

@@ -1,0 +1,307 @@
+"""The visual expert (CogVLM, Wang et al. 2023, arXiv 2311.03079, sec. 2.1): a language model with weights for images.
+
+The idea: image tokens are no words, so a block gives them a second QKV, attention output and feed-forward, started as
+copies of its own. All tokens attend together under one causal mask and share the norms; a text alone never meets an
+expert, so what the language model knew stays as it was.
+
+    x f[B,T,D] --cut into runs--> text  --language--.
+                                  image --vision----'--> joined in order f[B,T,E]
+
+Which tokens are an image's, and where they stand, is derived from their kinds here and nowhere else:
+
+    kind       TEXT  IMAGE_BEGIN  IMAGE  IMAGE  IMAGE  IMAGE_END  TEXT  TEXT
+    expert      -        x          x      x      x        -        -     -
+    position    0        1          2      2      2        3        4     5
+
+Legend: B rows, T tokens a row, D and E widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from inspect import Parameter, signature
+from itertools import pairwise
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightning_mllm.contracts import TokenKind
+from lightning_mllm.language.causal import CausalLM
+
+PLAN = "expert_plan"
+"""The keyword by which a plan travels through a decoder to its blocks."""
+
+Part = Literal["qkv", "output", "ffn"]
+PARTS: dict[str, tuple[str, ...]] = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "output": ("self_attn.o_proj",),
+    "ffn": ("mlp",),
+}
+"""What an expert has, as modules of a block."""
+
+
+def vision_mask(kinds: UInt8[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """Whether a token is an expert's: an image's begin and its vectors; its end is language's (the released code)."""
+    return (kinds == TokenKind.IMAGE_BEGIN) | (kinds == TokenKind.IMAGE)
+
+
+def shared_positions(kinds: UInt8[Tensor, "B T"], segments: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """Positions by which all vectors of an image stand at one place (the paper, sec. 2.2, and the released code).
+
+    Args:
+        kinds: Two images need a token that is no IMAGE between them, or they are one.
+        segments: Positions restart in each; padding, 0, has position 0.
+    """
+    # Before the first token stands one of a segment that does not exist.
+    before = torch.nn.functional.pad(segments[:, :-1], (1, 0), value=-1)
+    starts = segments != before
+    image = kinds == TokenKind.IMAGE
+    follows = image & torch.nn.functional.pad(image[:, :-1], (1, 0)) & ~starts
+    count = (~follows).long().cumsum(1)
+    # A segment's first token always counts, and what is counted before it never falls.
+    base = torch.where(starts, count, 0).cummax(1).values
+    return (count - base).masked_fill(segments == 0, 0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which expert a batch's tokens belong to: runs of language and vision in turn, rows one behind the other."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each run; their sum is B x T."""
+    vision: int
+    """The first run of vision, 0 or 1."""
+
+    def lengths_of(self, vision: bool) -> tuple[int, ...]:
+        return self.lengths[self.runs(vision)]
+
+    def runs(self, vision: bool) -> slice:
+        """Where the runs of one expert stand among all."""
+        return slice(self.vision if vision else 1 - self.vision, None, 2)
+
+
+def plan_of(kinds: UInt8[Tensor, "B T"]) -> Plan | None:
+    """How a batch's tokens are routed; None where no token is an image's, and everything is the language model's."""
+    # One transfer from the device; what follows needs numbers in Python.
+    mask = vision_mask(kinds).flatten().cpu()
+    if not bool(mask.any()):
+        return None
+    edges = [0, *((mask[1:] != mask[:-1]).nonzero()[:, 0] + 1).tolist(), len(mask)]
+    lengths = tuple(end - start for start, end in pairwise(edges))
+    return Plan(lengths, 0 if bool(mask[0]) else 1)
+
+
+class Switch:
+    """The plan in force, of all blocks of one model.
+
+    It is a pre-hook of every `self_attn` and takes the plan out of what the block hands down. Not of the block: with
+    activation checkpointing a block runs a second time without its hooks, maybe after another batch.
+    """
+
+    plan: Plan | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.plan = kwargs.pop(PLAN, None)
+        return args, kwargs
+
+
+class Routed(nn.Module):
+    """Two modules of one shape, the language model's own and the expert that images go through.
+
+    Without image tokens it is the language module, bit for bit; the expert then has a gradient of exactly zero, so that
+    no rank is without one.
+    """
+
+    def __init__(self, language: nn.Module, vision: nn.Module, switch: Switch) -> None:
+        super().__init__()
+        self.language = language
+        self.vision = vision
+        self.switch = switch
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T E"]:
+        plan = self.switch.plan
+        if plan is None:
+            return self._alone(x)
+        pieces = x.flatten(0, 1).split(plan.lengths)
+        written: list[Tensor] = list(pieces)
+        for vision, module in ((False, self.language), (True, self.vision)):
+            runs = plan.runs(vision)
+            if pieces[runs]:
+                written[runs] = module(_joined(pieces[runs])).split(plan.lengths_of(vision))
+        return torch.cat(written).unflatten(0, x.shape[:2])
+
+    def _alone(self, x: Tensor) -> Tensor:
+        written = self.language(x)
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.vision.parameters()):
+            written = written + self.vision(x[:, :0]).sum()
+        return written
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    # One run is a view of its tokens.
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
+
+
+def add_visual_experts(
+    model: PreTrainedModel,
+    every: int = 1,
+    parts: Sequence[Part] = get_args(Part),
+    start: Literal["copy", "fresh"] = "copy",
+) -> None:
+    """Puts an expert beside modules of the blocks of `model`, in place.
+
+    Args:
+        model: A causal language model with Llama's blocks, whatever its biases, norms and groups of heads.
+        every: Blocks 0, `every`, 2 x `every`, ... get one.
+        parts: Which modules have an expert; the others serve all tokens.
+        start: The expert's values: the language model's, or random ones as its linear layers start with.
+
+    Raises:
+        ValueError: The blocks of `model` are not Llama's.
+    """
+    blocks = _blocks(model)
+    switch = Switch()
+    for block in blocks:
+        block.self_attn.register_forward_pre_hook(switch, with_kwargs=True)  # pyright: ignore
+    for block in blocks[::every]:
+        for path in (path for part in parts for path in PARTS[part]):
+            owner, _, name = path.rpartition(".")
+            language = block.get_submodule(path)
+            vision = deepcopy(language)
+            if start == "fresh":
+                _renew(vision, getattr(model.config, "initializer_range", 0.02))
+            setattr(block.get_submodule(owner), name, Routed(language, vision, switch))
+
+
+def _blocks(model: PreTrainedModel) -> Sequence[nn.Module]:
+    blocks = getattr(model.base_model, "layers", None)
+    found = f"language: found a {model.config.model_type!r} model"
+    if not isinstance(blocks, nn.ModuleList):
+        raise ValueError(f"{found} without layers, expected one with Llama's blocks for the visual expert")
+    modules = dict(blocks[0].named_modules())
+    for path in (path for part in PARTS.values() for path in part):
+        if path not in modules:
+            raise ValueError(f"{found}, whose blocks have no {path}, expected Llama's blocks for the visual expert")
+    for module in (model.base_model, blocks[0], modules["self_attn"]):
+        if all(each.kind != Parameter.VAR_KEYWORD for each in signature(module.forward).parameters.values()):
+            raise ValueError(
+                f"{found}, whose {type(module).__name__} hands no keyword on, expected Llama's blocks for the visual"
+                " expert"
+            )
+    return list(blocks)
+
+
+def _renew(module: nn.Module, deviation: float) -> None:
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=deviation)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def has_experts(model: nn.Module) -> bool:
+    return any(isinstance(module, Routed) for module in model.modules())
+
+
+def idle_names(model: PreTrainedModel) -> set[str]:
+    """Parameters of experts that no loss reaches, where an IMAGE_END closes every image.
+
+    What the last block writes at image tokens is read by nobody; only its keys and values are, by the text behind.
+    """
+    if not has_experts(model):
+        return set()
+    last = _blocks(model)[-1]
+    silent = ("self_attn.q_proj", *PARTS["output"], *PARTS["ffn"])
+    routed = [module for path in silent if isinstance(module := last.get_submodule(path), Routed)]
+    inside = {id(parameter) for each in routed for parameter in each.vision.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in inside}
+
+
+@contextmanager
+def prefilled(model: PreTrainedModel, kinds: UInt8[Tensor, "B T"] | None) -> Iterator[None]:
+    """While it lasts, what `model` reads as embeddings is routed by `kinds`, and what it reads as tokens is language.
+
+    A search with beams repeats each row, and so are its kinds.
+    """
+    if kinds is None or not has_experts(model):
+        yield
+        return
+
+    def hand(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is None:
+            return None
+        plan = plan_of(kinds.repeat_interleave(len(embeds) // len(kinds), 0))
+        return args, {**kwargs, PLAN: plan}
+
+    handle = model.base_model.register_forward_pre_hook(hand, with_kwargs=True)  # pyright: ignore
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualExpertLM(CausalLM):
+    """A causal language model with visual experts; the defaults are the paper's, the rest its ablations (table 6).
+
+    Names of tensors: `...q_proj.language.weight` and `...q_proj.vision.weight`, `...mlp.vision.gate_proj.weight`.
+
+    Raises:
+        ValueError: A setting is out of range; on use, as `CausalLM` and `add_visual_experts`.
+    """
+
+    every: int = 1
+    """Every so many blocks, from the first, one has an expert; the paper also tried 4."""
+    parts: tuple[Part, ...] = get_args(Part)
+    """What an expert has; the paper also tried `[ffn]`."""
+    start: Literal["copy", "fresh"] = "copy"
+    """Of an expert: the language model's weights, or random ones."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.every < 1:
+            raise ValueError(f"language.every: found {self.every}, expected at least 1")
+        if not self.parts or len(set(self.parts)) != len(self.parts) or not set(self.parts) <= set(PARTS):
+            raise ValueError(f"language.parts: found {list(self.parts)}, expected some of {list(PARTS)}, each once")
+        if self.start not in ("copy", "fresh"):
+            raise ValueError(f"language.start: found {self.start!r}, expected copy or fresh")
+
+    @property
+    def plain(self) -> CausalLM:
+        """The same language model without experts."""
+        return CausalLM(**{each.name: getattr(self, each.name) for each in fields(CausalLM)})
+
+    @property
+    def fresh(self) -> Sequence[str]:
+        """Tensors that keep the random values of `build()`."""
+        return ("*.vision.*",) if self.start == "fresh" else ()
+
+    def build(self) -> PreTrainedModel:
+        model = super().build()
+        add_visual_experts(model, self.every, self.parts, self.start)
+        return model
+
+    def pretrained(self) -> Iterator[tuple[str, Tensor]] | None:
+        """The language model's tensors, and once more as those of experts that start as copies."""
+        found = self.plain.pretrained()
+        return None if found is None else self._routed(found)
+
+    def _routed(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        with torch.device("meta"):
+            empty = self.build()
+        routed = [f"{name}." for name, module in empty.named_modules() if isinstance(module, Routed)]
+        for name, tensor in tensors:
+            at = next((each for each in routed if name.startswith(each)), None)
+            if at is None:
+                yield name, tensor
+                continue
+            yield f"{at}language.{name.removeprefix(at)}", tensor
+            if self.start == "copy":
+                yield f"{at}vision.{name.removeprefix(at)}", tensor
