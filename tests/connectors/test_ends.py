@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from lightning_mllm.connectors.ends import EndsConnector
+from lightning_mllm.training.initialise import build_empty, initialise, materialise
+from lightning_mllm.weights.handover import Ancestors
+from lightning_mllm.weights.part import PartSpec
+
+
+def test_every_view_stands_between_the_same_two_vectors() -> None:
+    spec = EndsConnector(width=4, start="uniform")
+    assert isinstance(spec, PartSpec)
+    module, visual = spec.build(), torch.randn(3, 2, 4)
+    found = module(visual)
+    assert found.shape == (3, 4, 4) and torch.equal(found[:, 1:-1], visual)
+    for view in found:
+        assert torch.equal(view[0], module.begin[0, 0]) and torch.equal(view[-1], module.end[0, 0])
+    assert spec.pretrained() is None and spec.blocks(module) == []
+
+
+def test_both_learn_from_every_view_and_what_they_surround_too() -> None:
+    module, visual = EndsConnector(width=4).build(), torch.randn(3, 2, 4, requires_grad=True)
+    weight = torch.randn(3, 4, 4)
+    (module(visual) * weight).sum().backward()
+    for parameter, place in ((module.begin, 0), (module.end, -1)):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, weight[:, place].sum(0).view(1, 1, 4))
+    assert visual.grad is not None and torch.equal(visual.grad, weight[:, 1:-1])
+
+
+@pytest.mark.parametrize("start", ["zeros", "uniform"])
+def test_values_before_training(start: Literal["zeros", "uniform"]) -> None:
+    spec = EndsConnector(width=2000, start=start)
+    net: Any = torch.nn.ModuleDict({"ends": build_empty(spec)})
+    materialise(net, torch.device("cpu"))
+    assert set(initialise(net, {"ends": spec}, Ancestors({}, {})).values()) == {"fresh"}
+    begin, end = net["ends"].begin.detach(), net["ends"].end.detach()
+    assert begin.shape == end.shape == (1, 1, 2000)
+    if start == "zeros":
+        assert not begin.any() and not end.any()
+    else:
+        assert not torch.equal(begin, end)
+        for each in (begin, end):
+            assert 0 <= each.min() < 0.01 and 0.99 < each.max() < 1 and abs(each.mean() - 0.5) < 0.03
+
+
+def test_vectors_keep_the_dtype_of_what_they_surround() -> None:
+    assert EndsConnector(width=4).build()(torch.zeros(1, 2, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_names() -> None:
+    assert list(EndsConnector(width=2).build().state_dict()) == ["begin", "end"]
+    with pytest.raises(ValueError, match=r"ends\.start: found 'ones', expected one of zeros, uniform"):
+        EndsConnector(start="ones")  # pyright: ignore
