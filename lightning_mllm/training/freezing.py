@@ -21,15 +21,17 @@ def match(names: Iterable[str], table: Mapping[str, Train]) -> dict[str, str]:
 
     Args:
         names: All parameter names of the net.
-        table: Glob patterns (case-sensitive `fnmatch`, where `*` also crosses dots).
+        table: Glob patterns (case-sensitive `fnmatch`, where `*` also crosses dots), each without those of its `but`.
 
     Raises:
         ValueError: A pattern matches nothing, or two patterns match one name.
     """
     names = list(names)
     trained: dict[str, str] = {}
-    for pattern in table:
-        found = [name for name in names if fnmatchcase(name, pattern)]
+    for pattern, how in table.items():
+        found = [
+            name for name in names if fnmatchcase(name, pattern) and not any(fnmatchcase(name, out) for out in how.but)
+        ]
         if not found:
             raise ValueError(
                 f"stage.train: pattern {pattern!r} matches no parameter, expected something like"

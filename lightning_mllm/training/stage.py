@@ -40,11 +40,16 @@ class StageSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     warmup: float = 0.03
-    """Below 1: a share of all optimizer steps. From 1: a number of steps."""
+    """Below 1: a share of all optimizer steps of the schedule. From 1: a number of steps."""
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     """From the peak, reached at the end of the warm-up, down to `min_lr` at the last step."""
     min_lr: float = 0.0
     """Where the decay ends, for the stage's `lr`; patterns with their own keep the same ratio."""
+    steps_before: int = 0
+    """Optimizer steps of the schedule that an earlier stage has taken: where something else changes on the way of one
+    published schedule, such as the size of the images, it is that of several stages, each with its part of it."""
+    steps_after: int = 0
+    """Optimizer steps of the schedule that are left to later stages."""
     gradient_clip: float = 0.0
     """Largest L2 norm of all gradients together; 0 does not clip."""
     lora: Lora | None = None
@@ -63,7 +68,7 @@ class StageSettings:
             raise ValueError(f"stage.epochs: found {self.epochs}, expected a finite number above 0")
         if self.lr <= 0:
             raise ValueError(f"stage.lr: found {self.lr}, expected a number above 0")
-        for name in ("weight_decay", "warmup", "min_lr", "gradient_clip"):
+        for name in ("weight_decay", "warmup", "min_lr", "steps_before", "steps_after", "gradient_clip"):
             if getattr(self, name) < 0:
                 raise ValueError(f"stage.{name}: found {getattr(self, name)}, expected at least 0")
         if self.min_lr > self.lr:
@@ -77,11 +82,12 @@ class StageSettings:
         return math.ceil(self.warmup * total) if self.warmup < 1 else round(self.warmup)
 
     def lr_factor(self, step: int, total: int) -> float:
-        """What the peak rate is multiplied by in the optimizer step number `step` (from 0) of `total`.
+        """What the peak rate is multiplied by in the stage's optimizer step number `step` (from 0) of `total`.
 
         The same curve as `transformers.get_cosine_schedule_with_warmup` and `get_linear_schedule_with_warmup`, which
         the published LLaVA recipes use.
         """
+        step, total = step + self.steps_before, total + self.steps_before + self.steps_after
         warmup = self.warmup_steps(total)
         if step < warmup:
             return step / max(1, warmup)

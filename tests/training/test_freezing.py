@@ -34,6 +34,11 @@ def test_patterns_name_parameters() -> None:
     assert found == {NAMES[1]: "connector.*", NAMES[2]: "connector.*", NAMES[3]: "language.*lora_*"}
 
 
+def test_a_pattern_may_leave_names_to_another() -> None:
+    table = {"connector.*": Train(but=("*.bias", "*.lora_*")), "*.bias": Train()}
+    assert match(NAMES, table) == {NAMES[1]: "connector.*", NAMES[2]: "*.bias"}
+
+
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"pattern 'conector\.\*' matches no parameter, .*'connector\.linear_1\.bias'"):
         match(NAMES, {"conector.*": Train()})

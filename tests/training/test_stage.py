@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,6 +30,13 @@ def test_decay_ends_at_the_least_rate() -> None:
     assert StageSettings(name="align", decay="constant", warmup=0).lr_factor(9, 10) == 1.0
 
 
+def test_stages_may_share_a_schedule() -> None:
+    whole = StageSettings(name="grounding", warmup=0.1)
+    first, second = replace(whole, steps_after=60), replace(whole, steps_before=40)
+    parts = [first.lr_factor(step, 40) for step in range(40)] + [second.lr_factor(step, 60) for step in range(60)]
+    assert parts == [whole.lr_factor(step, 100) for step in range(100)]
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -38,6 +46,7 @@ def test_decay_ends_at_the_least_rate() -> None:
         ({"steps": 9, "epochs": 1.0}, "stage.steps: found 9 and stage.epochs 1.0, expected one of them"),
         ({"lr": -1.0}, "stage.lr: found -1.0"),
         ({"warmup": -0.1}, "stage.warmup: found -0.1"),
+        ({"steps_before": -1}, "stage.steps_before: found -1, expected at least 0"),
         ({"lr": 1e-4, "min_lr": 1e-3}, "stage.min_lr: found 0.001, expected at most stage.lr = 0.0001"),
         ({"betas": (0.9, 1.0)}, "stage.betas: found 1.0"),
     ],
