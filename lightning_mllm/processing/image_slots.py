@@ -1,15 +1,15 @@
 """What stands in a row of tokens where an image does.
 
-    none:     [IMAGE x V] x views
-    tokens:   <im_start> [IMAGE x V] x views <im_end>          words, of the language model's own table (LLaVA)
-    vectors:  [BEGIN, IMAGE x V, END] x views                  slots, of learned vectors (CogVLM, SPHINX)
+    none:     [IMAGE x V] for each view
+    tokens:   <im_start> [IMAGE x V] for each view <im_end>    words, of the language model's own table (LLaVA)
+    vectors:  [BEGIN, IMAGE x V, END] for each view            slots, of learned vectors (CogVLM, SPHINX)
 
 Legend: V visual vectors of a view.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from lightning_mllm.contracts import IGNORE, TokenKind
@@ -25,14 +25,13 @@ Row = tuple[list[int], list[int], list[int]]
 _BEGIN, _IMAGE, _END = (int(kind) for kind in (TokenKind.IMAGE_BEGIN, TokenKind.IMAGE, TokenKind.IMAGE_END))
 
 
-def image_slots(ends: ImageEnds, image_id: int, vectors: int, views: int, vocabulary: Mapping[str, int]) -> Row:
+def image_slots(ends: ImageEnds, image_id: int, vectors: Sequence[int], vocabulary: Mapping[str, int]) -> Row:
     """The tokens of one image, none of them learned.
 
     Args:
         ends: What stands around it.
         image_id: The token of a slot, which the network overwrites.
-        vectors: V; the ends are not counted.
-        views: How many squares the image became.
+        vectors: V of each view; the ends are not counted.
         vocabulary: Of the tokenizer.
 
     Raises:
@@ -40,8 +39,8 @@ def image_slots(ends: ImageEnds, image_id: int, vectors: int, views: int, vocabu
     """
     if ends not in get_args(ImageEnds):
         raise ValueError(f"image_ends: found {ends!r}, expected one of {', '.join(get_args(ImageEnds))}")
-    view = [_IMAGE] * vectors
-    kinds = (view if ends != "vectors" else [_BEGIN, *view, _END]) * views
+    begin, end = ([_BEGIN], [_END]) if ends == "vectors" else ([], [])
+    kinds = [kind for count in vectors for kind in (*begin, *[_IMAGE] * count, *end)]
     tokens = [image_id] * len(kinds)
     if ends == "tokens":
         for token in (IMAGE_BEGIN_TOKEN, IMAGE_END_TOKEN):

@@ -53,7 +53,8 @@ class Processor:
         tokenizer: A fast tokenizer; labels are found through its character offsets.
         chat: How turns are written (`load_template`).
         image: How an image is fitted into the tower's square.
-        vectors_per_image: Visual vectors the connector gives for one view; as many slots are written for each.
+        vectors_per_image: Visual vectors that the net gives for one view, and so many slots; or for each view its own,
+            where the parts of an image are shown with fewer.
         max_length: Tokens a row may have, slots included.
         image_ends: What stands around an image (`image_slots`).
         limits: How large an image file may be.
@@ -70,7 +71,7 @@ class Processor:
         tokenizer: PreTrainedTokenizerFast,
         chat: Chat,
         image: ImagePolicy,
-        vectors_per_image: int,
+        vectors_per_image: int | Sequence[int],
         max_length: int,
         image_ends: ImageEnds = "none",
         limits: ImageLimits = ImageLimits(),
@@ -82,14 +83,18 @@ class Processor:
             raise ValueError(
                 f"found the slow tokenizer {type(tokenizer).__name__}, expected a fast one (tokenizer.json)"
             )
-        if max_length < 1 or vectors_per_image < 0:
+        every = isinstance(vectors_per_image, int)
+        vectors = [vectors_per_image] * image.num_views if every else list(vectors_per_image)
+        if max_length < 1 or min(vectors) < 0:
             raise ValueError(
                 f"found max_length {max_length} and vectors_per_image {vectors_per_image}, expected at least 1 and 0"
             )
+        assert len(vectors) == image.num_views, (vectors, image.num_views)
         self.tokenizer = tokenizer
         self.chat = chat
         self.image = image
-        self.vectors_per_image = vectors_per_image
+        self.vectors_per_image: int = vectors[0]
+        """Of the first view, or the only one."""
         self.max_length = max_length
         self.image_ends: ImageEnds = image_ends
         self.limits = limits
@@ -109,7 +114,7 @@ class Processor:
         self.begin: list[int] = _prefix(tokenizer)
         """What stands before a document."""
         self.prefix: list[int] = [] if chat.writes_bos else self.begin
-        self.image_slots = image_slots(image_ends, self.image_id, vectors_per_image, image.num_views, vocabulary)
+        self.image_slots = image_slots(image_ends, self.image_id, vectors, vocabulary)
 
     def encode(self, sample: Sample, *, generate: bool = False, random: torch.Generator | None = None) -> Encoded:
         """Tokens, labels, kinds i64/i64/u8[T] and images u8[N, 3, S, S], N = images x views.

@@ -21,7 +21,7 @@ WORDS = {"<im_start>": 7, "<im_end>": 8}
     ],
 )
 def test_an_image_in_full(ends: ImageEnds, views: int, tokens: list[int], kinds: list[int]) -> None:
-    row = image_slots(ends, image_id=3, vectors=2, views=views, vocabulary=WORDS)
+    row = image_slots(ends, image_id=3, vectors=[2] * views, vocabulary=WORDS)
     assert row == (tokens, [IGNORE] * len(tokens), kinds)
 
 
@@ -30,12 +30,19 @@ def test_an_image_in_full(ends: ImageEnds, views: int, tokens: list[int], kinds:
 )
 def test_published_lengths(vectors: int, views: int, count: int) -> None:
     """CogVLM at 490 pixels; SPHINX, its 1k and its 2k."""
-    tokens, _, kinds = image_slots("vectors", 0, vectors, views, {})
+    tokens, _, kinds = image_slots("vectors", 0, [vectors] * views, {})
     assert len(tokens) == len(kinds) == count
+
+
+def test_parts_that_are_shown_with_fewer_vectors() -> None:
+    """SPHINX's `llama_ens5p2`: 291, and four times 32 + 1 + 64 + 2."""
+    tokens, _, kinds = image_slots("vectors", 0, [32 + 257, *[32 + 1 + 64] * 4], {})
+    assert len(tokens) == 291 + 4 * 99
+    assert [i for i, kind in enumerate(kinds) if kind == B] == [0, 291, 390, 489, 588]
 
 
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match=r"image_ends: found 'both', expected one of none, tokens, vectors"):
-        image_slots("both", 0, 1, 1, {})  # pyright: ignore
+        image_slots("both", 0, [1], {})  # pyright: ignore
     with pytest.raises(ValueError, match="image_ends: found no token <im_end> in the tokenizer, expected one"):
-        image_slots("tokens", 0, 1, 1, {"<im_start>": 7})
+        image_slots("tokens", 0, [1], {"<im_start>": 7})
