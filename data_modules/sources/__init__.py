@@ -15,6 +15,8 @@ from data_modules.sources.readings import Readings
 from data_modules.sources.source import Source
 from data_modules.sources.statements import HatefulMemes, Vsr
 from data_modules.sources.video import IVqa, MsrvttQa, MsvdQa
+from data_modules.sources.text_files import TextFiles, TextLines
+from data_modules.sources.text_table import TextTable
 from data_modules.sources.visual_genome import VisualGenomeQa
 from data_modules.sources.vqa import OkVqa, VqaV2
 
@@ -44,6 +46,9 @@ __all__ = [
     "TextVqa",
     "VisualDialog",
     "VisualGenomeQa",
+    "TextFiles",
+    "TextLines",
+    "TextTable",
     "VizWiz",
     "VqaV2",
     "Vsr",
