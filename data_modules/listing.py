@@ -19,9 +19,10 @@ HEADINGS = ("data set", "source", "InstructBLIP", "templates", "scores", "paper"
 
 
 def published() -> list[tuple[type[Source], Published]]:
-    """Every published data set with the class that reads it; those that InstructBLIP trains on come first."""
+    """Every published data set with the class that reads it; those that InstructBLIP trains on come first,
+    then those that it tests on, then the others."""
     found = [(kind, each) for kind in _sources() for each in vars(kind).get("published", ())]
-    return sorted(found, key=lambda row: (not row[1].held_in, row[1].title.lower()))
+    return sorted(found, key=lambda row: ((True, False, None).index(row[1].held_in), row[1].title.lower()))
 
 
 def _sources() -> Iterator[type[Source]]:
@@ -36,7 +37,7 @@ def table() -> str:
     """One line a data set, in plain columns."""
     rows: list[tuple[str, ...]] = [HEADINGS]
     for kind, each in published():
-        role = "held-in" if each.held_in else "held-out"
+        role = {True: "held-in", False: "held-out", None: "-"}[each.held_in]
         scores, files = ", ".join(each.tasks), ", ".join(each.files)
         rows.append((each.title, kind.__name__, role, each.family or "-", scores, each.paper, files))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

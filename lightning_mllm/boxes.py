@@ -69,7 +69,8 @@ class Dialect:
 
     def step(self, share: float) -> int:
         """The step nearest to a share, halves up, within the range."""
-        return min(max(math.floor(share * self.grid + 0.5), 0), self.last)
+        # 0.575 * 100 is 57.49999999999999.
+        return min(max(math.floor(share * self.grid + 0.5 + 1e-9), 0), self.last)
 
 
 DIALECTS: dict[str, Dialect] = {

@@ -24,6 +24,7 @@ def test_digits_are_kept_and_halves_go_up() -> None:
     assert write([box], "cogvlm") == "[[000,001,063,012]]"
     assert write([box], "ferret") == "[0, 1, 63, 12]"
     assert write([box], "llava") == "[0.00, 0.00, 0.06, 0.01]"
+    assert write([Box(0.145, 0.285, 0.575, 0.995)], "llava") == "[0.15, 0.29, 0.58, 1.00]"
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -12,11 +12,12 @@ from data_modules.sources.ocr import OcrVqa
 from data_modules.sources.open_questions import Gqa, TextVqa, VizWiz
 from data_modules.sources.question_generation import QuestionGeneration
 from data_modules.sources.readings import Readings
+from data_modules.sources.refcoco import RefCoco, RefCocoRefs
 from data_modules.sources.source import Source
 from data_modules.sources.statements import HatefulMemes, Vsr
-from data_modules.sources.video import IVqa, MsrvttQa, MsvdQa
 from data_modules.sources.text_files import TextFiles, TextLines
 from data_modules.sources.text_table import TextTable
+from data_modules.sources.video import IVqa, MsrvttQa, MsvdQa
 from data_modules.sources.visual_genome import VisualGenomeQa
 from data_modules.sources.vqa import OkVqa, VqaV2
 
@@ -40,15 +41,17 @@ __all__ = [
     "PrefixCaptions",
     "QuestionGeneration",
     "Readings",
+    "RefCoco",
+    "RefCocoRefs",
     "ScienceQa",
     "Source",
     "TextCaps",
-    "TextVqa",
-    "VisualDialog",
-    "VisualGenomeQa",
     "TextFiles",
     "TextLines",
     "TextTable",
+    "TextVqa",
+    "VisualDialog",
+    "VisualGenomeQa",
     "VizWiz",
     "VqaV2",
     "Vsr",

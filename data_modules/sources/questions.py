@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -39,6 +39,8 @@ class Question(NamedTuple):
     """Earlier pairs of question and answer."""
     context: str = ""
     """A hint, a lecture, the caption of a dialogue."""
+    fields: Mapping[str, str] = {}
+    """What else a template of the source may name ('expression', 'box')."""
     candidates: Sequence[str] = ()
     """The closed set of answers, where the published protocol ranks one; of a multiple choice its options."""
 
@@ -55,6 +57,7 @@ class Question(NamedTuple):
             "ocr": ", ".join(self.ocr[:OCR_TOKENS]),
             "history": " ".join(f"Question: {question} Answer: {answer}" for question, answer in self.history),
             "context": self.context,
+            **self.fields,
         }
 
     def check(self) -> None:
@@ -64,6 +67,7 @@ class Question(NamedTuple):
                 raise RecordError(f"the {name} is empty, expected a text")
         pairs = [text for pair in self.history for text in pair]
         texts = [self.question, self.answer, self.context, *self.options, *self.ocr, *pairs, *self.candidates]
+        texts += self.fields.values()
         if odd := [text for text in texts if IMAGE_MARK in text]:
             raise RecordError(f"{odd[0]!r} has an {IMAGE_MARK} mark, expected it in the prompt alone")
         if (size := sum(map(len, texts))) > MAX_TEXT:
@@ -104,6 +108,10 @@ class QuestionSource(FileSource):
     """What samples say is asked."""
     family: str = "vqa"
     """The templates where none are named."""
+    asks: tuple[str, ...] = ("question", "statement")
+    """The fields of which a template must have one, so that the task is asked at all."""
+    knows: tuple[str, ...] = KNOWN
+    """The fields that a template may have."""
     key: ClassVar[str] = "question_id"
     """Under which name a record keeps its id; for error messages."""
     records: ClassVar[str] = ""
@@ -120,7 +128,7 @@ class QuestionSource(FileSource):
         super().__init__(annotations, images, bad_records)
         if answers not in ("common", "drawn"):
             raise ValueError(f"answers: found {answers!r}, expected 'common' or 'drawn'")
-        self.prompts = Prompts(self.family if prompt is None else prompt, ("question", "statement"), KNOWN)
+        self.prompts = Prompts(self.family if prompt is None else prompt, self.asks, self.knows)
         self.answers = answers
 
     @abstractmethod
@@ -161,7 +169,8 @@ class QuestionSource(FileSource):
             self._folder.check(name)
 
     def _entry_of(self, asked: Question) -> Entry:
-        texts = [value for name, value in asked.values().items() if name != "statement"]
+        again = {"statement", *asked.fields}  # the question, in other words
+        texts = [value for name, value in asked.values().items() if name not in again]
         words = sum(len(text.split()) for text in [*texts, asked.answer])
         # The template's own fields count among its words.
         return Entry(words + max(self.prompts.words - 1, 0), bool(asked.images), asked)

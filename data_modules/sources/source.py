@@ -22,8 +22,8 @@ class Published:
     """The templates that go with it (see templates.py); empty for data with instructions of their own."""
     tasks: tuple[str, ...]
     """What is scored: 'vqa', 'exact', 'caption', 'auc', 'mrr', ...; the first is what its samples say."""
-    held_in: bool
-    """Whether InstructBLIP (arXiv 2305.06500, sec. 2.1) trains on it, or only tests."""
+    held_in: bool | None
+    """Whether InstructBLIP (arXiv 2305.06500, sec. 2.1) trains on it, or only tests; None where it does neither."""
     files: tuple[str, ...]
     """As they are published."""
 

@@ -21,8 +21,9 @@ from lightning_mllm.contracts import IMAGE_MARK
 
 FOLDER = files("data_modules") / "templates"
 
-FIELDS = ("question", "answer", "options", "ocr", "history", "statement", "context")
-"""What a template may ask for."""
+FIELDS = ("question", "answer", "options", "ocr", "history", "statement", "context", "expression", "box")
+"""What a template may ask for; `expression` means something in the image in words, `box` in the words of a dialect of
+lightning_mllm/boxes.py."""
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _OPTIONAL = re.compile(r"\[([^\[\]]*\{\w+\}[^\[\]]*)\]")

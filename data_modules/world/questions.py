@@ -7,7 +7,7 @@ the one given least often so far.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from random import Random
@@ -43,14 +43,14 @@ def _matches(thing: Thing, wanted: dict[str, str]) -> bool:
     return all(getattr(thing, name) == value for name, value in wanted.items())
 
 
-def _refer(scene: Scene, thing: Thing, hidden: frozenset[str]) -> list[str]:
-    """The shortest phrases that mean this thing alone and do not tell the hidden attributes, as people refer."""
+def refer(things: Sequence[Thing], thing: Thing, hidden: frozenset[str]) -> list[str]:
+    """The shortest phrases that mean this one of the things and do not tell the hidden attributes, as people refer."""
     visible = [name for name in ("size", "colour", "shape") if name not in hidden]
     for length in range(1, len(visible) + 1):
         phrases = []
         for names in combinations(visible, length):
             wanted = {name: getattr(thing, name) for name in names}
-            if names != ("size",) and sum(_matches(other, wanted) for other in scene.things) == 1:
+            if names != ("size",) and sum(_matches(other, wanted) for other in things) == 1:
                 noun = thing.shape if "shape" in names else "thing"
                 phrases.append(" ".join([wanted[n] for n in names if n != "shape"] + [noun]))
         if phrases:
@@ -64,7 +64,7 @@ def _yes(truth: bool) -> str:
 
 def _attribute(scene: Scene, random: Random, name: str, ask: str) -> Iterator[Question]:
     for thing in scene.things:
-        for phrase in _refer(scene, thing, frozenset({name})):
+        for phrase in refer(scene.things, thing, frozenset({name})):
             yield Question(kind=name, text=ask.format(phrase), answer=getattr(thing, name))
 
 
@@ -111,7 +111,7 @@ def _existence(scene: Scene, random: Random) -> Iterator[Question]:
 def _pairs(scene: Scene, hidden: frozenset[str], random: Random) -> Iterator[tuple[Thing, Thing, str, str]]:
     for first in scene.things:
         for second in scene.things:
-            names = _refer(scene, first, hidden), _refer(scene, second, hidden)
+            names = refer(scene.things, first, hidden), refer(scene.things, second, hidden)
             if first is not second and all(names):
                 yield first, second, random.choice(names[0]), random.choice(names[1])
 

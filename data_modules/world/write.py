@@ -3,6 +3,7 @@
     DIR/world.json                                   what was drawn: counts, seed, settings
     DIR/images/SPLIT/000000000001.png                pictures
     DIR/coco/{captions,instances}_SPLIT.json         five captions an image; true boxes
+    DIR/grounding/{refs,captions}_SPLIT.json         phrases that mean one thing; captions with boxes
     DIR/vqa/{questions,annotations}_SPLIT.json       VQAv2, ten equal answers a question
     DIR/llava/conversations_SPLIT.json               image + several turns of questions, sometimes a description
     DIR/text/conversations_SPLIT.json                the same kind of turns about scenes that are only written
@@ -34,6 +35,7 @@ from typing import Any
 
 from rich.progress import track
 
+from data_modules.world import grounding
 from data_modules.world.captions import article, captions, describe, name
 from data_modules.world.draw import Box, crop, draw, thing_box
 from data_modules.world.questions import Balance, Question, ask
@@ -234,6 +236,19 @@ def _write_split(
         file.writelines(json.dumps(reading) + "\n" for reading in texts["readings"])
 
 
+def _add_grounding(folder: Path, settings: Settings) -> None:
+    """Writes those files that are made from others and are not there: a world drawn before they existed has none."""
+    for split in SHARES:
+        for start, write in grounding.FILES.items():
+            path = folder / f"grounding/{start}_{split}.json"
+            if settings.crops or path.exists():
+                continue
+            content = json.loads((folder / f"coco/instances_{split}.json").read_text(encoding="utf-8"))
+            partial = path.with_name(f"{path.name}.partial")
+            _dump(partial, write(content, Random(f"{settings.seed}/{settings.format}/{start}/{split}")))
+            partial.replace(path)
+
+
 def _chunks(settings: Settings, kind: str, split: str, folder: Path) -> list[Chunk]:
     total = settings.counts(settings.images if kind == "images" else settings.texts)[split]
     return [
@@ -267,6 +282,7 @@ def write_world(folder: Path, settings: Settings) -> None:
         raise ValueError(f"--size: found {settings.size}, expected a multiple of {GRID} to cut places out of")
     card = folder / "world.json"
     if card.exists() and json.loads(card.read_text()) == asdict(settings):
+        _add_grounding(folder, settings)
         print(f"{folder} already holds this world")
         return
     if folder.exists() and any(folder.iterdir()):
@@ -287,6 +303,7 @@ def write_world(folder: Path, settings: Settings) -> None:
     for split in SHARES:
         images, texts, readings = (_merge([each.result() for each in work[split, kind]]) for kind in WRITERS)
         _write_split(partial, split, images, {**texts, **readings}, settings.crops)
+    _add_grounding(partial, settings)
     _dump(partial / "world.json", asdict(settings))
     if folder.exists():
         folder.rmdir()

@@ -240,3 +240,64 @@ def test_the_other_files_are_as_they_were_before_there_were_readings(world: Path
     files = {name: hash for name, hash in digest(world).items() if name.startswith(parts)}
     total = hashlib.sha256("".join(f"{name} {hash}\n" for name, hash in sorted(files.items())).encode())
     assert total.hexdigest()[:16] == "5579937c86eb138a"
+
+
+def text_boxes(world: Path, name: str) -> list[tuple[dict, list[dict]]]:
+    """Of a file in MDETR's form each entry of `images` with its annotations."""
+    content = read(world, f"grounding/{name}.json")
+    boxes = defaultdict(list)
+    for annotation in content["annotations"]:
+        boxes[annotation["image_id"]].append(annotation)
+    return [(image, boxes[image["id"]]) for image in content["images"]]
+
+
+def means(phrase: str, instance: dict) -> bool:
+    """Whether every word of 'the large red circle' or 'a blue thing' is true of an instance."""
+    shown = instance["attributes"]
+    true = {SHAPES[instance["category_id"] - 1], shown["colour"], shown["size"], "thing"}
+    return set(phrase.split()[1:]) <= true
+
+
+@pytest.mark.parametrize("split", ["train", "test_novel"])
+def test_an_expression_means_one_thing_and_its_box_is_that_things(world: Path, split: str):
+    instances = defaultdict(list)
+    for instance in read(world, f"coco/instances_{split}.json")["annotations"]:
+        instances[instance["image_id"]].append(instance)
+    found = text_boxes(world, f"refs_{split}")
+    for image, (box,) in found:
+        assert (world / "images" / split / image["file_name"]).exists()
+        (meant,) = [each for each in instances[image["original_id"]] if means(image["caption"], each)]
+        assert (meant["id"], meant["bbox"]) == (box["original_id"], box["bbox"])
+        assert box["tokens_positive"] == [[0, len(image["caption"])]]
+    assert len(found) > 0.8 * sum(map(len, instances.values()))
+    words = [image["caption"].split()[1:] for image, _ in found]
+    assert {len(each) for each in words} == {1, 2, 3} and len({*map(tuple, words)}) > 20
+    novel = [each for each in words if tuple(each[-2:]) in NOVEL_PAIRS]
+    assert (len(novel) > 20) == (split == "test_novel")
+
+
+def test_a_caption_names_every_thing_of_a_picture_with_its_box(world: Path):
+    instances = {each["id"]: each for each in read(world, "coco/instances_val.json")["annotations"]}
+    named = []
+    for image, boxes in text_boxes(world, "captions_val"):
+        for box in boxes:
+            ((start, end),) = box["tokens_positive"]
+            phrase, instance = image["caption"][start:end], instances[box["original_id"]]
+            assert len(phrase.split()) == 4 and means(phrase, instance) and box["bbox"] == instance["bbox"]
+            named.append(instance["id"])
+            x, y, width, height = box["bbox"]
+            after = image["caption"][end:].split(",")[0].split(" and ")[0]
+            assert ("left" in after) == (x + width / 2 < 24) and ("top" in after) == (y + height / 2 < 24)
+    assert sorted(named) == sorted(instances)
+
+
+def test_a_world_drawn_before_is_given_what_it_lacks(tmp_path: Path):
+    settings = Settings(images=20, seed=4, texts=4)
+    write_world(tmp_path / "world", settings)
+    before = digest(tmp_path / "world")
+    assert sum(name.startswith("grounding/") for name in before) == 2 * len(SHARES)
+    for path in (tmp_path / "world/grounding").iterdir():
+        path.unlink()
+    (tmp_path / "world/grounding").rmdir()
+    write_world(tmp_path / "world", settings)
+    assert digest(tmp_path / "world") == before

@@ -1,0 +1,98 @@
+"""Where things are, in words and boxes: referring expressions and captions with the boxes of their phrases.
+
+Both are written in MDETR's form of COCO's files (arXiv 2104.12763, released annotations): an entry of `images` for each
+text, `caption` being the text, and its boxes in `annotations`, whose `tokens_positive` are the spans of characters that
+a box is meant by. They are made from the instances of a split, so that a world that was drawn before can be given them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from data_modules.world.captions import article, at, enumerate_things, name
+from data_modules.world.questions import refer
+from data_modules.world.scene import GRID, NOVEL_PAIRS, SHAPES, Thing
+
+Json = dict[str, Any]
+PLACE = frozenset({"place"})
+
+
+def things_of(instances: Sequence[Json], side: int) -> list[Thing]:
+    """The things of a picture of `side` pixels from its instances; their places are those of the middles of boxes."""
+    things = []
+    for instance in instances:
+        x, y, width, height = instance["bbox"]
+        column, row = (int(middle * GRID / side) for middle in (x + width / 2, y + height / 2))
+        shape = SHAPES[instance["category_id"] - 1]
+        things.append(Thing(**instance["attributes"], shape=shape, column=column, row=row))
+    return things
+
+
+def expressions(content: Json, random: Random) -> Json:
+    """For each thing that its colour, shape and size tell from the others one phrase that means it alone.
+
+    Half of them are as short as can be, the others name colour and shape; those of a novel pair always do.
+
+    Args:
+        content: COCO's instances of a split.
+        random: chooses the phrases.
+    """
+    texts = []
+    for image, instances in _pictures(content):
+        things = things_of(instances, image["width"])
+        for instance, thing in zip(instances, things, strict=True):
+            if phrases := refer(things, thing, PLACE):
+                pair = thing.colour, thing.shape
+                alone = sum((other.colour, other.shape) == pair for other in things) == 1
+                named = alone and (pair in NOVEL_PAIRS or random.random() < 0.5)
+                text = f"the {' '.join(pair) if named else random.choice(phrases)}"
+                texts.append((image, text, [(instance, (0, len(text)))]))
+    return _form(content, texts)
+
+
+def captions(content: Json, random: Random) -> Json:
+    """One caption a picture, that names every thing and its place in a random order."""
+    texts = []
+    for image, instances in _pictures(content):
+        pairs = list(zip(instances, things_of(instances, image["width"]), strict=True))
+        random.shuffle(pairs)
+        phrases = [article(name(thing)) for _, thing in pairs]
+        placed = [f"{phrase} {at(thing.place)}" for phrase, (_, thing) in zip(phrases, pairs, strict=True)]
+        text, spans, end = f"{enumerate_things(placed)}.", [], 0
+        for phrase, part in zip(phrases, placed, strict=True):
+            start = text.index(part, end)
+            spans.append((start, start + len(phrase)))
+            end = start + len(part)
+        texts.append((image, text, [(instance, span) for (instance, _), span in zip(pairs, spans, strict=True)]))
+    return _form(content, texts)
+
+
+FILES = {"refs": expressions, "captions": captions}
+"""The start of a file's name -> what is in it."""
+
+
+def _pictures(content: Json) -> list[tuple[Json, list[Json]]]:
+    of: dict[int, list[Json]] = {}
+    for instance in content["annotations"]:
+        of.setdefault(instance["image_id"], []).append(instance)
+    return [(image, of[image["id"]]) for image in content["images"] if image["id"] in of]
+
+
+def _form(content: Json, texts: list[tuple[Json, str, list[tuple[Json, tuple[int, int]]]]]) -> Json:
+    images: list[Json] = []
+    annotations: list[Json] = []
+    for id, (image, text, boxes) in enumerate(texts):
+        entry = {**image, "id": id, "original_id": image["id"], "caption": text, "dataset_name": "world"}
+        images.append({**entry, "tokens_negative": [[0, len(text)]]})
+        for instance, span in boxes:
+            kept = {key: value for key, value in instance.items() if key != "attributes"}
+            own = {"id": len(annotations), "original_id": instance["id"], "image_id": id}
+            annotations.append({**kept, **own, "tokens_positive": [list(span)]})
+    return {
+        "info": content["info"],
+        "images": images,
+        "annotations": annotations,
+        "categories": content["categories"],
+    }
