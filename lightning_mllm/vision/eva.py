@@ -10,8 +10,9 @@ Legend: N images, H = W pixels, P patch, V vectors, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,10 @@ PUBLISHED = "timm/eva_giant_patch14_clip_224.laion400m_s11b_b41k"
 
 EPS = 1e-6
 
-LAYOUTS: tuple[tuple[str, str, KeyMap], ...] = tuple(
+Layouts = tuple[tuple[str, str, KeyMap], ...]
+"""Prefix of the tower's tensors in a file, one of their names that tells the layout, and the table."""
+
+LAYOUTS: Layouts = tuple(
     (prefix, marker, KeyMap([Rule(ours=None, theirs=("post_layernorm.{...}",))]) + keys)
     for prefix, marker, keys in (
         ("vision_model.", "embeddings.class_embedding", BLIP2_VISION_KEYS),
@@ -40,7 +44,6 @@ LAYOUTS: tuple[tuple[str, str, KeyMap], ...] = tuple(
         ("", "cls_token", EVA_KEYS),
     )
 )
-"""Prefix of the tower's tensors in a file, one of their names that tells the layout, and the table."""
 
 
 class EvaAttention(nn.Module):
@@ -83,18 +86,23 @@ class EvaBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class EvaVision(nn.Module):
-    """The tower; see the spec for the sizes. Names are timm's, but for the biases of attention."""
+class EvaEncoder(nn.Module):
+    """What EVA's towers share: all but their block. Names are timm's.
+
+    Args:
+        spec: The sizes.
+        block: Makes a block of a width, a number of heads and the width of its MLP.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, spec: EvaTower) -> None:
+    def __init__(self, spec: EvaSpec, block: Callable[[int, int, int], nn.Module]) -> None:
         super().__init__()
         self.cls_token = nn.Parameter(torch.empty(1, 1, spec.width))
-        self.pos_embed = nn.Parameter(torch.empty(1, spec.num_vectors, spec.width))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + spec.num_patches, spec.width))
         self.patch_embed = nn.Conv2d(3, spec.width, spec.patch_size, stride=spec.patch_size)
-        self.blocks = nn.ModuleList(EvaBlock(spec.width, spec.heads, spec.feedforward) for _ in range(spec.depth))
+        self.blocks = nn.ModuleList(block(spec.width, spec.heads, spec.feedforward) for _ in range(spec.depth))
         self.apply(_as_eva_starts)
         for parameter in (self.cls_token, self.pos_embed):
             nn.init.trunc_normal_(parameter, std=0.02)
@@ -131,26 +139,32 @@ class EvaVision(nn.Module):
         return x
 
 
+class EvaVision(EvaEncoder):
+    """The tower; see the spec for the sizes. Names are timm's, but for the biases of attention."""
+
+    def __init__(self, spec: EvaTower) -> None:
+        super().__init__(spec, EvaBlock)
+
+
 @dataclass(frozen=True, kw_only=True)
-class EvaTower:
-    """An EVA image encoder; the defaults are BLIP-2's.
+class EvaSpec:
+    """The sizes of a tower of EVA, and where its weights are.
 
     Raises:
         ValueError: Sizes that do not go together; on use, if there are no such weights.
     """
 
-    weights: str | None = ""
-    """None: fresh; "": EVA-CLIP's own, from the hub; else a file, a folder or a name on the hub, in the names of timm,
-    of LAVIS (`eva_vit_g.pth`) or of transformers' BLIP-2."""
-    depth: int = 39
-    """How many blocks are used, the first; ViT-g has 40."""
-    image_size: int = 224
-    """Side of the square of pixels; positions are resized for another one than that of the weights (364, 490)."""
-    patch_size: int = 14
-    width: int = 1408
-    """D."""
-    heads: int = 16
-    feedforward: int = 6144
+    published: ClassVar[str]
+    """The name on the hub that `weights: ""` stands for."""
+    layouts: ClassVar[Layouts]
+
+    weights: str | None
+    depth: int
+    image_size: int
+    patch_size: int
+    width: int
+    heads: int
+    feedforward: int
     dtype: str | None = None
     """Of the weights of linear and convolution layers, with which they then also compute (`float16` for a frozen tower
     that must be small, as released); None takes the Trainer's precision."""
@@ -169,23 +183,19 @@ class EvaTower:
             raise ValueError(f"vision.dtype: found {self.dtype!r}, expected float16, bfloat16 or null")
 
     @property
-    def num_vectors(self) -> int:
-        """V."""
-        return (self.image_size // self.patch_size) ** 2 + 1
-
-    def build(self) -> EvaVision:
-        return EvaVision(self)
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
 
     def pretrained(self) -> Iterator[tuple[str, Tensor]] | None:
-        return None if self.weights is None else self._used(self.weights or PUBLISHED)
+        return None if self.weights is None else self._used(self.weights or self.published)
 
     def _used(self, source: str) -> Iterator[tuple[str, Tensor]]:
         files = TensorFiles(tensors_at(source, "vision.weights"))
-        layouts = [layout for layout in LAYOUTS if layout[0] + layout[1] in files]
+        layouts = [layout for layout in self.layouts if layout[0] + layout[1] in files]
         if not layouts:
             raise ValueError(
                 f"{source}: found no image encoder, expected one of the tensors"
-                f" {', '.join(sorted(prefix + marker for prefix, marker, _ in LAYOUTS))}"
+                f" {', '.join(sorted(prefix + marker for prefix, marker, _ in self.layouts))}"
             )
         prefix, _, keys = layouts[0]
         tensors = ((name.removeprefix(prefix), files[name]) for name in files if name.startswith(prefix))
@@ -200,8 +210,41 @@ class EvaTower:
         return None if positions is None else positions.unsqueeze(0)
 
     def blocks(self, module: nn.Module) -> list[nn.Module]:
-        assert isinstance(module, EvaVision)
+        assert isinstance(module, EvaEncoder)
         return list(module.blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaTower(EvaSpec):
+    """An EVA image encoder; the defaults are BLIP-2's.
+
+    Raises:
+        ValueError: Sizes that do not go together; on use, if there are no such weights.
+    """
+
+    published: ClassVar[str] = PUBLISHED
+    layouts: ClassVar[Layouts] = LAYOUTS
+
+    weights: str | None = ""
+    """None: fresh; "": EVA-CLIP's own, from the hub; else a file, a folder or a name on the hub, in the names of timm,
+    of LAVIS (`eva_vit_g.pth`) or of transformers' BLIP-2."""
+    depth: int = 39
+    """How many blocks are used, the first; ViT-g has 40."""
+    image_size: int = 224
+    """Side of the square of pixels; positions are resized for another one than that of the weights (364, 490)."""
+    patch_size: int = 14
+    width: int = 1408
+    """D."""
+    heads: int = 16
+    feedforward: int = 6144
+
+    @property
+    def num_vectors(self) -> int:
+        """V."""
+        return self.num_patches + 1
+
+    def build(self) -> EvaVision:
+        return EvaVision(self)
 
 
 def _as_eva_starts(module: nn.Module) -> None:
