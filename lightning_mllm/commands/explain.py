@@ -9,7 +9,8 @@ from lightning_mllm.commands.config import Config, KeyPath, nearest
 _KEY = re.compile(r'^\s*(?:- )?Parser key "([^"]+)":\s*(.*)$')
 _NOISE = re.compile(
     r"^(- )?(Expected a <class 'NoneType'>|Does not validate against|Subtypes:|Errors:|Given value|"
-    r"Subclasses are disabled|Problem with given class_path|Expected a path but|Validation failed)"
+    r"Subclasses are disabled|Problem with given class_path|Expected a path but|Validation failed|"
+    r"Subclass types expect one of|a class path \(str\)|a dict with)"
 )
 
 

@@ -26,11 +26,13 @@ from lightning_mllm.commands.config import (
     Config,
     ConfigError,
     check_keys,
+    import_class,
     nearest,
     option_tree,
     read_yaml,
 )
 from lightning_mllm.commands.explain import explain
+from lightning_mllm.training.callbacks.averaging import Averaging
 from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.callbacks.progress import StageProgress
@@ -52,35 +54,30 @@ class Hardware:
 
     micro_batch: int = 8
     """Samples a rank takes at once, unless the stage itself says; accumulation to its global batch is derived."""
+    text_micro_batch: int = 1
+    """Rows of plain text a rank takes at once, where a stage has any beside its samples."""
     workers: int = 0
     """Data loading processes per rank."""
     eval_batch: int = 64
     """Samples a rank answers at once."""
 
     def __post_init__(self) -> None:
-        for name, least in (("micro_batch", 1), ("workers", 0), ("eval_batch", 1)):
+        for name, least in (("micro_batch", 1), ("text_micro_batch", 1), ("workers", 0), ("eval_batch", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"hardware.{name}: found {getattr(self, name)}, expected at least {least}")
-
-
-def accumulation(global_batch: int, micro_batch: int, world_size: int) -> int:
-    """Micro-batches per optimizer step of one rank; `micro_batch` is the stage's or the hardware's (`at_once`).
-
-    Raises:
-        ValueError: The global batch is no multiple of what the ranks take at once.
-    """
-    together = micro_batch * world_size
-    if global_batch % together:
-        raise ConfigError(
-            f"stage.global_batch: found {global_batch}, expected a multiple of {together} = micro_batch "
-            f"{micro_batch} x {world_size} devices"
-        )
-    return global_batch // together
 
 
 def at_once(stage: int | None, hardware: int) -> int:
     """Samples a rank takes at once: what the stage says, else what the hardware holds."""
     return hardware if stage is None else stage
+
+
+def averages(callbacks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that decide which weights a stage hands over, without where they are held meanwhile."""
+    chosen = [
+        each for each in callbacks if issubclass(import_class(each["class_path"], "trainer.callbacks"), Averaging)
+    ]
+    return [{**each, "init_args": {k: v for k, v in each["init_args"].items() if k != "device"}} for each in chosen]
 
 
 def passes(epochs: float | None) -> float:
@@ -125,7 +122,7 @@ class CLI(LightningCLI):
         parser.link_arguments(
             ("stage.micro_batch", "hardware.micro_batch"), "data.init_args.micro_batch", compute_fn=at_once
         )
-        for name in ("workers", "eval_batch"):
+        for name in ("text_micro_batch", "workers", "eval_batch"):
             parser.link_arguments(f"hardware.{name}", f"data.init_args.{name}")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("run_dir", "trainer.default_root_dir")
@@ -152,6 +149,8 @@ class CLI(LightningCLI):
         dumped = yaml.safe_load(self._parser(self.config.subcommand).dump(self.settings, skip_unset=False))
         chosen = {name: dumped[name] for name in ("model", "data", "stage", "seed_everything")}
         limits = {name: dumped["trainer"].get(name) for name in ("max_steps", "max_epochs", "limit_train_batches")}
+        if callbacks := averages(dumped["trainer"].get("callbacks") or []):
+            limits["callbacks"] = callbacks
         return {**chosen, "trainer": limits}
 
     def before_instantiate_classes(self) -> None:
@@ -203,12 +202,7 @@ class CLI(LightningCLI):
             raise ConfigError(f"trainer: {' '.join(str(error).split())}") from None
 
     def before_fit(self) -> None:
-        stage, hardware = self.settings["stage"], self.settings["hardware"]
-        self.trainer.accumulate_grad_batches = accumulation(
-            stage["global_batch"],
-            at_once(stage["micro_batch"], hardware["micro_batch"]),
-            self.trainer.world_size,
-        )
+        self.trainer.accumulate_grad_batches = self.datamodule.accumulation(self.trainer.world_size)
         self.write_config()
 
     @rank_zero_only

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
 
+from lightning_mllm.training.callbacks.averaging import averaged, carries_on
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.initialise import summary
 from lightning_mllm.training.module import MultimodalModule
@@ -17,6 +18,8 @@ from lightning_mllm.weights.handover import write_stage
 
 class StageRecord(Callback):
     """Writes `weights/` into the run folder at the end of training; until then the stage counts as unfinished.
+
+    Where a callback averages the weights, `weights/` is the average.
 
     Args:
         settings: What identifies the stage (the resolved configuration), kept as a hash in `stage.json`; None keeps the
@@ -38,6 +41,11 @@ class StageRecord(Callback):
         if trainer.global_step < trainer.estimated_stepping_batches:
             return
         module = cast(MultimodalModule, pl_module)
+        with averaged(trainer, module) as average:
+            self._write(trainer, module, average)
+        trainer.strategy.barrier("StageRecord")
+
+    def _write(self, trainer: Trainer, module: MultimodalModule, average: dict[str, Any] | None) -> None:
         assert module.stage is not None
         tensors = module.trained_tensors()
         if trainer.is_global_zero:
@@ -45,6 +53,7 @@ class StageRecord(Callback):
                 "freeze_table": [asdict(row) for row in module.freeze_rows()],
                 "provenance": summary(module.provenance),
                 "seconds": self.seconds(),
+                "average": average,
             }
             write_stage(
                 Path(trainer.default_root_dir),
@@ -56,7 +65,13 @@ class StageRecord(Callback):
                 runs=Path(module.runs),
                 lora_scale=None if module.lora is None else module.lora.alpha / module.lora.r,
             )
-        trainer.strategy.barrier("StageRecord")
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if not carries_on(trainer, checkpoint):
+            raise ValueError(
+                "trainer.callbacks: found no average, expected the one that the checkpoint was written with; delete it"
+                " to start the stage anew"
+            )
 
     def seconds(self) -> float:
         """Wall time of training so far, over all restarts."""

@@ -1,0 +1,366 @@
+"""Averages of the weights over the steps of a stage, beside the weights that training goes on with.
+
+EMA     average <- decay * average + (1 - decay) * weights        Polyak and Juditsky 1992, with a forgetting factor
+SWA     the mean of the weights since a step                      arXiv 1803.05407
+LAWA    the mean of the latest few snapshots                      arXiv 2209.14981
+
+Every rank averages the parts of the trained parameters that it holds, in float32, and asks no other rank. The average
+stands in for the weights in validation, in tests and in the hand-over; checkpoints hold both, as whole tensors under
+plain names, so that a stage begun on eight ranks may end on one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.training.sharding import fill, local, whole
+
+KEY = "average"
+"""Where a checkpoint keeps it."""
+
+
+class Averaging(Callback):
+    """What all averages share: when weights are taken in, and when the average stands in for them.
+
+    Args:
+        update_every_n_steps: Optimizer steps between two takings, counted from the start.
+        update_starting_at_step: The first taking is the first after that step. Below 1: a share of all optimizer steps.
+        device: Where the average is held, "cpu" to spare the GPU's memory; None is where the weights are.
+        use_buffers: Whether floating-point buffers of modules that train are averaged too; otherwise they are those of
+            training.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        update_every_n_steps: int = 1,
+        update_starting_at_step: float = 0.0,
+        device: str | None = None,
+        use_buffers: bool = False,
+    ) -> None:
+        self._expect(update_every_n_steps >= 1, "update_every_n_steps", update_every_n_steps, "at least 1")
+        start = update_starting_at_step
+        fine = 0 <= start < 1 or (start >= 1 and start == int(start))
+        self._expect(fine, "update_starting_at_step", start, "a share below 1 or a number of steps")
+        self.update_every_n_steps = update_every_n_steps
+        self.update_starting_at_step = start
+        self.device = device
+        self.use_buffers = use_buffers
+        self.taken = 0
+        """How often weights were taken in."""
+        self.held: list[dict[str, Tensor]] = []
+        """This rank's parts; the average is the mean of the entries, and there is none before the first taking."""
+        self._raw: dict[str, Tensor] = {}
+        self._start = 0
+        self._step = 0
+
+    def _expect(self, fine: bool, name: str, found: Any, expected: str) -> None:
+        if not fine:
+            raise ValueError(f"{type(self).__name__}.{name}: found {found}, expected {expected}")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the average: all but where it is held."""
+        names = ("update_every_n_steps", "update_starting_at_step", "use_buffers")
+        return {"kind": type(self).__name__, **{name: getattr(self, name) for name in names}}
+
+    # ---- the average -------------------------------------------------------------------------------------------
+
+    def share(self) -> float:
+        """What the weights that are taken in next count for, from 0 to 1, against the average so far."""
+        raise AssertionError(f"{type(self).__name__} has no share")
+
+    @torch.no_grad()
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes the present weights into the average, the first ones as they are."""
+        if not self.held:
+            self.held = [{name: self._copied(tensor, _precise(tensor)) for name, tensor in weights.items()}]
+        else:
+            share = self.share()
+            for name, average in self.held[0].items():
+                average.lerp_(weights[name].to(average), share)
+        self.taken += 1
+
+    def mean(self, name: str) -> Tensor:
+        """The average of one tensor, in float32 or better."""
+        first, *others = (each[name] for each in self.held)
+        if not others:
+            return first
+        total = first.to(_precise(first), copy=True)
+        for other in others:
+            total += other
+        return total / len(self.held)
+
+    def _copied(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        return tensor.to(self.device or tensor.device, dtype, copy=True)
+
+    def _tensors(self, module: LightningModule) -> dict[str, Tensor]:
+        """What is averaged, sharing memory with the net; parts of DTensors where parameters are sharded.
+
+        Contract: goes through `state_dict`, which brings FSDP2's parameters back into parts. After a forward pass
+        without a backward one the outermost unit is still gathered, and what is written to its parts would be lost.
+        """
+        net = cast(MultimodalModule, module)
+        state = net.state_dict()
+        names = set(net.checkpoint_names()) if self.use_buffers else set(net.trained)
+        return {name: each for name, each in state.items() if name in names and each.is_floating_point()}
+
+    # ---- when --------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        several = [type(each).__name__ for each in _all(trainer)]
+        if len(several) > 1:
+            raise ValueError(f"trainer.callbacks: found the averages {', '.join(several)}, expected one")
+        total = cast(MultimodalModule, pl_module).optimizer_steps()
+        start = self.update_starting_at_step
+        self._start = math.ceil(start * total) if start < 1 else int(start)
+        first = self._start + self.update_every_n_steps
+        if first > total:
+            raise ValueError(
+                f"trainer.callbacks: {type(self).__name__} averages from step {first} on, expected one of the {total}"
+                " steps of the stage"
+            )
+        self.taken, self.held = 0, []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Inside an accumulation window `global_step` stays.
+        step, last = trainer.global_step, self._step
+        self._step = step
+        if step > max(last, self._start) and (step - self._start) % self.update_every_n_steps == 0:
+            self.take({name: local(tensor) for name, tensor in self._tensors(pl_module).items()})
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.swap_in(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.swap_out(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.swap_in(pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.swap_out(pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.swap_in(pl_module)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.swap_out(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.swap_out(pl_module)
+
+    @torch.no_grad()
+    def swap_in(self, module: LightningModule) -> None:
+        """Puts the average into the net and the weights aside; nothing before the first taking."""
+        if not self.held or self._raw:
+            return
+        for name, tensor in self._tensors(module).items():
+            part = local(tensor)
+            self._raw[name] = self._copied(part, part.dtype)
+            part.copy_(self.mean(name))
+
+    @torch.no_grad()
+    def swap_out(self, module: LightningModule) -> None:
+        """Puts the weights back, to the bit; nothing where the average is not in the net."""
+        if self._raw:
+            for name, tensor in self._tensors(module).items():
+                local(tensor).copy_(self._raw[name])
+            self._raw = {}
+
+    # ---- what is kept ------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._raw:
+            raise ValueError(
+                f"{type(self).__name__}: found a checkpoint being saved while the average is in the net, expected it"
+                " after the validation"
+            )
+        # Only rank 0 writes callbacks' states, but all of them hold parts.
+        tensors, held = self._tensors(pl_module), []
+        for each in self.held:
+            full: dict[str, Tensor] = {}
+            for name, part in each.items():
+                tensor = _whole(tensors[name], part)
+                if trainer.is_global_zero:
+                    full[name] = tensor
+            held.append(full)
+        checkpoint[KEY] = {"settings": self.settings, "taken": self.taken, "held": held}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        kept, own = checkpoint.get(KEY), self.settings
+        if trainer.state.fn == TrainerFn.FITTING:
+            found = {} if kept is None else kept["settings"]
+            for name in own:
+                if found.get(name) != own[name]:
+                    raise ValueError(
+                        f"the checkpoint was written with {_named(name, found)} for an average, expected"
+                        f" {_named(name, own)} as configured now; delete it to start the stage anew"
+                    )
+        if kept is None:
+            return
+        tensors = self._tensors(pl_module)
+        for each in kept["held"]:
+            if odd := sorted(set(each) ^ set(tensors)):
+                raise ValueError(f"the checkpoint's average and the net differ in {odd[0]!r}, expected the same names")
+        self.taken = kept["taken"]
+        self.held = [
+            {name: self._copied(_part(tensors[name], full), full.dtype) for name, full in each.items()}
+            for each in kept["held"]
+        ]
+
+
+class EMA(Averaging):
+    """The exponential moving average; arguments that Lightning's EMAWeightAveraging has too mean the same.
+
+    (Lightning's takes weights in after steps 1, n + 1, 2n + 1, ..., this one after steps n, 2n, 3n, ...)
+
+    Args:
+        decay: What the average so far counts for when weights are taken in.
+        warmup: Whether the n-th taking counts for more at first: the decay is min(decay, (1 + n) / (10 + n)), as in
+            TensorFlow's ExponentialMovingAverage.
+        update_every_n_steps, update_starting_at_step, device, use_buffers: As in Averaging.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        decay: float = 0.999,
+        warmup: bool = False,
+        update_every_n_steps: int = 1,
+        update_starting_at_step: float = 0.0,
+        device: str | None = None,
+        use_buffers: bool = False,
+    ) -> None:
+        super().__init__(update_every_n_steps, update_starting_at_step, device, use_buffers)
+        self._expect(0 <= decay < 1, "decay", decay, "a number from 0 up to, not including, 1")
+        self.decay = decay
+        self.warmup = warmup
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "decay": self.decay, "warmup": self.warmup}
+
+    def share(self) -> float:
+        return 1 - (min(self.decay, (1 + self.taken) / (10 + self.taken)) if self.warmup else self.decay)
+
+
+class SWA(Averaging):
+    """The mean of the weights of the last part of a stage, by default of its last quarter.
+
+    Args:
+        update_every_n_steps, update_starting_at_step, device, use_buffers: As in Averaging.
+    """
+
+    def __init__(
+        self,
+        update_every_n_steps: int = 1,
+        update_starting_at_step: float = 0.75,
+        device: str | None = None,
+        use_buffers: bool = False,
+    ) -> None:
+        super().__init__(update_every_n_steps, update_starting_at_step, device, use_buffers)
+
+    def share(self) -> float:
+        return 1 / (self.taken + 1)
+
+
+class LAWA(Averaging):
+    """The mean of the latest `snapshots` weights, each `update_every_n_steps` steps after the one before.
+
+    Holds as many copies of the trained parameters, in their own dtype.
+
+    Args:
+        snapshots: How many.
+        update_every_n_steps, update_starting_at_step, device, use_buffers: As in Averaging.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        snapshots: int = 5,
+        update_every_n_steps: int = 100,
+        update_starting_at_step: float = 0.0,
+        device: str | None = None,
+        use_buffers: bool = False,
+    ) -> None:
+        super().__init__(update_every_n_steps, update_starting_at_step, device, use_buffers)
+        self._expect(snapshots >= 1, "snapshots", snapshots, "at least 1")
+        self.snapshots = snapshots
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "snapshots": self.snapshots}
+
+    @torch.no_grad()
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        self.held = self.held[1:] if len(self.held) == self.snapshots else self.held
+        self.held.append({name: self._copied(tensor, tensor.dtype) for name, tensor in weights.items()})
+        self.taken += 1
+
+
+@contextmanager
+def averaged(trainer: Trainer, module: LightningModule) -> Iterator[dict[str, Any] | None]:
+    """The net with the average of the trainer's callback in it; gives the average's settings, None without one."""
+    average = next((each for each in _all(trainer) if each.held), None)
+    if average is None:
+        yield None
+        return
+    average.swap_in(module)
+    try:
+        yield {**average.settings, "taken": average.taken}
+    finally:
+        average.swap_out(module)
+
+
+def carries_on(trainer: Trainer, checkpoint: Mapping[str, Any]) -> bool:
+    """Whether somebody goes on with the average that a checkpoint holds, if any."""
+    return KEY not in checkpoint or bool(_all(trainer))
+
+
+def _all(trainer: Trainer) -> list[Averaging]:
+    return [each for each in trainer.callbacks if isinstance(each, Averaging)]  # pyright: ignore
+
+
+def _precise(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _whole(like: Tensor, part: Tensor) -> Tensor:
+    """All ranks' parts of a tensor that is cut as `like` is, on the CPU; all ranks call this together."""
+    full = torch.empty_like(like, dtype=part.dtype)
+    local(full).copy_(part)
+    return whole(full).cpu()
+
+
+def _part(like: Tensor, full: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, cut as `like` is."""
+    empty = torch.empty_like(like, dtype=full.dtype)
+    fill(empty, full)
+    return local(empty)
+
+
+def _named(name: str, settings: Mapping[str, Any]) -> str:
+    return f"{name} = {settings[name]!r}" if name in settings else f"no {name}"
