@@ -23,6 +23,17 @@ def test_slots_are_filled_in_reading_order_and_text_stays() -> None:
     assert (visual.grad == 1).all() and torch.equal(embeds.grad[..., 0] == 1, rest)
 
 
+def test_begin_and_end_may_be_slots_too() -> None:
+    kinds = torch.tensor([[T, B, I, E, T, B, I, E]], dtype=torch.uint8)
+    visual, embeds = torch.randn(2, 3, 4), torch.randn(1, 8, 4)
+    slots = frozenset({TokenKind.IMAGE_BEGIN, TokenKind.IMAGE, TokenKind.IMAGE_END})
+    placed = fill_slots(embeds, kinds, visual, ["a"], slots)
+    assert torch.equal(placed[0, 1:4], visual[0]) and torch.equal(placed[0, 5:], visual[1])
+    assert torch.equal(placed[0, [0, 4]], embeds[0, [0, 4]])
+    with pytest.raises(ValueError, match="found 2 image slots for 6 visual vectors"):
+        fill_slots(embeds, kinds, visual, ["a"])
+
+
 def test_no_images_and_no_slots() -> None:
     embeds = torch.randn(1, 3, 4)
     assert torch.equal(fill_slots(embeds, torch.zeros(1, 3, dtype=torch.uint8), torch.zeros(0, 2, 4), ["a"]), embeds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,21 +13,41 @@ from torch.testing import assert_close
 
 from lightning_mllm.architectures.blip2 import Blip2
 from lightning_mllm.architectures.instructblip import InstructBlip
-from lightning_mllm.contracts import TokenKind
+from lightning_mllm.architectures.llava import LLaVA
+from lightning_mllm.contracts import Batch, TokenKind, Train
 from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.language.causal import TINY_LLAMA
+from lightning_mllm.language.decode import decode, head
 from lightning_mllm.language.seq2seq import TINY_T5
+from lightning_mllm.language.visual_expert import VisualExpertLM, shared_positions
 from lightning_mllm.training.stage import StageSettings
 from tests.architectures.blip2s import CLOSE, OPT, built, collated
 from tests.architectures.samples import ONE, OTHER, TEXT, TWO, gradients
 
+
+class Expert(LLaVA):
+    """LLaVA with a visual expert and shared positions."""
+
+    slots: ClassVar[frozenset[TokenKind]] = frozenset({TokenKind.IMAGE_BEGIN, TokenKind.IMAGE, TokenKind.IMAGE_END})
+
+    def prepared(self, batch: Batch) -> Batch:
+        return replace(batch, positions=shared_positions(batch.kinds, batch.segments))
+
+
+EXPERT = VisualExpertLM(config=TINY_LLAMA.config)
 T5: dict[str, Any] = {"language": TINY_T5, "chat": "blip2_t5"}
 NETS: dict[str, Callable[..., Any]] = {
     "blip2, opt": lambda **more: built(Blip2, language=OPT, **more),
     "blip2, flan-t5": lambda **more: built(Blip2, **T5, **more),
     "instructblip, llama": lambda **more: built(InstructBlip, **more),
     "instructblip, flan-t5": lambda **more: built(InstructBlip, **T5, **more),
+    "visual expert": lambda **more: built(Expert, language=EXPERT, **more),
 }
-STAGES = {"blip2": "generative", "instructblip": "instruct"}
+STAGES = {
+    "blip2": StageSettings(name="generative"),
+    "instructblip": StageSettings(name="instruct"),
+    "visual expert": StageSettings(name="instruct", train={"language.*.vision.*": Train(), "connector.*": Train()}),
+}
 
 
 @pytest.fixture(params=NETS)
@@ -114,7 +134,7 @@ def test_an_image_changes_its_own_row_alone_and_what_stands_behind_it(net: Any) 
 
 
 def test_a_text_only_batch_gives_what_sees_a_gradient_of_exactly_zero(kind: str) -> None:
-    net = NETS[kind](stage=StageSettings(name=STAGES[kind.split(",")[0]]))
+    net = NETS[kind](stage=STAGES[kind.split(",")[0]])
     net.requires_grad_(False)
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(name in net.trained)
@@ -123,3 +143,29 @@ def test_a_text_only_batch_gives_what_sees_a_gradient_of_exactly_zero(kind: str)
     found = gradients(net, batch)
     assert set(found) == set(net.trained)
     assert not any(gradient.any() for gradient in found.values())
+
+
+def test_begin_and_end_of_an_image_are_what_the_net_says_its_slots_are() -> None:
+    net = NETS["visual expert"]()
+    batch = collated(net, ONE, TWO)
+    kinds = batch.kinds.clone()
+    image = kinds == TokenKind.IMAGE
+    first, last = (image & ~image.roll(shift, 1) for shift in (1, -1))
+    kinds[first], kinds[last] = int(TokenKind.IMAGE_BEGIN), int(TokenKind.IMAGE_END)
+    visual = net.see(batch)
+    assert torch.equal(net.place(replace(batch, kinds=kinds), visual), net.place(batch, visual))
+
+
+def test_positions_of_the_nets_own_are_used_everywhere() -> None:
+    net = NETS["visual expert"](spread=0.5)
+    batch, prompt = collated(net, ONE, TWO), collated(net, ONE, TWO, generate=True)
+    with torch.no_grad():
+        embeds, positions = net.place(batch, net.see(batch)), shared_positions(batch.kinds, batch.segments)
+        hidden = decode(net.language, embeds, batch.segments, positions, batch.kinds)
+        assert_close(net.logits(batch), head(net.language)(hidden), **CLOSE)
+        # What is learned of a plain batch, is written, and is judged, with its own positions, is something else.
+        answers, losses = net.generate(prompt, Decoding(max_new_tokens=8)), net(batch).loss
+        judged = net.likelihoods(replace(prompt, candidates=[("A cube.", "No."), ("No.",)]))
+        net.prepared = lambda batch: batch
+        assert net.generate(prompt, Decoding(max_new_tokens=8)) != answers and net(batch).loss != losses
+        assert net.likelihoods(replace(prompt, candidates=[("A cube.", "No."), ("No.",)])) != judged
