@@ -25,7 +25,7 @@ from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.sharding import fill, local, whole
 
 KEY = "average"
-"""Where a checkpoint keeps it."""
+"""Where in a checkpoint the average is."""
 
 
 class Averaging(Callback):
@@ -95,11 +95,9 @@ class Averaging(Callback):
     def mean(self, name: str) -> Tensor:
         """The average of one tensor, in float32 or better."""
         first, *others = (each[name] for each in self.held)
-        if not others:
-            return first
-        total = first.to(_precise(first), copy=True)
+        total = first.to(_precise(first))
         for other in others:
-            total += other
+            total = total + other
         return total / len(self.held)
 
     def _copied(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -324,11 +322,6 @@ def averaged(trainer: Trainer, module: LightningModule) -> Iterator[dict[str, An
         yield {**average.settings, "taken": average.taken}
     finally:
         average.swap_out(module)
-
-
-def carries_on(trainer: Trainer, checkpoint: Mapping[str, Any]) -> bool:
-    """Whether somebody goes on with the average that a checkpoint holds, if any."""
-    return KEY not in checkpoint or bool(_all(trainer))
 
 
 def _all(trainer: Trainer) -> list[Averaging]:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
 
-from lightning_mllm.training.callbacks.averaging import averaged, carries_on
+from lightning_mllm.training.callbacks.averaging import KEY, Averaging, averaged
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.initialise import summary
 from lightning_mllm.training.module import MultimodalModule
@@ -67,7 +67,7 @@ class StageRecord(Callback):
             )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if not carries_on(trainer, checkpoint):
+        if KEY in checkpoint and not any(isinstance(each, Averaging) for each in trainer.callbacks):  # pyright: ignore
             raise ValueError(
                 "trainer.callbacks: found no average, expected the one that the checkpoint was written with; delete it"
                 " to start the stage anew"
