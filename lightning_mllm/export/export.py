@@ -108,7 +108,8 @@ def write_case(module: MultimodalModule, layout: HfFolder, case: Path) -> None:
     tensors["logits"] = layout.logits(batch)[0].float()
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, case / "case.safetensors")
     text = CAPTION if layout.compared == "pairs" else QUESTION if layout.asks else ""
-    facts = {"compared": layout.compared, "text": text, "new_tokens": NEW_TOKENS}
+    code = sorted(file.name for file in layout.code)
+    facts = {"compared": layout.compared, "text": text, "new_tokens": NEW_TOKENS, "code": code}
     (case / "case.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
@@ -121,7 +122,9 @@ def verify(folder: Path, case: Path, caveat: str = "") -> None:
     Raises:
         ValueError: transformers cannot load the folder, or does something else with it than our net.
     """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    # Where transformers copies the code of a folder before it runs it; gone with the case.
+    modules = str(case.parent / "modules")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "HF_MODULES_CACHE": modules}
     command = [sys.executable, "-m", "lightning_mllm.export.verify", str(folder), str(case)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60 * MINUTES, check=False)
     if ended.returncode:

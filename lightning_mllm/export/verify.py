@@ -18,12 +18,15 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoProcessor
+from transformers import AutoModelForCausalLM, AutoProcessor
 
 from lightning_mllm.contracts import TokenKind
 
 LOGITS = 1e-5
 """Largest difference, relative to the largest logit (or to 1): float32 through two implementations of the tower."""
+
+REMOTE = Path(__file__).resolve().parents[1] / "weights" / "remote"
+"""The code that travels inside folders; no other is ever run."""
 
 PIXELS = 4.0
 """Largest mean difference, in levels of 255: backends resize with other rounding; a wrong fit is off by tens."""
@@ -41,20 +44,38 @@ def main(arguments: Sequence[str]) -> int:
 @torch.inference_mode()
 def compare(folder: Path, ours: dict[str, Tensor], facts: dict[str, Any]) -> str:
     """What differs, or nothing."""
+    if difference := _code(folder, facts["code"]):
+        return difference
     names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
-    model, loading = getattr(transformers, names[0]).from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
-    )
+    known: Any = AutoModelForCausalLM if facts["code"] else getattr(transformers, names[0])
+    loaded_as = {"local_files_only": True, "trust_remote_code": bool(facts["code"])}
+    model, loading = known.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **loaded_as)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if loading[kind]:
             return f"{kind.replace('_', ' ')}: {sorted(map(str, loading[kind]))[:3]}"
-    processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    processor: Any = AutoProcessor.from_pretrained(folder, **loaded_as)
     inputs = _inputs(processor, picture(ours["square"]), facts["text"])
     if difference := _tokens(model, inputs, ours) or _pixels(processor, ours):
         return difference
     if facts["compared"] == "pairs":
         return _pair(model, inputs, ours)
     return _answer(model, inputs, ours, facts["new_tokens"])
+
+
+def _code(folder: Path, names: Sequence[str]) -> str:
+    """What of the folder's code is not, byte for byte, the package's own; only then may it be run."""
+    found = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.py"))
+    if found != sorted(names):
+        return f"code: found {found}, expected {sorted(names)}"
+    for name in found:
+        if (folder / name).read_bytes() != (REMOTE / name).read_bytes():
+            return f"code: {name} differs from the package's"
+    for file in sorted(folder.glob("*config.json")) if names else ():
+        for place in json.loads(file.read_text(encoding="utf-8")).get("auto_map", {}).values():
+            # `owner/name--module.Class` is code of another place.
+            if f"{str(place).partition('.')[0]}.py" not in found:
+                return f"code: {file.name} names {place!r}, expected one of {found}"
+    return ""
 
 
 def _inputs(processor: Any, image: Image.Image, text: str) -> Any:

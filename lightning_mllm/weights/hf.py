@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,8 @@ class HfFolder:
     """Tensors of ours that the class has no place for, under our names."""
     caveat: str = ""
     """What may explain a difference that the check finds."""
+    code: tuple[Path, ...] = ()
+    """Files of `weights/remote` that travel along, where transformers has no class for the net."""
 
     def write(self, folder: Path) -> None:
         """Writes every file of the folder.
@@ -62,6 +65,8 @@ class HfFolder:
             OSError: The disk is full or the folder cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        for file in self.code:
+            shutil.copyfile(file, folder / file.name)
         self.config.save_pretrained(folder)
         self.generation.save_pretrained(folder)
         self.processor.save_pretrained(folder)

@@ -1,0 +1,127 @@
+"""The tower of a CogVLM as its folders state it: EVA2 as in the public checkpoints, or a CLIP in the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from transformers import CLIPVisionConfig
+
+from lightning_mllm.vision.clip_hf import clip_config, open_clip_config
+from lightning_mllm.vision.eva import EPS, Mlp
+from lightning_mllm.vision.eva2 import Eva2Attention, Eva2Tower, Eva2Vision
+from lightning_mllm.vision.eva2_keys import COGVLM_VISION_KEYS
+from lightning_mllm.vision.source import Statistic
+from lightning_mllm.vision.tower import OpenClipTower, VisionTower
+from lightning_mllm.weights.keymap import KeyMap
+
+BRANCH, INPUT = "branch", "input"
+"""Where a block's norms stand (`vision_config.norms`): behind its branches as in EVA2, or before them as in CLIP."""
+
+HERE, THERE = "transformer.resblocks.{n}", "transformer.layers.{n}"
+
+
+def _clip(config: Mapping[str, Any], fields: Mapping[str, str]) -> bool:
+    return config.get("vision_config", {}).get("norms") == INPUT
+
+
+_CLIP_KEYS = KeyMap(
+    [
+        ("class_embedding", "patch_embedding.cls_embedding", (lambda ours: ours[None], lambda theirs: theirs[0])),
+        ("positional_embedding", "patch_embedding.position_embedding.weight"),
+        ("conv1.{...}", "patch_embedding.proj.{...}"),
+        ("ln_pre.{...}", "patch_embedding.norm.{...}"),
+        (f"{HERE}.ln_1.{{...}}", f"{THERE}.input_layernorm.{{...}}"),
+        *((f"{HERE}.attn.in_proj_{kind}", f"{THERE}.attention.query_key_value.{kind}") for kind in ("weight", "bias")),
+        (f"{HERE}.attn.out_proj.{{...}}", f"{THERE}.attention.dense.{{...}}"),
+        (f"{HERE}.ln_2.{{...}}", f"{THERE}.post_attention_layernorm.{{...}}"),
+        (f"{HERE}.mlp.c_fc.{{...}}", f"{THERE}.mlp.fc1.{{...}}"),
+        (f"{HERE}.mlp.c_proj.{{...}}", f"{THERE}.mlp.fc2.{{...}}"),
+    ]
+)
+
+COGVLM_TOWER_KEYS = KeyMap([replace(rule, when=_clip) for rule in _CLIP_KEYS.table]) + COGVLM_VISION_KEYS
+"""`VisionTower` or `Eva2Vision` <-> folders of CogVLM, where these names stand below `model.vision.`."""
+
+
+def cogvlm_vision(tower: nn.Module, image_size: int) -> dict[str, Any]:
+    """The fields of a `vision_config` whose tower is `tower`.
+
+    Raises:
+        ValueError: A tower that the layout has no place for.
+    """
+    if isinstance(tower, VisionTower):
+        if tower.keep_cls:
+            raise ValueError("vision.cls: found keep, expected drop, all that CogVLM's layout knows")
+        if tower.places is not None:
+            raise ValueError("vision.places: found sines, expected own, all that CogVLM's layout knows")
+        clip = clip_config(tower, image_size)
+        sizes = {
+            "hidden_size": clip.hidden_size,
+            "num_heads": clip.num_attention_heads,
+            "num_hidden_layers": clip.num_hidden_layers,
+            "intermediate_size": clip.intermediate_size,
+            "patch_size": clip.patch_size,
+            "layer_norm_eps": clip.layer_norm_eps,
+            "hidden_act": clip.hidden_act,
+            "norms": INPUT,
+        }
+    elif isinstance(tower, Eva2Vision):
+        block: Any = tower.blocks[0]
+        attention, mlp = block.attn, block.mlp
+        assert isinstance(attention, Eva2Attention) and isinstance(mlp, Mlp)
+        sizes = {
+            "hidden_size": tower.cls_token.shape[-1],
+            "num_heads": attention.heads,
+            "num_hidden_layers": len(tower.blocks),
+            "intermediate_size": mlp.fc1.out_features,
+            "patch_size": tower.patch_embed.kernel_size[0],
+            "layer_norm_eps": EPS,
+            "hidden_act": "gelu",
+            "norms": BRANCH,
+        }
+    else:
+        raise ValueError(
+            f"vision: found a {type(tower).__name__}, expected EVA2 or a CLIP, all that CogVLM's layout knows"
+        )
+    return {**sizes, "image_size": image_size, "num_positions": (image_size // sizes["patch_size"]) ** 2 + 1}
+
+
+def cogvlm_tower(sizes: Mapping[str, Any], mean: Statistic, std: Statistic) -> Eva2Tower | OpenClipTower:
+    """The spec, without weights, of the tower of a `vision_config`; the inverse of `cogvlm_vision`.
+
+    Raises:
+        ValueError: A tower of neither kind.
+    """
+    places = (sizes["image_size"] // sizes["patch_size"]) ** 2 + 1
+    if (found := sizes["num_positions"]) != places:
+        raise ValueError(f"vision_config.num_positions: found {found}, expected {places} for the size of the image")
+    if sizes["norms"] == INPUT:
+        fields = {
+            "image_size": sizes["image_size"],
+            "patch_size": sizes["patch_size"],
+            "hidden_size": sizes["hidden_size"],
+            "intermediate_size": sizes["intermediate_size"],
+            "num_hidden_layers": sizes["num_hidden_layers"],
+            "num_attention_heads": sizes["num_heads"],
+            "hidden_act": sizes["hidden_act"],
+        }
+        config = open_clip_config(CLIPVisionConfig(**fields), mean, std)
+        return OpenClipTower(weights=None, layer=-1, cls="drop", config=config)
+    fixed = {"norms": BRANCH, "hidden_act": "gelu", "layer_norm_eps": EPS}
+    for name, expected in fixed.items():
+        if (found := sizes[name]) != expected:
+            raise ValueError(f"vision_config.{name}: found {found!r}, expected {expected!r}")
+    return Eva2Tower(
+        weights=None,
+        depth=sizes["num_hidden_layers"],
+        image_size=sizes["image_size"],
+        patch_size=sizes["patch_size"],
+        width=sizes["hidden_size"],
+        heads=sizes["num_heads"],
+        feedforward=sizes["intermediate_size"],
+        mean=mean,
+        std=std,
+    )
