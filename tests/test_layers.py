@@ -16,7 +16,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lightning_mllm.boxes": set(),
     "lightning_mllm.weights": {"lightning_mllm.contracts"},
     "lightning_mllm.processing": {"lightning_mllm.contracts", "lightning_mllm.boxes"},
-    "lightning_mllm.vision": {"lightning_mllm.contracts", "lightning_mllm.weights"},
+    # A Q-Former may be part of a tower.
+    "lightning_mllm.vision": {"lightning_mllm.contracts", "lightning_mllm.weights", "lightning_mllm.connectors"},
     "lightning_mllm.connectors": {"lightning_mllm.contracts", "lightning_mllm.weights"},
     "lightning_mllm.language": {"lightning_mllm.contracts", "lightning_mllm.weights"},
 }

@@ -4,6 +4,9 @@ The three ways are those of CLIP (crop), of LLaVA-1.5 (pad) and of towers with a
 give, pixel for pixel, what transformers' CLIPImageProcessor and LlavaImageProcessor (do_pad) give before they rescale
 and normalise. Normalising is the tower's own work, on the device.
 
+With several views the square is k times as large: the first view is all of it at the tower's size, the others are its
+k x k parts, row by row (SPHINX, arXiv 2311.07575, sec. 3.3; released code: `llama_ens5`, `llama_ens10`).
+
 In training a policy may show a random part of an image, or its mirror image, in place of it.
 """
 
@@ -15,6 +18,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
@@ -30,11 +34,11 @@ class ImagePolicy:
     """Pixels of one image as the tower wants them.
 
     Raises:
-        ValueError: `size` below 1, an unknown `fit`, or a share out of range.
+        ValueError: `size` below 1, an unknown `fit`, a share out of range, or a number of views that is none.
     """
 
     size: int
-    """Side of the square, in pixels."""
+    """Side of the square, in pixels; of each, where there are several views."""
     fit: Fit
     """crop: shortest edge to `size`, then the centre; pad: a square of `mean` colour around it; squash: neither."""
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -43,6 +47,8 @@ class ImagePolicy:
     """In training: a random part with a share of the area between these, from 3:4 to 4:3 (`random_part`)."""
     random_flip: float = 0.0
     """In training: how often an image is mirrored, left to right."""
+    views: int = 1
+    """Squares that one image becomes: 1, or the whole and its k x k parts (5, 10, 17, ...)."""
 
     def __post_init__(self) -> None:
         low, high = self.random_area or (1.0, 1.0)
@@ -54,11 +60,18 @@ class ImagePolicy:
             raise ValueError(f"image.size: found {self.size}, expected at least 1")
         if self.fit not in get_args(Fit):
             raise ValueError(f"image.fit: found {self.fit!r}, expected one of {', '.join(get_args(Fit))}")
+        if self.views != 1 and (self.views < 5 or math.isqrt(self.views - 1) ** 2 != self.views - 1):
+            raise ValueError(f"image.views: found {self.views}, expected 1, or 1 + k x k for k from 2 (5, 10, ...)")
 
     @property
     def num_views(self) -> int:
         """How many squares one image becomes."""
-        return 1
+        return self.views
+
+    @property
+    def parts(self) -> int:
+        """k: the square that is cut has `parts` times the side of a view."""
+        return max(1, math.isqrt(self.views - 1))
 
     def __call__(self, image: Image.Image, random: torch.Generator | None = None) -> UInt8[Tensor, "V 3 S S"]:
         """The views of an RGB image; what is random about them is left out where there is no generator to draw from."""
@@ -67,43 +80,51 @@ class ImagePolicy:
             image = image.crop(random_part(*image.size, self.random_area, random))
         if random is not None and self.random_flip and _drawn(0, 1, random) < self.random_flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        square = {"crop": self._crop, "pad": self._pad, "squash": self._squash}[self.fit](image)
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1)[None].contiguous()
+        square = {"crop": self._crop, "pad": self._pad, "squash": _squash}[self.fit](image, self.size * self.parts)
+        pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None]
+        return (pixels if self.views == 1 else self._views(pixels)).contiguous()
 
-    def _squash(self, image: Image.Image) -> Image.Image:
-        return image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+    def _views(self, pixels: UInt8[Tensor, "1 3 L L"]) -> UInt8[Tensor, "V 3 S S"]:
+        # Bicubic without an antialiasing filter, of the large square and not of the image: as released.
+        whole = F.interpolate(pixels.float(), (self.size, self.size), mode="bicubic", align_corners=False)
+        tiles = pixels[0].unflatten(2, (self.parts, self.size)).unflatten(1, (self.parts, self.size))
+        return torch.cat([whole.round().clamp(0, 255).byte(), tiles.permute(1, 3, 0, 2, 4).flatten(0, 1)])
 
-    def _crop(self, image: Image.Image) -> Image.Image:
+    def _crop(self, image: Image.Image, side: int) -> Image.Image:
         width, height = image.size
         short = min(width, height)
         # Rounding as in transformers: the long edge down, the offset down.
-        wide, high = (int(self.size * width / short), int(self.size * height / short))
-        left, top = (wide - self.size) // 2, (high - self.size) // 2
+        wide, high = (int(side * width / short), int(side * height / short))
+        left, top = (wide - side) // 2, (high - side) // 2
         if wide * high > MAX_INTERMEDIATE:
             box = (
                 left * width / wide,
                 top * height / high,
-                (left + self.size) * width / wide,
-                (top + self.size) * height / high,
+                (left + side) * width / wide,
+                (top + side) * height / high,
             )
-            return image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
+            return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
         resized = image.resize((wide, high), Image.Resampling.BICUBIC)
-        return resized.crop((left, top, left + self.size, top + self.size))
+        return resized.crop((left, top, left + side, top + side))
 
-    def _pad(self, image: Image.Image) -> Image.Image:
+    def _pad(self, image: Image.Image, side: int) -> Image.Image:
         width, height = image.size
-        side = max(width, height)
-        if side * side > MAX_INTERMEDIATE:
-            scale = self.size / side
+        long = max(width, height)
+        if long * long > MAX_INTERMEDIATE:
+            scale = side / long
             image = image.resize(
                 (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC
             )
             width, height = image.size
-            side = self.size
+            long = side
         red, green, blue = (int(channel * 255) for channel in self.mean)
-        square = Image.new("RGB", (side, side), (red, green, blue))
-        square.paste(image, ((side - width) // 2, (side - height) // 2))
-        return self._squash(square)
+        square = Image.new("RGB", (long, long), (red, green, blue))
+        square.paste(image, ((long - width) // 2, (long - height) // 2))
+        return _squash(square, side)
+
+
+def _squash(image: Image.Image, side: int) -> Image.Image:
+    return image.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def random_part(

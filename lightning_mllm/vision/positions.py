@@ -15,23 +15,26 @@ from torch import Tensor
 
 
 def resized(
-    positions: Float[Tensor, "O D"], shape: Sequence[int], antialias: bool = True
+    positions: Float[Tensor, "O D"], shape: Sequence[int], antialias: bool = True, offset: float = 0.0, cls: int = 1
 ) -> Float[Tensor, "N D"] | None:
     """The same positions for another grid, as CLIP is taken to a higher resolution (arXiv 2103.00020, sec. 2.5).
 
     Args:
-        shape: Wanted: (1 + rows x rows, width).
+        shape: Wanted: (cls + rows x rows, width).
         antialias: As open_clip and timm do it; LAVIS and transformers do not, and weigh neighbours otherwise, too.
+        offset: Added to the new number of rows where the grid is stretched; 0.1 in DINO's and DINOv2's released code.
+        cls: How many positions, the first, are none of the grid's.
 
     Returns:
         None if either shape is no class token and a square, or the widths differ.
     """
-    old, new = (math.isqrt(rows - 1) for rows in (len(positions), shape[0]))
-    if (1 + old * old, 1 + new * new) != (len(positions), shape[0]) or positions.shape[1:] != torch.Size(shape[1:]):
+    old, new = (math.isqrt(rows - cls) for rows in (len(positions), shape[0]))
+    if (cls + old * old, cls + new * new) != (len(positions), shape[0]) or positions.shape[1:] != torch.Size(shape[1:]):
         return None
-    grid = positions[1:].float().view(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=antialias, align_corners=False)
-    return torch.cat([positions[:1], grid.permute(0, 2, 3, 1).flatten(0, 2).to(positions.dtype)])
+    grid = positions[cls:].float().view(1, old, old, -1).permute(0, 3, 1, 2)
+    size, stretch = (None, (new + offset) / old) if offset else ((new, new), None)
+    grid = F.interpolate(grid, size, stretch, mode="bicubic", antialias=antialias, align_corners=False)
+    return torch.cat([positions[:cls], grid.permute(0, 2, 3, 1).flatten(0, 2).to(positions.dtype)])
 
 
 def sines(rows: int, width: int) -> Float[Tensor, "V D"]:

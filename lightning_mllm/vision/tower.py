@@ -30,6 +30,7 @@ class VisionTower(nn.Module):
         std: Likewise.
         keep_cls: Whether the class token's vector stands first in the output.
         places: f[V, D] added to the vectors of the patches.
+        norm: Whether `ln_post` is applied to all vectors.
     """
 
     mean: Tensor
@@ -43,6 +44,7 @@ class VisionTower(nn.Module):
         std: Statistic,
         keep_cls: bool,
         places: Float[Tensor, "V D"] | None = None,
+        norm: bool = False,
     ) -> None:
         super().__init__()
         self.class_embedding = visual.class_embedding
@@ -50,6 +52,7 @@ class VisionTower(nn.Module):
         self.conv1 = visual.conv1
         self.ln_pre = visual.ln_pre
         self.transformer = visual.transformer
+        self.ln_post = visual.ln_post if norm else None
         self.keep_cls = keep_cls
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -65,6 +68,8 @@ class VisionTower(nn.Module):
             # Under autocast the convolution gives 16 bits, and what the blocks add up is kept in 32.
             x = torch.cat([cls, patches.to(cls.dtype)], dim=1) + self.positional_embedding
             x = self.transformer(self.ln_pre(x))
+            if self.ln_post is not None:
+                x = self.ln_post(x)
             if self.places is not None:
                 x = torch.cat([x[:, :1], x[:, 1:] + self.places.to(x.dtype)], dim=1)
             return x if self.keep_cls else x[:, 1:]
@@ -87,6 +92,8 @@ class OpenClipTower:
     """Whose output is used, counted as transformers' `hidden_states`: -1 is the last block, 0 the embeddings."""
     cls: Literal["drop", "keep"] = "drop"
     """What becomes of the class token's vector."""
+    norm: bool = False
+    """Whether the norm that stands behind the last block is applied, to all vectors (SPHINX's released code)."""
     places: Literal["own", "sines"] = "own"
     """sines: fixed positions are added to the vectors of the patches, for what attends to them in no order and a tower
     whose vectors do not tell where they stand (Qwen-VL's adapter, arXiv 2308.12966, sec. 2.1, has them too)."""
@@ -158,7 +165,7 @@ class OpenClipTower:
         mean, std = self.source.statistics()
         rows = config["image_size"] // config["patch_size"]
         places = sines(rows, self.width) if self.places == "sines" else None
-        return VisionTower(visual, mean, std, keep_cls=self.cls == "keep", places=places)
+        return VisionTower(visual, mean, std, keep_cls=self.cls == "keep", places=places, norm=self.norm)
 
     def pretrained(self) -> Iterator[tuple[str, Tensor]] | None:
         tensors = self.source.tensors()
@@ -173,7 +180,7 @@ class OpenClipTower:
         """Whether a tensor of the whole image tower lies behind the used layer."""
         if name.startswith("transformer.resblocks."):
             return int(name.split(".")[2]) >= self.depth
-        return name == "proj" or name.startswith("ln_post.")
+        return name == "proj" or (name.startswith("ln_post.") and not self.norm)
 
     def resized(self, name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor | None:
         return resized(tensor, shape) if name == "positional_embedding" else None

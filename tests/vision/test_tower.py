@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.testing import assert_close
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -63,6 +64,29 @@ def test_the_layer_and_the_class_token_are_those_of_open_clip(tmp_path: Path) ->
     patches, cls = out["image_intermediates"][0], out["image_intermediates_prefix"][0]
     assert_close(filled(spec)(IMAGES), patches, atol=1e-6, rtol=0)
     assert_close(filled(replace(spec, cls="keep"))(IMAGES), torch.cat([cls, patches], 1), atol=1e-6, rtol=0)
+
+
+def test_the_last_norm_is_applied_to_all_vectors_where_it_is_asked_for(tmp_path: Path) -> None:
+    """As SPHINX reads CLIP: every block, `ln_post` on the class token and the patches, no projection."""
+    net = write_folder(tmp_path)
+    with torch.no_grad():
+        net.get_parameter("visual.ln_post.weight").normal_()
+        net.get_parameter("visual.ln_post.bias").normal_()
+    save_file(net.state_dict(), tmp_path / "open_clip_model.safetensors")
+    spec = OpenClipTower(model=str(tmp_path), layer=-1, cls="keep", norm=True)
+    pixels = (IMAGES / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    with torch.no_grad():
+        out = net.visual.forward_intermediates(  # pyright: ignore[reportCallIssue]
+            pixels,
+            indices=[3],
+            normalize_intermediates=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
+    expected = torch.cat([out["image_intermediates_prefix"][0], out["image_intermediates"][0]], 1)
+    assert_close(filled(spec)(IMAGES), expected, atol=1e-6, rtol=0)
+    assert spec.num_vectors == 5 and "ln_post.weight" not in filled(replace(spec, norm=False)).state_dict()
 
 
 def test_sizes_are_known_without_building(tmp_path: Path) -> None:

@@ -1,0 +1,144 @@
+"""What the queries of a trained Q-Former say of an image, as visual vectors: BLIP-2 up to, and without, its projection.
+
+u8[N,3,H,W] --vision--> --ln_vision--> f[N,V,E] --qformer, no text--> f[N,Q,D]
+
+SPHINX (arXiv 2311.07575, sec. 3.2) looks at an image through `Salesforce/blip2-opt-2.7b`'s, among others.
+
+Legend: N images, V vectors of width E an image, Q queries of width D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from lightning_mllm.connectors.norm import LayerNormConnector
+from lightning_mllm.connectors.qformer import QFormer, QFormerConnector
+from lightning_mllm.connectors.qformer_keys import (
+    BLIP2_HEADS_KEYS,
+    BLIP2_QFORMER_KEYS,
+    LAVIS_HEADS_KEYS,
+    LAVIS_QFORMER_KEYS,
+)
+from lightning_mllm.vision.eva import EvaTower
+from lightning_mllm.vision.eva_keys import BLIP2_VISION_KEYS, EVA_KEYS
+from lightning_mllm.vision.source import Statistic
+from lightning_mllm.vision.tower import OpenClipTower
+from lightning_mllm.weights.composite import Composite
+from lightning_mllm.weights.handover import ancestor_tensors
+from lightning_mllm.weights.hub import tensors_at
+from lightning_mllm.weights.keymap import KeyMap, Rule
+from lightning_mllm.weights.part import PartSpec
+
+HF_KEYS = (
+    BLIP2_VISION_KEYS.under("vision.", "vision_model.")
+    + KeyMap([("ln_vision.{...}", "vision_model.post_layernorm.{...}")])
+    + KeyMap([Rule(ours=None, theirs=(f"language_{name}.{{...}}",)) for name in ("model", "projection")])
+    + BLIP2_HEADS_KEYS.under("heads.", "")
+    + BLIP2_QFORMER_KEYS.under("qformer.", "")
+)
+"""`QFormerVision` <- transformers' `Blip2ForConditionalGeneration` and `Blip2ForImageTextRetrieval`."""
+
+LAVIS_KEYS = (
+    EVA_KEYS.under("vision.", "visual_encoder.")
+    + KeyMap([("ln_vision.{...}", "ln_vision.{...}")])
+    + KeyMap([Rule(ours=None, theirs=(f"{lm}_{name}.{{...}}",)) for lm in ("opt", "t5") for name in ("model", "proj")])
+    + LAVIS_HEADS_KEYS.under("heads.", "")
+    + LAVIS_QFORMER_KEYS.under("qformer.", "")
+)
+"""`QFormerVision` <- LAVIS's checkpoints of both stages."""
+
+
+class QFormerVision(nn.Module):
+    """The tower; see the spec for its parts."""
+
+    def __init__(self, vision: nn.Module, ln_vision: nn.LayerNorm, qformer: QFormer) -> None:
+        super().__init__()
+        self.vision = vision
+        self.ln_vision = ln_vision
+        self.qformer = qformer
+
+    def forward(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N Q D"]:
+        """What the queries fetch from each image; without autograd if the tower is frozen."""
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        with torch.set_grad_enabled(learns):
+            return self.qformer.see(self.ln_vision(self.vision(images).to(self.ln_vision.weight.dtype)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class QFormerTower(Composite):
+    """BLIP-2's image encoder, the norm behind it and its Q-Former without text.
+
+    Raises:
+        ValueError: On use, weights that cannot be had or belong to another kind of net.
+    """
+
+    weights: str | None = "Salesforce/blip2-opt-2.7b"
+    """None: each part's own; else a file, a folder or a name on the hub, in the layout of transformers' BLIP-2 or of
+    LAVIS, or the folder of a run of `Blip2` or `Blip2Representation`, where a part that was never trained there comes
+    from its own source."""
+    vision: EvaTower | OpenClipTower = EvaTower()
+    ln_vision: LayerNormConnector = LayerNormConnector(eps=1e-6)
+    """1e-6 in transformers, through which SPHINX runs it; 1e-5 in BLIP-2's released code and our runs."""
+    qformer: QFormerConnector = QFormerConnector()
+
+    @property
+    def parts(self) -> Mapping[str, PartSpec]:
+        return {
+            "vision": self.vision,
+            "ln_vision": replace(self.ln_vision, in_width=self.vision.width),
+            "qformer": replace(self.qformer, text="none", in_width=self.vision.width),
+        }
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square of pixels."""
+        return self.vision.image_size
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.qformer.width
+
+    @property
+    def num_vectors(self) -> int:
+        """Q."""
+        return self.qformer.queries
+
+    @property
+    def mean(self) -> Statistic:
+        return self.vision.mean
+
+    @property
+    def std(self) -> Statistic:
+        return self.vision.std
+
+    @property
+    def fresh(self) -> Sequence[str]:
+        """Nothing, where there are weights of the whole."""
+        return super().fresh if self.weights is None else ()
+
+    def build(self) -> QFormerVision:
+        vision, ln_vision, qformer = (spec.build() for spec in self.parts.values())
+        assert isinstance(ln_vision, nn.LayerNorm) and isinstance(qformer, QFormer)
+        return QFormerVision(vision, ln_vision, qformer)
+
+    def pretrained(self) -> Iterator[tuple[str, Tensor]] | None:
+        return super().pretrained() if self.weights is None else self._used(self.weights)
+
+    def _used(self, weights: str) -> Iterator[tuple[str, Tensor]]:
+        place = tensors_at(weights, "vision.weights").absolute()
+        found = ancestor_tensors({str(place): 1.0}, place.parent, {"hf": HF_KEYS, "lavis": LAVIS_KEYS}).plain()
+        known = self._names()
+        yield from ((name, found[name]) for name in found if name in known)
+        for part, spec in self.parts.items():
+            if not any(name.startswith(f"{part}.") for name in found):
+                yield from ((f"{part}.{tail}", tensor) for tail, tensor in spec.pretrained() or ())
+
+    def _names(self) -> set[str]:
+        with torch.device("meta"):
+            return set(self.build().state_dict())
