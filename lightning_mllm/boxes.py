@@ -139,11 +139,20 @@ def of_pixels(
             f"the box [{left:g}, {top:g}, {width:g}, {height:g}] (left, top, width, height) has no area inside the "
             f"image of {image_width} x {image_height} pixels"
         )
+    return Box(
+        *point_of_pixels(x0, y0, image_width, image_height, frame),
+        *point_of_pixels(x1, y1, image_width, image_height, frame),
+    )
+
+
+def point_of_pixels(
+    x: float, y: float, image_width: int, image_height: int, frame: Frame = "image"
+) -> tuple[float, float]:
+    """A point in pixels of an image as shares of the width and the height of the frame."""
     if frame == "square":
         side = max(image_width, image_height)
-        across, down = (side - image_width) / 2, (side - image_height) / 2
-        return Box((x0 + across) / side, (y0 + down) / side, (x1 + across) / side, (y1 + down) / side)
-    return Box(x0 / image_width, y0 / image_height, x1 / image_width, y1 / image_height)
+        return (x + (side - image_width) / 2) / side, (y + (side - image_height) / 2) / side
+    return x / image_width, y / image_height
 
 
 def write(boxes: Sequence[Box], dialect: str) -> str:
@@ -158,6 +167,16 @@ def write(boxes: Sequence[Box], dialect: str) -> str:
     if how.together:
         return how.opens + how.between.join(each) + how.closes
     return how.between.join(how.opens + text + how.closes for text in each)
+
+
+def write_point(x: float, y: float, dialect: str) -> str:
+    """The text of a point, shares of the frame: a box of two numbers.
+
+    Raises:
+        ValueError: a dialect that does not exist.
+    """
+    how = named(dialect)
+    return how.opens + how.comma.join(how.number(how.step(each)) for each in (x, y)) + how.closes
 
 
 def read(text: str, dialect: str) -> tuple[Box, ...] | Malformed:

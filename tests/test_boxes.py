@@ -4,7 +4,18 @@ import random
 
 import pytest
 
-from lightning_mllm.boxes import DIALECTS, Box, Malformed, dialect_of, iou, of_pixels, read, write
+from lightning_mllm.boxes import (
+    DIALECTS,
+    Box,
+    Malformed,
+    dialect_of,
+    iou,
+    of_pixels,
+    point_of_pixels,
+    read,
+    write,
+    write_point,
+)
 
 FORMS = {
     "cogvlm": "[[125,250,500,999]]",
@@ -104,6 +115,16 @@ def test_pixels_are_shares_of_the_image_or_of_its_square() -> None:
     assert of_pixels(64, 48, 320, 240, 640, 480, "square") == Box(0.1, 0.2, 0.6, 0.575)
     # A tall one left and right.
     assert of_pixels(0, 0, 50, 200, 100, 200, "square") == Box(0.25, 0.0, 0.5, 1.0)
+
+
+def test_points_are_spelled_like_boxes() -> None:
+    x, y = point_of_pixels(160, 120, 640, 480, "square")
+    assert (x, y) == (0.25, 0.3125) and point_of_pixels(160, 120, 640, 480) == (0.25, 0.25)
+    assert {dialect: write_point(x, y, dialect) for dialect in DIALECTS} == {
+        "cogvlm": "[[250,313]]",
+        "ferret": "[250, 313]",
+        "llava": "[0.25, 0.31]",
+    }
 
 
 def test_what_stands_over_the_edge_is_cut_off() -> None:

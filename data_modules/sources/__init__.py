@@ -6,10 +6,14 @@ from data_modules.sources.caption_sets import TextCaps, WebCapFilt
 from data_modules.sources.captions import CocoCaptions, KarpathyCaptions
 from data_modules.sources.choices import IconQa, ScienceQa
 from data_modules.sources.conversations import LlavaConversations, LlavaPretrain
+from data_modules.sources.detection import CocoDetection, CocoObjects
 from data_modules.sources.dialogue import VisualDialog
+from data_modules.sources.documents import ChartQa, DocVqa
+from data_modules.sources.grounded_captions import GroundedCaptions
 from data_modules.sources.held_out_captions import Flickr30k, NoCaps
 from data_modules.sources.ocr import OcrVqa
 from data_modules.sources.open_questions import Gqa, TextVqa, VizWiz
+from data_modules.sources.pose import CocoPose
 from data_modules.sources.question_generation import QuestionGeneration
 from data_modules.sources.readings import Readings
 from data_modules.sources.refcoco import RefCoco, RefCocoRefs
@@ -18,14 +22,25 @@ from data_modules.sources.statements import HatefulMemes, Vsr
 from data_modules.sources.text_files import TextFiles, TextLines
 from data_modules.sources.text_table import TextTable
 from data_modules.sources.video import IVqa, MsrvttQa, MsvdQa
-from data_modules.sources.visual_genome import VisualGenomeQa
+from data_modules.sources.visual_genome import (
+    VisualGenomeObjects,
+    VisualGenomeQa,
+    VisualGenomeRegions,
+    VisualGenomeRelations,
+)
 from data_modules.sources.vqa import OkVqa, VqaV2
 
 __all__ = [
     "AOkVqa",
+    "ChartQa",
     "CocoCaptions",
+    "CocoDetection",
+    "CocoObjects",
+    "CocoPose",
+    "DocVqa",
     "Flickr30k",
     "Gqa",
+    "GroundedCaptions",
     "HatefulMemes",
     "IVqa",
     "IconQa",
@@ -51,7 +66,10 @@ __all__ = [
     "TextTable",
     "TextVqa",
     "VisualDialog",
+    "VisualGenomeObjects",
     "VisualGenomeQa",
+    "VisualGenomeRegions",
+    "VisualGenomeRelations",
     "VizWiz",
     "VqaV2",
     "Vsr",

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from data_modules.sources.records import RecordError, field, list_in, read_json, refused
+from data_modules.sources.records import MAX_CAPTION, RecordError, field, list_in, refused, text_of
 
 
-def images_in(path: str) -> Iterator[tuple[str, Any]]:
+def images_in(path: str, content: Any) -> Iterator[tuple[str, Any]]:
     """Place of each image of {images: [{id}], annotations: [{id, image_id}]}, and its record with its `annotations`.
+
+    Args:
+        content: what is in the file `path`.
 
     Raises:
         ValueError: an id occurs twice, or an annotation is about no image of the file.
     """
-    content = read_json(path)
     of: dict[int, list[Any]] = {}
     images = list(_rows(path, content, "images"))
     known = {image["id"] for _, image in images}
@@ -27,6 +29,17 @@ def images_in(path: str) -> Iterator[tuple[str, Any]]:
         of.setdefault(image, []).append(annotation)
     for place, image in images:
         yield place, {**image, "annotations": of.pop(image["id"], [])}
+
+
+def names_of(path: str, content: Any) -> dict[int, str]:
+    """Id of each category -> its name, of {categories: [{id, name}]}."""
+    names: dict[int, str] = {}
+    for place, category in _rows(path, content, "categories"):
+        try:
+            names[category["id"]] = text_of(category, "name", MAX_CAPTION)
+        except RecordError as rule:
+            raise refused(path, place, category, rule) from None
+    return names
 
 
 def numbers_of(record: Any, key: str, count: int) -> list[float]:

@@ -60,9 +60,9 @@ class Question(NamedTuple):
             **self.fields,
         }
 
-    def check(self) -> None:
-        """RecordError for what no format may hold."""
-        for name in ("question", "answer"):
+    def check(self, asked: bool = True) -> None:
+        """RecordError for what no format may hold; a record that is not `asked` in its own words has no question."""
+        for name in ("question", "answer") if asked else ("answer",):
             if not getattr(self, name).strip():
                 raise RecordError(f"the {name} is empty, expected a text")
         pairs = [text for pair in self.history for text in pair]
@@ -109,7 +109,7 @@ class QuestionSource(FileSource):
     family: str = "vqa"
     """The templates where none are named."""
     asks: tuple[str, ...] = ("question", "statement")
-    """The fields of which a template must have one, so that the task is asked at all."""
+    """The fields of which a template must have one, so that the task is asked at all; empty where its words are all."""
     knows: tuple[str, ...] = KNOWN
     """The fields that a template may have."""
     key: ClassVar[str] = "question_id"
@@ -161,7 +161,7 @@ class QuestionSource(FileSource):
             yield from map(self._entry_of, found)
 
     def _check(self, asked: Question) -> None:
-        asked.check()
+        asked.check(bool(self.asks))
         values = asked.values()
         if empty := sorted(name for name in self.prompts.needed if not values.get(name)):
             raise RecordError(f"has no {empty[0]}, expected some for the template {self.prompts.templates[0].text!r}")

@@ -132,7 +132,7 @@ def field(record: Any, key: str, *types: type) -> Any:
     if type(value) in types:
         return value
     found = f"'{key}' is {_kind(value)}" if key in record else f"has no '{key}'"
-    raise RecordError(f"{found}, expected {' or '.join(_kind(each()) for each in types)}")
+    raise RecordError(f"{found}, expected {' or '.join(dict.fromkeys(_kind(each()) for each in types))}")
 
 
 def text_of(record: Any, key: str, most: int) -> str:

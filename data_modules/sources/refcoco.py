@@ -41,14 +41,14 @@ class RefCoco(RegionSource):
 
     def _records(self) -> Iterator[tuple[str, Any]]:
         refuse_pickle(self.annotations)
-        return images_in(self.annotations)
+        return images_in(self.annotations, read_json(self.annotations))
 
     def _questions(self, record: Any) -> Iterator[Question]:
         boxes = record["annotations"]
         if len(boxes) != 1:
             raise RecordError(f"has {len(boxes)} annotations, expected the one that the expression means")
         expression = text_of(record, "caption", MAX_CAPTION)
-        box = self._box(numbers_of(boxes[0], "bbox", 4), size_of(record))
+        box = self.box(numbers_of(boxes[0], "bbox", 4), size_of(record))
         yield self._region(str(record["id"]), field(record, "file_name", str), expression, box)
 
 
@@ -105,9 +105,8 @@ class RefCocoRefs(RegionSource):
             raise ValueError(
                 f"{self.annotations}: split is '{self.split}', expected {' or '.join(sorted(map(str, splits)))}"
             )
-        self._boxes = {
-            each["id"]: (image, each) for _, image in images_in(self.instances) for each in image["annotations"]
-        }
+        images = images_in(self.instances, read_json(self.instances))
+        self._boxes = {each["id"]: (image, each) for _, image in images for each in image["annotations"]}
         yield from ((f"record {index}", record) for index, record in enumerate(refs))
 
     def _questions(self, record: Any) -> Iterator[Question]:
@@ -119,7 +118,7 @@ class RefCocoRefs(RegionSource):
         image, annotation = self._boxes[thing]
         if image["id"] != own:
             raise RecordError(f"image_id is {own}, expected {image['id']} as of annotation {thing} in {self.instances}")
-        box = self._box(numbers_of(annotation, "bbox", 4), size_of(image))
+        box = self.box(numbers_of(annotation, "bbox", 4), size_of(image))
         sentences = field(record, "sentences", list)
         if not sentences:
             raise RecordError("'sentences' is empty, expected at least one")

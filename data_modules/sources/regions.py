@@ -47,7 +47,7 @@ class BoxSource(QuestionSource):
         self.dialect = dialect
         self.frame: Frame = frame
 
-    def _box(self, box: Sequence[float], size: tuple[int, int]) -> Box:
+    def box(self, box: Sequence[float], size: tuple[int, int]) -> Box:
         """From left, top, width and height in an image of `size`; RecordError for what is no box there."""
         try:
             left, top, width, height = box
@@ -55,7 +55,8 @@ class BoxSource(QuestionSource):
         except ValueError as rule:
             raise RecordError(str(rule)) from None
 
-    def _text(self, *boxes: Box) -> str:
+    def text(self, *boxes: Box) -> str:
+        """Boxes as the source spells them."""
         return write(boxes, self.dialect)
 
 
@@ -90,7 +91,7 @@ class RegionSource(BoxSource):
 
     def _region(self, id: str, image: str, expression: str, box: Box, others: Sequence[str] = ()) -> Question:
         """The question about one region; `others` are further expressions that people gave it."""
-        text = self._text(box)
+        text = self.text(box)
         if self.ask == "box":
             return Question(id, [image], expression, text, fields={"expression": expression})
         return Question(id, [image], text, expression, [expression, *others], fields={"box": text})

@@ -21,9 +21,12 @@ from lightning_mllm.contracts import IMAGE_MARK
 
 FOLDER = files("data_modules") / "templates"
 
-FIELDS = ("question", "answer", "options", "ocr", "history", "statement", "context", "expression", "box")
-"""What a template may ask for; `expression` means something in the image in words, `box` in the words of a dialect of
-lightning_mllm/boxes.py."""
+FIELDS = (
+    *("question", "answer", "options", "ocr", "history", "statement", "context"),
+    *("expression", "box", "subject", "subject_box", "object", "object_box"),
+)
+"""What a template may ask for; an expression, a subject and an object are something in the image in words, and boxes
+are spelled as in one of the dialects of lightning_mllm/boxes.py."""
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _OPTIONAL = re.compile(r"\[([^\[\]]*\{\w+\}[^\[\]]*)\]")

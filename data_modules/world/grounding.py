@@ -1,22 +1,26 @@
-"""Where things are, in words and boxes: referring expressions and captions with the boxes of their phrases.
+"""Where things are, in words and boxes: referring expressions, captions with the boxes of their phrases, relations.
 
-Both are written in MDETR's form of COCO's files (arXiv 2104.12763, released annotations): an entry of `images` for each
-text, `caption` being the text, and its boxes in `annotations`, whose `tokens_positive` are the spans of characters that
-a box is meant by. They are made from the instances of a split, so that a world that was drawn before can be given them.
+The first two are written in MDETR's form of COCO's files (arXiv 2104.12763, released annotations): an entry of
+`images` for each text, `caption` being the text, and its boxes in `annotations`, whose `tokens_positive` are the spans
+of characters that a box is meant by. Relations are written in Visual Genome's (arXiv 1602.07332). All are made from the
+instances of a split, so that a world that was drawn before can be given them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
 from random import Random
 from typing import Any
 
-from data_modules.world.captions import article, at, enumerate_things, name
+from data_modules.world.captions import article, at, enumerate_things, name, relation
 from data_modules.world.questions import refer
 from data_modules.world.scene import GRID, NOVEL_PAIRS, SHAPES, Thing
 
 Json = dict[str, Any]
 PLACE = frozenset({"place"})
+RELATIONS = 2
+"""Of a picture."""
 
 
 def things_of(instances: Sequence[Json], side: int) -> list[Thing]:
@@ -69,7 +73,34 @@ def captions(content: Json, random: Random) -> Json:
     return _form(content, texts)
 
 
-FILES = {"refs": expressions, "captions": captions}
+def relationships(content: Json, random: Random) -> list[Json]:
+    """Up to RELATIONS pairs of things of each picture, and how the first is related to the second."""
+    records = []
+    for image, instances in _pictures(content):
+        pairs = list(permutations(zip(instances, things_of(instances, image["width"]), strict=True), 2))
+        found = []
+        for k, pair in enumerate(random.sample(pairs, min(RELATIONS, len(pairs)))):
+            predicate = relation(pair[0][1], pair[1][1])
+            subject, object = (
+                {
+                    "object_id": instance["id"],
+                    "name": f"{thing.colour} {thing.shape}",
+                    **dict(zip("xywh", instance["bbox"], strict=True)),
+                }
+                for instance, thing in pair
+            )
+            ids = {"relationship_id": image["id"] * 10 + k}
+            found.append({**ids, "predicate": predicate, "subject": subject, "object": object})
+        records.append({"image_id": image["id"], "relationships": found})
+    return records
+
+
+def image_data(content: Json, random: Random) -> list[Json]:
+    """How large the pictures are."""
+    return [{"image_id": each["id"], "width": each["width"], "height": each["height"]} for each in content["images"]]
+
+
+FILES = {"refs": expressions, "captions": captions, "relationships": relationships, "image_data": image_data}
 """The start of a file's name -> what is in it."""
 
 

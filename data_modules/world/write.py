@@ -4,6 +4,7 @@
     DIR/images/SPLIT/000000000001.png                pictures
     DIR/coco/{captions,instances}_SPLIT.json         five captions an image; true boxes
     DIR/grounding/{refs,captions}_SPLIT.json         phrases that mean one thing; captions with boxes
+    DIR/grounding/relationships_SPLIT.json           pairs of things, with the sizes in image_data_SPLIT.json
     DIR/vqa/{questions,annotations}_SPLIT.json       VQAv2, ten equal answers a question
     DIR/llava/conversations_SPLIT.json               image + several turns of questions, sometimes a description
     DIR/text/conversations_SPLIT.json                the same kind of turns about scenes that are only written

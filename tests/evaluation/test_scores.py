@@ -148,7 +148,7 @@ def test_drawn_scenes_stay_exact_and_photographs_become_small() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_scores_yes_and_no(task: str) -> None:
     scores, batch = Scores(Evaluation(task=task)), a_batch([0, 1])
-    yes, no = ("[[1,1,2,2]]", "[[5,5,9,9]]") if task == "grounding" else ("yes", "no")
+    yes, no = ("[[1,1,2,2]]", "[[5,5,9,9]]") if task in ("grounding", "detection") else ("yes", "no")
     people = 5 if task == "ivqa" else 1
     batch.references = [(yes,) * people, (no,) * people]
     if issubclass(TASKS[task][0], RankMetric):
@@ -165,9 +165,10 @@ def test_every_published_data_set_has_its_scores() -> None:
     tasks = {each.title: set(each.tasks) for _, each in published()}
     assert {"NoCaps", "Hateful Memes", "Visual Dialog", "iVQA", "ScienceQA"} <= tasks.keys()
     known = {*TASKS, "retrieval"}
-    # LLaVA's conversations are trained on alone: a language model judges them in the paper.
+    # Trained on alone; in LLaVA's paper, a language model judges its conversations.
     assert {title for title, of in tasks.items() if not of <= known} == {
-        f"LLaVA-Instruct {kind}" for kind in ("conversation", "detail", "reasoning")
+        *(f"LLaVA-Instruct {kind}" for kind in ("conversation", "detail", "reasoning")),
+        *("Flickr30K Entities", "COCO keypoints"),
     }
 
 

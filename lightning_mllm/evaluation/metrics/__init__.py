@@ -1,27 +1,33 @@
 """Published scores in pure Python, one file each."""
 
+from lightning_mllm.evaluation.metrics.anls import Anls
 from lightning_mllm.evaluation.metrics.bleu import Bleu
 from lightning_mllm.evaluation.metrics.box_accuracy import BoxAccuracy
 from lightning_mllm.evaluation.metrics.cider import CiderD
+from lightning_mllm.evaluation.metrics.detection import DetectionScores
 from lightning_mllm.evaluation.metrics.exact_match import ExactMatch
 from lightning_mllm.evaluation.metrics.ivqa_accuracy import IvqaAccuracy
 from lightning_mllm.evaluation.metrics.pope import PopeScores
 from lightning_mllm.evaluation.metrics.ranking import Choice, Ranking, RankMetric, ReciprocalRank, RocAuc
+from lightning_mllm.evaluation.metrics.relaxed_accuracy import RelaxedAccuracy
 from lightning_mllm.evaluation.metrics.rouge import RougeL
 from lightning_mllm.evaluation.metrics.text import SampleMetric, TextMetric
 from lightning_mllm.evaluation.metrics.vqa_accuracy import VqaAccuracy
 
 __all__ = [
+    "Anls",
     "Bleu",
     "BoxAccuracy",
     "Choice",
     "CiderD",
+    "DetectionScores",
     "ExactMatch",
     "IvqaAccuracy",
     "PopeScores",
     "RankMetric",
     "Ranking",
     "ReciprocalRank",
+    "RelaxedAccuracy",
     "RocAuc",
     "RougeL",
     "SampleMetric",

@@ -30,7 +30,7 @@ class BoxAccuracy(TextMetric):
             raise ValueError(f"box_accuracy: found the reference {odd!r}, expected a box in one of the dialects")
         if len(set(dialects)) > 1:
             raise ValueError(f"box_accuracy: found references in {' and '.join(map(str, dialects))}, expected one")
-        if odd := [text for text in references if len(_boxes(text, dialects[0])) != 1]:
+        if odd := [text for text in references if len(boxes_in(text, dialects[0])) != 1]:
             raise ValueError(f"box_accuracy: found several boxes in the reference {odd[0]!r}, expected one")
 
     def statistics(self) -> np.ndarray:
@@ -38,14 +38,14 @@ class BoxAccuracy(TextMetric):
         rows = np.zeros((len(self.answers), 2))
         for row, answer, references in zip(rows, self.answers, self.references, strict=True):
             dialect = dialect_of(references[0])
-            if not (found := _boxes(answer, dialect)):
+            if not (found := boxes_in(answer, dialect)):
                 row[1] = 1
             else:
-                row[0] = max(iou(found[0], box) for text in references for box in _boxes(text, dialect)) >= OVERLAP
+                row[0] = max(iou(found[0], box) for text in references for box in boxes_in(text, dialect)) >= OVERLAP
         return rows
 
 
-def _boxes(text: str, dialect: str | None) -> tuple[Box, ...]:
+def boxes_in(text: str, dialect: str | None) -> tuple[Box, ...]:
     """The boxes of a text, none if it is malformed."""
     assert dialect is not None, "references are checked when they are added"
     found = read(text, dialect)

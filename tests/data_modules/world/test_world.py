@@ -291,11 +291,27 @@ def test_a_caption_names_every_thing_of_a_picture_with_its_box(world: Path):
     assert sorted(named) == sorted(instances)
 
 
+def test_relations_are_true_of_the_boxes_of_both_things(world: Path):
+    sizes = {each["image_id"]: each["width"] for each in read(world, "grounding/image_data_val.json")}
+    found = Counter()
+    for record in read(world, "grounding/relationships_val.json"):
+        assert sizes[record["image_id"]] == SETTINGS.size
+        for each in record["relationships"]:
+            (x, y), (other_x, other_y) = (
+                (each[role]["x"] + each[role]["w"] / 2, each[role]["y"] + each[role]["h"] / 2)
+                for role in ("subject", "object")
+            )
+            truth = {"left of": x < other_x, "right of": x > other_x, "above": y < other_y, "below": y > other_y}
+            assert truth[each["predicate"]]
+            found[each["predicate"]] += 1
+    assert set(found) == {"left of", "right of", "above", "below"}
+
+
 def test_a_world_drawn_before_is_given_what_it_lacks(tmp_path: Path):
     settings = Settings(images=20, seed=4, texts=4)
     write_world(tmp_path / "world", settings)
     before = digest(tmp_path / "world")
-    assert sum(name.startswith("grounding/") for name in before) == 2 * len(SHARES)
+    assert sum(name.startswith("grounding/") for name in before) == 4 * len(SHARES)
     for path in (tmp_path / "world/grounding").iterdir():
         path.unlink()
     (tmp_path / "world/grounding").rmdir()
