@@ -22,7 +22,8 @@ class EvaluationSet:
         source: where the samples come from.
         task: which scores are computed, and which decoding settings are used.
         part: names a part of the test data ('novel'); empty for the main one.
-        blind: whether a test also answers the set with the images exchanged, as a model that cannot see would.
+        blind: whether a test also answers the set with the images exchanged, as a model that cannot see would; plain
+            text (the task 'perplexity') has none.
         limit: answer only so many samples, a fixed random choice.
     """
 
@@ -38,7 +39,7 @@ class EvaluationSet:
 
     def evaluations(self, *, twins: bool) -> list[Evaluation]:
         """The set as the training side sees it, and where `twins` its blind twin."""
-        kinds = (False, True) if twins and self.blind else (False,)
+        kinds = (False, True) if twins and self.blind and self.task != "perplexity" else (False,)
         return [Evaluation(task=self.task, part=self.part, blind=blind) for blind in kinds]
 
     def chosen(self) -> list[int]:

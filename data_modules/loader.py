@@ -5,6 +5,11 @@ All ranks walk one stream of samples. With W ranks, micro-batches of m samples a
     stream   | rank 0, m | rank 1, m | ... | rank 0, m | rank 1, m | ...
                `---- micro-batch 0 ---'      `---- micro-batch 1 ---'     ... A of them are one optimizer step
 
+Where a step also takes rows of plain text, its text comes first, in micro-batches of its own:
+
+    stream   | text | text | samples | samples | samples | text | text | samples | ...
+               `------------- one step -------------'
+
 The whole training is one epoch of this stream; a position in it, counted in samples of all ranks, is the only state.
 """
 
@@ -14,13 +19,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from data_modules.order import Order, Place, seeded
+from data_modules.order import Place, seeded
 from data_modules.sources.source import Source
+from data_modules.text import Row, TextRows
 
 TIMEOUT = 60
 """Seconds to wait for a batch of a worker: one that cannot send its error would otherwise be waited for without end."""
@@ -57,12 +63,23 @@ class Collate:
 
 
 class TrainingSamples(Dataset):
-    """Encoded samples by place in the order; each draws from a generator of its own, whichever process makes it."""
+    """Encoded samples by place in the order; each draws from a generator of its own, whichever process makes it.
 
-    def __init__(self, sources: Mapping[str, Source], processor: Any, seed: int) -> None:
-        self.sources, self.processor, self.seed = dict(sources), processor, seed
+    Args:
+        sources: by the names that places have.
+        processor: encodes samples.
+        seed: of the generators.
+        text: what rows of plain text are taken from.
+    """
 
-    def __getitem__(self, place: Place) -> Any:
+    def __init__(self, sources: Mapping[str, Source], processor: Any, seed: int, text: TextRows | None = None) -> None:
+        self.sources, self.processor, self.seed, self.text = dict(sources), processor, seed, text
+
+    def __getitem__(self, place: Place | Row) -> Any:
+        if isinstance(place, Row):
+            assert self.text is not None
+            text = self.text
+            return contained(lambda: self.processor.encode(text.sample(place)), str(place))
         generator = seeded(self.seed, "sample", place.epoch, place.source, place.index)
         source = self.sources[place.source]
         return contained(
@@ -104,20 +121,84 @@ def optimizer_steps(samples: int, epochs: float, global_batch: int) -> int:
     return total // global_batch
 
 
-class _Stream(Sampler[list[Place]]):
+class Places(Protocol):
+    """An order without end."""
+
+    def at(self, position: int) -> Any:
+        """What stands at a position."""
+        ...
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one optimizer step takes of one order, over all ranks."""
+
+    name: str
+    """The setting that says so."""
+    batch: int
+    """Samples, or rows of text."""
+    micro_batch: int
+    """Those of one rank in one forward pass."""
+
+    def micro_batches(self, world: int) -> int:
+        """Of one of `world` ranks.
+
+        Raises:
+            ValueError: the batch is not a multiple of what the ranks take at once.
+        """
+        at_once = self.micro_batch * world
+        if self.micro_batch < 1 or self.batch < 1 or self.batch % at_once:
+            raise ValueError(
+                f"{self.name}: found {self.batch}, expected a multiple of {at_once} = micro_batch {self.micro_batch}"
+                f" x {world} processes"
+            )
+        return self.batch // at_once
+
+
+class _Stream(Sampler[list[Any]]):
     """The micro-batches of one rank, from number `start` on."""
 
-    def __init__(self, order: Order, micro_batch: int, rank: int, world: int, total: int) -> None:
-        self.order, self.micro_batch, self.rank, self.world, self.total = order, micro_batch, rank, world, total
+    def __init__(self, orders: Sequence[tuple[Share, Places]], steps: int, rank: int, world: int) -> None:
+        self.shares, self.orders = [share for share, _ in orders], [order for _, order in orders]
+        self.rank, self.world = rank, world
+        self.numbers = [share.micro_batches(world) for share in self.shares]
+        """Micro-batches of each share in one optimizer step."""
+        self.accumulation = sum(self.numbers)
+        self.total = steps * self.accumulation
         self.start = 0
 
     def __len__(self) -> int:
         return self.total
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         for number in range(self.start, self.total):
-            first = (number * self.world + self.rank) * self.micro_batch
-            yield [self.order.at(position) for position in range(first, first + self.micro_batch)]
+            step, within = divmod(number, self.accumulation)
+            for share, order, count in zip(self.shares, self.orders, self.numbers, strict=True):
+                if within < count:
+                    first = step * share.batch + (within * self.world + self.rank) * share.micro_batch
+                    yield [order.at(position) for position in range(first, first + share.micro_batch)]
+                    break
+                within -= count
+
+    def position(self, number: int) -> int:
+        """Samples of all ranks before micro-batch `number`."""
+        step, within = divmod(number, self.accumulation)
+        position = step * sum(share.batch for share in self.shares)
+        for share, count in zip(self.shares, self.numbers, strict=True):
+            position += min(within, count) * share.micro_batch * self.world
+            within -= min(within, count)
+        return position
+
+    def number(self, position: int) -> int | None:
+        """The micro-batch that begins at a position; None if none does."""
+        step, within = divmod(position, sum(share.batch for share in self.shares))
+        number = step * self.accumulation
+        for share, count in zip(self.shares, self.numbers, strict=True):
+            if within < share.batch:
+                whole, rest = divmod(within, share.micro_batch * self.world)
+                return None if rest or not 0 <= number + whole <= self.total else number + whole
+            number, within = number + count, within - share.batch
+        raise AssertionError("a step is the sum of its shares")
 
 
 class ResumableLoader(SampleLoader):
@@ -128,45 +209,34 @@ class ResumableLoader(SampleLoader):
     stream into ranks and micro-batches that has a border there (every optimizer step is one).
 
     Args:
-        dataset: encoded samples by Place.
-        order: the stream.
+        dataset: encoded samples by what stands in the orders.
+        orders: what one optimizer step takes, of which order; first comes first, and a micro-batch is of one order.
         collate_fn: rows of the dataset -> batch.
-        micro_batch: samples of one rank in one forward pass.
-        global_batch: samples of one optimizer step, over all ranks.
         steps: optimizer steps of the stage.
         rank: of this process, below `world`.
         world: number of processes.
         workers: processes that read ahead.
 
     Raises:
-        ValueError: the global batch is not a multiple of what the ranks take at once.
+        ValueError: a batch is not a multiple of what the ranks take at once.
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        order: Order,
+        orders: Sequence[tuple[Share, Places]],
         *,
         collate_fn: Callable[[list[Any]], Any],
-        micro_batch: int,
-        global_batch: int,
         steps: int,
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
     ) -> None:
         assert 0 <= rank < world
-        at_once = micro_batch * world
-        if micro_batch < 1 or global_batch < 1 or global_batch % at_once:
-            raise ValueError(
-                f"global_batch: found {global_batch}, expected a multiple of {at_once} = micro_batch {micro_batch}"
-                f" x {world} processes"
-            )
-        self.at_once = at_once
-        self.accumulation = global_batch // at_once
-        """Micro-batches of one optimizer step."""
         self._handed_out = 0
-        self._stream = _Stream(order, micro_batch, rank, world, steps * self.accumulation)
+        self._stream = _Stream(orders, steps, rank, world)
+        self.accumulation = self._stream.accumulation
+        """Micro-batches of one optimizer step."""
         super().__init__(dataset, batch_sampler=self._stream, collate_fn=collate_fn, **loading(workers))
 
     def __len__(self) -> int:
@@ -180,7 +250,7 @@ class ResumableLoader(SampleLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"position": self._handed_out * self.at_once}
+        return {"position": self._stream.position(self._handed_out)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes to a position.
@@ -188,10 +258,13 @@ class ResumableLoader(SampleLoader):
         Raises:
             ValueError: it lies inside a micro-batch of these ranks, or behind the end of the data.
         """
-        position, end = state["position"], len(self) * self.at_once
-        if position % self.at_once or not 0 <= position <= end:
+        position = state["position"]
+        number = self._stream.number(position)
+        if number is None:
+            at_once = " or ".join(str(share.micro_batch * self._stream.world) for share in self._stream.shares)
             raise ValueError(
-                f"loader position: found {position}, expected a multiple of {self.at_once} (samples that all processes"
-                f" take at once) from 0 to {end}; was the data or the batch size changed since the checkpoint?"
+                f"loader position: found {position}, expected a multiple of {at_once} (samples that all processes take"
+                f" at once) from 0 to {self._stream.position(len(self))}; was the data or the batch size changed since"
+                " the checkpoint?"
             )
-        self._handed_out = position // self.at_once
+        self._handed_out = number

@@ -14,9 +14,20 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from data_modules.evaluation import EvaluationSamples, EvaluationSet
-from data_modules.loader import Collate, ResumableLoader, SampleLoader, TrainingSamples, loading, optimizer_steps
+from data_modules.loader import (
+    Collate,
+    Places,
+    ResumableLoader,
+    SampleLoader,
+    Share,
+    TrainingSamples,
+    loading,
+    optimizer_steps,
+)
 from data_modules.order import Group, Order
+from data_modules.sources.plain_text import TextSource
 from data_modules.sources.source import Source
+from data_modules.text import TextRows, TextShare
 from lightning_mllm.contracts import Evaluation
 
 IMAGE_WORDS = 128
@@ -34,11 +45,13 @@ class MultimodalDataModule(LightningDataModule):
         val: sets answered in the course of training.
         test: sets answered by a test, each with its blind twin unless it says otherwise; also those of predict.
         weights: share of each source in a data epoch; None for the union of all.
+        text: plain text that every optimizer step takes beside the global batch.
         group: "length" or "modality_length" bring samples of one kind together in a batch (see Order).
         epochs: passes over the data, where no steps are given.
         steps: optimizer steps, in place of epochs: as many passes over the data as they take.
         global_batch: samples of one optimizer step, over all processes and micro-batches.
         micro_batch: samples of one forward pass.
+        text_micro_batch: rows of plain text of one forward pass.
         eval_batch: samples answered at once.
         workers: processes that read samples ahead, for each training process.
         seed: of the order and of all that is random about samples.
@@ -54,11 +67,13 @@ class MultimodalDataModule(LightningDataModule):
         val: dict[str, EvaluationSet] | None = None,
         test: dict[str, EvaluationSet] | None = None,
         weights: dict[str, float] | None = None,
+        text: TextShare | None = None,
         group: Literal["none", "length", "modality_length"] = "none",
         epochs: float = 1.0,
         steps: int | None = None,
         global_batch: int = 1,
         micro_batch: int = 1,
+        text_micro_batch: int = 1,
         eval_batch: int = 32,
         workers: int = 0,
         seed: int = 0,
@@ -66,11 +81,12 @@ class MultimodalDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.train, self.val, self.test = dict(train or {}), dict(val or {}), dict(test or {})
-        self.weights, self.epochs, self.steps = weights, epochs, steps
+        self.weights, self.text, self.epochs, self.steps = weights, text, epochs, steps
         self.group: Group = group
         self.global_batch, self.micro_batch, self.eval_batch = global_batch, micro_batch, eval_batch
-        self.workers, self.seed, self.processor = workers, seed, processor
+        self.text_micro_batch, self.workers, self.seed, self.processor = text_micro_batch, workers, seed, processor
         self._order: Order | None = None
+        self._rows: TextRows | None = None
         for name, sets in (("val", self.val), ("test", self.test)):
             _check_names(name, sets)
         for name, source in self.train.items():
@@ -106,6 +122,30 @@ class MultimodalDataModule(LightningDataModule):
         return source.length(index) + IMAGE_WORDS * source.has_image(index)
 
     @property
+    def rows(self) -> TextRows | None:
+        """The rows of plain text, if there are any; loads their source."""
+        if self._rows is None and self.text is not None:
+            self._rows = TextRows(self.text.source, self.text.length, self.seed, self._processor())
+        return self._rows
+
+    def shares(self) -> list[Share]:
+        """What one optimizer step takes; of that with images last, which all ranks then wait for together."""
+        text = [] if self.text is None else [Share("data.text.tokens", self.text.rows, self.text_micro_batch)]
+        return [*text, Share("stage.global_batch", self.global_batch, self.micro_batch)]
+
+    def orders(self) -> list[Places]:
+        """Of each of the shares; loads the sources."""
+        return [self.order] if self.rows is None else [self.rows, self.order]
+
+    def accumulation(self, world: int) -> int:
+        """Micro-batches of one optimizer step of each of `world` ranks.
+
+        Raises:
+            ValueError: what a step takes is no multiple of what the ranks take at once.
+        """
+        return sum(share.micro_batches(world) for share in self.shares())
+
+    @property
     def optimizer_steps(self) -> int:
         """Of the whole stage."""
         return self.steps or optimizer_steps(len(self.order), self.epochs, self.global_batch)
@@ -122,7 +162,7 @@ class MultimodalDataModule(LightningDataModule):
             for each in sets.values():
                 each.source.load()
             if stage == "fit":
-                _ = self.order
+                self.orders()
         if stage == "fit":
             self._print_sources()
 
@@ -136,15 +176,16 @@ class MultimodalDataModule(LightningDataModule):
             share = self.order.counts[name] / len(self.order)
             table.add_row(name, f"{len(self.train[name]):,}", f"{share:.1%}", f"{epochs:.2f}", f"{skipped:,}")
         Console().print(table)
+        if self.rows is not None:
+            Console().print(self.rows.table(self.optimizer_steps, self.shares()[0].batch))
 
     def train_dataloader(self) -> ResumableLoader:
         rank, world = self._rank_and_world()
+        shares = self.shares()
         loader = ResumableLoader(
-            TrainingSamples(self.train, self._processor(), self.seed),
-            self.order,
+            TrainingSamples(self.train, self._processor(), self.seed, self.rows),
+            list(zip(shares, self.orders(), strict=True)),
             collate_fn=Collate(self._processor(), "right"),
-            micro_batch=self.micro_batch,
-            global_batch=self.global_batch,
             steps=self.optimizer_steps,
             rank=rank,
             world=world,
@@ -152,11 +193,12 @@ class MultimodalDataModule(LightningDataModule):
         )
         if self.trainer is not None:
             expected = {"max_epochs": 1, "accumulate_grad_batches": loader.accumulation}
+            batches = " and ".join(f"{s.batch} = {s.micro_batches(world)} x {s.micro_batch} x {world}" for s in shares)
             for name, value in expected.items():
                 if (found := getattr(self.trainer, name)) != value:
                     raise ValueError(
-                        f"trainer.{name}: found {found}, expected {value} for {self.optimizer_steps} steps and"
-                        f" global batches of {self.global_batch} = {loader.accumulation} x {self.micro_batch} x {world}"
+                        f"trainer.{name}: found {found}, expected {value} for {self.optimizer_steps} steps and batches"
+                        f" of {batches}"
                     )
         return loader
 
@@ -212,6 +254,39 @@ class CaptionDataModule(MultimodalDataModule):
 
 class InstructionDataModule(MultimodalDataModule):
     """Trains on conversations, questions and captions put as requests, with and without images."""
+
+
+class TextDataModule(MultimodalDataModule):
+    """Trains on plain text alone, in rows of so many tokens; a sample of the global batch is a row.
+
+    Args:
+        source: the documents.
+        length: tokens of a row.
+        settings: as in MultimodalDataModule; one pass over the data is as many rows as the text fills.
+    """
+
+    def __init__(self, source: TextSource, length: int = 2048, **settings: Any) -> None:
+        super().__init__(train=None, weights=None, text=None, group="none", text_micro_batch=1, **settings)
+        if length < 2:
+            raise ValueError(f"data.length: found {length}, expected at least 2")
+        self.source, self.length = source, length
+
+    @property
+    def rows(self) -> TextRows:
+        if self._rows is None:
+            self._rows = TextRows(self.source, self.length, self.seed, self._processor())
+        return self._rows
+
+    def orders(self) -> list[Places]:
+        return [self.rows]
+
+    @property
+    def optimizer_steps(self) -> int:
+        return self.steps or optimizer_steps(len(self.rows), self.epochs, self.global_batch)
+
+    @rank_zero_only
+    def _print_sources(self) -> None:
+        Console().print(self.rows.table(self.optimizer_steps, self.global_batch))
 
 
 class VQADataModule(MultimodalDataModule):

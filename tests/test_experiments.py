@@ -14,9 +14,10 @@ from jsonargparse import Namespace
 
 from data_modules.evaluation import EvaluationSet
 from data_modules.listing import published
+from data_modules.loader import Share
 from lightning_mllm.commands.config import Config, read_yaml
 from lightning_mllm.commands.run import experiment_name, hardware_file, order_of_stages
-from lightning_mllm.commands.trainer import CLI, ParsedCLI, accumulation, at_once, compose
+from lightning_mllm.commands.trainer import CLI, ParsedCLI, at_once, compose
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 FILES = sorted(EXPERIMENTS.rglob("*.yaml"))
@@ -50,12 +51,9 @@ def test_resolves_on_every_hardware(stage: Path) -> None:
     small = stage.relative_to(EXPERIMENTS).parts[0] in ONE_DEVICE
     for hardware in (each for each in HARDWARE if not (small and each == "gpu8")):
         settings = resolve(stage, hardware).settings
-        steps = accumulation(
-            settings["stage"]["global_batch"],
-            at_once(settings["stage"]["micro_batch"], settings["hardware"]["micro_batch"]),
-            settings["trainer"]["devices"],
-        )
-        assert steps >= 1
+        micro_batch = at_once(settings["stage"]["micro_batch"], settings["hardware"]["micro_batch"])
+        share = Share("stage.global_batch", settings["stage"]["global_batch"], micro_batch)
+        assert share.micro_batches(settings["trainer"]["devices"]) >= 1
         assert settings["data"]["init_args"]["global_batch"] == settings["stage"]["global_batch"]
         assert settings["model"]["init_args"]["stage"]["name"] == settings["stage"]["name"]
 

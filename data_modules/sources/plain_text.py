@@ -74,10 +74,14 @@ class TextSource(Source):
             raise error from None
         self.skipped.append(str(error))
 
-    def part(self, index: int, begin: int, end: int) -> str:
-        """About bytes `begin` to `end` of a document; parts that share a border in bytes share no character."""
+    def part(self, index: int, begin: int, end: int) -> tuple[str, bool]:
+        """About bytes `begin` to `end` of a document, and whether they are its end.
+
+        Parts that share a border in bytes share no character.
+        """
         text = self.read(index)
-        return text[border(text, begin) : border(text, end)].decode("utf-8")
+        begin, end = border(text, begin), border(text, end)
+        return text[begin:end].decode("utf-8"), end == len(text)
 
     def __len__(self) -> int:
         assert len(self.sizes), "call load first"
@@ -96,12 +100,14 @@ class TextSource(Source):
 
 
 def border(text: bytes, cut: int) -> int:
-    """Where a text is cut that is to be cut at byte `cut`: before the next word if one begins soon, else before the
-    next character."""
-    if cut <= 0 or cut >= len(text):
-        return min(max(cut, 0), len(text))
+    """Where a text is cut that is to be cut at byte `cut`: before the next word or behind the last one, if it is near;
+    else before the next character."""
+    if cut <= 0:
+        return 0
     if word := re.search(rb"\s\S", text[cut - 1 : cut + REACH]):
         return cut + word.start()
+    if cut + REACH >= len(text):
+        return len(text)
     while cut < len(text) and text[cut] & 0xC0 == 0x80:
         cut += 1
     return cut

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_modules import loader as loader_module
-from data_modules.loader import Collate, ResumableLoader, TrainingSamples, optimizer_steps
+from data_modules.loader import Collate, ResumableLoader, Share, TrainingSamples, optimizer_steps
 from data_modules.order import Order
 from lightning_mllm.contracts import Sample
 from tests.data_modules.files import Echo, Numbers
@@ -30,10 +30,8 @@ def make(
     order = Order({name: len(source) for name, source in SOURCES.items()}, seed=5, batch=batch)
     return ResumableLoader(
         TrainingSamples(SOURCES, processor or Echo(), seed=5),
-        order,
+        [(Share("stage.global_batch", batch, micro), order)],
         collate_fn=Collate(processor or Echo(), "right"),
-        micro_batch=micro,
-        global_batch=batch,
         steps=steps,
         rank=rank,
         world=world,
@@ -142,7 +140,9 @@ def test_positions_that_do_not_fit(position: int) -> None:
 
 
 def test_batches_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="found 4, expected a multiple of 3 = micro_batch 3 x 1 processes"):
+    with pytest.raises(
+        ValueError, match=r"stage.global_batch: found 4, expected a multiple of 3 = micro_batch 3 x 1 proc"
+    ):
         make(micro=3)
     with pytest.raises(ValueError, match="found 12, expected at most 11 = 11 samples x 1 epochs"):
         optimizer_steps(11, 1, 12)
