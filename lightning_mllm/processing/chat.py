@@ -24,7 +24,7 @@ TEMPLATES = files("lightning_mllm.processing") / "templates"
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
-Images = Literal["front", "before", "stay", "only"]
+Images = Literal["front", "before", "first", "stay", "only"]
 
 
 class Piece(NamedTuple):
@@ -58,11 +58,16 @@ class ChatTemplate:
     """What opens an answer and is not learned: the generation prompt."""
     assistant: str
     """The learned part of an answer, its end included."""
+    end: str = ""
+    """What stands behind the last answer, where earlier ones have no such end."""
+    learn_end: bool = True
+    """Whether `end` is learned with that answer."""
     generation_prompt: str = ""
     """The beginning of an answer that is learned, and yet given where one is asked for."""
     images: Images
     """front: `<image>` moves to the front of its turn, a line end after it (LLaVA); before: in front of all that the
-    turn's wrap writes (BLIP-2); only: nothing else is kept of the turn, the only one; stay: as written."""
+    turn's wrap writes (BLIP-2); first: of all turns, in front of the whole text (SPHINX); only: nothing else is kept of
+    the turn, the only one; stay: as written."""
     stop: str = ""
     """What ends an answer, where that is not the end-of-sequence token."""
     bos: str = "<s>"
@@ -98,6 +103,8 @@ class ChatTemplate:
     def _pieces(self, system: str, turns: Sequence[Turn], generate: bool) -> Iterator[Piece]:
         lead = self._fill(self.system_wrap, system) if system else ""
         inside = self.system_inside and bool(turns) and turns[0].role == "user"
+        if self.images == "first":
+            yield from split_images(IMAGE_MARK * sum(turn.text.count(IMAGE_MARK) for turn in turns))
         if not inside:
             yield Piece(lead, False)
         for i, turn in enumerate(turns):
@@ -109,12 +116,15 @@ class ChatTemplate:
             else:
                 yield Piece(self._marks(self.assistant_prompt), False)
                 yield Piece(self._fill(self.assistant, turn.text), True)
+        if turns and turns[-1].role == "assistant":
+            yield Piece(self._marks(self.end), self.learn_end)
         if generate:
             yield Piece(self._marks(self.assistant_prompt + self.generation_prompt), False)
 
     def answer(self, text: str) -> str:
         """What follows the generation prompt where `text` is the answer."""
-        return self._fill(self.assistant, text).removeprefix(self._marks(self.generation_prompt))
+        whole = self._fill(self.assistant, text) + (self._marks(self.end) if self.learn_end else "")
+        return whole.removeprefix(self._marks(self.generation_prompt))
 
     def _place_images(self, text: str) -> tuple[str, str]:
         """What stands before the wrap of a user turn, and what stands in it."""
@@ -125,6 +135,8 @@ class ChatTemplate:
             return "", IMAGE_MARK * count
         # Stripped as LLaVA does, and only where an image stands.
         words = text.replace(IMAGE_MARK, "").strip()
+        if self.images == "first":
+            return "", words
         if self.images == "before":
             return IMAGE_MARK * count, words
         return "", ((IMAGE_MARK + "\n") * count + words).strip()

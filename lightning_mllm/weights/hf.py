@@ -185,7 +185,7 @@ def chat_template(wraps: Mapping[str, Any]) -> str:
 
     Args:
         wraps: The fields of a `ChatTemplate`: system, system_wrap, system_inside, between, user, assistant_prompt,
-            generation_prompt, assistant, images, wordless, bos, eos.
+            generation_prompt, assistant, end, images, wordless, bos, eos.
     """
     own = _turns_template(wraps)
     if (other := wraps["wordless"]) is not None:
@@ -212,6 +212,7 @@ def _turns_template(wraps: Mapping[str, Any]) -> str:
             "{%- endif -%}",
             f"{{%- set lead = ({s_before} ~ ns.system ~ {s_after}) if ns.system else '' -%}}",
             f"{{%- set inside = {inside} and messages and messages[0]['role'] == 'user' -%}}",
+            IMAGES_FIRST if wraps["images"] == "first" else "",
             "{{- '' if inside else lead -}}",
             "{%- for message in messages -%}",
             "{%- set text = message['content'] -%}{%- set images = '' -%}",
@@ -223,6 +224,8 @@ def _turns_template(wraps: Mapping[str, Any]) -> str:
             f"{{{{- {literal(wraps['assistant_prompt'])} ~ {a_before} ~ text ~ {a_after} -}}}}",
             "{%- endif -%}",
             "{%- endfor -%}",
+            "{%- if messages and messages[-1]['role'] == 'assistant' -%}",
+            f"{{{{- {literal(wraps['end'])} -}}}}{{%- endif -%}}",
             f"{{%- if add_generation_prompt -%}}{{{{- {opening} -}}}}{{%- endif -%}}",
         ]
     )
@@ -262,7 +265,15 @@ WORDLESS = (
 )
 """Opens what is written where users say nothing but show images."""
 
+IMAGES_FIRST = (
+    "{%- set ns.count = 0 -%}{%- for message in messages if message['role'] == 'user' -%}"
+    "{%- set ns.count = ns.count + message['content'].split('<image>') | length - 1 -%}{%- endfor -%}"
+    "{{- '<image>' * ns.count -}}"
+)
+"""Writes the images of all turns."""
+
 PLACE_IMAGES = {
+    "first": "{%- if '<image>' in text -%}{%- set text = text.replace('<image>', '').strip() -%}{%- endif -%}",
     "stay": "",
     "only": (
         "{%- set count = text.split('<image>') | length - 1 -%}"

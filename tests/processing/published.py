@@ -68,3 +68,44 @@ def plain_labels(caption: str, tokenizer: PreTrainedTokenizerFast) -> tuple[list
     tokens = tokens_with_image(IMAGE_MARK + caption + "\n", tokenizer)
     masked = len(tokens_with_image(IMAGE_MARK, tokenizer))
     return tokens, [IGNORE] * masked + tokens[masked:]
+
+
+def sphinx_text(system: str, turns: Sequence[Turn]) -> tuple[str, list[str]]:
+    """A conversation of LLaMA2-Accessory's conv_v1_2, and what of it is to be predicted."""
+    text, predicted = system + "\n\n###", []
+    for turn in turns:
+        said = turn.text.replace(IMAGE_MARK, "").strip() if IMAGE_MARK in turn.text else turn.text
+        text += f" {'Human' if turn.role == 'user' else 'Assistant'}: {said}\n###"
+        if turn.role == "assistant":
+            predicted.append(f"{said}\n###")
+    return text, predicted
+
+
+def span_labels(
+    text: str, predicted: Sequence[str], images: int, tokenizer: PreTrainedTokenizerFast
+) -> tuple[list[int], list[int]]:
+    """Tokens and labels as LLaMA2-Accessory finds them: each answer's own tokens, searched for one after another.
+
+    Images stand behind the begin token, the end token behind all.
+    """
+    begin, *rest = tokenizer(text)["input_ids"]
+    tokens = [begin, *[IMAGE] * images, *rest, tokenizer.eos_token_id]
+    labels, at = [IGNORE] * len(tokens), 0
+    for value in predicted:
+        own = tokenizer(value, add_special_tokens=False)["input_ids"]
+        found = [i for i in range(at, len(tokens)) if tokens[i : i + len(own)] == own]
+        assert found, "the published mismatch: the sample would be left out"
+        at = found[0] + len(own)
+        labels[found[0] : at] = own
+    return tokens, labels
+
+
+def cogvlm_labels(
+    question: str, answer: str, asks: str, tokenizer: PreTrainedTokenizerFast
+) -> tuple[list[int], list[int]]:
+    """Tokens and labels of one round behind an image, as CogVLM's finetune demo: prompt and answer tokenised apart."""
+    prompt, said = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (f"Question: {question} {asks}", answer)
+    )
+    context, learned = [tokenizer.bos_token_id, IMAGE, *prompt], [*said, tokenizer.eos_token_id]
+    return context + learned, [IGNORE] * len(context) + learned

@@ -40,11 +40,17 @@ def learned(pieces: Sequence[Piece]) -> list[str]:
 
 def test_the_templates_of_the_package() -> None:
     lineages = {"blip2", "blip2_caption", "blip2_t5", "instructblip", "llama_2", "llava_v0", "plain", "vicuna_v1"}
+    lineages |= {"cogvlm_base", "cogvlm_caption", "cogvlm_vqa", "cogvlm_chat", "sphinx"}
     assert lineages <= set(names())
 
 
 @pytest.mark.parametrize(
-    ("name", "length", "digest"), [("vicuna_v1", 154, "1fa69e2371b762d1"), ("llava_v0", 156, "ace78a978005f68a")]
+    ("name", "length", "digest"),
+    [
+        ("vicuna_v1", 154, "1fa69e2371b762d1"),
+        ("llava_v0", 156, "ace78a978005f68a"),
+        ("sphinx", 156, "ace78a978005f68a"),
+    ],
 )
 def test_system_texts_are_the_published_ones(name: str, length: int, digest: str) -> None:
     system = template(name).system
@@ -80,6 +86,56 @@ def test_llama_2() -> None:
     assert text(template("llama_2").render(turns("q", system=""), generate=True)) == "[INST] q [/INST]"
 
 
+@pytest.mark.parametrize(("name", "asks"), [("cogvlm_vqa", " Short answer:"), ("cogvlm_chat", " Answer:")])
+def test_cogvlm(name: str, asks: str) -> None:
+    chat, image = template(name), Piece(IMAGE_MARK, False, image=True)
+    question = Piece(f"Question: What is it?{asks}", False)
+    assert chat.render(turns("<image>What is it?", "A dog.")) == [image, question, Piece(" A dog.</s>", True)]
+    # The released code joins an earlier round by a line end, without an end token between.
+    assert chat.render(turns("What <image>is it?", "A dog.", "And now?", "2.")) == [
+        image,
+        question,
+        Piece(" A dog.", True),
+        Piece(f"\nQuestion: And now?{asks}", False),
+        Piece(" 2.</s>", True),
+    ]
+    asked = chat.render(turns("<image>What is it?", "A dog.", "And now?"), generate=True)
+    assert text(asked) == f"<image>Question: What is it?{asks} A dog.\nQuestion: And now?{asks}"
+    assert chat.answer("2.") == " 2.</s>"
+
+
+def test_cogvlm_base_is_the_query_alone() -> None:
+    base, image = template("cogvlm_base"), Piece(IMAGE_MARK, False, image=True)
+    answered = [image, Piece("Describe it.", False), Piece(" A dog.</s>", True)]
+    assert base.render(turns("<image>\nDescribe it.", "A dog.")) == answered
+    assert base.render(turns("<image>\nDescribe it."), generate=True) == answered[:2]
+    assert base.render(turns("<image>", "A dog.")) == [image, Piece("A dog.</s>", True)]
+    assert base.render(turns("<image>"), generate=True) == [image]
+    assert text(base.render(turns("q", "a", "r", "b", system="S."))) == "S.\nq a\nr b</s>"
+
+
+def test_sphinx() -> None:
+    pieces = template("sphinx").render(turns("q <image>", "a", "r", "b", system="S."))
+    assert pieces == [
+        Piece(IMAGE_MARK, False, image=True),
+        Piece("S.\n\n### Human: q\n### Assistant:", False),
+        Piece(" a\n###", True),
+        Piece(" Human: r\n### Assistant:", False),
+        Piece(" b\n###", True),
+        Piece("</s>", False),
+    ]
+    asked = template("sphinx").render(turns("q", "a", "see <image>"), generate=True)
+    own = template("sphinx").system
+    assert text(asked) == f"<image>{own}\n\n### Human: q\n### Assistant: a\n### Human: see\n### Assistant:"
+    assert not learned(asked[-1:]) and template("sphinx").answer("b") == " b\n###"
+
+
+def test_images_that_stand_first_are_those_of_all_turns() -> None:
+    pieces = template("sphinx").render(turns("is <image> like <image>?", "no", "and <image>?", "yes", system="S."))
+    assert [piece.image for piece in pieces] == [True, True, True, *[False] * 5]
+    assert "Human: is  like ?\n###" in pieces[3].text and text(pieces).count(IMAGE_MARK) == 3
+
+
 def test_plain_keeps_the_image_and_learns_the_caption() -> None:
     plain = template("plain")
     expected = [Piece(IMAGE_MARK, False, image=True), Piece("A dog.\n", True)]
@@ -98,7 +154,9 @@ def test_plain_refuses_what_it_would_lose() -> None:
         plain.render(turns("<image>", "A dog.", system="S."))
 
 
-@pytest.mark.parametrize("name", ["llama_2", "llava_v0", "vicuna_v1"])
+@pytest.mark.parametrize(
+    "name", ["cogvlm_base", "cogvlm_chat", "cogvlm_vqa", "llama_2", "llava_v0", "sphinx", "vicuna_v1"]
+)
 def test_a_prompt_is_what_training_showed_before_the_answer(name: str) -> None:
     chat = template(name)
     full = text(chat.render(turns("<image>\nq", "first", "r", "second")))
@@ -106,7 +164,7 @@ def test_a_prompt_is_what_training_showed_before_the_answer(name: str) -> None:
     assert full.startswith(prompt) and full[len(prompt) :].startswith(" second")
 
 
-@pytest.mark.parametrize("name", ["llama_2", "llava_v0", "vicuna_v1"])
+@pytest.mark.parametrize("name", ["cogvlm_chat", "llama_2", "llava_v0", "sphinx", "vicuna_v1"])
 def test_braces_in_a_turn_are_text(name: str) -> None:
     written = text(template(name).render(turns("what is {text} {eos}?", "a {bos} {text}")))
     assert "what is {text} {eos}?" in written and "a {bos} {text}" in written
@@ -158,7 +216,7 @@ def test_names_are_checked() -> None:
         load_template("tokenizer", llama_tokenizer())
     with pytest.raises(ValueError, match=r"template 'odd', user: found 0 times \{text\}, expected 1"):
         ChatTemplate(name="odd", system="", user="USER:", assistant="{text}", images="stay")
-    with pytest.raises(ValueError, match="images: found 'back', expected one of front, before, stay, only"):
+    with pytest.raises(ValueError, match="images: found 'back', expected one of front, before, first, stay, only"):
         ChatTemplate(name="odd", system="", user="{text}", assistant="{text}", images="back")  # pyright: ignore
 
 

@@ -114,7 +114,10 @@ def test_the_same_file_has_the_same_number() -> None:
     assert batch.image_ids is not None and batch.image_ids.tolist() == [*first, *second, *third]
 
 
-@pytest.mark.parametrize(("chat", "seq2seq"), [("blip2", False), ("vicuna_v1", False), ("blip2_t5", True)])
+@pytest.mark.parametrize(
+    ("chat", "seq2seq"),
+    [("blip2", False), ("vicuna_v1", False), ("cogvlm_vqa", False), ("cogvlm_base", False), ("blip2_t5", True)],
+)
 def test_answers_written_behind_prompts_are_those_of_training(chat: str, seq2seq: bool) -> None:
     own = processor(chat, seq2seq=seq2seq)
     samples = (one(), one("<image>how many are there ?", "two"))

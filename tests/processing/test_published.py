@@ -77,6 +77,30 @@ def test_plain_labels_are_the_published_ones() -> None:
         same_labels(encoded, *published.plain_labels(caption, used.tokenizer))
 
 
+def test_sphinx_labels_are_the_published_ones() -> None:
+    used = processor("sphinx", vectors=1)
+    assert isinstance(used.chat, ChatTemplate)
+    seen = {"image": 0, "text": 0}
+    for i, conversation in enumerate(conversations(seed=4, count=120)):
+        # Numbered: the published search takes a question that ends as the answer does for that answer.
+        conversation = turns(*(f"{turn.text.strip()} {2 * i + j % 2}" for j, turn in enumerate(conversation)))
+        text, predicted = published.sphinx_text(used.chat.system, conversation)
+        encoded = encode_turns(used, conversation)
+        same_labels(encoded, *published.span_labels(text, predicted, len(encoded.images), used.tokenizer))
+        seen["image" if len(encoded.images) else "text"] += 1
+    assert min(seen.values()) > 25
+
+
+@pytest.mark.parametrize(("chat", "asks"), [("cogvlm_vqa", "Short answer:"), ("cogvlm_chat", "Answer:")])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_cogvlm_labels_are_the_published_ones(chat: str, asks: str, normalised: bool) -> None:
+    used, rng = processor(chat, llama_tokenizer(normalised=normalised), vectors=1), random.Random(5)
+    for _ in range(60):
+        question, answer = (words(rng, 12).strip() for _ in range(2))
+        encoded = used.encode(sample(f"<image>{question}", answer, images=(RED,)))
+        same_labels(encoded, *published.cogvlm_labels(question, answer, asks, used.tokenizer))
+
+
 def test_byte_level_labels_are_the_answers_letters() -> None:
     """As GPT's tokens: the space belongs to the word after it, and nothing is put before a text."""
     used = processor("vicuna_v1", byte_level_tokenizer(), vectors=1)
