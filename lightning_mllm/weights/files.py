@@ -9,7 +9,8 @@ import re
 import shutil
 import uuid
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,6 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from lightning_mllm.weights.pour import Layout, pour, size
 
 SHARD_BYTES = 4 * 1024**3
 """Largest file; more than that is cut into shards with an index, as transformers reads them."""
@@ -96,7 +99,36 @@ def write_tensors(
         for shard in _shards(pairs(tensors), shard_bytes):
             beside = _beside(path)
             written.append((beside, list(shard)))
-            total += _save(beside, shard, path)
+            # One entry: safetensors writes several in a random order, and equal weights would have unequal checksums.
+            save = partial(save_file, dict(shard), metadata={"format": "pt"})
+            total += _save(beside, sum(tensor.nbytes for tensor in shard.values()), path, save)
+        return _publish(path, written, total)
+    finally:
+        for beside, _ in written:
+            beside.unlink(missing_ok=True)
+
+
+def write_one_by_one(
+    path: Path, layout: Layout, read: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES
+) -> list[Path]:
+    """As `write_tensors`, but no more than one tensor is in memory: what the files hold is said beforehand.
+
+    Args:
+        read: Gives the tensor called by one of the layout's names, once each.
+
+    Raises:
+        OSError: As `write_tensors`.
+    """
+    assert path.suffix == ".safetensors", path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written: list[tuple[Path, list[str]]] = []
+    total = 0
+    try:
+        for names in _cut(layout, shard_bytes):
+            beside = _beside(path)
+            written.append((beside, names))
+            shard = {name: layout[name] for name in names}
+            total += _save(beside, sum(map(size, shard.values())), path, lambda to, shard=shard: pour(to, shard, read))
         return _publish(path, written, total)
     finally:
         for beside, _ in written:
@@ -126,25 +158,28 @@ class TensorFiles(Mapping[str, Tensor]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._opened: dict[Path, Any] = {}
+        self._unpickled: dict[Path, dict[str, Tensor]] = {}
         self._places: dict[str, Path] = {}
         index = next((path / name for name in INDEXES if (path / name).is_file()), None)
         for file in tensor_files(path):
-            for name in self._open(file).keys():  # noqa: SIM118 (safetensors' handle is no mapping)
-                self._places[name] = file
+            self._places |= dict.fromkeys(self._names(file), file)
         if index is not None:
             for name, file in _weight_map(index).items():
                 if self._places.get(name) != path / file:
                     raise ValueError(f"{index}: names tensor {name!r}, expected to find it in {file}")
 
-    def _open(self, file: Path) -> Any:
-        if file not in self._opened:
-            self._opened[file] = _unpickle(file) if file.suffix in PICKLES else _open_safetensors(file)
-        return self._opened[file]
+    def _names(self, file: Path) -> list[str]:
+        if file.suffix in PICKLES:
+            self._unpickled[file] = _unpickle(file)
+            return list(self._unpickled[file])
+        return list(_open_safetensors(file).keys())
 
     def __getitem__(self, name: str) -> Tensor:
-        source = self._open(self._places[name])
-        return source[name] if isinstance(source, dict) else source.get_tensor(name)
+        file = self._places[name]
+        if file in self._unpickled:
+            return self._unpickled[file][name]
+        # Opened anew: a file is mapped, and as long as it is open all that was ever read of it stays in memory.
+        return _open_safetensors(file).get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -237,17 +272,28 @@ def _shards(source: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[s
     yield shard
 
 
-def _save(beside: Path, shard: Mapping[str, Tensor], path: Path) -> int:
-    size = sum(tensor.nbytes for tensor in shard.values())
+def _save(beside: Path, total: int, path: Path, save: Callable[[Path], None]) -> int:
     try:
-        # One entry: safetensors writes several in a random order, and equal weights would have unequal checksums.
-        save_file(dict(shard), beside, {"format": "pt"})
+        save(beside)
         with beside.open("rb") as stream:
             os.fsync(stream.fileno())
     except (SafetensorError, OSError) as error:
         free = shutil.disk_usage(path.parent).free
-        raise OSError(f"{path}: cannot write {size} bytes, {free} are free ({error})") from error
-    return size
+        raise OSError(f"{path}: cannot write {total} bytes, {free} are free ({error})") from error
+    return total
+
+
+def _cut(layout: Layout, limit: int) -> Iterator[list[str]]:
+    """Names of one file after the other, none of which is larger than `limit` if it holds several tensors."""
+    names: list[str] = []
+    total = 0
+    for name, each in layout.items():
+        if names and total + size(each) > limit:
+            yield names
+            names, total = [], 0
+        names.append(name)
+        total += size(each)
+    yield names
 
 
 def _publish(path: Path, written: list[tuple[Path, list[str]]], total: int) -> list[Path]:

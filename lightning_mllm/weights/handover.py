@@ -4,20 +4,19 @@ runs/<experiment>/<stage>/weights/model.safetensors   only what the stage traine
 runs/<experiment>/<stage>/weights/stage.json          stage, steps, names, lineage with digests, settings
 
 init_from {instruct: 1.0}  ->  instruct's tensors over align's tensors      (a later stage wins)
-init_from {real: 0.5, text: 0.5}  ->  0.5 real + 0.5 text                   (SPHINX, arXiv 2311.07575, sec. 3.1)
+init_from {real: 0.5, text: 0.5}  ->  0.5 real + 0.5 text                   (SPHINX; see mixing.py)
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_mllm.weights.files import (
@@ -31,6 +30,7 @@ from lightning_mllm.weights.files import (
     write_text,
 )
 from lightning_mllm.weights.keymap import KeyMap
+from lightning_mllm.weights.mixing import Mixture, coefficients
 
 WEIGHTS = "weights"
 RECORD = "stage.json"
@@ -75,20 +75,32 @@ def write_stage(
     assert lora_scale is not None or not any(map(is_adapter, named)), "adapters need their scale"
     (folder / RECORD).unlink(missing_ok=True)
     write_tensors(folder / "model.safetensors", named)
+    facts = {"stage": stage, "steps": steps, "init_from": dict(init_from), "lora_scale": lora_scale}
+    write_record(folder, lineage, names=named, settings=settings, **facts)
+    return folder
+
+
+def write_record(
+    folder: Path, lineage: Lineage, *, names: Iterable[str], settings: dict[str, Any], **facts: Any
+) -> None:
+    """Writes `stage.json` beside the tensors.
+
+    Args:
+        names: Of the tensors.
+        settings: As in `write_stage`.
+        facts: What else the record says: stage, steps, init_from, lora_scale; `whole: True` where all of the net's
+            tensors are in the folder, so that no ancestor is ever asked.
+    """
     record = {
         "format": FORMAT,
-        "stage": stage,
-        "steps": steps,
-        "init_from": dict(init_from),
+        **facts,
         "lineage": [{"source": a.source, "stage": a.stage, "sha256": a.digest} for a in lineage.ancestors],
         "sha256": sha256(folder),
         "config_hash": config_hash(settings.get("config", settings)),
-        "lora_scale": lora_scale,
-        "names": sorted(named),
+        "names": sorted(names),
         "settings": settings,
     }
     write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
-    return folder
 
 
 def config_hash(config: Any) -> str:
@@ -117,7 +129,8 @@ class Ancestor:
 
     @property
     def init_from(self) -> dict[str, float]:
-        return {} if self.record is None else dict(self.record["init_from"])
+        """What its tensors are laid over; nothing where all are in the folder."""
+        return {} if self.record is None or self.record.get("whole") else dict(self.record["init_from"])
 
     @classmethod
     def find(cls, source: str, runs: Path, near: Path | None = None) -> Ancestor:
@@ -182,14 +195,11 @@ def ancestor_tensors(init_from: Mapping[str, float], runs: Path, key_maps: Mappi
         ValueError: A source is missing or changed, its names match no table, or mixed sources have other names or
             shapes than one another.
     """
-    total = sum(init_from.values())
-    if init_from and (abs(total - 1) > 1e-6 or min(init_from.values()) < 0):
-        raise ValueError(f"init_from: found the weights {dict(init_from)}, expected weights from 0 to 1 that sum to 1")
+    if not init_from:
+        return Ancestors({}, {})
+    weights = coefficients(init_from, where="init_from")
     Lineage.read(init_from, runs)
-    known = {source: _tensors(Ancestor.find(source, runs), runs, key_maps) for source in init_from}
-    if len(known) <= 1:
-        return next(iter(known.values()), Ancestors({}, {}))
-    return _mix(known, init_from)
+    return _mixed({source: tensors_of(Ancestor.find(source, runs), runs, key_maps) for source in init_from}, weights)
 
 
 class Ancestors(Mapping[str, Tensor]):
@@ -253,7 +263,12 @@ def is_adapter(name: str) -> bool:
     return ".lora_A." in name or ".lora_B." in name
 
 
-def _tensors(ancestor: Ancestor, runs: Path, key_maps: Mapping[str, KeyMap]) -> Ancestors:
+def tensors_of(ancestor: Ancestor, runs: Path, key_maps: Mapping[str, KeyMap]) -> Ancestors:
+    """All that a source gives, under the net's names: a stage's own tensors over those that it started from.
+
+    Raises:
+        ValueError: As `ancestor_tensors`.
+    """
     files = TensorFiles(ancestor.path)
     if ancestor.record is None:
         return Ancestors(_translate(ancestor, files, key_maps), {})
@@ -262,12 +277,30 @@ def _tensors(ancestor: Ancestor, runs: Path, key_maps: Mapping[str, KeyMap]) -> 
         {name: (lambda name=name: files[name]) for name in files},
         {name.split(".lora_A.")[0] + ".weight": float(scale) for name in files if ".lora_A." in name and scale},
     )
-    before = {}
-    for source in ancestor.init_from:
-        before[source] = _tensors(Ancestor.find(source, runs, ancestor.path.parent), runs, key_maps)
-    if not before:
-        return own
-    return own.over(next(iter(before.values())) if len(before) == 1 else _mix(before, ancestor.init_from))
+    before = {
+        source: tensors_of(Ancestor.find(source, runs, ancestor.path.parent), runs, key_maps)
+        for source in ancestor.init_from
+    }
+    return own.over(_mixed(before, ancestor.init_from)) if before else own
+
+
+def mixture(known: Mapping[str, Ancestors], weights: Mapping[str, float]) -> Mixture:
+    """Sources by their weights, which together are 1.
+
+    Raises:
+        ValueError: A source has adapters, or the sources have other names than one another.
+    """
+    for source, each in known.items():
+        if each.adapted:
+            raise ValueError(f"{source!r} has adapters, expected whole tensors where sources are mixed")
+    return Mixture(known, weights)
+
+
+def _mixed(known: Mapping[str, Ancestors], weights: Mapping[str, float]) -> Ancestors:
+    if len(known) == 1:
+        return next(iter(known.values()))
+    mixed = mixture(known, weights)
+    return Ancestors({name: (lambda name=name: mixed[name]) for name in mixed}, {})
 
 
 def _translate(
@@ -284,34 +317,6 @@ def _translate(
         except ValueError as error:
             refusals.append(f"{layout}: {error}")
     raise ValueError(f"{ancestor.path}: cannot be renamed; {'; '.join(refusals) or 'this net has no key maps'}")
-
-
-def _mix(known: Mapping[str, Ancestors], weights: Mapping[str, float]) -> Ancestors:
-    (first, tensors), *others = known.items()
-    for source, each in known.items():
-        if each.adapted:
-            raise ValueError(f"init_from: {source!r} has adapters, expected whole tensors where sources are mixed")
-    for source, each in others:
-        if odd := sorted(set(tensors) ^ set(each)):
-            where = first if odd[0] in tensors else source
-            raise ValueError(
-                f"init_from: {first!r} and {source!r} differ in {len(odd)} tensors ({odd[0]!r} is only in {where!r}),"
-                " expected the same names where sources are mixed"
-            )
-
-    def read(name: str) -> Tensor:
-        mixed = torch.zeros_like(tensors[name], dtype=torch.float32)
-        for source, each in known.items():
-            tensor = each[name]
-            if tensor.shape != mixed.shape:
-                raise ValueError(
-                    f"init_from: {name!r} has shape {tuple(tensor.shape)} in {source!r}, expected"
-                    f" {tuple(mixed.shape)} as in {first!r}"
-                )
-            mixed += weights[source] * tensor.float()
-        return mixed
-
-    return Ancestors({name: (lambda name=name: read(name)) for name in tensors}, {})
 
 
 def _record(run: Path) -> Mapping[str, Any] | None:

@@ -1,0 +1,60 @@
+"""A file of safetensors written one tensor at a time: what the package's own writer wants all at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Layout = dict[str, tuple[torch.dtype, torch.Size]]
+"""Name -> dtype and shape."""
+
+CODES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""How a header calls a dtype (github.com/huggingface/safetensors, README, "Format")."""
+
+
+def size(each: tuple[torch.dtype, torch.Size]) -> int:
+    """Bytes of a tensor."""
+    return each[1].numel() * each[0].itemsize
+
+
+def pour(path: Path, layout: Layout, read: Callable[[str], Tensor]) -> None:
+    """Writes the header's length, the header, and then the tensors without gaps, each as it is read.
+
+    Tensors of larger numbers come first, so that each starts where its numbers may.
+
+    Args:
+        read: Gives the tensor of a name, on the CPU; called once for each.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    names = sorted(layout, key=lambda name: -layout[name][0].itemsize)
+    end = 0
+    for name in names:
+        (dtype, shape), start = layout[name], end
+        end += size(layout[name])
+        header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            tensor = read(name)
+            assert (tensor.dtype, tensor.shape) == layout[name], name
+            stream.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            # The next one is read before its name is bound: this one must not live on beside it.
+            del tensor
