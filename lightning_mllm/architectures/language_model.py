@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Self
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_mllm.contracts import Batch, Output, Stage, Train
 from lightning_mllm.evaluation.generation import Decoding, generate
-from lightning_mllm.language.answers import answer_loss
+from lightning_mllm.language.answers import answer_loss, answer_losses
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
 from lightning_mllm.language.seq2seq import Seq2SeqLM
 from lightning_mllm.language.tokenizer import language_tokenizer
@@ -78,6 +78,9 @@ class LanguageModelPretraining(MultimodalModule):
         if batch.num_images:
             raise ValueError(f"found {batch.num_images} images (samples {batch.ids[:5]}), expected text alone")
         return self.language.get_input_embeddings()(batch.tokens)
+
+    def losses(self, batch: Batch) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
+        return answer_losses(self.language, self.embed(batch), batch)
 
     def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
         return generate(

@@ -35,13 +35,14 @@ LABELS = {
     "image_retrieval_r1": "Image retrieval R@1",
     "image_retrieval_r5": "Image retrieval R@5",
     "image_retrieval_r10": "Image retrieval R@10",
+    "perplexity": "Perplexity",
     "pope_f1": "POPE F1",
     "pope_accuracy": "POPE accuracy",
     "pope_precision": "POPE precision",
     "pope_recall": "POPE recall",
     "pope_yes_ratio": "POPE yes ratio",
 }
-HEADLINES = {kinds[0].names[0] for kinds in TASKS.values()} | {"text_retrieval_r1", "image_retrieval_r1"}
+HEADLINES = {kinds[0].names[0] for kinds in TASKS.values()} | {"text_retrieval_r1", "image_retrieval_r1", "perplexity"}
 TASK_TITLES = {
     "vqa": "Questions",
     "ivqa": "Questions about videos",

@@ -17,10 +17,11 @@ from typing import Any
 from lightning_mllm.evaluation.bootstrap import Interval
 from lightning_mllm.evaluation.retrieval import Retrieval
 from lightning_mllm.evaluation.scores import Scores
+from lightning_mllm.evaluation.text_scores import TextScores
 from lightning_mllm.weights.files import write_text
 
 
-def write_results(path: Path, scores: Sequence[Scores | Retrieval], seconds: float) -> None:
+def write_results(path: Path, scores: Sequence[Scores | Retrieval | TextScores], seconds: float) -> None:
     """Writes the computed `scores` to `path`; for one rank, after all have called `compute` on each of them.
 
     Raises:

@@ -98,10 +98,11 @@ class Scores:
 
     def __init__(self, evaluation: Evaluation, *, num_examples: int = 24) -> None:
         if evaluation.task not in TASKS:
-            near = difflib.get_close_matches(evaluation.task, [*TASKS, "retrieval"], n=1)
+            near = difflib.get_close_matches(evaluation.task, [*TASKS, "retrieval", "perplexity"], n=1)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
             raise ValueError(
-                f"evaluation: task is '{evaluation.task}', expected one of {', '.join(TASKS)}, retrieval{hint}"
+                f"evaluation: task is '{evaluation.task}', expected one of {', '.join(TASKS)}, retrieval,"
+                f" perplexity{hint}"
             )
         self.evaluation = evaluation
         self.num_examples = num_examples

@@ -21,15 +21,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float, Int
 from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from lightning_mllm.contracts import Batch, Output, Stage, Train
+from lightning_mllm.contracts import Batch, Evaluation, Output, Stage, Train
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.evaluation.results import write_results
 from lightning_mllm.evaluation.retrieval import Retrieval
 from lightning_mllm.evaluation.scores import Scores
+from lightning_mllm.evaluation.text_scores import TextScores
 from lightning_mllm.language.lora import Lora, add_lora
 from lightning_mllm.training.freezing import (
     FreezeRow,
@@ -52,7 +54,7 @@ SCALE = 1024.0
 """Keeps loss * count near 1 for 16-bit gradients; a power of two, so that dividing and multiplying by it is exact."""
 
 
-ENTRIES = ("generate", "likelihoods", "embed_images", "embed_texts", "match")
+ENTRIES = ("generate", "likelihoods", "losses", "embed_images", "embed_texts", "match")
 """Methods of an architecture that evaluation calls; like `forward`, they gather the parameters that they use."""
 
 
@@ -101,7 +103,7 @@ class MultimodalModule(LightningModule):
         self._sums: dict[str, Tensor] = {}
         self._row: dict[str, float] = {}
         self._check: GradientCheck | None = None
-        self._scores: list[Scores | Retrieval] = []
+        self._scores: list[Scores | Retrieval | TextScores] = []
         self._started = 0.0
 
     @classmethod
@@ -140,6 +142,10 @@ class MultimodalModule(LightningModule):
         Where parameters are sharded, every rank must take as many passes, however many candidates its rows have.
         """
         raise AssertionError(f"{type(self).__name__} has no likelihoods")
+
+    def losses(self, batch: Batch) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
+        """The cross-entropy of each row, summed over its supervised tokens in nats, and their number."""
+        raise AssertionError(f"{type(self).__name__} has no losses")
 
     def answers(self, batch: Batch) -> list[str]:
         """What the net says to each row of a batch of prompts (left-padded): the likeliest candidate, or a new text."""
@@ -344,16 +350,20 @@ class MultimodalModule(LightningModule):
 
     def _begin(self, split: str) -> None:
         datamodule: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        self._scores = [
-            Retrieval(each, self) if each.task == "retrieval" else Scores(each)
-            for each in datamodule.evaluations(split)
-        ]
+        self._scores = [self._scores_of(each) for each in datamodule.evaluations(split)]
         self._started = time.perf_counter()
+
+    def _scores_of(self, evaluation: Evaluation) -> Scores | Retrieval | TextScores:
+        if evaluation.task == "retrieval":
+            return Retrieval(evaluation, self)
+        return TextScores(evaluation) if evaluation.task == "perplexity" else Scores(evaluation)
 
     def _evaluate(self, batch: Batch, dataloader_idx: int) -> None:
         scores = self._scores[dataloader_idx]
         if isinstance(scores, Retrieval):
             scores.update(batch)
+        elif isinstance(scores, TextScores):
+            scores.update(batch, *self.losses(batch))
         elif any(batch.candidates):
             scores.rank(batch, self.likelihoods(batch))
         else:
@@ -390,7 +400,9 @@ class MultimodalModule(LightningModule):
             write_results(Path(self.trainer.default_root_dir) / "test.json", self._scores, seconds)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, str]]:
-        if "retrieval" in batch.tasks:
-            raise ValueError("predict: found a set of the task 'retrieval', expected one that is answered in text")
+        if unanswered := {"retrieval", "perplexity"} & set(batch.tasks):
+            raise ValueError(
+                f"predict: found a set of the task '{unanswered.pop()}', expected one that is answered in text"
+            )
         rows = zip(batch.ids, batch.prompts, self.answers(batch), strict=True)
         return [{"id": id, "prompt": prompt, "answer": answer} for id, prompt, answer in rows]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -60,6 +60,10 @@ class PromptedModule(MultimodalModule):
         if self.language.config.is_encoder_decoder:
             return answer_logits(self.language, embeds, batch).logits.unflatten(0, (len(embeds), -1))
         return head(self.language)(decode(self.language, embeds, batch.segments, batch.positions, batch.kinds))
+
+    def losses(self, batch: Batch) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
+        batch = self.prepared(batch)
+        return answer_losses(self.language, self.place(batch, self.see(batch)), batch)
 
     def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
         batch = self.prepared(batch)
