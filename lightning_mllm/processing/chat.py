@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -76,6 +76,8 @@ class ChatTemplate:
     """Whether the rendered text brings the tokens that a tokenizer would put before it."""
     wordless: ChatTemplate | None = None
     """How a user's images without a word are written, where that is another way; in a file, another template's name."""
+    tasks: dict[str, ChatTemplate] = field(default_factory=dict)
+    """Task of a sample -> how it is written, where that is another way; in a file, other templates' names."""
 
     def __post_init__(self) -> None:
         for wrap in ("system_wrap", "user", "assistant"):
@@ -85,6 +87,10 @@ class ChatTemplate:
         if self.images not in get_args(Images):
             expected = ", ".join(get_args(Images))
             raise ValueError(f"template {self.name!r}, images: found {self.images!r}, expected one of {expected}")
+
+    def of(self, task: str) -> ChatTemplate:
+        """How samples of a task are written."""
+        return self.tasks.get(task, self)
 
     def render(self, turns: Sequence[Turn], *, generate: bool = False) -> list[Piece]:
         """The pieces of a conversation, neighbours of one kind joined; with `generate`, up to where an answer begins.
@@ -165,6 +171,10 @@ class TokenizerTemplate:
     name: ClassVar[str] = "tokenizer"
     stop: ClassVar[str] = ""
     writes_bos: ClassVar[bool] = True
+
+    def of(self, task: str) -> TokenizerTemplate:
+        """As `ChatTemplate.of`: one way for all."""
+        return self
 
     def render(self, turns: Sequence[Turn], *, generate: bool = False) -> list[Piece]:
         """As `ChatTemplate.render`; images stay where they are written.
@@ -249,8 +259,10 @@ def load_template(name: str, tokenizer: PreTrainedTokenizerFast) -> Chat:
     settings: dict[str, Any] = yaml.safe_load((TEMPLATES / f"{name}.yaml").read_text(encoding="utf-8"))
     if other := settings.pop("wordless", None):
         settings["wordless"] = load_template(other, tokenizer)
+    others: dict[str, str] = settings.pop("tasks", {})
+    settings["tasks"] = {task: load_template(other, tokenizer) for task, other in others.items()}
     template = ChatTemplate(name=name, **settings)
-    own = [f.name for f in fields(template) if f.name not in ("name", "system", "wordless")]
+    own = [f.name for f in fields(template) if f.name not in ("name", "system", "wordless", "tasks")]
     written = "".join(str(getattr(template, each)) for each in own)
     tokens: dict[str, str] = {}
     for mark, token in (("bos", tokenizer.bos_token), ("eos", tokenizer.eos_token)):

@@ -133,7 +133,7 @@ class Processor:
             turns = sample.turns
             if generate and turns and turns[-1].role == "assistant":
                 turns = turns[:-1]
-            pieces = self.chat.render(turns, generate=generate)
+            pieces = self.chat.of(sample.task).render(turns, generate=generate)
             marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
             if marks != len(sample.images):
                 raise ValueError(f"found {marks} {IMAGE_MARK} marks for {len(sample.images)} images, expected as many")
@@ -294,7 +294,8 @@ class Processor:
     def with_answers(self, batch: Batch, answers: Sequence[str]) -> Batch:
         """A batch of prompts (left-padded) with an answer written behind each, all of it to be judged."""
         assert len(answers) == len(batch.ids)
-        written = [self._answer(self.chat.answer(text)) for text in answers]
+        templates = map(self.chat.of, batch.tasks or [""] * len(answers))
+        written = [self._answer(chat.answer(text)) for chat, text in zip(templates, answers, strict=True)]
         if self.seq2seq:
             return replace(batch, targets=_pad(written, IGNORE, "right"))
         labels = _pad(written, IGNORE, "right").to(batch.tokens.device)

@@ -104,6 +104,14 @@ def test_cogvlm(name: str, asks: str) -> None:
     assert chat.answer("2.") == " 2.</s>"
 
 
+def test_cogvlms_fine_tuning_asks_each_task_in_its_own_way() -> None:
+    chat, image = template("cogvlm_chat"), Piece(IMAGE_MARK, False, image=True)
+    for task in ("vqa", "exact", "choice"):
+        assert chat.of(task) == template("cogvlm_vqa")
+    assert all(chat.of(task) is chat for task in ("", "conversation", "grounding", "caption"))
+    assert chat.render(turns("<image>", "A dog.")) == [image, Piece("A dog.</s>", True)]
+
+
 def test_cogvlm_base_is_the_query_alone() -> None:
     base, image = template("cogvlm_base"), Piece(IMAGE_MARK, False, image=True)
     answered = [image, Piece("Describe it.", False), Piece(" A dog.</s>", True)]

@@ -110,6 +110,17 @@ def test_a_row_in_full() -> None:
     assert (row.id, row.prompt) == ("s7", "what is it?")
 
 
+def test_a_task_may_have_a_template_of_its_own() -> None:
+    own = processor("cogvlm_chat")
+    for task, asks in (("vqa", "Short answer: "), ("conversation", "Answer: ")):
+        asked = replace(sample("<image>What?", "A dog.", images=(RED,)), task=task)
+        encoded = own.encode(asked)
+        written = str(own.tokenizer.decode(encoded.tokens[encoded.kinds == TEXT]))
+        assert written.endswith(f"Question: What? {asks}A dog.</s>")
+        judged = own.with_answers(own.collate([own.encode(asked, generate=True)]), ["A dog."])
+        assert torch.equal(judged.tokens[0], encoded.tokens) and torch.equal(judged.labels[0], encoded.labels)
+
+
 def test_images_keep_their_order() -> None:
     row = processor().encode(sample("is <image> left of <image>?", "no", images=(RED, BLUE)))
     assert row.images[:, :, 0, 0].tolist() == [[255, 0, 0], [0, 0, 255]]
