@@ -18,6 +18,7 @@ from data_modules.loader import Share
 from lightning_mllm.commands.config import Config, read_yaml
 from lightning_mllm.commands.run import experiment_name, hardware_file, order_of_stages
 from lightning_mllm.commands.trainer import CLI, ParsedCLI, at_once, compose
+from lightning_mllm.training.stage import StageSettings
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 FILES = sorted(EXPERIMENTS.rglob("*.yaml"))
@@ -80,7 +81,9 @@ def test_ancestors_are_there(folder: Path) -> None:
 
 
 PUBLISHED = [
-    file for file in STAGES if re.match(r"llava(15)?_\d+b|blip2|instructblip_", file.relative_to(EXPERIMENTS).parts[0])
+    file
+    for file in STAGES
+    if re.match(r"llava(15)?_\d+b|blip2|instructblip_|cogvlm_", file.relative_to(EXPERIMENTS).parts[0])
 ]
 
 
@@ -95,7 +98,7 @@ def test_every_published_number_is_stated(stage: Path) -> None:
     assert "min_lr" in stated or stage.parent.name.startswith("llava")
 
 
-ADAM, BLIP2_ADAM = [0.9, 0.999], [0.9, 0.98]
+ADAM, BLIP2_ADAM, COGVLM_ADAM = [0.9, 0.999], [0.9, 0.98], [0.9, 0.95]
 TABLE = {
     # global batch, length, peak rate, where it ends, betas, weight decay, warm-up
     "llava_7b/align": (128, {"epochs": 1}, 2e-3, 0, ADAM, 0, 0.03),
@@ -118,6 +121,10 @@ TABLE = {
     },
     "instructblip_vicuna7b/align": (1920, {"steps": 80_000}, 1e-4, 5e-5, BLIP2_ADAM, 0.05, 2000),
     "instructblip_vicuna13b/align": (1920, {"steps": 80_000}, 1e-4, 5e-5, BLIP2_ADAM, 0.05, 2000),
+    "cogvlm_17b/caption": (8192, {"steps": 120_000}, 1e-4, 0, COGVLM_ADAM, 0.05, 12_000),
+    "cogvlm_17b/grounding_224": (1024, {"steps": 30_000}, 1e-5, 0, COGVLM_ADAM, 0.05, 1200),
+    "cogvlm_17b/grounding_490": (1024, {"steps": 30_000}, 1e-5, 0, COGVLM_ADAM, 0.05, 1200),
+    "cogvlm_17b/chat": (1024, {"steps": 6000}, 1e-5, 0, COGVLM_ADAM, 0.1, 50),
     **{
         f"instructblip_{lm}/instruct": (batch, {"steps": 60_000}, 1e-5, 0, ADAM, 0.05, 1000)
         for lm, batch in {"flant5xl": 192, "vicuna7b": 128, "vicuna13b": 64}.items()
@@ -135,7 +142,24 @@ def test_the_published_numbers() -> None:
         assert (*found, stage["betas"], stage["weight_decay"], stage["warmup"]) == numbers, path
 
 
-@pytest.mark.parametrize("stage", [each for each in PUBLISHED if "blip" in each.parent.name], ids=name)
+def test_cogvlms_second_pretraining_is_one_schedule_of_two_sizes() -> None:
+    """60,000 steps, the last half at 490 pixels (arXiv 2311.03079, sec. 2.2); what is tuned is that of its stage."""
+    halves = [resolve(EXPERIMENTS / f"cogvlm_17b/grounding_{size}.yaml", "gpu8").settings for size in (224, 490)]
+    stages = [half["stage"] for half in halves]
+    assert [(each["steps_before"], each["steps"], each["steps_after"]) for each in stages] == [
+        (0, 30_000, 30_000),
+        (30_000, 30_000, 0),
+    ]
+    schedules = [StageSettings(**{**stage.as_dict(), "init_from": {}}) for stage in stages]
+    assert schedules[0].lr_factor(30_000, 30_000) == schedules[1].lr_factor(0, 30_000) == pytest.approx(0.516, abs=1e-3)
+    sizes = {
+        stage: resolve(EXPERIMENTS / f"cogvlm_17b/{stage}.yaml", "gpu8").settings["model"]["init_args"]["vision"]
+        for stage in ("caption", "grounding_224", "grounding_490", "chat")
+    }
+    assert [each["image_size"] for each in sizes.values()] == [224, 224, 490, 490]
+
+
+@pytest.mark.parametrize("stage", [each for each in PUBLISHED if "llava" not in each.parent.name], ids=name)
 def test_the_data_can_be_made(stage: Path) -> None:
     """Prompts have what their sources fill in, and no two sets give scores of one name; no file is read."""
     settings = resolve(stage, "gpu8").settings
