@@ -27,6 +27,7 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -52,19 +53,18 @@ def vision_mask(kinds: UInt8[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
 
 
 def shared_positions(kinds: UInt8[Tensor, "B T"], segments: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    """Positions by which all vectors of an image stand at one place (the paper, sec. 2.2, and the released code).
+    """Positions by which all vectors of an image stand at one place (the paper and its released code).
 
     Args:
         kinds: Two images need a token that is no IMAGE between them, or they are one.
         segments: Positions restart in each; padding, 0, has position 0.
     """
     # Before the first token stands one of a segment that does not exist.
-    before = torch.nn.functional.pad(segments[:, :-1], (1, 0), value=-1)
-    starts = segments != before
+    starts = segments != F.pad(segments[:, :-1], (1, 0), value=-1)
     image = kinds == TokenKind.IMAGE
-    follows = image & torch.nn.functional.pad(image[:, :-1], (1, 0)) & ~starts
+    follows = image & F.pad(image[:, :-1], (1, 0))
     count = (~follows).long().cumsum(1)
-    # A segment's first token always counts, and what is counted before it never falls.
+    # The count never falls, so that the largest at a start so far is that of the token's own segment.
     base = torch.where(starts, count, 0).cummax(1).values
     return (count - base).masked_fill(segments == 0, 0)
 
@@ -249,7 +249,7 @@ def prefilled(model: PreTrainedModel, kinds: UInt8[Tensor, "B T"] | None) -> Ite
 
 @dataclass(frozen=True, kw_only=True)
 class VisualExpertLM(CausalLM):
-    """A causal language model with visual experts; the defaults are the paper's, the rest its ablations (table 6).
+    """A causal language model with visual experts; the defaults are the paper's, the rest its ablations.
 
     Names of tensors: `...q_proj.language.weight` and `...q_proj.vision.weight`, `...mlp.vision.gate_proj.weight`.
 

@@ -18,6 +18,7 @@ from lightning_mllm.contracts import Batch, TokenKind, Train
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA
 from lightning_mllm.language.decode import decode, head
+from lightning_mllm.language.loss import next_token_loss
 from lightning_mllm.language.seq2seq import TINY_T5
 from lightning_mllm.language.visual_expert import VisualExpertLM, shared_positions
 from lightning_mllm.training.stage import StageSettings
@@ -163,6 +164,8 @@ def test_positions_of_the_nets_own_are_used_everywhere() -> None:
         embeds, positions = net.place(batch, net.see(batch)), shared_positions(batch.kinds, batch.segments)
         hidden = decode(net.language, embeds, batch.segments, positions, batch.kinds)
         assert_close(net.logits(batch), head(net.language)(hidden), **CLOSE)
+        expected, _ = next_token_loss(hidden, head(net.language), batch.labels, batch.segments)
+        assert_close(net(batch).loss, expected, **CLOSE)
         # What is learned of a plain batch, is written, and is judged, with its own positions, is something else.
         answers, losses = net.generate(prompt, Decoding(max_new_tokens=8)), net(batch).loss
         judged = net.likelihoods(replace(prompt, candidates=[("A cube.", "No."), ("No.",)]))
