@@ -173,12 +173,15 @@ class LLaVA(PromptedModule):
         Blocks behind the used layer are no part of the net: the folder's tower ends there, and its last layer is read.
 
         Raises:
-            ValueError: A connector of more than two layers, which transformers has no place for.
+            ValueError: A connector of more than two layers, a norm behind the tower or several views of an image, for
+                which transformers has no place.
         """
         linear = isinstance(self.connector, Linear)
         if isinstance(self.connector, Mlp) and self.connector.depth != 2:
             raise ValueError(f"connector.depth: found {self.connector.depth}, expected 2, all that transformers knows")
         own: Processor = self.processor
+        if own.image.views != 1:
+            raise ValueError(f"image.views: found {own.image.views}, expected 1, all that transformers' LLaVA knows")
         templated = isinstance(own.chat, TokenizerTemplate)
         chat = flat_template(own.tokenizer.get_chat_template()) if templated else chat_template(asdict(own.chat))
         tokenizer = multimodal_tokenizer(own.tokenizer, chat)

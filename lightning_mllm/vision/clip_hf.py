@@ -11,7 +11,13 @@ from lightning_mllm.vision.tower import VisionTower
 
 
 def clip_config(tower: VisionTower, image_size: int) -> CLIPVisionConfig:
-    """The configuration of a `CLIPVisionModel` with the blocks that `tower` has."""
+    """The configuration of a `CLIPVisionModel` with the blocks that `tower` has.
+
+    Raises:
+        ValueError: The tower's vectors are those behind its last norm, which is none of transformers' hidden states.
+    """
+    if tower.ln_post is not None:
+        raise ValueError("vision.norm: found true, expected false: folders of transformers have no place for it")
     blocks: Any = tower.transformer.resblocks
     return CLIPVisionConfig(
         hidden_size=tower.class_embedding.shape[0],

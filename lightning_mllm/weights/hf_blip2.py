@@ -145,8 +145,8 @@ def question_folder(
         reader: The tokenizer of a Q-Former that reads the question; None for BLIP-2's.
 
     Raises:
-        ValueError: The processor's template does not begin with the image, or the language model's embeddings are not
-            as wide as what it computes with.
+        ValueError: The processor's template does not begin with the image, an image has several views, or the language
+            model's embeddings are not as wide as what it computes with.
     """
     own, language = net.processor, net.language
     if (width := language.get_input_embeddings().embedding_dim) != language.config.hidden_size:
@@ -238,6 +238,8 @@ def pair_folder(
 
 
 def _images(net: Net) -> Any:
+    if (views := net.processor.image.views) != 1:
+        raise ValueError(f"image.views: found {views}, expected 1, all that transformers' BLIP-2 knows")
     mean, std = (tuple(each.flatten().tolist()) for each in (net.vision.mean, net.vision.std))
     return image_processor(net.processor.image.size, net.processor.image.fit, mean, std)
 

@@ -343,3 +343,17 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         LLaVA.tiny(language=small)
     with pytest.raises(ValueError, match="chat: found 'vicuna'"):
         LLaVA.tiny(chat="vicuna")
+
+
+def test_an_image_in_five_views_is_shown_as_five_images() -> None:
+    module = built(image=ImagePolicy(size=16, fit="squash", views=5))
+    batch = batch_of(module, TWO, ONE, TEXT)
+    assert batch.images.shape == (15, 3, 16, 16) and batch.num_images == 15
+    assert (batch.kinds == TokenKind.IMAGE).sum(1).tolist() == [40, 20, 0]
+    visual = module.see(batch)
+    placed = module.place(batch, visual)[batch.kinds == TokenKind.IMAGE]
+    assert torch.equal(placed, visual.flatten(0, 1))
+    module.connector.requires_grad_(True)
+    assert gradients(module, batch)["connector.linear_1.weight"].any()
+    # A text-only batch carries one blank image all the same.
+    assert gradients(module, batch_of(module, TEXT))["connector.linear_1.weight"].eq(0).all()

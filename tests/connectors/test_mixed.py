@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lightning_mllm.connectors.mixed import MixedConnector, pooled
+from lightning_mllm.contracts import TokenKind
+from lightning_mllm.processing.image_slots import image_slots
 from lightning_mllm.weights.part import PartSpec
 
 SPHINX = (32, 257)
@@ -46,6 +48,8 @@ def test_tokens_of_the_released_models(views: int, pool: tuple[int, ...], tokens
     """With the learned begin and end of every view."""
     vectors = MixedConnector(pool=pool).vectors(SPHINX, views)
     assert len(vectors) == views and sum(vectors) + 2 * views == tokens
+    row, _, kinds = image_slots("vectors", 0, vectors, {})
+    assert len(row) == tokens and kinds.count(TokenKind.IMAGE_BEGIN) == kinds.count(TokenKind.IMAGE_END) == views
     module = MixedConnector(in_widths=(2, 3), out_width=4, pool=pool).build()
     visual = tuple(torch.randn(2 * views, count, width) for count, width in zip(SPHINX, (2, 3), strict=True))
     out = module.by_image(visual, views, ends)

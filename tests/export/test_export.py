@@ -250,6 +250,10 @@ def test_a_tokenizers_own_template_goes_along(tmp_path: Path) -> None:
 def test_what_transformers_has_no_place_for_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"connector.depth: found 3, expected 2"):
         net(spread=False, connector=MlpConnector(depth=3)).hf()
+    with pytest.raises(ValueError, match=r"image\.views: found 5, expected 1, all that transformers' LLaVA knows"):
+        net(spread=False, image=ImagePolicy(size=16, fit="pad", views=5)).hf()
+    with pytest.raises(ValueError, match=r"vision\.norm: found true, expected false"):
+        net(spread=False, vision=replace(TINY["vision"], norm=True)).hf()
     (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     with pytest.raises(ValueError, match=r"found a LlamaForCausalLM, expected one of .*LlavaForConditionalGeneration"):
         import_folder(tmp_path)

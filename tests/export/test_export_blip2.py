@@ -25,6 +25,7 @@ from lightning_mllm.export import export, verify
 from lightning_mllm.export.importing import import_folder
 from lightning_mllm.inference import Model, load
 from lightning_mllm.language.tokenizer import byte_tokenizer
+from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.processor import TextLimits
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.weights.files import BESIDE
@@ -235,6 +236,8 @@ def test_what_transformers_has_no_place_for_is_refused() -> None:
     narrow = replace(OPT, config={**(OPT.config or {}), "word_embed_proj_dim": 16})
     with pytest.raises(ValueError, match=r"language\.word_embed_proj_dim: found 16, expected 32"):
         net("blip2, opt", language=narrow).hf()
+    with pytest.raises(ValueError, match=r"image\.views: found 5, expected 1, all that transformers' BLIP-2 knows"):
+        net("blip2, llama", image=ImagePolicy(size=16, fit="squash", views=5)).hf()
     with pytest.raises(ValueError, match="instructed: found false"):
         net("instructblip, llama", instructed=False).hf()
 

@@ -12,7 +12,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightning_mllm.training.initialise import build_empty, initialise, materialise
+from lightning_mllm.vision.convnext import ConvNextTower
+from lightning_mllm.vision.dino import DinoTower
 from lightning_mllm.vision.mixture import TINY_MIXTURE, MixedTower, Tower, at_size
+from lightning_mllm.vision.qformer_tower import QFormerTower
 from lightning_mllm.vision.tower import TINY_TOWER, OpenClipTower
 from lightning_mllm.weights.files import write_tensors
 from lightning_mllm.weights.handover import Ancestors
@@ -103,6 +106,39 @@ def test_built_without_memory_and_filled_each_from_its_own_source(tmp_path: Path
     assert torch.equal(net.get_parameter("groups.0.0.ln_post.weight"), clip.get_parameter("visual.ln_post.weight"))
     assert [out.shape for out in net(images(16))] == [(2, 5, 56), (2, 17, 64)]
     assert not any(name.startswith("groups.0") for name in spec.fresh)
+
+
+def test_published_sizes() -> None:
+    """CLIP, ConvNeXt and DINOv2 as open_clip and the authors count them, without projections and mask token."""
+    spec = MixedTower(
+        groups=[
+            [QFormerTower()],
+            [
+                OpenClipTower(model="ViT-L-14-quickgelu", weights="openai", layer=-1, cls="keep", norm=True),
+                ConvNextTower(),
+                DinoTower(),
+            ],
+        ],
+        size=224,
+    )
+    assert (spec.vectors, spec.widths, spec.num_vectors) == ((32, 257), (768, 5632), 289)
+    with torch.device("meta"):
+        net: Any = spec.build()
+    counts = [[sum(p.numel() for p in tower.parameters()) for tower in group] for group in net.groups]
+    clip, conv, own = 303_966_208 - 1024 * 768, 846_543_744 - 3072 * 1024, 1_136_480_768 - 1536 * (1 + 1370 - 257)
+    eva = 985_949_440 - 39 * 1408 + 2 * 1408
+    assert counts == [[eva + 105_137_664 + 32 * 768], [clip, conv, own]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frozen_and_in_16_bits_by_autocast(dtype: torch.dtype) -> None:
+    mixed, seen = shaken(TINY_MIXTURE.build()).eval().requires_grad_(False), images(16)
+    exact = mixed(seen)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        found = mixed(seen)
+    for ours, expected in zip(found, exact, strict=True):
+        assert not ours.requires_grad and ours.dtype.is_floating_point
+        assert_close(ours.float(), expected, atol=0.0 if dtype == torch.float32 else 0.25, rtol=0.05)
 
 
 def test_all_fresh_is_fresh() -> None:
