@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, get_args
 
-from data_modules.sources.files import BadRecords
+from data_modules.sources.files import BadRecords, Entry
 from data_modules.sources.questions import Question, QuestionSource
 from data_modules.sources.records import RecordError, field
 from lightning_mllm.boxes import FRAMES, Box, Frame, named, of_pixels, write
 
 Ask = Literal["box", "expression"]
+
+_NUMBER = re.compile(r"\d*\.?\d+")
 
 
 class BoxSource(QuestionSource):
@@ -54,6 +57,11 @@ class BoxSource(QuestionSource):
             return of_pixels(left, top, width, height, *size, frame=self.frame)
         except ValueError as rule:
             raise RecordError(str(rule)) from None
+
+    def _entry_of(self, asked: Question) -> Entry:
+        """Each number of a box counts as a word: there are no blanks between those of some dialects."""
+        entry = super()._entry_of(asked)
+        return entry._replace(words=entry.words + len(_NUMBER.findall(asked.question + asked.answer)))
 
     def text(self, *boxes: Box) -> str:
         """Boxes as the source spells them."""

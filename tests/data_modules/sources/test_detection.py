@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data_modules.sources import CocoDetection, CocoObjects
-from lightning_mllm.boxes import Malformed, iou, of_pixels, read
+from lightning_mllm.boxes import DIALECTS, Malformed, iou, of_pixels, read
 from tests.data_modules.files import SHARED, generator, touch, write
 from tests.data_modules.sources.held_out import samples, score, turns
 
@@ -54,6 +54,14 @@ def test_all_of_a_kind_are_asked_for(tmp_path: Path) -> None:
     ]
     assert turns(person)[1] == "[[200,100,300,600]]"
     assert score([dogs, person]) == 1.0 and score([dogs, person], right=False) == 0.0
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_every_number_of_a_box_counts_as_a_word(tmp_path: Path, dialect: str) -> None:
+    things = [thing(1, 120), thing(2, 0), thing(3, 40, 1)]
+    made = source(tmp_path, CocoDetection, [image()], things, dialect=dialect)
+    made.load()
+    assert made.length(0) - made.length(1) in (4, 8)  # blanks count as well where a dialect has them
 
 
 @pytest.mark.parametrize("kind", [CocoObjects, CocoDetection])
