@@ -13,6 +13,7 @@ from data_modules.evaluation import EvaluationSet
 from data_modules.module import MultimodalDataModule
 from data_modules.order import Order, Place
 from data_modules.sources.source import Source
+from data_modules.text import TextShare
 from lightning_mllm.contracts import Sample, Turn
 from tests.toy import ToyProcessor
 
@@ -89,6 +90,8 @@ class ToyData(MultimodalDataModule):
         micro_batch: int = 4,
         workers: int = 0,
         half_text: bool = False,
+        text: TextShare | None = None,
+        text_micro_batch: int = 1,
         processor: Any = None,
     ) -> None:
         answered = {"squares": EvaluationSet(source=Squares(10), task="exact")}
@@ -99,6 +102,8 @@ class ToyData(MultimodalDataModule):
             epochs=steps * global_batch / samples,
             global_batch=global_batch,
             micro_batch=micro_batch,
+            text=text,
+            text_micro_batch=text_micro_batch,
             eval_batch=3,
             workers=workers,
             processor=processor or ToyProcessor(),

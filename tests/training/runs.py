@@ -71,9 +71,7 @@ def fit(
         module.runs = runs
     datamodule = ToyData(**(data or {}), processor=module.processor)
     own = trainer(folder, **arguments)
-    micro = datamodule.micro_batch * own.world_size
-    assert datamodule.global_batch % micro == 0
-    own.accumulate_grad_batches = datamodule.global_batch // micro
+    own.accumulate_grad_batches = datamodule.accumulation(own.world_size)
     checkpoint = str(folder / "checkpoints" / "last.ckpt") if resume else None
     own.fit(module, datamodule=datamodule, ckpt_path=checkpoint)
     return module
