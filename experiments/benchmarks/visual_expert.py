@@ -66,7 +66,7 @@ def step(model: PreTrainedModel, embeds: Tensor, positions: Tensor, kinds: Tenso
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = dict(hidden=512, inner=1376, layers=4, heads=8, rows=1, image=1227, text=200, repeats=7, threads=1)
+    defaults = dict(hidden=512, inner=1376, layers=4, heads=8, rows=1, image=1227, text=200, repeats=5, threads=1)
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"default {value}")
     sizes = parser.parse_args()
