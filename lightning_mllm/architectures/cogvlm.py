@@ -23,7 +23,9 @@ Legend: B rows, T tokens, N images, V vectors an image, Dv and D widths of tower
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from jaxtyping import Float
@@ -35,48 +37,24 @@ from lightning_mllm.connectors.glu import Glu, GluConnector
 from lightning_mllm.contracts import Batch, Stage, TokenKind, Train
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA
+from lightning_mllm.language.lora import merge_lora
 from lightning_mllm.language.tokenizer import language_tokenizer
 from lightning_mllm.language.visual_expert import VisualExpertLM, idle_names, shared_positions
-from lightning_mllm.processing.chat import load_template
+from lightning_mllm.processing.chat import TokenizerTemplate, load_template
 from lightning_mllm.processing.images import ImagePolicy, fitting
 from lightning_mllm.processing.processor import Processor
 from lightning_mllm.training.prompted import PromptedModule
 from lightning_mllm.training.stage import StageSettings
+from lightning_mllm.vision.cogvlm_hf import COGVLM_TOWER_KEYS, cogvlm_tower, cogvlm_vision
 from lightning_mllm.vision.eva2 import TINY_EVA2, Eva2Tower
-from lightning_mllm.vision.eva2_keys import COGVLM_VISION_KEYS
 from lightning_mllm.vision.tower import OpenClipTower
-from lightning_mllm.weights.keymap import SPLIT_3, KeyMap, Rule
+from lightning_mllm.weights.cogvlm_keys import COGVLM_KEYS
+from lightning_mllm.weights.hf import HfFolder, chat_template, flat_template
+from lightning_mllm.weights.hf_cogvlm import Facts, cogvlm_folder
+from lightning_mllm.weights.keymap import KeyMap
 
-OURS, THEIRS = "language.model.layers.{n}", "model.layers.{n}"
-
-
-def _routed(expert: str) -> list[Any]:
-    """Lines of a block's two experts, `language` and `vision`; the released code has one matrix for their QKV."""
-    parts = tuple(f"{OURS}.self_attn.{each}_proj.{expert}.{{...}}" for each in "qkv")
-    return [
-        (parts, f"{THEIRS}.self_attn.{expert}_expert_query_key_value.{{...}}", SPLIT_3),
-        (f"{OURS}.self_attn.o_proj.{expert}.{{...}}", f"{THEIRS}.self_attn.{expert}_expert_dense.{{...}}"),
-        (f"{OURS}.mlp.{expert}.{{...}}", f"{THEIRS}.mlp.{expert}_mlp.{{...}}"),
-    ]
-
-
-ORIGINAL_KEYS = COGVLM_VISION_KEYS.under("vision.", "model.vision.") + KeyMap(
-    [
-        Rule(ours=None, theirs=(f"{THEIRS}.self_attn.rotary_emb.inv_freq",)),  # a constant
-        ("connector.{...}", "model.vision.linear_proj.{...}"),
-        ("ends.begin", "model.vision.boi"),
-        ("ends.end", "model.vision.eoi"),
-        *_routed("language"),
-        *_routed("vision"),
-        *(
-            (f"{OURS}.{norm}.{{...}}", f"{THEIRS}.{norm}.{{...}}")
-            for norm in ("input_layernorm", "post_attention_layernorm")
-        ),
-        *((f"language.model.{name}.{{...}}", f"model.{name}.{{...}}") for name in ("embed_tokens", "norm")),
-        ("language.lm_head.{...}", "lm_head.{...}"),
-    ]
-)
-"""Ours <-> the authors' checkpoints on the hub (`CogVLMForCausalLM` of their remote code)."""
+HF_KEYS = COGVLM_TOWER_KEYS.under("vision.", "model.vision.") + COGVLM_KEYS
+"""Ours <-> the public checkpoints (`CogVLMForCausalLM` of their remote code) and the folders that are written here."""
 
 EXPERT = "language.*.vision.*"
 FUSION = {"connector.*": Train(), "ends.*": Train(), EXPERT: Train()}
@@ -114,7 +92,8 @@ class CogVLM(PromptedModule):
             train={**FUSION, EXPERT: Train(but=("*.lora_*",)), "language.*.language.*lora_*": Train()}, lora=True
         ),
     }
-    key_maps: ClassVar[dict[str, KeyMap]] = {"original": ORIGINAL_KEYS}
+    key_maps: ClassVar[dict[str, KeyMap]] = {"hf": HF_KEYS}
+    hf_class: ClassVar[str] = "CogVLMForCausalLM"
     slots: ClassVar[frozenset[TokenKind]] = frozenset({TokenKind.IMAGE_BEGIN, TokenKind.IMAGE, TokenKind.IMAGE_END})
 
     vision: nn.Module
@@ -150,6 +129,7 @@ class CogVLM(PromptedModule):
             "language": language,
         }
         super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
+        self.experts: dict[str, Any] = {"every": language.every, "parts": list(language.parts)}
 
     def prepared(self, batch: Batch) -> Batch:
         """All vectors of an image at one position: what stands in a picture is no sequence."""
@@ -162,6 +142,54 @@ class CogVLM(PromptedModule):
 
     def idle(self) -> set[str]:
         return {f"language.{name}" for name in idle_names(self.language)}
+
+    def hf(self) -> HfFolder:
+        """The net as a folder in the public checkpoints' layout, with code of ours for transformers; adapters merged.
+
+        Raises:
+            ValueError: A tower or a language model that the layout has no place for.
+        """
+        own: Processor = self.processor
+        templated = isinstance(own.chat, TokenizerTemplate)
+        return cogvlm_folder(
+            self,
+            vision=cogvlm_vision(self.vision, own.image.size),
+            chat=flat_template(own.tokenizer.get_chat_template()) if templated else chat_template(asdict(own.chat)),
+            tensors=self._merged,
+            rename=HF_KEYS.to_theirs,
+        )
+
+    def _merged(self) -> Mapping[str, Tensor]:
+        state = self.state_dict()
+        return state if self.lora is None else merge_lora(state, self.lora.scale)
+
+    @classmethod
+    def from_hf(cls, folder: Path) -> Self:
+        """The net of a folder in the public checkpoints' layout, its parts without weights; no code in it is run.
+
+        Template, image policy and limits are those that an export of ours notes; other folders take the template that
+        they name, the released image preparation and, if they have none of their own, Vicuna's tokenizer.
+
+        Raises:
+            ValueError: A tower that this architecture does not have.
+        """
+        facts = Facts.read(folder)
+        config, known = facts.config, facts.notes
+        return cls(
+            vision=cogvlm_tower(config.vision_config, facts.mean, facts.std),
+            language=VisualExpertLM(
+                model=facts.tokenizer,
+                weights=None,
+                dtype=str(config.dtype or "float32").removeprefix("torch."),
+                config=facts.language,
+                **facts.experts,
+            ),
+            connector=GluConnector(inner=config.vision_config["adapter_size"] or config.intermediate_size),
+            chat=facts.chat,
+            image=ImagePolicy(**facts.image),
+            max_length=known.get("max_length", 2048),
+            decoding={task: Decoding(**how) for task, how in known.get("decoding", {}).items()},
+        )
 
     @classmethod
     def tiny(cls, **settings: Any) -> Self:

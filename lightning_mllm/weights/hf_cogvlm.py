@@ -44,19 +44,17 @@ def cogvlm_folder(
     net: Any,
     *,
     vision: dict[str, Any],
-    experts: dict[str, Any],
     chat: str,
-    state: Callable[[], Mapping[str, Tensor]],
+    tensors: Callable[[], Mapping[str, Tensor]],
     rename: Callable[[Iterator[tuple[str, Tensor]]], Iterator[tuple[str, Tensor]]],
 ) -> HfFolder:
     """A CogVLM as a folder.
 
     Args:
-        net: With `processor`, `language`, `connector`, `vision`, `decoding`, `logits` and `hf_class`.
+        net: With `processor`, `language`, `connector`, `vision`, `experts`, `decoding`, `logits` and `hf_class`.
         vision: Fields of `vision_config`.
-        experts: Which blocks have experts, and for what: `every` and `parts`.
         chat: The chat template (jinja).
-        state: The net's tensors.
+        tensors: Gives those of the net.
         rename: Gives them their names on disk.
 
     Raises:
@@ -72,7 +70,7 @@ def cogvlm_folder(
     config = CogVLMConfig(
         **_language_fields(language.config),
         vision_config={**vision, "adapter_size": net.connector.gate_proj.out_features},
-        visual_expert=experts,
+        visual_expert=net.experts,
         template_version=versions.get(own.chat.name, "base"),
         image_token_id=own.image_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -98,7 +96,7 @@ def cogvlm_folder(
         generation=GenerationConfig(
             bos_token_id=tokenizer.bos_token_id, eos_token_id=own.ends, pad_token_id=own.pad_id
         ),
-        tensors=lambda: rename(language_tensors(state(), language, rows, 0)),
+        tensors=lambda: rename(language_tensors(tensors(), language, rows, 0)),
         logits=net.logits,
         code=tuple(sorted(resource("package:weights/remote").glob("*_cogvlm.py"))),
         notes={
