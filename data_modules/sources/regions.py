@@ -26,7 +26,8 @@ class BoxSource(QuestionSource):
         images: the folder that image names are relative to.
         dialect: how boxes are spelled: 'cogvlm', 'ferret' or 'llava' (lightning_mllm/boxes.py).
         frame: what coordinates are shares of: the 'image', or the 'square' that it is padded to. It must be what the
-            model sees: 'square' where the processor pads, 'image' where it stretches.
+            model sees: 'square' where the processor's `fit` is 'pad', 'image' where it is 'squash'; 'crop' and random
+            areas show another part of the image than the boxes tell of.
         prompt, bad_records: as in QuestionSource.
     """
 
