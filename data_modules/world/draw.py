@@ -7,7 +7,7 @@ from random import Random
 
 from PIL import Image, ImageDraw, ImageFont
 
-from data_modules.world.scene import COLOURS, GRID, Scene, Thing
+from data_modules.world.scene import COLOURS, Scene, Thing
 
 OVERSAMPLING = 3
 TONE_VALUES = {"white": 240, "grey": 150, "dark": 45}
@@ -19,7 +19,7 @@ Box = tuple[float, float, float, float]
 
 def thing_box(thing: Thing, size: int) -> Box:
     """The true box (x, y, width, height) of a thing in an image of `size` pixels."""
-    place = size / GRID
+    place = size / thing.grid
     diameter = DIAMETERS[thing.size] * place
     x = (thing.column + 0.5 + thing.dx) * place - diameter / 2
     y = (thing.row + 0.5 + thing.dy) * place - diameter / 2
@@ -28,7 +28,7 @@ def thing_box(thing: Thing, size: int) -> Box:
 
 def crop(picture: Image.Image, thing: Thing) -> tuple[Image.Image, list[Box]]:
     """The place of a thing, cut out of a picture of it, and its box there."""
-    place = picture.width // GRID
+    place = picture.width // thing.grid
     left, top = thing.column * place, thing.row * place
     x, y, width, height = thing_box(thing, picture.width)
     return picture.crop((left, top, left + place, top + place)), [(x - left, y - top, width, height)]
@@ -43,7 +43,8 @@ def _polygon(centre: tuple[float, float], radius: float, radii: list[float], sta
     ]
 
 
-def _draw_thing(canvas: ImageDraw.ImageDraw, thing: Thing, size: int, fill: tuple[int, int, int]) -> None:
+def draw_thing(canvas: ImageDraw.ImageDraw, thing: Thing, size: int, fill: tuple[int, int, int] | int) -> None:
+    """The thing in a picture of `size` pixels, in a colour or a grey."""
     x, y, width, _ = thing_box(thing, size)
     centre, radius = (x + width / 2, y + width / 2), width / 2
     box = (x, y, x + width, y + width)
@@ -101,10 +102,16 @@ def draw(scene: Scene, size: int, random: Random) -> Image.Image:
     for thing in scene.things:
         base = COLOURS[thing.colour]
         red, green, blue = (min(255, max(0, channel + random.randint(-14, 14))) for channel in base)
-        _draw_thing(canvas, thing, large, (red, green, blue))
+        draw_thing(canvas, thing, large, (red, green, blue))
     if scene.word:
-        column, row = scene.word_place
-        ink = (250, 250, 250) if scene.tone == "dark" else (10, 10, 10)
-        middle = ((column + 0.5) * large / GRID, (row + 0.5) * large / GRID)
-        canvas.text(middle, scene.word, fill=ink, font=ImageFont.load_default(large / GRID * 0.55), anchor="mm")
+        write_word(canvas, scene, large)
     return image.reduce(OVERSAMPLING)
+
+
+def write_word(canvas: ImageDraw.ImageDraw, scene: Scene, size: int) -> None:
+    """The scene's word in a picture of `size` pixels."""
+    column, row = scene.word_place
+    ink = (250, 250, 250) if scene.tone == "dark" else (10, 10, 10)
+    middle = ((column + 0.5) * size / scene.grid, (row + 0.5) * size / scene.grid)
+    font = ImageFont.load_default(size / scene.grid * 0.55)
+    canvas.text(middle, scene.word, fill=ink, font=font, anchor="mm")

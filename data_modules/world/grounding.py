@@ -23,14 +23,14 @@ RELATIONS = 2
 """Of a picture."""
 
 
-def things_of(instances: Sequence[Json], side: int) -> list[Thing]:
+def things_of(instances: Sequence[Json], side: int, grid: int = GRID) -> list[Thing]:
     """The things of a picture of `side` pixels from its instances; their places are those of the middles of boxes."""
     things = []
     for instance in instances:
         x, y, width, height = instance["bbox"]
-        column, row = (int(middle * GRID / side) for middle in (x + width / 2, y + height / 2))
+        column, row = (int(middle * grid / side) for middle in (x + width / 2, y + height / 2))
         shape = SHAPES[instance["category_id"] - 1]
-        things.append(Thing(**instance["attributes"], shape=shape, column=column, row=row))
+        things.append(Thing(**instance["attributes"], shape=shape, column=column, row=row, grid=grid))
     return things
 
 
@@ -45,7 +45,7 @@ def expressions(content: Json, random: Random) -> Json:
     """
     texts = []
     for image, instances in _pictures(content):
-        things = things_of(instances, image["width"])
+        things = things_of(instances, image["width"], _grid(content))
         for instance, thing in zip(instances, things, strict=True):
             if phrases := refer(things, thing, PLACE):
                 pair = thing.colour, thing.shape
@@ -60,7 +60,7 @@ def captions(content: Json, random: Random) -> Json:
     """One caption a picture, that names every thing and its place in a random order."""
     texts = []
     for image, instances in _pictures(content):
-        pairs = list(zip(instances, things_of(instances, image["width"]), strict=True))
+        pairs = list(zip(instances, things_of(instances, image["width"], _grid(content)), strict=True))
         random.shuffle(pairs)
         phrases = [article(name(thing)) for _, thing in pairs]
         placed = [f"{phrase} {at(thing.place)}" for phrase, (_, thing) in zip(phrases, pairs, strict=True)]
@@ -77,7 +77,7 @@ def relationships(content: Json, random: Random) -> list[Json]:
     """Up to RELATIONS pairs of things of each picture, and how the first is related to the second."""
     records = []
     for image, instances in _pictures(content):
-        pairs = list(permutations(zip(instances, things_of(instances, image["width"]), strict=True), 2))
+        pairs = list(permutations(zip(instances, things_of(instances, image["width"], _grid(content)), strict=True), 2))
         found = []
         for k, pair in enumerate(random.sample(pairs, min(RELATIONS, len(pairs)))):
             predicate = relation(pair[0][1], pair[1][1])
@@ -102,6 +102,11 @@ def image_data(content: Json, random: Random) -> list[Json]:
 
 FILES = {"refs": expressions, "captions": captions, "relationships": relationships, "image_data": image_data}
 """The start of a file's name -> what is in it."""
+
+
+def _grid(content: Json) -> int:
+    """Places in a row of a picture."""
+    return content["info"].get("grid", GRID)
 
 
 def _pictures(content: Json) -> list[tuple[Json, list[Json]]]:

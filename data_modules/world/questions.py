@@ -55,7 +55,9 @@ def refer(things: Sequence[Thing], thing: Thing, hidden: frozenset[str]) -> list
                 phrases.append(" ".join([wanted[n] for n in names if n != "shape"] + [noun]))
         if phrases:
             return phrases
-    return [] if "place" in hidden else [f"thing {at(thing.place)}"]
+    # In a fine grid several things may be in one third of the picture.
+    alone = sum(other.place == thing.place for other in things) == 1
+    return [f"thing {at(thing.place)}"] if alone and "place" not in hidden else []
 
 
 def _yes(truth: bool) -> str:

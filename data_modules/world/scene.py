@@ -1,4 +1,4 @@
-"""What a scene is: up to five shapes in a three-by-three grid of places, on a background.
+"""What a scene is: up to five shapes in a grid of places, three by three unless a world is finer, on a background.
 
 Every random choice comes from the generator that is passed in, so a scene is a pure function of its seed.
 """
@@ -42,6 +42,7 @@ COUNTS = {1: 3, 2: 4, 3: 3, 4: 2, 5: 1}
 """Things in a scene -> how often, relative to one another."""
 MOST = max(COUNTS)
 GRID = 3
+"""Places in a row and in a column, unless a world is finer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +56,14 @@ class Thing:
     row: int
     dx: float = 0.0
     dy: float = 0.0
+    grid: int = GRID
+    """Places in a row and in a column of the picture."""
 
     @property
     def place(self) -> str:
-        """'top left', 'top', ..., 'middle'."""
-        return " ".join(part for part in (ROWS[self.row], COLUMNS[self.column]) if part) or "middle"
+        """The third of the picture: 'top left', 'top', ..., 'middle'."""
+        row, column = ROWS[self.row * len(ROWS) // self.grid], COLUMNS[self.column * len(COLUMNS) // self.grid]
+        return " ".join(part for part in (row, column) if part) or "middle"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +76,10 @@ class Scene:
     word: str = ""
     word_place: tuple[int, int] = (0, 0)
     """Column and row of the written word."""
+    grid: int = GRID
 
 
-def draw_scene(random: Random, *, novel: bool, words: float = 0.0, most: int = MOST) -> Scene:
+def draw_scene(random: Random, *, novel: bool, words: float = 0.0, most: int = MOST, grid: int = GRID) -> Scene:
     """A random scene of one to `most` things, all in different places.
 
     Attributes repeat within a scene half of the time, so that counting and comparing mean something.
@@ -83,10 +88,11 @@ def draw_scene(random: Random, *, novel: bool, words: float = 0.0, most: int = M
         novel: at least one thing is a pair of `NOVEL_PAIRS`; otherwise none is.
         words: probability of a written word.
         most: things there may be; at least one.
+        grid: places in a row and in a column.
     """
     counts = [count for count in COUNTS if count <= most]
     (count,) = random.choices(counts, weights=[COUNTS[count] for count in counts])
-    places = random.sample([(column, row) for column in range(GRID) for row in range(GRID)], count + 1)
+    places = random.sample([(column, row) for column in range(grid) for row in range(grid)], count + 1)
     colours = random.sample(list(COLOURS), random.randint(1, 3)) if random.random() < 0.5 else list(COLOURS)
     shapes = random.sample(SHAPES, random.randint(1, 3)) if random.random() < 0.5 else SHAPES
     novel_at = random.randrange(count) if novel else -1
@@ -101,7 +107,7 @@ def draw_scene(random: Random, *, novel: bool, words: float = 0.0, most: int = M
         size = random.choice(SIZES)
         reach = 0.16 if size == "small" else 0.05
         dx, dy = random.uniform(-reach, reach), random.uniform(-reach, reach)
-        things.append(Thing(colour=colour, shape=shape, size=size, column=column, row=row, dx=dx, dy=dy))
+        things.append(Thing(colour=colour, shape=shape, size=size, column=column, row=row, dx=dx, dy=dy, grid=grid))
     word = random.choice(WORDS) if random.random() < words else ""
     return Scene(
         things=tuple(things),
@@ -109,4 +115,5 @@ def draw_scene(random: Random, *, novel: bool, words: float = 0.0, most: int = M
         pattern=random.choice(PATTERNS),
         word=word,
         word_place=places[count],
+        grid=grid,
     )

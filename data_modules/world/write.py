@@ -13,7 +13,9 @@
     DIR/text/readings_SPLIT.jsonl                    other written scenes: captions and questions, {"id", "captions",
                                                      "questions": [{"kind", "question", "answer"}]}
 
-A world of crops has one thing a picture, cut out at its place, and of the files those of COCO.
+A world of crops has one thing a picture, cut out at its place, and of the files those of COCO. A textured world differs
+from the drawn one of the same settings in its pictures and COCO captions alone. A fine world has smaller things in more
+places; places in words are thirds of the picture all the same.
 
 Splits are train, val, test and test_novel; only test_novel holds the colour-shape pairs of `scene.NOVEL_PAIRS`.
 The bytes are a pure function of the arguments: each chunk of scenes has its own generator, whoever draws it.
@@ -26,35 +28,31 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from rich.progress import track
 
 from data_modules.world import grounding
 from data_modules.world.captions import article, captions, describe, name
-from data_modules.world.draw import Box, crop, draw, thing_box
-from data_modules.world.questions import Balance, Question, ask
-from data_modules.world.scene import GRID, MOST, SHAPES, Scene, Thing, draw_scene
+from data_modules.world.draw import crop, draw, thing_box
+from data_modules.world.questions import Balance, ask
+from data_modules.world.records import Json, caption_records, instance_records, turns, vqa_records
+from data_modules.world.scene import GRID, MOST, SHAPES, Scene, draw_scene
+from data_modules.world.textured import alt_texts, paint
 
 SHARES = {"train": 0.85, "val": 0.05, "test": 0.05, "test_novel": 0.05}
 QUESTIONS = 6
 """Of an image in VQAv2's format."""
 TURNS = 10
 """Questions of a conversation."""
-DESCRIBED = 0.25
-"""Share of conversations that also ask for a description: with one in each, half of the learned tokens would be its."""
 CHUNK = 250
-DESCRIBE = "Describe the picture."
 FORMAT = 2
 """Raised whenever the same arguments would give other bytes."""
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +65,20 @@ class Settings:
     size: int = 72
     """Side of the pictures, pixels."""
     crops: bool = False
-    """Whether a picture is one thing alone, cut out at its place: a side of `size` / GRID pixels."""
+    """Whether a picture is one thing alone, cut out at its place: a side of `size` / `grid` pixels."""
     words: float = 0.0
     """Share of the pictures with a written word."""
     format: int = FORMAT
+    style: str = "drawn"
+    """'drawn' or 'textured'."""
+    grid: int = GRID
+    """Places in a row and in a column of a picture; a multiple of three."""
+
+    @property
+    def card(self) -> Json:
+        """What world.json holds: settings that are as old as it is, and of the others those that are not the usual."""
+        usual = {"style": "drawn", "grid": GRID}
+        return {name: value for name, value in asdict(self).items() if usual.get(name) != value}
 
     def counts(self, total: int) -> dict[str, int]:
         """How many of `total` each split gets; at least one."""
@@ -98,57 +106,7 @@ class Chunk:
     def scenes(self, random: Random) -> Iterator[tuple[int, Scene]]:
         for index in range(self.start, self.start + self.count):
             novel, most = self.split == "test_novel", 1 if self.settings.crops else MOST
-            yield index, draw_scene(random, novel=novel, words=self.settings.words, most=most)
-
-
-def _turns(opening: str, questions: list[Question], description: str, random: Random) -> list[Json]:
-    pairs = [(question.text, question.answer) for question in questions]
-    if random.random() < DESCRIBED:
-        pairs.insert(random.randint(0, len(pairs)), (DESCRIBE, description))
-    turns = []
-    for index, (text, answer) in enumerate(pairs):
-        turns += [{"from": "human", "value": f"{opening}\n{text}" if index == 0 else text}]
-        turns += [{"from": "gpt", "value": answer}]
-    return turns
-
-
-def _caption_records(image: int, texts: list[str]) -> list[Json]:
-    return [{"id": image * 10 + k, "image_id": image, "caption": text} for k, text in enumerate(texts)]
-
-
-def _instance_records(image: int, things: Iterable[Thing], boxes: Iterable[Box]) -> list[Json]:
-    return [
-        {
-            "id": image * 10 + k,
-            "image_id": image,
-            "category_id": SHAPES.index(thing.shape) + 1,
-            "bbox": [round(value, 2) for value in box],
-            "area": round(box[2] * box[3], 2),
-            "iscrowd": 0,
-            "attributes": {"colour": thing.colour, "size": thing.size},
-        }
-        for k, (thing, box) in enumerate(zip(things, boxes, strict=True))
-    ]
-
-
-def _vqa_records(image: int, questions: list[Question]) -> tuple[list[Json], list[Json]]:
-    asked, answered = [], []
-    for k, question in enumerate(questions):
-        ids = {"question_id": image * 10 + k, "image_id": image}
-        asked.append({**ids, "question": question.text})
-        yes_no = question.answer in ("yes", "no")
-        answered.append(
-            {
-                **ids,
-                "question_type": question.kind,
-                "answer_type": "yes/no" if yes_no else "number" if question.kind == "count" else "other",
-                "multiple_choice_answer": question.answer,
-                "answers": [
-                    {"answer": question.answer, "answer_confidence": "yes", "answer_id": n + 1} for n in range(10)
-                ],
-            }
-        )
-    return asked, answered
+            yield index, draw_scene(random, novel=novel, words=self.settings.words, most=most, grid=self.settings.grid)
 
 
 def write_images(chunk: Chunk) -> dict[str, list[Json]]:
@@ -159,22 +117,24 @@ def write_images(chunk: Chunk) -> dict[str, list[Json]]:
     }
     for index, scene in chunk.scenes(random):
         picture, boxes = draw(scene, size, random), [thing_box(thing, size) for thing in scene.things]
+        texts = [f"{article(name(scene.things[0]))}."] if chunk.settings.crops else captions(scene, random)
+        if chunk.settings.style == "textured":
+            # Drawn all the same, so that scenes and questions are those of the drawn world.
+            own = Random(f"textured/{chunk.settings.seed}/{chunk.split}/{index}")
+            picture, texts = paint(scene, size, own), texts if chunk.settings.crops else alt_texts(scene, own)
         if chunk.settings.crops:
             picture, boxes = crop(picture, scene.things[0])
-            texts = [f"{article(name(scene.things[0]))}."]
-        else:
-            texts = captions(scene, random)
         file = f"{index:012d}.png"
         picture.save(chunk.folder / "images" / chunk.split / file, compress_level=4)
         records["images"].append({"id": index, "file_name": file, "width": picture.width, "height": picture.height})
-        records["captions"] += _caption_records(index, texts)
-        records["instances"] += _instance_records(index, scene.things, boxes)
+        records["captions"] += caption_records(index, texts)
+        records["instances"] += instance_records(index, scene.things, boxes)
         questions = ask(scene, TURNS, balance, random)
-        asked, answered = _vqa_records(index, questions[:QUESTIONS])
+        asked, answered = vqa_records(index, questions[:QUESTIONS])
         records["questions"] += asked
         records["annotations"] += answered
-        turns = _turns("<image>", questions, f"{describe(scene, random)}.", random)
-        records["conversations"].append({"id": str(index), "image": file, "conversations": turns})
+        said = turns("<image>", questions, f"{describe(scene, random)}.", random)
+        records["conversations"].append({"id": str(index), "image": file, "conversations": said})
     return records
 
 
@@ -185,11 +145,11 @@ def write_texts(chunk: Chunk) -> dict[str, list[Json]]:
     for index, scene in chunk.scenes(random):
         texts = captions(scene, random)
         questions = ask(scene, TURNS, balance, random)
-        turns = _turns(texts[0], questions, f"{describe(scene, random)}.", random)
-        records["conversations"].append({"id": f"text-{index}", "conversations": turns})
+        said = turns(texts[0], questions, f"{describe(scene, random)}.", random)
+        records["conversations"].append({"id": f"text-{index}", "conversations": said})
         question = random.choice(questions)
-        turns = [{"from": "human", "value": f"{texts[0]}\n{question.text}"}, {"from": "gpt", "value": question.answer}]
-        records["questions"].append({"id": f"text-{index}-question", "conversations": turns})
+        said = [{"from": "human", "value": f"{texts[0]}\n{question.text}"}, {"from": "gpt", "value": question.answer}]
+        records["questions"].append({"id": f"text-{index}-question", "conversations": said})
         document = "\n".join(random.sample(texts, len(texts)))
         records["corpus"].append({"id": f"text-{index}", "text": document})
     return records
@@ -216,15 +176,17 @@ def _dump(path: Path, value: object) -> None:
 
 
 def _write_split(
-    folder: Path, split: str, images: dict[str, list[Json]], texts: dict[str, list[Json]], crops: bool
+    folder: Path, split: str, images: dict[str, list[Json]], texts: dict[str, list[Json]], settings: Settings
 ) -> None:
-    info = {"description": "the small world", "version": str(FORMAT)}
+    info: Json = {"description": "the small world", "version": str(FORMAT)}
+    if settings.grid != GRID:
+        info["grid"] = settings.grid
     categories = [{"id": n + 1, "name": shape, "supercategory": "shape"} for n, shape in enumerate(SHAPES)]
     head = {"info": info, "images": images["images"]}
     _dump(folder / f"coco/captions_{split}.json", {**head, "annotations": images["captions"]})
     instances = {**head, "annotations": images["instances"], "categories": categories}
     _dump(folder / f"coco/instances_{split}.json", instances)
-    if crops:
+    if settings.crops:
         return
     _dump(folder / f"vqa/questions_{split}.json", {"info": info, "questions": images["questions"]})
     _dump(folder / f"vqa/annotations_{split}.json", {"info": info, "annotations": images["annotations"]})
@@ -274,15 +236,22 @@ def write_world(folder: Path, settings: Settings) -> None:
     if settings.images < 4 or settings.texts < 4:
         smallest = min(settings.images, settings.texts)
         raise ValueError(f"a world has four splits: found {smallest} images or texts, expected at least 4")
+    if settings.style not in ("drawn", "textured"):
+        raise ValueError(f"--style: found {settings.style!r}, expected drawn or textured")
+    if settings.grid < GRID or settings.grid % GRID:
+        raise ValueError(f"--grid: found {settings.grid}, expected a multiple of {GRID}, for thirds of a picture")
     if settings.size < 32 or not 0 <= settings.words <= 1:
         raise ValueError(
             f"expected a size of at least 32 pixels and a share of words in 0..1, found {settings.size} and "
             f"{settings.words}"
         )
-    if settings.crops and settings.size % GRID:
-        raise ValueError(f"--size: found {settings.size}, expected a multiple of {GRID} to cut places out of")
+    if settings.size * GRID < 32 * settings.grid or (settings.crops and settings.size % settings.grid):
+        raise ValueError(
+            f"--size: found {settings.size}, expected at least {32 * settings.grid // GRID} for places that can be"
+            f" seen, and a multiple of {settings.grid} to cut places out of"
+        )
     card = folder / "world.json"
-    if card.exists() and json.loads(card.read_text()) == asdict(settings):
+    if card.exists() and json.loads(card.read_text()) == settings.card:
         _add_grounding(folder, settings)
         print(f"{folder} already holds this world")
         return
@@ -303,9 +272,9 @@ def write_world(folder: Path, settings: Settings) -> None:
             future.result()
     for split in SHARES:
         images, texts, readings = (_merge([each.result() for each in work[split, kind]]) for kind in WRITERS)
-        _write_split(partial, split, images, {**texts, **readings}, settings.crops)
+        _write_split(partial, split, images, {**texts, **readings}, settings)
     _add_grounding(partial, settings)
-    _dump(partial / "world.json", asdict(settings))
+    _dump(partial / "world.json", settings.card)
     if folder.exists():
         folder.rmdir()
     partial.rename(folder)
@@ -321,10 +290,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=72, help="side of a picture in pixels (72)")
     parser.add_argument("--crops", action="store_true", help="one thing a picture, cut out at its place")
     parser.add_argument("--words", type=float, default=0.0, help="share of pictures with a written word (0)")
+    parser.add_argument("--style", default="drawn", help="textured: as if photographed, captions as on the web (drawn)")
+    parser.add_argument("--grid", type=int, default=GRID, help="places in a row; 6 with --size 144: half as large (3)")
     given = parser.parse_args(arguments)
     texts = (len(SHARES) if given.crops else given.images) if given.texts is None else given.texts
     settings = Settings(
-        images=given.images, seed=given.seed, texts=texts, size=given.size, words=given.words, crops=given.crops
+        images=given.images,
+        seed=given.seed,
+        texts=texts,
+        size=given.size,
+        words=given.words,
+        crops=given.crops,
+        style=given.style,
+        grid=given.grid,
     )
     try:
         write_world(given.folder, settings)
