@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_modules.world import grounding
 from data_modules.world.captions import captions, describe, plural
 from data_modules.world.draw import draw, thing_box
 from data_modules.world.questions import KINDS, Balance, ask
@@ -317,3 +318,20 @@ def test_a_world_drawn_before_is_given_what_it_lacks(tmp_path: Path):
     (tmp_path / "world/grounding").rmdir()
     write_world(tmp_path / "world", settings)
     assert digest(tmp_path / "world") == before
+
+
+def test_of_two_equal_things_each_phrase_has_its_own_box():
+    """ "at the top" also begins "at the top left": a phrase is looked for behind the one before it."""
+    seen = {"category_id": 1, "attributes": {"colour": "red", "size": "small"}, "image_id": 0}
+    instances = [{**seen, "id": 1, "bbox": [4, 4, 13, 13]}, {**seen, "id": 2, "bbox": [28, 4, 13, 13]}]
+    image = {"id": 0, "file_name": "0.png", "width": 72, "height": 72}
+    content = {"info": {}, "images": [image], "annotations": instances, "categories": []}
+    for seed in range(8):
+        found = grounding.captions(content, Random(seed))
+        spans = {each["original_id"]: each["tokens_positive"][0] for each in found["annotations"]}
+        text = found["images"][0]["caption"]
+        assert {text[end:].split(" and ")[0].rstrip(".") for _, end in spans.values()} == {
+            " at the top left",
+            " at the top",
+        }
+        assert text[spans[1][1] :].startswith(" at the top left")
