@@ -1,0 +1,108 @@
+"""SPHINX (Lin et al. 2023, arXiv 2311.07575): mixed weights, mixed tasks, mixed embeddings, sub-images.
+
+The idea: towers that learned differently see different things, so a language model is shown all of them at once; it is
+trained with the projections from the first stage on, beside text alone so that it stays able to talk.
+
+    images u8[N,3,H,W] --vision--> groups (f[N,V1,E1], f[N,V2,E2]) --connector--> f[N,V,D] --ends--> begin, V, end -.
+    tokens i[B,T] ---------------embedding--> f[B,T,D] --------------- slots of every view overwritten -------------'
+                                                                  |
+                                             language, causal in each segment -> hidden f[B,T,D]
+                                                                  |
+                                       head before supervised tokens, the first of which `end` predicts -> cross-entropy
+
+Legend: B rows, T tokens, I images, N views (of each image a global one, then its parts), V vectors, E and D widths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar, Self
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightning_mllm.connectors.ends import Ends, EndsConnector
+from lightning_mllm.connectors.mixed import MixedConnector, MixedProjection
+from lightning_mllm.contracts import Batch, Stage, TokenKind, Train
+from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
+from lightning_mllm.language.tokenizer import language_tokenizer
+from lightning_mllm.processing.chat import load_template
+from lightning_mllm.processing.images import ImagePolicy, fitting
+from lightning_mllm.processing.processor import Processor
+from lightning_mllm.training.prompted import PromptedModule
+from lightning_mllm.training.stage import StageSettings
+from lightning_mllm.vision.mixture import TINY_MIXTURE, MixedTower
+
+TRAINED = {"connector.*": Train(), "ends.*": Train(), "language.*": Train()}
+"""Sec. 3.1: the projections and the whole language model, in both stages; the towers never."""
+
+
+class Sphinx(PromptedModule):
+    """Mixed towers, a projection for each group of them, and a causal language model.
+
+    Args:
+        vision: The towers; members of one group are joined on their channels, groups stand one after another.
+        language: Any causal language model of transformers.
+        connector: Whether the parts of an image are shown with fewer vectors (`pool`).
+        chat: A template of `processing/templates`, or "tokenizer" for the tokenizer's own.
+        image: How images are fitted and cut into views; None is one view, padded to a square.
+        max_length: Tokens a row may have, visual slots included.
+        stage: What to train; None for use only.
+        decoding: Task -> how its answers are generated.
+
+    Raises:
+        ValueError: The parts do not fit one another, or one of them is not there.
+    """
+
+    stages: ClassVar[dict[str, Stage]] = {"pretrain": Stage(train=TRAINED), "instruct": Stage(train=TRAINED)}
+    slots: ClassVar[frozenset[TokenKind]] = frozenset({TokenKind.IMAGE_BEGIN, TokenKind.IMAGE, TokenKind.IMAGE_END})
+
+    vision: nn.Module
+    connector: MixedProjection
+    ends: Ends
+    language: PreTrainedModel
+
+    def __init__(
+        self,
+        vision: MixedTower,
+        language: CausalLM,
+        connector: MixedConnector = MixedConnector(),
+        chat: str = "sphinx",
+        image: ImagePolicy | None = None,
+        max_length: int = 2048,
+        stage: StageSettings | None = None,
+        decoding: dict[str, Decoding] | None = None,
+    ) -> None:
+        image = fitting(image, size=vision.image_size, mean=vision.mean, fit="pad")
+        connector = replace(connector, in_widths=vision.widths, out_width=language.width)
+        tokenizer = language_tokenizer(language)
+        processor = Processor(
+            tokenizer,
+            load_template(chat, tokenizer),
+            image,
+            vectors_per_image=connector.vectors(vision.vectors, image.num_views),
+            max_length=max_length,
+            image_ends="vectors",
+        )
+        parts = {
+            "vision": vision,
+            "connector": connector,
+            "ends": EndsConnector(width=language.width, start="uniform"),
+            "language": language,
+        }
+        super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
+
+    def see(self, batch: Batch) -> Float[Tensor, "I V D"]:
+        """What the language model is shown of each image, all its views (of a blank image: of its only one)."""
+        views = self.processor.image.num_views
+        return self.connector.by_image(self.vision(batch.images), views, around=self.ends)
+
+    @classmethod
+    def tiny(cls, **settings: Any) -> Self:
+        """A net of random values that needs no file: 16 px views, bytes as tokens."""
+        return cls(**{**TINY, **settings})
+
+
+TINY: dict[str, Any] = {"vision": TINY_MIXTURE, "language": TINY_LLAMA, "max_length": 1024}
