@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -287,3 +288,67 @@ def test_parts_that_do_not_fit_are_refused() -> None:
     batch.kinds[1, 3] = TokenKind.IMAGE_END
     with pytest.raises(ValueError, match=r"found 12 image slots for 11 visual vectors .* sample 'Say something\.'"):
         net(batch)
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+BLOCK = [
+    *(f"attention.w{each}" for each in "qkvo"),
+    *(f"feed_forward.w{k}" for k in (1, 2, 3)),
+    "attention_norm",
+    "ffn_norm",
+]
+OWN = {
+    *(f"{name}.weight" for name in ("tok_embeddings", "norm", "output")),
+    *(f"layers.{n}.{name}.weight" for n in range(2) for name in BLOCK),
+    *(f"{name}_proj.{k}.{kind}" for name in ("visual", "qformer") for k in (0, 1) for kind in ("weight", "bias")),
+    "start_img",
+    "end_img",
+}
+TOWERS = {
+    "clip": "visual.transformer.resblocks.1.attn.in_proj_weight",
+    "openclip_convnext_xxl": "stages.2.blocks.3.mlp.fc1.weight",
+    "dinov2_vitg14": "blocks.1.attn.qkv.weight",
+    "qformer": "vision_model.encoder.layers.0.self_attn.qkv.weight",
+}
+"""Of each tower a name of the released checkpoints."""
+
+
+def test_the_authors_names_are_total_and_come_back_bit_for_bit(net: Sphinx) -> None:
+    state, keys = net.state_dict(), net.key_maps["original"]
+    theirs = dict(keys.to_theirs(state.items()))
+    plain = {name.removeprefix("llma.") for name in theirs}
+    assert all(name.startswith("llma.") for name in theirs)
+    assert {name for name in plain if name.split(".")[0] not in TOWERS} == OWN
+    assert {f"{tower}.{name}" for tower, name in TOWERS.items()} < plain
+    assert {"qformer.query_tokens", "qformer.qformer.layernorm.weight"} < plain
+    assert {"openclip_convnext_xxl.head.norm.bias", "qformer.vision_model.post_layernorm.bias"} < plain
+    assert torch.equal(theirs["llma.start_img"], net.ends.begin)
+    assert torch.equal(theirs["llma.visual_proj.1.bias"], state["connector.projections.1.norm.bias"])
+    unused = ("clip.visual.proj", "clip.logit_scale", "dinov2_vitg14.mask_token", "qformer.language_projection.bias")
+    given = {**theirs, **{f"llma.{name}": torch.ones(1) for name in (*unused, "rope.freqs")}}
+    for back in (
+        dict(keys.to_ours(given)),
+        {name: load() for name, load in keys.lazily(given).items()},
+    ):
+        assert back.keys() == state.keys()
+        assert [name for name, tensor in back.items() if not torch.equal(tensor, state[name])] == []
+
+
+def test_a_checkpoint_of_the_authors_is_a_start(net: Sphinx, tmp_path: Path) -> None:
+    """One file, as they save it; the language model's heads are turned by their own width."""
+    path = tmp_path / "consolidated.00-of-01.model.pth"
+    torch.save({"model": dict(net.key_maps["original"].to_theirs(net.state_dict().items()))}, path)
+    module = built(stage=StageSettings(name="instruct", init_from={str(path): 1.0}))
+    assert set(module.provenance.values()) == {"stage.init_from"}
+    batch = batch_of(net, ONE, TEXT)
+    with torch.no_grad():
+        assert torch.equal(module.logits(batch), net.logits(batch))
+
+
+def test_heads_of_another_width_have_another_table(net: Sphinx) -> None:
+    name, tensor = "language.model.layers.0.self_attn.q_proj.weight", torch.arange(256).view(256, 1)
+    assert TINY["language"].config["hidden_size"] // TINY["language"].config["num_attention_heads"] == 16
+    for keys, second in ((net.key_maps["original"], 8), (Sphinx.key_maps["original"], 64)):
+        ((_, theirs),) = keys.to_theirs([(name, tensor)])
+        assert theirs[:2].flatten().tolist() == [0, second]
