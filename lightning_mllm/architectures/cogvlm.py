@@ -201,6 +201,5 @@ TINY: dict[str, Any] = {
     "vision": TINY_EVA2,
     "connector": GluConnector(inner=48),
     "language": VisualExpertLM(config=TINY_LLAMA.config),
-    "chat": "vicuna_v1",
     "max_length": 1024,
 }
