@@ -14,6 +14,7 @@ mllm: train, test, ask and export multimodal language models.
   mllm run EXPERIMENT               train every stage of a folder of YAML, test the last one, write a report
   mllm ask RUN --image F QUESTION   one answer of a trained model
   mllm export RUN --to DIR          a folder that transformers loads, checked in a fresh process
+  mllm mix A=0.5 B=0.5 --to DIR     weights between those of runs; --sweep scores all of them
   mllm world DIR                    draw the small world: pictures, captions, questions, conversations
   mllm data list                    the published data sets that the sources read
 
@@ -52,6 +53,12 @@ def _export(arguments: Sequence[str]) -> None:
     main(arguments[1:])
 
 
+def _mix(arguments: Sequence[str]) -> None:
+    from lightning_mllm.commands.mix import main
+
+    main(arguments[1:])
+
+
 def _world(arguments: Sequence[str]) -> None:
     from data_modules.world.write import main
 
@@ -68,6 +75,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "run": _run,
     "ask": _ask,
     "export": _export,
+    "mix": _mix,
     "world": _world,
     "data": _data,
     "fit": _fit,

@@ -108,13 +108,13 @@ def write_tensors(
             beside.unlink(missing_ok=True)
 
 
-def write_one_by_one(
-    path: Path, layout: Layout, read: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES
+def write_in_pieces(
+    path: Path, layout: Layout, read: Callable[[str], Iterable[Tensor]], shard_bytes: int = SHARD_BYTES
 ) -> list[Path]:
-    """As `write_tensors`, but no more than one tensor is in memory: what the files hold is said beforehand.
+    """As `write_tensors`, but nothing more than a piece is in memory: what the files hold is said beforehand.
 
     Args:
-        read: Gives the tensor called by one of the layout's names, once each.
+        read: Gives the tensor called by one of the layout's names, in pieces that follow one another; once for each.
 
     Raises:
         OSError: As `write_tensors`.

@@ -338,7 +338,7 @@ def _check_unchanged(ancestor: Ancestor, found: Mapping[Path, Ancestor]) -> None
     if ancestor.record["sha256"] != ancestor.digest:
         raise ValueError(f"{ancestor.path}: the weights are not those that {RECORD} names, they changed or were cut")
     present = {each.digest for each in found.values()}
-    for used in ancestor.record["lineage"]:
+    for used in ancestor.record["lineage"] if ancestor.init_from else ():
         if used["sha256"] not in present:
             raise ValueError(
                 f"{ancestor.path}: was trained from {used['source']!r} as it was then, found other weights there now"

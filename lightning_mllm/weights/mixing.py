@@ -20,8 +20,8 @@ from torch import Tensor
 
 from lightning_mllm.weights.pour import Layout
 
-CHUNK = 2**22
-"""Numbers that are mixed at once: beside what is read and what comes out there are a few buffers of 16 MiB."""
+PIECE = 2**20
+"""Numbers that are read of each source and mixed at once: beside them there are a few buffers of 4 MiB."""
 
 
 def coefficients(weights: Mapping[str, float], base: str | None = None, *, where: str) -> dict[str, float]:
@@ -49,7 +49,8 @@ def coefficients(weights: Mapping[str, float], base: str | None = None, *, where
 class Mixture(Mapping[str, Tensor]):
     """The sum of sources under their names, each tensor read and mixed when it is asked for.
 
-    Contract: of every source one tensor is read at a time; sources without a weight are read for their shapes at most.
+    Contract: of every source one tensor is open at a time, and of that a piece is read; sources without a weight are
+    asked for their shapes at most.
 
     Args:
         sources: Source -> its tensors by name.
@@ -86,14 +87,27 @@ class Mixture(Mapping[str, Tensor]):
         Raises:
             ValueError: The sources' tensors have other shapes than one another, or whole numbers that differ.
         """
-        return self._mixed(name, precise=True)
+        first, *others = self.weights
+        start = self.sources[first][name]
+        if not others:
+            return start
+        precise = torch.promote_types(start.dtype, torch.float32) if start.is_floating_point() else start.dtype
+        mixed, low = torch.empty(start.shape, dtype=precise), 0
+        for piece in self._pieces(name, precise=True):
+            mixed.view(-1)[low : low + len(piece)] = piece
+            low += len(piece)
+        return mixed
 
-    def stored(self, name: str) -> Tensor:
-        """The mixed tensor in the dtype that holds all of the sources' own."""
-        return self._mixed(name, precise=False)
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """The mixed tensor from its first number to its last, in the dtype that holds all of the sources' own.
+
+        Raises:
+            ValueError: As `mixture[name]`.
+        """
+        return self._pieces(name, precise=False)
 
     def layout(self) -> Layout:
-        """Dtype and shape of every tensor that `stored` gives, in order; nothing is read of sources that are mapped.
+        """Dtype and shape of every tensor that `pieces` gives, in order; nothing is read of sources that are mapped.
 
         Raises:
             ValueError: Shapes differ.
@@ -117,14 +131,20 @@ class Mixture(Mapping[str, Tensor]):
                 return f"{name!r} has shape {found} in {source!r}, expected {expected} as in {first!r}"
         return ""
 
-    def _mixed(self, name: str, *, precise: bool) -> Tensor:
+    def _pieces(self, name: str, *, precise: bool) -> Iterator[Tensor]:
+        total = self.sources[self.first][name].numel()
+        for low in range(0, total, PIECE):
+            yield self._piece(name, slice(low, low + PIECE), precise)
+
+    def _piece(self, name: str, part: slice, precise: bool) -> Tensor:
+        # Asked for anew: of a mapped file, what was read stays in memory as long as its tensor lives.
         tensors = {source: self.sources[source][name] for source in self.weights}
         if sentence := self._odd_shape(name, tensors):
             raise ValueError(sentence)
-        (first, start), *others = tensors.items()
+        dtype = _common(list(tensors.values()))
+        (first, start), *others = ((source, tensor.reshape(-1)[part]) for source, tensor in tensors.items())
         if not others:
             return start
-        dtype = _common(list(tensors.values()))
         if not dtype.is_floating_point:
             for source, tensor in others:
                 if not torch.equal(tensor, start):
@@ -133,22 +153,11 @@ class Mixture(Mapping[str, Tensor]):
                     )
             return start
         exact = torch.promote_types(dtype, torch.float32)
-        weighted = [(self.weights[source], tensor.reshape(-1)) for source, tensor in others]
-        return _sum(start, weighted, exact, exact if precise else dtype)
-
-
-def _sum(start: Tensor, others: Sequence[tuple[float, Tensor]], exact: torch.dtype, dtype: torch.dtype) -> Tensor:
-    """start + sum of weight * (other - start), computed in `exact` and kept in `dtype`."""
-    mixed = torch.empty(start.shape, dtype=dtype)
-    flat, out = start.reshape(-1), mixed.view(-1)
-    for low in range(0, flat.numel(), CHUNK):
-        part = slice(low, low + CHUNK)
-        first = flat[part].to(exact)
-        total = first.clone()
-        for weight, other in others:
-            total += weight * (other[part].to(exact) - first)
-        out[part] = total
-    return mixed
+        start = start.to(exact)
+        mixed = start.clone()
+        for source, tensor in others:
+            mixed.add_(torch.sub(tensor, start), alpha=self.weights[source])
+        return mixed if precise else mixed.to(dtype)
 
 
 def _common(tensors: Sequence[Tensor]) -> torch.dtype:

@@ -1,9 +1,9 @@
-"""A file of safetensors written one tensor at a time: what the package's own writer wants all at once."""
+"""A file of safetensors written piece by piece: what the package's own writer wants all at once."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,13 @@ def size(each: tuple[torch.dtype, torch.Size]) -> int:
     return each[1].numel() * each[0].itemsize
 
 
-def pour(path: Path, layout: Layout, read: Callable[[str], Tensor]) -> None:
-    """Writes the header's length, the header, and then the tensors without gaps, each as it is read.
+def pour(path: Path, layout: Layout, read: Callable[[str], Iterable[Tensor]]) -> None:
+    """Writes the header's length, the header, and then the tensors without gaps.
 
     Tensors of larger numbers come first, so that each starts where its numbers may.
 
     Args:
-        read: Gives the tensor of a name, on the CPU; called once for each.
+        read: Gives the tensor of a name, on the CPU, in pieces that follow one another; called once for each.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     names = sorted(layout, key=lambda name: -layout[name][0].itemsize)
@@ -53,8 +53,9 @@ def pour(path: Path, layout: Layout, read: Callable[[str], Tensor]) -> None:
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            tensor = read(name)
-            assert (tensor.dtype, tensor.shape) == layout[name], name
-            stream.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            # The next one is read before its name is bound: this one must not live on beside it.
-            del tensor
+            left = size(layout[name])
+            for piece in read(name):
+                assert piece.dtype == layout[name][0], (name, piece.dtype)
+                stream.write(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                left -= piece.nbytes
+            assert left == 0, (name, left)

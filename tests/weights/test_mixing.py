@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.weights import mixing
-from lightning_mllm.weights.files import TensorFiles, write_one_by_one, write_tensors
+from lightning_mllm.weights.files import TensorFiles, write_in_pieces, write_tensors
 from lightning_mllm.weights.mixing import Mixture, coefficients
 
 NAMES = ("w", "norm", "scale")
@@ -22,6 +22,12 @@ def tensors(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shapes = ((7, 3), (5,), ())
     return {n: torch.randn(s, generator=generator).to(dtype) for n, s in zip(NAMES, shapes, strict=True)}
+
+
+def stored(mixed: Mixture, name: str) -> Tensor:
+    """What is written."""
+    dtype, shape = mixed.layout()[name]
+    return torch.cat([torch.empty(0, dtype=dtype), *mixed.pieces(name)]).view(shape)
 
 
 def same(found: Tensor, expected: Tensor) -> bool:
@@ -38,12 +44,12 @@ def test_a_source_that_alone_has_a_weight_comes_out_to_the_bit(dtype: torch.dtyp
         mixed = Mixture({"a": a, "b": b}, weights)
         for name in NAMES:
             assert same(mixed[name].view(-1), expected[name].view(-1))
-            assert same(mixed.stored(name).view(-1), expected[name].view(-1))
+            assert same(stored(mixed, name).view(-1), expected[name].view(-1))
 
 
-@pytest.mark.parametrize("chunk", [2**22, 4])
-def test_linear_in_between(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mixing, "CHUNK", chunk)
+@pytest.mark.parametrize("piece", [2**20, 4])
+def test_linear_in_between(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixing, "PIECE", piece)
     a, b, c = tensors(1), tensors(2), tensors(3)
     for beta in (0.1, 0.5, 0.9):
         mixed = Mixture({"a": a, "b": b}, {"a": beta, "b": 1 - beta})
@@ -71,9 +77,9 @@ def test_16_bits_are_summed_in_float32() -> None:
         exact = torch.stack([each[name].double() for each in sources.values()]).mean(0)
         assert mixed[name].dtype == torch.float32
         torch.testing.assert_close(mixed[name].double(), exact, rtol=0, atol=1e-6)
-        assert torch.equal(mixed.stored(name), mixed[name].bfloat16())
+        assert torch.equal(stored(mixed, name), mixed[name].bfloat16())
     wide = Mixture({"a": tensors(1), "b": sources["b"]}, {"a": 0.5, "b": 0.5})
-    assert wide.stored("w").dtype == torch.float32 and wide.layout()["w"] == (torch.float32, torch.Size([7, 3]))
+    assert stored(wide, "w").dtype == torch.float32 and wide.layout()["w"] == (torch.float32, torch.Size([7, 3]))
 
 
 def test_task_arithmetic() -> None:
@@ -155,28 +161,36 @@ class Counted(Mapping[str, Tensor]):
         return len(self.inner)
 
 
-def test_of_every_source_one_tensor_at_a_time_and_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("piece", [2**20, 4])
+def test_of_every_source_one_tensor_is_open_and_of_the_sum_one_piece(
+    piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixing, "PIECE", piece)
     sources = {name: Counted(tensors(seed, torch.bfloat16)) for seed, name in enumerate("abc")}
     mixed = Mixture(sources, {"a": 0.5, "b": 0.5, "c": 0.0})
     layout = mixed.layout()
     for each in sources.values():
         assert (each.most, sorted(each.reads)) == (1, sorted(NAMES))
         each.reads.clear()
-    written = Counted({})
-    file = tmp_path / "model.safetensors"
+    pieces: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    most = 0
 
-    def read(name: str) -> Tensor:
-        gc.collect()
-        assert not written.alive, "the one before has been written"
-        tensor = mixed.stored(name)
-        written.alive.add(tensor)
-        return tensor
+    def read(name: str) -> Iterator[Tensor]:
+        nonlocal most
+        for each in mixed.pieces(name):
+            gc.collect()
+            pieces.add(each)
+            most = max(most, len(pieces))
+            assert each.numel() <= piece and all(len(source.alive) <= 1 for source in sources.values())
+            yield each
 
-    shards = write_one_by_one(file, layout, read, shard_bytes=30)
+    shards = write_in_pieces(tmp_path / "model.safetensors", layout, read, shard_bytes=30)
     assert len(shards) == 2
-    assert [(each.most, sorted(each.reads)) for each in sources.values()] == [(1, sorted(NAMES))] * 2 + [(1, [])]
+    # The piece before is let go when the next one is there.
+    assert most <= 2 and [each.most for each in sources.values()] == [1, 1, 1]
+    assert set(sources["b"].reads) == set(NAMES) and sources["c"].reads == []
     found = TensorFiles(tmp_path)
-    assert all(same(found[name].view(-1), mixed.stored(name).view(-1)) for name in NAMES)
+    assert all(same(found[name].view(-1), stored(mixed, name).view(-1)) for name in NAMES)
 
 
 def test_layouts_are_those_of_files_and_read_nothing_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
