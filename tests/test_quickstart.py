@@ -60,6 +60,18 @@ def test_the_q_former_lineages_in_a_row(tmp_path: Path, monkeypatch: pytest.Monk
     assert [each["stage"] for each in record["lineage"]] == ["representation"]
 
 
+def test_cogvlm_answers_in_words_and_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    main(["world", "data/world", "--images", "160", "--seed", "1"])
+    main(["run", "experiments/quickstart/cogvlm", "--stage.epochs=0.5"])
+    report = json.loads(Path("runs/quickstart/cogvlm/report.json").read_text())
+    names = {"vqa_accuracy", "vqa_accuracy_novel", "box_accuracy"}
+    assert names | {f"{name}_blind" for name in names} <= set(report)
+    trained = json.loads(Path("runs/quickstart/cogvlm/chat/weights/stage.json").read_text())["names"]
+    assert {"connector", "ends", "language"} <= {name.split(".")[0] for name in trained}
+
+
 @pytest.mark.skipif(not COCO.is_dir(), reason="needs the excerpt of COCO beside the checkout")
 def test_the_same_stages_on_real_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
