@@ -83,7 +83,7 @@ def test_ancestors_are_there(folder: Path) -> None:
 PUBLISHED = [
     file
     for file in STAGES
-    if re.match(r"llava(15)?_\d+b|blip2|instructblip_|cogvlm_", file.relative_to(EXPERIMENTS).parts[0])
+    if re.match(r"llava(15)?_\d+b|blip2|instructblip_|cogvlm_|sphinx_", file.relative_to(EXPERIMENTS).parts[0])
 ]
 
 
@@ -98,7 +98,7 @@ def test_every_published_number_is_stated(stage: Path) -> None:
     assert "min_lr" in stated or stage.parent.name.startswith("llava")
 
 
-ADAM, BLIP2_ADAM, COGVLM_ADAM = [0.9, 0.999], [0.9, 0.98], [0.9, 0.95]
+ADAM, BLIP2_ADAM, COGVLM_ADAM, SPHINX_ADAM = [0.9, 0.999], [0.9, 0.98], [0.9, 0.95], [0.9, 0.95]
 TABLE = {
     # global batch, length, peak rate, where it ends, betas, weight decay, warm-up
     "llava_7b/align": (128, {"epochs": 1}, 2e-3, 0, ADAM, 0, 0.03),
@@ -125,6 +125,13 @@ TABLE = {
     "cogvlm_17b/grounding_224": (1024, {"steps": 30_000}, 1e-5, 0, COGVLM_ADAM, 0.05, 1200),
     "cogvlm_17b/grounding_490": (1024, {"steps": 30_000}, 1e-5, 0, COGVLM_ADAM, 0.05, 1200),
     "cogvlm_17b/chat": (1024, {"steps": 6000}, 1e-5, 0, COGVLM_ADAM, 0.1, 50),
+    **{
+        f"sphinx_13b/pretrain_{domain}": (640, {"steps": 180_000}, 5e-5, 5e-6, SPHINX_ADAM, 0.1, 2000)
+        for domain in ("real", "synthetic")
+    },
+    **{
+        f"sphinx_{size}13b/instruct": (128, {"epochs": 1}, 2e-5, 0, SPHINX_ADAM, 0, 0.01) for size in ("", "1k_", "2k_")
+    },
     **{
         f"instructblip_{lm}/instruct": (batch, {"steps": 60_000}, 1e-5, 0, ADAM, 0.05, 1000)
         for lm, batch in {"flant5xl": 192, "vicuna7b": 128, "vicuna13b": 64}.items()
@@ -157,6 +164,30 @@ def test_cogvlms_second_pretraining_is_one_schedule_of_two_sizes() -> None:
         for stage in ("caption", "grounding_224", "grounding_490", "chat")
     }
     assert [each["image_size"] for each in sizes.values()] == [224, 224, 490, 490]
+
+
+@pytest.mark.parametrize(("size", "tokens"), [("", 291), ("1k_", 1455), ("2k_", 2910)])
+def test_sphinx_sees_with_four_towers(size: str, tokens: int) -> None:
+    """291 tokens a view (released code: `llama_ens`, `llama_ens5`, `llama_ens10`), within what a row may hold."""
+    net = resolve(EXPERIMENTS / f"sphinx_{size}13b/instruct.yaml", "gpu8").settings["model"]["init_args"]
+    groups = net["vision"]["init_args"]["groups"]
+    names = [[each["class_path"].rpartition(".")[2] for each in group] for group in groups]
+    assert names == [["QFormerTower"], ["OpenClipTower", "ConvNextTower", "DinoTower"]]
+    queries, (clip, conv, dino) = groups[0][0]["init_args"]["qformer"]["queries"], groups[1]
+    assert clip["init_args"]["norm"] and {each["init_args"]["cls"] for each in (clip, conv, dino)} == {"keep"}
+    assert net["image"]["views"] * (queries + 1 + conv["init_args"]["grid"] ** 2 + 2) == tokens
+    assert tokens < net["max_length"] - 512
+
+
+def test_sphinxs_pretrainings_take_text_in_every_step_and_are_mixed_by_halves() -> None:
+    for domain in ("real", "synthetic"):
+        settings = resolve(EXPERIMENTS / f"sphinx_13b/pretrain_{domain}.yaml", "gpu8").settings
+        text = settings["data"]["init_args"]["text"]
+        assert (text["tokens"], settings["model"]["init_args"]["image"]["views"]) == (65_536, 1)
+        assert Share("data.text.tokens", text["tokens"] // text["length"], 1).micro_batches(8) == 4
+        assert settings["stage"]["init_from"] == {}
+    mixed = yaml.safe_load((EXPERIMENTS / "sphinx_13b/instruct.yaml").read_text())["stage"]["init_from"]
+    assert mixed == {"pretrain_real": 0.5, "pretrain_synthetic": 0.5}
 
 
 @pytest.mark.parametrize("stage", [each for each in PUBLISHED if "llava" not in each.parent.name], ids=name)

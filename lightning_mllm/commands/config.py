@@ -246,7 +246,8 @@ def _origin(hint: Any) -> Any:
 
 
 def _fits(cls: type, base: type) -> bool:
-    return issubclass(cls, base) or getattr(base, "_is_protocol", False)
+    # Of a protocol with properties `issubclass` may not be asked.
+    return getattr(base, "_is_protocol", False) or issubclass(cls, base)
 
 
 def _is_composed(hint: Any) -> bool:
