@@ -78,9 +78,6 @@ class Plan:
     vision: int
     """The first run of vision, 0 or 1."""
 
-    def lengths_of(self, vision: bool) -> tuple[int, ...]:
-        return self.lengths[self.runs(vision)]
-
     def runs(self, vision: bool) -> slice:
         """Where the runs of one expert stand among all."""
         return slice(self.vision if vision else 1 - self.vision, None, 2)
@@ -133,7 +130,9 @@ class Routed(nn.Module):
         for vision, module in ((False, self.language), (True, self.vision)):
             runs = plan.runs(vision)
             if pieces[runs]:
-                written[runs] = module(_joined(pieces[runs])).split(plan.lengths_of(vision))
+                # One run is a view of its tokens, and is not copied.
+                mine = pieces[runs][0] if len(pieces[runs]) == 1 else torch.cat(pieces[runs])
+                written[runs] = module(mine).split(plan.lengths[runs])
         return torch.cat(written).unflatten(0, x.shape[:2])
 
     def _alone(self, x: Tensor) -> Tensor:
@@ -141,11 +140,6 @@ class Routed(nn.Module):
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.vision.parameters()):
             written = written + self.vision(x[:, :0]).sum()
         return written
-
-
-def _joined(pieces: Sequence[Tensor]) -> Tensor:
-    # One run is a view of its tokens.
-    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
 
 
 def add_visual_experts(

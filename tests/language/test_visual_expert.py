@@ -15,10 +15,8 @@ from lightning_mllm.language.causal import CausalLM
 from lightning_mllm.language.decode import decode, head
 from lightning_mllm.language.lora import Lora, add_lora, merge_lora
 from lightning_mllm.language.visual_expert import (
-    PARTS,
     Plan,
     VisualExpertLM,
-    add_visual_experts,
     has_experts,
     idle_names,
     plan_of,
@@ -310,14 +308,6 @@ def test_of_a_fresh_model_experts_are_copies_too() -> None:
     state = model.state_dict()
     assert set(seen.values()) == {"fresh"}
     assert all(torch.equal(t, state[n.replace(".vision.", ".language.")]) for n, t in state.items())
-
-
-def test_names_of_the_language_model_gain_one_word_where_an_expert_stands() -> None:
-    model = models.small("llama")
-    names = set(model.state_dict())
-    add_visual_experts(model, every=2, parts=("output",))
-    left = {name.replace(".language.", ".") for name in model.state_dict() if ".vision." not in name}
-    assert left == names and set(PARTS) == {"qkv", "output", "ffn"}
 
 
 # ---- adapters -------------------------------------------------------------------------------------------------------
