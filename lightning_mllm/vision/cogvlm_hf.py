@@ -15,7 +15,7 @@ from lightning_mllm.vision.eva2 import Eva2Attention, Eva2Tower, Eva2Vision
 from lightning_mllm.vision.eva2_keys import COGVLM_VISION_KEYS
 from lightning_mllm.vision.source import Statistic
 from lightning_mllm.vision.tower import OpenClipTower, VisionTower
-from lightning_mllm.weights.keymap import KeyMap
+from lightning_mllm.weights.keymap import KeyMap, Rule
 
 BRANCH, INPUT = "branch", "input"
 """Where a block's norms stand (`vision_config.norms`): behind its branches as in EVA2, or before them as in CLIP."""
@@ -42,7 +42,10 @@ _CLIP_KEYS = KeyMap(
     ]
 )
 
-COGVLM_TOWER_KEYS = KeyMap([replace(rule, when=_clip) for rule in _CLIP_KEYS.table]) + COGVLM_VISION_KEYS
+COGVLM_TOWER_KEYS = (
+    KeyMap([Rule(ours=None, theirs=("places",)), *(replace(rule, when=_clip) for rule in _CLIP_KEYS.table)])
+    + COGVLM_VISION_KEYS
+)
 """`VisionTower` or `Eva2Vision` <-> folders of CogVLM, where these names stand below `model.vision.`."""
 
 
@@ -55,8 +58,6 @@ def cogvlm_vision(tower: nn.Module, image_size: int) -> dict[str, Any]:
     if isinstance(tower, VisionTower):
         if tower.keep_cls:
             raise ValueError("vision.cls: found keep, expected drop, all that CogVLM's layout knows")
-        if tower.places is not None:
-            raise ValueError("vision.places: found sines, expected own, all that CogVLM's layout knows")
         clip = clip_config(tower, image_size)
         sizes = {
             "hidden_size": clip.hidden_size,
@@ -67,6 +68,7 @@ def cogvlm_vision(tower: nn.Module, image_size: int) -> dict[str, Any]:
             "layer_norm_eps": clip.layer_norm_eps,
             "hidden_act": clip.hidden_act,
             "norms": INPUT,
+            "places": "own" if tower.places is None else "sines",
         }
     elif isinstance(tower, Eva2Vision):
         block: Any = tower.blocks[0]
@@ -109,7 +111,7 @@ def cogvlm_tower(sizes: Mapping[str, Any], mean: Statistic, std: Statistic) -> E
             "hidden_act": sizes["hidden_act"],
         }
         config = open_clip_config(CLIPVisionConfig(**fields), mean, std)
-        return OpenClipTower(weights=None, layer=-1, cls="drop", config=config)
+        return OpenClipTower(weights=None, layer=-1, cls="drop", places=sizes["places"], config=config)
     fixed = {"norms": BRANCH, "hidden_act": "gelu", "layer_norm_eps": EPS}
     for name, expected in fixed.items():
         if (found := sizes[name]) != expected:

@@ -96,7 +96,7 @@ def cogvlm_folder(
         generation=GenerationConfig(
             bos_token_id=tokenizer.bos_token_id, eos_token_id=own.ends, pad_token_id=own.pad_id
         ),
-        tensors=lambda: rename(language_tensors(tensors(), language, rows, 0)),
+        tensors=lambda: _tensors(net, rename(language_tensors(tensors(), language, rows, 0))),
         logits=net.logits,
         code=tuple(sorted(resource("package:weights/remote").glob("*_cogvlm.py"))),
         notes={
@@ -106,6 +106,13 @@ def cogvlm_folder(
             "decoding": {task: asdict(how) for task, how in net.decoding.items()},
         },
     )
+
+
+def _tensors(net: Any, named: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    yield from named
+    # Computed here, so no tensor of the net.
+    if (places := getattr(net.vision, "places", None)) is not None:
+        yield "model.vision.places", places
 
 
 LANGUAGE_FIELDS = (

@@ -37,7 +37,8 @@ LLAMA: dict[str, Any] = TINY["language"].config
 CLIP, CLIP_CONFIG = replace(TINY_TOWER, cls="drop"), TINY_TOWER.config or {}
 BIASED = {**LLAMA, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "eva2": {"decoding": {"answer": Decoding(max_new_tokens=5)}},
+    "eva2": {"chat": "vicuna_v1", "decoding": {"answer": Decoding(max_new_tokens=5)}},
+    "clip, fixed positions": {"vision": replace(CLIP, places="sines")},
     "clip, crop": {"vision": CLIP, "image": ImagePolicy(size=16, fit="crop")},
     "clip, quick gelu, layer -2": {
         "vision": replace(CLIP, layer=-2, config={**(CLIP.config or {}), "quick_gelu": True})
@@ -376,7 +377,6 @@ def refusals() -> dict[str, dict[str, Any]]:
         ),
         "language.attention_bias: found True, expected False": language(num_key_value_heads=1, attention_bias=True),
         "vision.cls: found keep, expected drop": {"vision": TINY_TOWER},
-        "vision.places: found sines, expected own": {"vision": replace(CLIP, places="sines")},
     }
 
 

@@ -106,10 +106,13 @@ class CogVLMVision(nn.Module):
         self.block: int = sizes["num_positions"] - 1 + 2
         self.patch_embedding = CogVLMPatches(sizes)
         self.transformer = CogVLMTransformer(sizes)
+        fixed = torch.zeros(sizes["num_positions"] - 1, sizes["hidden_size"])
+        self.places = nn.Parameter(fixed, requires_grad=False) if sizes["places"] == "sines" else None
         self.linear_proj = CogVLMAdapter(sizes["hidden_size"], width, inner)
         self.boi, self.eoi = (nn.Parameter(torch.zeros(1, 1, width)) for _ in range(2))
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.patch_embedding(pixels.to(self.boi.device, self.patch_embedding.proj.weight.dtype))
-        x = self.linear_proj(self.transformer(x)[:, 1:])
+        x = self.transformer(x)[:, 1:]
+        x = self.linear_proj(x if self.places is None else x + self.places)
         return torch.cat([self.boi.expand(len(x), -1, -1), x, self.eoi.expand(len(x), -1, -1)], 1)
