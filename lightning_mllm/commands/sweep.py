@@ -127,9 +127,7 @@ class Sweep:
             self._write_table(found)
         best = max(found, key=lambda beta: found[beta][name]["value"])
         of = {beta: Interval(**scores[name]) for beta, scores in found.items()}
-        first, second = (place(each).name for each in (self.first, self.second))
-        title = f"{name} of beta * {first} + (1 - beta) * {second}"
-        draw_scores(self.to / "sweep.png", of, title=title, chosen=best)
+        draw_scores(self.to / "sweep.png", of, title=self._title(name), chosen=best)
         shutil.rmtree(self.to / "mix", ignore_errors=True)
         sources = [str(place(each)) for each in (self.first, self.second)]
         weights = dict(zip(sources, (best, round(1 - best, 9)), strict=True))
@@ -166,8 +164,12 @@ class Sweep:
             writer.writerow([f"{beta:g}", *map(repr, values)])
         write_text(self.to / "sweep.csv", text.getvalue())
 
+    def _title(self, name: str) -> str:
+        first, second = (place(each).name for each in (self.first, self.second))
+        return f"{name} of beta * {first} + (1 - beta) * {second}"
+
     def _say(self, found: dict[float, Interval], name: str, best: float) -> None:
-        table = Table("beta", name, "95 % interval", title=f"{self.first.source} x beta + {self.second.source} x rest")
+        table = Table("beta", name, "95 % interval", title=self._title(name))
         for beta, each in found.items():
             mark = "[bold]" if beta == best else ""
             table.add_row(f"{mark}{beta:g}", f"{mark}{each.value:.3f}", f"{mark}{each.low:.3f} to {each.high:.3f}")
