@@ -1,7 +1,7 @@
 """The same scenes as if photographed, and what web pages would say beside them: another domain of pictures and texts.
 
 Backgrounds are clouds of two shades, things are hatched, grainy or lit from one side and throw a shadow, and all of it
-is grainy. Texts are file names, key words and tags: short, of some of the things only, without places.
+is blurred and noisy. Texts are file names, key words and tags: short, of some of the things only, without places.
 """
 
 from __future__ import annotations
@@ -16,28 +16,25 @@ from data_modules.world.draw import OVERSAMPLING, TONE_VALUES, draw_thing, write
 from data_modules.world.scene import COLOURS, Scene, Thing
 
 Colour = tuple[int, int, int]
-DARKEST, LIGHTEST = 0.68, 1.04
-"""Of a thing's colour."""
-GRAIN = 0.07
-"""How much of a picture is noise."""
+GRAIN = 0.2
+"""How much of a picture is noise. With so much, the shipped CLIP, which learned from drawn pictures, finds the caption
+among those of 200 textured scenes for 68 % of them; for 92 % of the same scenes drawn."""
 
 
 def paint(scene: Scene, size: int, random: Random) -> Image.Image:
     """The picture of `scene`: RGB, `size` x `size` pixels; `random` gives shades and textures, never the content."""
     value = TONE_VALUES[scene.tone]
-    dark, light = (_shade([value + random.randint(-24, 24) for _ in range(3)], factor) for factor in (0.8, 1.15))
-    image = _mixed(dark, light, Image.blend(_noise(size, 3, random), _noise(size, 9, random), 0.35))
+    dark, light = (_shade([value + random.randint(-30, 30) for _ in range(3)], factor) for factor in (0.65, 1.25))
+    image = _mixed(dark, light, Image.blend(_noise(size, 4, random), _noise(size, 12, random), 0.5))
     for thing in scene.things:
         outline = _outline(thing, size)
-        shadow = ImageChops.offset(outline, size // 36, size // 36).filter(ImageFilter.GaussianBlur(size / 72))
-        image.paste(Image.new("RGB", image.size), mask=shadow.point([level // 3 for level in range(256)]))
-        base, factor = COLOURS[thing.colour], random.uniform(0.95, 1.05)
-        dark, light = _shade(base, factor * DARKEST), _shade(base, factor * LIGHTEST)
-        image.paste(_mixed(dark, light, random.choice(TEXTURES)(size, random)), mask=outline)
+        shadow = ImageChops.offset(outline, size // 30, size // 30).filter(ImageFilter.GaussianBlur(size / 60))
+        image.paste(Image.new("RGB", image.size), mask=shadow.point([level // 2 for level in range(256)]))
+        random.choice(TEXTURES)(image, outline, COLOURS[thing.colour], random)
     if scene.word:
         write_word(ImageDraw.Draw(image), scene, size)
-    grain = Image.merge("RGB", [_noise(size, size, random)] * 3)
-    return Image.blend(image, grain, GRAIN)
+    grain = Image.merge("RGB", [_noise(size, size, random) for _ in range(3)])
+    return Image.blend(image.filter(ImageFilter.GaussianBlur(size / 120)), grain, GRAIN)
 
 
 def _shade(colour: Sequence[int], factor: float) -> Colour:
@@ -62,31 +59,34 @@ def _outline(thing: Thing, size: int) -> Image.Image:
     return large.reduce(OVERSAMPLING)
 
 
-def _hatched(side: int, random: Random) -> Image.Image:
-    """Diagonal lines."""
-    image, step = Image.new("L", (side, side), 255), random.choice((3, 4))
-    canvas, down = ImageDraw.Draw(image), random.random() < 0.5
+def _hatched(image: Image.Image, outline: Image.Image, colour: Colour, random: Random) -> None:
+    """Diagonal lines, between which the background is seen."""
+    side, step = image.width * OVERSAMPLING, random.choice((3, 4, 5)) * OVERSAMPLING
+    lines, down = Image.new("L", (side, side), 64), random.random() < 0.5
+    canvas = ImageDraw.Draw(lines)
     for start in range(-side, side, step):
         ends = ((start, 0), (start + side, side)) if down else ((start, side), (start + side, 0))
-        canvas.line(ends, fill=40)
-    return image
+        canvas.line(ends, fill=255, width=step // 2)
+    shade = Image.new("RGB", image.size, _shade(colour, random.uniform(0.85, 1.05)))
+    image.paste(shade, mask=ImageChops.multiply(outline, lines.reduce(OVERSAMPLING)))
 
 
-def _grainy(side: int, random: Random) -> Image.Image:
-    return _noise(side, side // 2, random)
+def _grainy(image: Image.Image, outline: Image.Image, colour: Colour, random: Random) -> None:
+    texture = _noise(image.width, image.width // 3, random)
+    image.paste(_mixed(_shade(colour, 0.45), _shade(colour, 1.05), texture), mask=outline)
 
 
-def _lit(side: int, random: Random) -> Image.Image:
-    """Light from one side, once over each of the places of a picture of three."""
-    place = Image.linear_gradient("L").resize((side // 3, side // 3)).rotate(90 * random.randrange(4))
-    image = Image.new("L", (side, side), 128)
-    for column in range(0, side, place.width):
-        for row in range(0, side, place.height):
-            image.paste(place, (column, row))
-    return image
+def _lit(image: Image.Image, outline: Image.Image, colour: Colour, random: Random) -> None:
+    """Light from one side."""
+    box = outline.getbbox()
+    assert box is not None
+    width, height = box[2] - box[0], box[3] - box[1]
+    light = Image.linear_gradient("L").rotate(90 * random.randrange(4)).resize((width, height))
+    image.paste(_mixed(_shade(colour, 0.4), _shade(colour, 1.05), light), box, outline.crop(box))
 
 
-TEXTURES: tuple[Callable[[int, Random], Image.Image], ...] = (_hatched, _grainy, _lit)
+TEXTURES: tuple[Callable[[Image.Image, Image.Image, Colour, Random], None], ...] = (_hatched, _grainy, _lit)
+"""Each fills an outline with a colour."""
 
 
 def alt_texts(scene: Scene, random: Random) -> list[str]:

@@ -16,7 +16,7 @@ from data_modules.world.draw import DIAMETERS, draw, draw_thing, thing_box
 from data_modules.world.grounding import things_of
 from data_modules.world.questions import KINDS, Balance, ask, refer
 from data_modules.world.scene import COLOURS, NOVEL_PAIRS, SHAPES, TONES, Scene, Thing, draw_scene
-from data_modules.world.textured import TEXTURES, alt_texts, paint
+from data_modules.world.textured import GRAIN, TEXTURES, alt_texts, paint
 from data_modules.world.write import Settings, main, write_world
 from tests.data_modules.world.test_world import digest, read
 
@@ -60,7 +60,7 @@ def test_a_picture_is_repeatable_and_not_that_of_another_seed() -> None:
 @pytest.mark.parametrize("texture", TEXTURES, ids=lambda texture: texture.__name__)
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_things_have_their_colours(texture, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the eight colours the mean of a thing's pixels is nearest to its own, on every background."""
+    """Of the eight colours the most coloured of a thing's pixels are nearest to its own, on every background."""
     monkeypatch.setattr("data_modules.world.textured.TEXTURES", (texture,))
     names = list(COLOURS)
     table = np.array([COLOURS[name] for name in names], dtype=float)
@@ -68,10 +68,13 @@ def test_things_have_their_colours(texture, size: str, monkeypatch: pytest.Monke
         for seed, tone in enumerate(TONES):
             shape = SHAPES[(number + seed) % len(SHAPES)]
             thing = Thing(colour=colour, shape=shape, size=size, column=1, row=2)
-            picture = np.asarray(paint(Scene(things=(thing,), tone=tone, pattern="plain"), 72, Random(seed)), float)
-            mask = Image.new("L", (72, 72))
-            draw_thing(ImageDraw.Draw(mask), thing, 72, 1)
-            mean = picture[np.asarray(mask.filter(ImageFilter.MinFilter(3))) == 1].mean(0)
+            picture = np.asarray(paint(Scene(things=(thing,), tone=tone, pattern="plain"), 144, Random(seed)), float)
+            mask = Image.new("L", (144, 144))
+            draw_thing(ImageDraw.Draw(mask), thing, 144, 1)
+            pixels = picture[np.asarray(mask.filter(ImageFilter.MinFilter(3))) == 1]
+            pixels = (pixels - GRAIN * 127.5) / (1 - GRAIN)
+            chroma = pixels.max(1) - pixels.min(1)
+            mean = pixels[chroma >= np.quantile(chroma, 0.7)].mean(0)
             # Of light and dark of one colour the direction counts, not the length.
             cosine = (table @ mean) / np.linalg.norm(table, axis=1)
             assert names[int(np.argmax(cosine))] == colour, (colour, shape, tone, mean)
