@@ -67,6 +67,21 @@ class Hardware:
                 raise ValueError(f"hardware.{name}: found {getattr(self, name)}, expected at least {least}")
 
 
+def accumulation(global_batch: int, micro_batch: int, world_size: int) -> int:
+    """Micro-batches per optimizer step of one rank; `micro_batch` is the stage's or the hardware's (`at_once`).
+
+    Raises:
+        ValueError: The global batch is no multiple of what the ranks take at once.
+    """
+    together = micro_batch * world_size
+    if global_batch % together:
+        raise ConfigError(
+            f"stage.global_batch: found {global_batch}, expected a multiple of {together} = micro_batch "
+            f"{micro_batch} x {world_size} devices"
+        )
+    return global_batch // together
+
+
 def at_once(stage: int | None, hardware: int) -> int:
     """Samples a rank takes at once: what the stage says, else what the hardware holds."""
     return hardware if stage is None else stage
@@ -202,7 +217,14 @@ class CLI(LightningCLI):
             raise ConfigError(f"trainer: {' '.join(str(error).split())}") from None
 
     def before_fit(self) -> None:
-        self.trainer.accumulate_grad_batches = self.datamodule.accumulation(self.trainer.world_size)
+        stage, hardware, world = self.settings["stage"], self.settings["hardware"], self.trainer.world_size
+        # Only a data module knows what else a step takes beside the global batch.
+        own: Any = getattr(self.datamodule, "accumulation", None)
+        self.trainer.accumulate_grad_batches = (
+            accumulation(stage["global_batch"], at_once(stage["micro_batch"], hardware["micro_batch"]), world)
+            if own is None
+            else own(world)
+        )
         self.write_config()
 
     @rank_zero_only
