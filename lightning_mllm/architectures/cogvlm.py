@@ -80,10 +80,10 @@ class CogVLM(PromptedModule):
     """
 
     stages: ClassVar[dict[str, Stage]] = {
-        # Sec. 2.2: pre-training on captions, then on captions and boxes; tower and language model are frozen.
+        # Pre-training on captions, then on captions and boxes; tower and language model are frozen.
         "caption": Stage(train=FUSION),
         "grounding": Stage(train=FUSION),
-        # Sec. 2.3: supervised fine-tuning, "the learning rate of the visual encoder is one-tenth" of the others'.
+        # Supervised fine-tuning: the tower too, at a tenth of the others' rate.
         "chat": Stage(train={"vision.*": Train(scale=0.1), **FUSION}),
         # The same in the paper's first version: all but the tower, the language model at a tenth.
         "chat_lm": Stage(train={**FUSION, "language.*": Train(scale=0.1, but=(EXPERT,))}),

@@ -10,8 +10,8 @@ from torch import nn
 
 from lightning_mllm.contracts import Train
 
-BLOCK = re.compile(r"\.(\d+)\.")
-"""The first number in a parameter's name is that of its block."""
+BLOCK = re.compile(r"\.(?:blocks?|layers?|resblocks)\.(\d+)\.")
+"""Where a parameter's name has the number of its block; other numbers, as those of a mixture's towers, are none."""
 
 
 def parameter_groups(

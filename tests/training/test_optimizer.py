@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_mllm.contracts import Train
 from lightning_mllm.training.freezing import match
-from lightning_mllm.training.optimizer import parameter_groups
+from lightning_mllm.training.optimizer import layer_shares, parameter_groups
 from lightning_mllm.vision.eva import EvaTower
 
 
@@ -60,6 +60,13 @@ def test_a_scale_is_of_the_rate_that_a_pattern_has() -> None:
     assert found["ln_vision.weight"] == pytest.approx(0.05)
     with pytest.raises(ValueError, match=r"found scale 0, expected a number above 0"):
         Train(scale=0)
+
+
+def test_the_number_of_a_tower_is_no_block() -> None:
+    """In a mixture of towers a name has the numbers of group and place before that of the block."""
+    names = [f"vision.groups.1.2.blocks.{i}.norm1.weight" for i in range(3)]
+    shares = layer_shares(dict.fromkeys([*names, "vision.groups.1.2.cls_token"], "vision.*"), "vision.*", 0.5)
+    assert list(shares.values()) == [0.125, 0.25, 0.5, 0.0625]
 
 
 def test_a_decay_over_layers_needs_layers() -> None:
