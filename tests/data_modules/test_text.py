@@ -178,7 +178,13 @@ def test_ranks_share_out_each_step(world: int, micro: int, text_micro: int, tmp_
         )
         loader = module.train_dataloader()
         assert loader._stream.number(8 * 3) == 3 * count, "a checkpoint of a step fits any layout"
-        ranks.append(_steps(list(loader), count))
+        batches, position = [], 0
+        for batch in loader:
+            batches.append(batch)
+            position += len(batch["ids"]) * world
+            assert loader.state_dict() == {"position": position}, "samples of all ranks"
+            assert loader._stream.number(position) == len(batches)
+        ranks.append(_steps(batches, count))
     together = [sorted(chain(*(rank[step] for rank in ranks))) for step in range(len(steps))]
     assert together == [sorted(step) for step in steps]
     kinds = [[id.startswith("row") for id in rank[0]] for rank in ranks]
