@@ -171,7 +171,7 @@ class CogVLMPreTrainedModel(PreTrainedModel):
     config_class = CogVLMConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["CogVLMDecoderLayer", "CogVLMVisionLayer", "CogVLMPatches"]  # noqa: RUF012
+    _no_split_modules = ["CogVLMDecoderLayer", "CogVLMVision"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
 
