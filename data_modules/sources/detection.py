@@ -9,7 +9,7 @@ from data_modules.sources.coco import images_in, names_of, numbers_of
 from data_modules.sources.files import BadRecords
 from data_modules.sources.questions import Question
 from data_modules.sources.records import RecordError, field, read_json
-from data_modules.sources.regions import Ask, BoxSource, RegionSource, size_of
+from data_modules.sources.regions import Ask, BoxSource, RegionSource, expressions, size_of
 from data_modules.sources.source import Published
 from lightning_mllm.boxes import Box, Frame
 
@@ -26,16 +26,7 @@ class CocoObjects(RegionSource):
         dialect, ask, frame, prompt, bad_records: as in RegionSource.
     """
 
-    published: ClassVar[tuple[Published, ...]] = (
-        Published(
-            title="COCO objects",
-            paper="1405.0312",
-            family="referring",
-            tasks=("grounding", "caption"),
-            held_in=None,
-            files=("instances_train2017.json",),
-        ),
-    )
+    published: ClassVar[tuple[Published, ...]] = (expressions("COCO objects", "1405.0312", "instances_train2017.json"),)
 
     def __init__(
         self,

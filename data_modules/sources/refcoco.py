@@ -9,7 +9,7 @@ from data_modules.sources.coco import images_in, numbers_of
 from data_modules.sources.files import BadRecords
 from data_modules.sources.questions import Question
 from data_modules.sources.records import MAX_CAPTION, RecordError, field, read_json, text_of
-from data_modules.sources.regions import Ask, RegionSource, size_of
+from data_modules.sources.regions import Ask, RegionSource, expressions, size_of
 from data_modules.sources.source import Published
 from lightning_mllm.boxes import Frame
 
@@ -28,14 +28,7 @@ class RefCoco(RegionSource):
     """
 
     published: ClassVar[tuple[Published, ...]] = tuple(
-        Published(
-            title=title,
-            paper=paper,
-            family="referring",
-            tasks=("grounding", "caption"),
-            held_in=None,
-            files=(f"finetune_{title.lower()}_train.json",),
-        )
+        expressions(title, paper, f"finetune_{title.lower()}_train.json")
         for title, paper in (("RefCOCO", "1608.00272"), ("RefCOCO+", "1608.00272"), ("RefCOCOg", "1511.02283"))
     )
 
@@ -68,14 +61,7 @@ class RefCocoRefs(RegionSource):
     """
 
     published: ClassVar[tuple[Published, ...]] = (
-        Published(
-            title="RefCOCO (refs as JSON)",
-            paper="1608.00272",
-            family="referring",
-            tasks=("grounding", "caption"),
-            held_in=None,
-            files=("refs.json", "instances.json"),
-        ),
+        expressions("RefCOCO (refs as JSON)", "1608.00272", "refs.json", "instances.json"),
     )
     key: ClassVar[str] = "ref_id"
 

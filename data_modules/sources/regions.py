@@ -9,11 +9,18 @@ from typing import Any, ClassVar, Literal, get_args
 from data_modules.sources.files import BadRecords, Entry
 from data_modules.sources.questions import Question, QuestionSource
 from data_modules.sources.records import RecordError, field
+from data_modules.sources.source import Published
 from lightning_mllm.boxes import FRAMES, Box, Frame, named, of_pixels, write
 
 Ask = Literal["box", "expression"]
 
 _NUMBER = re.compile(r"\d*\.?\d+")
+
+
+def expressions(title: str, paper: str, *files: str) -> Published:
+    """A published set of expressions and the boxes that they mean."""
+    tasks = ("grounding", "caption")
+    return Published(title=title, paper=paper, family="referring", tasks=tasks, held_in=None, files=files)
 
 
 class BoxSource(QuestionSource):

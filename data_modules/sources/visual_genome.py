@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from data_modules.sources.files import BadRecords
 from data_modules.sources.questions import Question, QuestionSource
 from data_modules.sources.records import MAX_CAPTION, RecordError, field, read_json, records_in, refused, text_of
-from data_modules.sources.regions import Ask, BoxSource, RegionSource, size_of
+from data_modules.sources.regions import Ask, BoxSource, RegionSource, expressions, size_of
 from data_modules.sources.source import Published
 from lightning_mllm.boxes import Box, Frame
 
@@ -56,14 +56,7 @@ class VisualGenomeRegions(RegionSource):
     """
 
     published: ClassVar[tuple[Published, ...]] = (
-        Published(
-            title="Visual Genome regions",
-            paper="1602.07332",
-            family="referring",
-            tasks=("grounding", "caption"),
-            held_in=None,
-            files=("region_descriptions.json", "image_data.json"),
-        ),
+        expressions("Visual Genome regions", "1602.07332", "region_descriptions.json", "image_data.json"),
     )
 
     def __init__(
@@ -107,14 +100,7 @@ class VisualGenomeObjects(VisualGenomeRegions):
     """
 
     published: ClassVar[tuple[Published, ...]] = (
-        Published(
-            title="Visual Genome objects",
-            paper="1602.07332",
-            family="referring",
-            tasks=("grounding", "caption"),
-            held_in=None,
-            files=("objects.json", "image_data.json"),
-        ),
+        expressions("Visual Genome objects", "1602.07332", "objects.json", "image_data.json"),
     )
     key: ClassVar[str] = "image_id"
 

@@ -33,12 +33,6 @@ from lightning_mllm.connectors.alignment import (
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.connectors.qformer import TINY_QFORMER, Kept, QFormer, QFormerConnector
 from lightning_mllm.connectors.qformer_hf import qformer_settings, qformer_spec
-from lightning_mllm.connectors.qformer_keys import (
-    BLIP2_HEADS_KEYS,
-    BLIP2_QFORMER_KEYS,
-    LAVIS_HEADS_KEYS,
-    LAVIS_QFORMER_KEYS,
-)
 from lightning_mllm.contracts import Batch, Output, Sample, Stage, Train, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.tokenizer import WRITE, reader_tokenizer
@@ -50,27 +44,11 @@ from lightning_mllm.training.sharding import gather, rank_and_world
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.eva import EvaTower
 from lightning_mllm.vision.eva_hf import eva_settings, eva_tower
-from lightning_mllm.vision.eva_keys import BLIP2_VISION_KEYS, EVA_KEYS
+from lightning_mllm.vision.qformer_tower import FIRST_STAGE_HF_KEYS, FIRST_STAGE_LAVIS_KEYS
 from lightning_mllm.vision.tower import TINY_TOWER, OpenClipTower
 from lightning_mllm.weights.hf import HfFolder
 from lightning_mllm.weights.hf_blip2 import Facts, pair_folder
 from lightning_mllm.weights.keymap import KeyMap
-
-HF_KEYS = (
-    BLIP2_VISION_KEYS.under("vision.", "vision_model.")
-    + KeyMap([("ln_vision.{...}", "vision_model.post_layernorm.{...}")])
-    + BLIP2_HEADS_KEYS.under("heads.", "")
-    + BLIP2_QFORMER_KEYS.under("qformer.", "")
-)
-"""Ours <-> files of transformers' `Blip2ForImageTextRetrieval`."""
-
-LAVIS_KEYS = (
-    EVA_KEYS.under("vision.", "visual_encoder.")
-    + KeyMap([("ln_vision.{...}", "ln_vision.{...}")])
-    + LAVIS_HEADS_KEYS.under("heads.", "")
-    + LAVIS_QFORMER_KEYS.under("qformer.", "")
-)
-"""Ours <-> LAVIS's checkpoints of this stage (`blip2_pretrained.pth`)."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +96,7 @@ class Blip2Representation(MultimodalModule):
         ),
     }
 
-    key_maps: ClassVar[dict[str, KeyMap]] = {"hf": HF_KEYS, "lavis": LAVIS_KEYS}
+    key_maps: ClassVar[dict[str, KeyMap]] = {"hf": FIRST_STAGE_HF_KEYS, "lavis": FIRST_STAGE_LAVIS_KEYS}
     hf_class: ClassVar[str] = "Blip2ForImageTextRetrieval"
     hf_lacks: ClassVar[tuple[str, ...]] = tuple(
         f"heads.{name}" for name in ("temperature", "transform.*", "norm.*", "bias")
@@ -328,7 +306,7 @@ class Blip2Representation(MultimodalModule):
             self,
             vision=eva_settings(self.vision, self.processor.image.size),
             qformer=qformer_settings(self.qformer),
-            rename=HF_KEYS.to_theirs,
+            rename=FIRST_STAGE_HF_KEYS.to_theirs,
             width=self.heads.vision_proj.out_features,
             lacks=self.hf_lacks,
         )

@@ -34,21 +34,29 @@ from lightning_mllm.weights.hub import tensors_at
 from lightning_mllm.weights.keymap import KeyMap, Rule
 from lightning_mllm.weights.part import PartSpec
 
-HF_KEYS = (
+FIRST_STAGE_HF_KEYS = (
     BLIP2_VISION_KEYS.under("vision.", "vision_model.")
     + KeyMap([("ln_vision.{...}", "vision_model.post_layernorm.{...}")])
-    + KeyMap([Rule(ours=None, theirs=(f"language_{name}.{{...}}",)) for name in ("model", "projection")])
     + BLIP2_HEADS_KEYS.under("heads.", "")
     + BLIP2_QFORMER_KEYS.under("qformer.", "")
 )
-"""`QFormerVision` <- transformers' `Blip2ForConditionalGeneration` and `Blip2ForImageTextRetrieval`."""
+"""BLIP-2's first stage <-> files of transformers' `Blip2ForImageTextRetrieval`."""
 
-LAVIS_KEYS = (
+FIRST_STAGE_LAVIS_KEYS = (
     EVA_KEYS.under("vision.", "visual_encoder.")
     + KeyMap([("ln_vision.{...}", "ln_vision.{...}")])
-    + KeyMap([Rule(ours=None, theirs=(f"{lm}_{name}.{{...}}",)) for lm in ("opt", "t5") for name in ("model", "proj")])
     + LAVIS_HEADS_KEYS.under("heads.", "")
     + LAVIS_QFORMER_KEYS.under("qformer.", "")
+)
+"""The same <-> LAVIS's checkpoints of this stage (`blip2_pretrained.pth`)."""
+
+HF_KEYS = FIRST_STAGE_HF_KEYS + KeyMap(
+    [Rule(ours=None, theirs=(f"language_{name}.{{...}}",)) for name in ("model", "projection")]
+)
+"""`QFormerVision` <- these files, and those of `Blip2ForConditionalGeneration`, whose language model is left out."""
+
+LAVIS_KEYS = FIRST_STAGE_LAVIS_KEYS + KeyMap(
+    [Rule(ours=None, theirs=(f"{lm}_{name}.{{...}}",)) for lm in ("opt", "t5") for name in ("model", "proj")]
 )
 """`QFormerVision` <- LAVIS's checkpoints of both stages."""
 

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lightning_mllm.architectures.cogvlm import CogVLM
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.training.stage import StageSettings
-from tests.distributed.ranks import on_two_ranks
+from tests.distributed.stages import Alone, Stages
 from tests.distributed.test_two_ranks import STRATEGIES
-from tests.training.data import ToyData
-from tests.training.runs import fit, losses, settings, trainer, weights
+from tests.training.runs import settings
 
 CASES: dict[str, dict[str, Any]] = {
     "caption": {"stage": settings("caption")},
@@ -28,34 +26,15 @@ def tiny(stage: StageSettings) -> CogVLM:
     return CogVLM.tiny(stage=stage, decoding={"exact": Decoding(max_new_tokens=4)})
 
 
-def run(folder: Path, case: str, *, ranks: int = 1, strategy: str = "") -> Any:
-    given = dict(CASES[case])
-    data = {"steps": 3, "micro_batch": 4 // ranks, **given.pop("data", {})}
-    chosen = STRATEGIES[strategy]() if ranks > 1 else "auto"
-    return fit(folder / case, data=data, build=tiny, runs=str(folder), devices=ranks, strategy=chosen, **given)
+STAGES = Stages(tiny, CASES, answers="chat")
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("alone")
-    return {case: (weights(run(folder, case)), losses(folder / case)) for case in CASES}
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    return STAGES.alone(tmp_path_factory.mktemp("alone"))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_ranks_equal_one_process(strategy: str, alone: dict[str, Any], tmp_path: Path) -> None:
-    def work(rank: int) -> dict[str, Any]:
-        found: dict[str, Any] = {case: weights(run(tmp_path, case, ranks=2, strategy=strategy)) for case in CASES}
-        # Answers with experts and a cache, parameters spread.
-        module = tiny(settings("chat", train={}, init_from={"chat": 1.0}))
-        module.runs = str(tmp_path)
-        tester = trainer(tmp_path / "chat", devices=2, strategy=STRATEGIES[strategy](), logger=False)
-        tester.test(module, datamodule=ToyData(processor=module.processor), verbose=False)
-        return found
-
-    first, _ = on_two_ranks(work)
-    for case, (expected, curve) in alone.items():
-        assert set(first[case]) == set(expected)
-        for name, tensor in expected.items():
-            torch.testing.assert_close(first[case][name], tensor, rtol=0, atol=1e-6, msg=f"{case}: {name}")
-        found = losses(tmp_path / case)
-        assert [loss for _, loss in found] == pytest.approx([loss for _, loss in curve], rel=1e-6), case
+def test_two_ranks_equal_one_process(strategy: str, alone: Alone, tmp_path: Path) -> None:
+    """Answers are written with experts and a cache, parameters spread."""
+    STAGES.equal_one_process(strategy, alone, tmp_path)

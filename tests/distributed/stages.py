@@ -1,0 +1,63 @@
+"""An architecture's stages on two ranks beside the same in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.training.stage import StageSettings
+from tests.distributed.ranks import on_two_ranks
+from tests.distributed.test_two_ranks import STRATEGIES
+from tests.training.data import ToyData
+from tests.training.runs import fit, losses, settings, trainer, weights
+
+Alone = dict[str, tuple[dict[str, Tensor], list[tuple[int, float]]]]
+"""Case -> final weights, and the loss of each step."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Stages of one architecture, each of which may start from those before it."""
+
+    tiny: Callable[[StageSettings], MultimodalModule]
+    cases: dict[str, dict[str, Any]]
+    """Name -> `stage`, and further settings of `fit`."""
+    answers: str
+    """The case, named as its stage, from whose weights questions are answered."""
+    steps: int = 3
+
+    def run(self, folder: Path, case: str, *, ranks: int = 1, strategy: str = "") -> Any:
+        given = dict(self.cases[case])
+        data = {"steps": self.steps, "micro_batch": 4 // ranks, **given.pop("data", {})}
+        chosen = STRATEGIES[strategy]() if ranks > 1 else "auto"
+        return fit(folder / case, data=data, build=self.tiny, runs=str(folder), devices=ranks, strategy=chosen, **given)
+
+    def alone(self, folder: Path) -> Alone:
+        return {case: (weights(self.run(folder, case)), losses(folder / case)) for case in self.cases}
+
+    def equal_one_process(self, strategy: str, alone: Alone, folder: Path) -> list[str]:
+        """Trains and answers on two ranks; the names of the parameters of the net that answered."""
+
+        def work(rank: int) -> tuple[dict[str, Any], list[str]]:
+            found = {case: weights(self.run(folder, case, ranks=2, strategy=strategy)) for case in self.cases}
+            module = self.tiny(settings(self.answers, train={}, init_from={self.answers: 1.0}))
+            module.runs = str(folder)
+            tester = trainer(folder / self.answers, devices=2, strategy=STRATEGIES[strategy](), logger=False)
+            tester.test(module, datamodule=ToyData(processor=module.processor), verbose=False)
+            return found, [name for name, _ in module.named_parameters()]
+
+        (first, names), _ = on_two_ranks(work)
+        for case, (expected, curve) in alone.items():
+            assert set(first[case]) == set(expected)
+            for name, tensor in expected.items():
+                torch.testing.assert_close(first[case][name], tensor, rtol=0, atol=1e-6, msg=f"{case}: {name}")
+            found = losses(folder / case)
+            assert [loss for _, loss in found] == pytest.approx([loss for _, loss in curve], rel=1e-6), case
+        return names
