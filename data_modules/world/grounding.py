@@ -1,9 +1,13 @@
-"""Where things are, in words and boxes: referring expressions, captions with the boxes of their phrases, relations.
+"""Where things are, in words and boxes: referring expressions, captions with the boxes of their phrases, relations, and
+conversations in which a box is asked for.
 
 The first two are written in MDETR's form of COCO's files (arXiv 2104.12763, released annotations): an entry of
 `images` for each text, `caption` being the text, and its boxes in `annotations`, whose `tokens_positive` are the spans
 of characters that a box is meant by. Relations are written in Visual Genome's (arXiv 1602.07332). All are made from the
 instances of a split, so that a world that was drawn before can be given them.
+
+In a conversation (LLaVA's form) the thing asked for is described before its box is told, as in CogVLM's grounded
+answers (arXiv 2311.03079, sec. 2.3): "a small red circle at the top left [[073,090,253,270]]".
 """
 
 from __future__ import annotations
@@ -16,8 +20,11 @@ from typing import Any
 from data_modules.world.captions import article, at, enumerate_things, name, relation
 from data_modules.world.questions import refer
 from data_modules.world.scene import GRID, NOVEL_PAIRS, SHAPES, Thing
+from lightning_mllm.boxes import of_pixels, write
 
 Json = dict[str, Any]
+ASK_BOX = "Give the box of {expression}."
+DIALECT = "cogvlm"
 PLACE = frozenset({"place"})
 RELATIONS = 2
 """Of a picture."""
@@ -100,8 +107,48 @@ def image_data(content: Json, random: Random) -> list[Json]:
     return [{"image_id": each["id"], "width": each["width"], "height": each["height"]} for each in content["images"]]
 
 
-FILES = {"refs": expressions, "captions": captions, "relationships": relationships, "image_data": image_data}
-"""The start of a file's name -> what is in it."""
+def conversations(talks: Sequence[Json], content: Json, refs: Json, random: Random) -> list[Json]:
+    """The conversations of a split, in each of which the boxes of the picture's expressions are asked for as well.
+
+    Args:
+        talks: LLaVA's conversations.
+        content: COCO's instances of the split.
+        refs: what `expressions` makes of them.
+        random: chooses where in a conversation a box is asked for.
+    """
+    described = {
+        instance["id"]: f"{article(name(thing))} {at(thing.place)}"
+        for image, instances in _pictures(content)
+        for instance, thing in zip(instances, things_of(instances, image["width"], _grid(content)), strict=True)
+    }
+    asked: dict[str, list[tuple[str, str]]] = {}
+    for image, (annotation,) in _pictures(refs):
+        left, top, width, height = annotation["bbox"]
+        box = of_pixels(left, top, width, height, image["width"], image["height"])
+        answer = f"{described[annotation['original_id']]} {write([box], DIALECT)}"
+        asked.setdefault(image["file_name"], []).append((ASK_BOX.format(expression=image["caption"]), answer))
+    records = []
+    for talk in talks:
+        values = [turn["value"] for turn in talk["conversations"]]
+        opening, values[0] = values[0].split("\n", 1)
+        pairs = [*zip(values[::2], values[1::2], strict=True), *asked.get(talk["image"], [])]
+        random.shuffle(pairs)
+        values = [value for pair in pairs for value in pair]
+        values[0] = f"{opening}\n{values[0]}"
+        speakers = ("human", "gpt") * len(pairs)
+        turns = [{"from": speaker, "value": value} for speaker, value in zip(speakers, values, strict=True)]
+        records.append({**talk, "conversations": turns})
+    return records
+
+
+FILES = {
+    "refs": (expressions, ("coco/instances",)),
+    "captions": (captions, ("coco/instances",)),
+    "relationships": (relationships, ("coco/instances",)),
+    "image_data": (image_data, ("coco/instances",)),
+    "conversations": (conversations, ("llava/conversations", "coco/instances", "grounding/refs")),
+}
+"""The start of a file's name -> what makes its content, and of which files of the same split, in this order."""
 
 
 def _grid(content: Json) -> int:

@@ -4,6 +4,7 @@
     DIR/images/SPLIT/000000000001.png                pictures
     DIR/coco/{captions,instances}_SPLIT.json         five captions an image; true boxes
     DIR/grounding/{refs,captions}_SPLIT.json         phrases that mean one thing; captions with boxes
+    DIR/grounding/conversations_SPLIT.json           those of llava/ in which boxes are asked for as well
     DIR/grounding/relationships_SPLIT.json           pairs of things, with the sizes in image_data_SPLIT.json
     DIR/vqa/{questions,annotations}_SPLIT.json       VQAv2, ten equal answers a question
     DIR/llava/conversations_SPLIT.json               image + several turns of questions, sometimes a description
@@ -202,13 +203,13 @@ def _write_split(
 def _add_grounding(folder: Path, settings: Settings) -> None:
     """Writes those files that are made from others and are not there: a world drawn before they existed has none."""
     for split in SHARES:
-        for start, write in grounding.FILES.items():
+        for start, (make, sources) in grounding.FILES.items():
             path = folder / f"grounding/{start}_{split}.json"
             if settings.crops or path.exists():
                 continue
-            content = json.loads((folder / f"coco/instances_{split}.json").read_text(encoding="utf-8"))
+            read = [json.loads((folder / f"{each}_{split}.json").read_text(encoding="utf-8")) for each in sources]
             partial = path.with_name(f"{path.name}.partial")
-            _dump(partial, write(content, Random(f"{settings.seed}/{settings.format}/{start}/{split}")))
+            _dump(partial, make(*read, Random(f"{settings.seed}/{settings.format}/{start}/{split}")))
             partial.replace(path)
 
 

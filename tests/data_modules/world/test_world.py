@@ -308,11 +308,39 @@ def test_relations_are_true_of_the_boxes_of_both_things(world: Path):
     assert set(found) == {"left of", "right of", "above", "below"}
 
 
+def test_conversations_ask_for_every_box_once_and_tell_which_thing_it_is(world: Path):
+    expressions = {
+        (image["file_name"], f"Give the box of {image['caption']}."): box["bbox"]
+        for image, (box,) in text_boxes(world, "refs_val")
+    }
+    told, kept = {}, []
+    for record in read(world, "grounding/conversations_val.json"):
+        values = [turn["value"] for turn in record["conversations"]]
+        assert [turn["from"] for turn in record["conversations"]] == ["human", "gpt"] * (len(values) // 2)
+        assert values[0].startswith("<image>\n") and sum("<image>" in value for value in values) == 1
+        values[0] = values[0].removeprefix("<image>\n")
+        pairs = list(zip(values[::2], values[1::2], strict=True))
+        told |= {(record["image"], question): answer for question, answer in pairs if "box of" in question}
+        kept.append(sorted(pair for pair in pairs if "box of" not in pair[0]))
+    assert set(told) == set(expressions)
+    for (file, question), answer in told.items():
+        x, y, width, height = expressions[file, question]
+        phrase, box = answer.split(" [[")
+        wanted = {"thing", *phrase.split()}
+        assert set(question.removeprefix("Give the box of the ").removesuffix(".").split()) <= wanted
+        assert ("left" in wanted) == (x + width / 2 < 24) and ("top" in wanted) == (y + height / 2 < 24)
+        edges = (float(edge) / 1000 * SETTINGS.size for edge in box.removesuffix("]]").split(","))
+        assert list(edges) == pytest.approx([x, y, x + width, y + height], abs=0.1)
+    for record, pairs in zip(read(world, "llava/conversations_val.json"), kept, strict=True):
+        values = [turn["value"].removeprefix("<image>\n") for turn in record["conversations"]]
+        assert sorted(zip(values[::2], values[1::2], strict=True)) == pairs
+
+
 def test_a_world_drawn_before_is_given_what_it_lacks(tmp_path: Path):
     settings = Settings(images=20, seed=4, texts=4)
     write_world(tmp_path / "world", settings)
     before = digest(tmp_path / "world")
-    assert sum(name.startswith("grounding/") for name in before) == 4 * len(SHARES)
+    assert sum(name.startswith("grounding/") for name in before) == 5 * len(SHARES)
     for path in (tmp_path / "world/grounding").iterdir():
         path.unlink()
     (tmp_path / "world/grounding").rmdir()
