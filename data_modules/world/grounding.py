@@ -3,11 +3,11 @@ conversations in which a box is asked for.
 
 The first two are written in MDETR's form of COCO's files (arXiv 2104.12763, released annotations): an entry of
 `images` for each text, `caption` being the text, and its boxes in `annotations`, whose `tokens_positive` are the spans
-of characters that a box is meant by. Relations are written in Visual Genome's (arXiv 1602.07332). All are made from the
-instances of a split, so that a world that was drawn before can be given them.
+of characters that a box is meant by. Relations are written in Visual Genome's (arXiv 1602.07332). All are made from
+files that a split has, so that a world that was drawn before can be given them.
 
-In a conversation (LLaVA's form) the thing asked for is described before its box is told, as in CogVLM's grounded
-answers (arXiv 2311.03079, sec. 2.3): "a small red circle at the top left [[073,090,253,270]]".
+In a conversation (LLaVA's form) the thing asked for is described before its box is told, a chain of thought as in
+grounded answers that CogVLM learns from (arXiv 2311.03079): "a small red circle at the top left [[073,090,253,270]]".
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import permutations
 from random import Random
-from typing import Any
 
 from data_modules.world.captions import article, at, enumerate_things, name, relation
 from data_modules.world.questions import refer
+from data_modules.world.records import Json, talk
 from data_modules.world.scene import GRID, NOVEL_PAIRS, SHAPES, Thing
 from lightning_mllm.boxes import of_pixels, write
 
-Json = dict[str, Any]
 ASK_BOX = "Give the box of {expression}."
 DIALECT = "cogvlm"
 PLACE = frozenset({"place"})
@@ -128,16 +127,12 @@ def conversations(talks: Sequence[Json], content: Json, refs: Json, random: Rand
         answer = f"{described[annotation['original_id']]} {write([box], DIALECT)}"
         asked.setdefault(image["file_name"], []).append((ASK_BOX.format(expression=image["caption"]), answer))
     records = []
-    for talk in talks:
-        values = [turn["value"] for turn in talk["conversations"]]
+    for each in talks:
+        values = [turn["value"] for turn in each["conversations"]]
         opening, values[0] = values[0].split("\n", 1)
-        pairs = [*zip(values[::2], values[1::2], strict=True), *asked.get(talk["image"], [])]
+        pairs = [*zip(values[::2], values[1::2], strict=True), *asked.get(each["image"], [])]
         random.shuffle(pairs)
-        values = [value for pair in pairs for value in pair]
-        values[0] = f"{opening}\n{values[0]}"
-        speakers = ("human", "gpt") * len(pairs)
-        turns = [{"from": speaker, "value": value} for speaker, value in zip(speakers, values, strict=True)]
-        records.append({**talk, "conversations": turns})
+        records.append({**each, "conversations": talk(opening, pairs)})
     return records
 
 

@@ -22,9 +22,14 @@ def turns(opening: str, questions: list[Question], description: str, random: Ran
     pairs = [(question.text, question.answer) for question in questions]
     if random.random() < DESCRIBED:
         pairs.insert(random.randint(0, len(pairs)), (DESCRIBE, description))
+    return talk(opening, pairs)
+
+
+def talk(opening: str, pairs: Iterable[tuple[str, str]]) -> list[Json]:
+    """Questions with their answers as turns of LLaVA, the first of which begins with `opening`."""
     turns: list[Json] = []
-    for index, (text, answer) in enumerate(pairs):
-        turns += [{"from": "human", "value": f"{opening}\n{text}" if index == 0 else text}]
+    for index, (question, answer) in enumerate(pairs):
+        turns += [{"from": "human", "value": f"{opening}\n{question}" if index == 0 else question}]
         turns += [{"from": "gpt", "value": answer}]
     return turns
 

@@ -22,6 +22,16 @@ Alone = dict[str, tuple[dict[str, Tensor], list[tuple[int, float]]]]
 """Case -> final weights, and the loss of each step."""
 
 
+def same_as_alone(found: dict[str, dict[str, Tensor]], alone: Alone, folder: Path) -> None:
+    """Final weights of each case, and losses that were logged in `folder`, are those of one process."""
+    for case, (expected, curve) in alone.items():
+        assert set(found[case]) == set(expected)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[case][name], tensor, rtol=0, atol=1e-6, msg=f"{case}: {name}")
+        logged = [loss for _, loss in losses(folder / case)]
+        assert logged == pytest.approx([loss for _, loss in curve], rel=1e-6), case
+
+
 @dataclass(frozen=True)
 class Stages:
     """Stages of one architecture, each of which may start from those before it."""
@@ -54,10 +64,5 @@ class Stages:
             return found, [name for name, _ in module.named_parameters()]
 
         (first, names), _ = on_two_ranks(work)
-        for case, (expected, curve) in alone.items():
-            assert set(first[case]) == set(expected)
-            for name, tensor in expected.items():
-                torch.testing.assert_close(first[case][name], tensor, rtol=0, atol=1e-6, msg=f"{case}: {name}")
-            found = losses(folder / case)
-            assert [loss for _, loss in found] == pytest.approx([loss for _, loss in curve], rel=1e-6), case
+        same_as_alone(first, alone, folder)
         return names

@@ -20,6 +20,7 @@ from lightning_mllm.training.stage import StageSettings
 from tests.architectures.blip2s import OPT, built, collated
 from tests.architectures.test_blip2_representation import SHARED
 from tests.distributed.ranks import on_two_ranks
+from tests.distributed.stages import Alone, same_as_alone
 from tests.distributed.test_two_ranks import STRATEGIES
 from tests.training.runs import fit, losses, settings, weights
 
@@ -107,23 +108,18 @@ def run(folder: Path, case: str, *, ranks: int = 1, strategy: str = "") -> Any:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
     folder = tmp_path_factory.mktemp("alone")
     return {case: (weights(run(folder, case)), losses(folder / case)) for case in CASES}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_ranks_equal_one_process(strategy: str, alone: dict[str, Any], tmp_path: Path) -> None:
+def test_two_ranks_equal_one_process(strategy: str, alone: Alone, tmp_path: Path) -> None:
     def work(rank: int) -> dict[str, Any]:
         return {case: weights(run(tmp_path, case, ranks=2, strategy=strategy)) for case in CASES}
 
     first, _ = on_two_ranks(work)
-    for case, (expected, curve) in alone.items():
-        assert set(first[case]) == set(expected)
-        for name, tensor in expected.items():
-            torch.testing.assert_close(first[case][name], tensor, rtol=0, atol=1e-6, msg=f"{case}: {name}")
-        found = losses(tmp_path / case)
-        assert [loss for _, loss in found] == pytest.approx([loss for _, loss in curve], rel=1e-6), case
+    same_as_alone(first, alone, tmp_path)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
