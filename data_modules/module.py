@@ -46,7 +46,7 @@ class MultimodalDataModule(LightningDataModule):
         test: sets answered by a test, each with its blind twin unless it says otherwise; also those of predict.
         weights: share of each source in a data epoch; None for the union of all.
         text: plain text that every optimizer step takes beside the global batch.
-        group: "length" or "modality_length" bring samples of one kind together in a batch (see Order).
+        group: "length", "similar_length" or "modality_length" bring samples of one kind together (see Order).
         epochs: passes over the data, where no steps are given.
         steps: optimizer steps, in place of epochs: as many passes over the data as they take.
         global_batch: samples of one optimizer step, over all processes and micro-batches.
@@ -68,7 +68,7 @@ class MultimodalDataModule(LightningDataModule):
         test: dict[str, EvaluationSet] | None = None,
         weights: dict[str, float] | None = None,
         text: TextShare | None = None,
-        group: Literal["none", "length", "modality_length"] = "none",
+        group: Group = "none",
         epochs: float = 1.0,
         steps: int | None = None,
         global_batch: int = 1,

@@ -10,11 +10,14 @@ import difflib
 import hashlib
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
-Group = Literal["none", "length", "modality_length"]
+Group = Literal["none", "length", "similar_length", "modality_length"]
+
+WINDOW = 50
+"""Most global batches whose samples are sorted together for batches of similar length, as in transformers' sampler."""
 
 
 class Place(NamedTuple):
@@ -43,10 +46,12 @@ class Order:
         weights: share of each source, up to a common factor; None for the union.
         seed: of all permutations.
         group: "length": the samples of one global batch stand in order of length, so that those that share a
-            micro-batch need little padding. "modality_length": moreover a global batch holds samples with images or
-            samples without, but for at most one mixed batch an epoch and those on the border of two epochs (LLaVA's
-            released `group_by_modality_length`, whose mega-batch is the global batch too). Which samples share a batch
-            is random either way.
+            micro-batch need little padding. "similar_length": moreover a global batch holds samples of similar length,
+            those of up to WINDOW batches being sorted and then cut (transformers' `group_by_length`).
+            "modality_length": as "length", but a global batch holds samples with images or samples without, but for at
+            most one mixed batch an epoch and those on the border of two epochs (LLaVA's released
+            `group_by_modality_length`, whose mega-batch is the global batch too). Which batch comes when is random, and
+            but for similar lengths also which samples share one.
         lengths: words of sample `index` of a source; needed to group.
         modalities: whether sample `index` of a source has an image; needed to group by modality.
         batch: the global batch, in samples.
@@ -69,8 +74,8 @@ class Order:
             raise ValueError("train: found no source, expected at least one")
         if empty := [name for name, size in sizes.items() if size < 1]:
             raise ValueError(f"train.{empty[0]}: found 0 samples, expected at least one")
-        if group not in ("none", "length", "modality_length"):
-            raise ValueError(f"group: found {group!r}, expected 'none', 'length' or 'modality_length'")
+        if group not in get_args(Group):
+            raise ValueError(f"group: found {group!r}, expected one of {', '.join(get_args(Group))}")
         assert group == "none" or lengths, "grouping by length needs lengths"
         assert group != "modality_length" or modalities, "grouping by modality needs modalities"
         self.sizes, self.seed, self.group, self.batch = dict(sizes), seed, group, batch
@@ -112,13 +117,19 @@ class Order:
         return drawn
 
     def _grouped(self, places: list[tuple[str, int]], epoch: int, random: torch.Generator) -> list[tuple[str, int]]:
-        """`places`, already shuffled, so that global batches are of one modality and run from long to short.
+        """`places`, already shuffled, so that global batches are of one kind and run from long to short.
 
         Contract: global batches begin at multiples of `batch` counted over all epochs, so the first samples of an epoch
         complete the batch that the epoch before it left open.
         """
         lengths, modalities, size = self._lengths, self._modalities, self.batch
         assert lengths is not None
+        words = {place: lengths(*place) for place in places}
+        if self.group == "similar_length":
+            # At least four windows, so that not the same samples meet in every epoch.
+            span = max(1, min(WINDOW, len(places) // (4 * size))) * size
+            windows = (places[k : k + span] for k in range(0, len(places), span))
+            places = [place for window in windows for place in sorted(window, key=lambda place: -words[place])]
         pools = [places]
         if self.group == "modality_length":
             assert modalities is not None
@@ -132,7 +143,6 @@ class Order:
         rest = [rest[k] for k in torch.randperm(len(rest), generator=random).tolist()]
         mixed = [rest[k : k + size] for k in range(head, len(rest), size)]
         groups = [rest[:head], *pure[:whole], *mixed]
-        words = {place: lengths(*place) for place in places}
         return [place for group in groups for place in sorted(group, key=lambda place: -words[place])]
 
 

@@ -207,6 +207,21 @@ def test_run_trains_skips_tests_and_reports(experiment: Path, capsys: pytest.Cap
     main(["predict", *same, f"--config={experiment.parents[1] / '_hardware/cpu.yaml'}"])
 
 
+def test_an_experiment_without_test_sets_is_trained_and_says_so(
+    experiment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (experiment / "tune.yaml").unlink()
+    (experiment / "begin.yaml").write_text(
+        "stage: {name: align, global_batch: 4, warmup: 0}\n"
+        "data:\n  class_path: data_modules.module.InstructionDataModule\n"
+        "  init_args: {train: {a: {class_path: tests.training.data.Squares}}}\n"
+    )
+    main(["run", "experiments/colours/toy"])
+    run = Path("runs/colours/toy")
+    assert f"{run}: no report, for no test sets (data.test) stand in begin" in capsys.readouterr().out
+    assert (run / "begin/weights/stage.json").is_file() and not (run / "report.json").exists()
+
+
 def test_every_stage_with_test_sets_is_tested(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = "{a: {class_path: tests.training.data.Squares}}"
     sets = "{squares: {source: {class_path: tests.training.data.Squares}, task: exact}}"

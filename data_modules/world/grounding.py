@@ -6,8 +6,8 @@ The first two are written in MDETR's form of COCO's files (arXiv 2104.12763, rel
 of characters that a box is meant by. Relations are written in Visual Genome's (arXiv 1602.07332). All are made from
 files that a split has, so that a world that was drawn before can be given them.
 
-In a conversation (LLaVA's form) the thing asked for is described before its box is told, a chain of thought as in
-grounded answers that CogVLM learns from (arXiv 2311.03079): "a small red circle at the top left [[073,090,253,270]]".
+In a conversation (LLaVA's form) the place of the thing asked for is said before its box, from coarse to fine, so that
+who reads the numbers has found it in words: "top left [[073,090,253,270]]".
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def conversations(talks: Sequence[Json], content: Json, refs: Json, random: Rand
         refs: what `expressions` makes of them.
         random: chooses where in a conversation a box is asked for.
     """
-    described = {
-        instance["id"]: f"{article(name(thing))} {at(thing.place)}"
+    placed = {
+        instance["id"]: thing.place
         for image, instances in _pictures(content)
         for instance, thing in zip(instances, things_of(instances, image["width"], _grid(content)), strict=True)
     }
@@ -124,7 +124,7 @@ def conversations(talks: Sequence[Json], content: Json, refs: Json, random: Rand
     for image, (annotation,) in _pictures(refs):
         left, top, width, height = annotation["bbox"]
         box = of_pixels(left, top, width, height, image["width"], image["height"])
-        answer = f"{described[annotation['original_id']]} {write([box], DIALECT)}"
+        answer = f"{placed[annotation['original_id']]} {write([box], DIALECT)}"
         asked.setdefault(image["file_name"], []).append((ASK_BOX.format(expression=image["caption"]), answer))
     records = []
     for each in talks:

@@ -140,18 +140,25 @@ def run_experiment(
         resume = [f"--ckpt_path={last}"] if last.is_file() else []
         compose([*command("fit", stage), *resume])
     tested = [stage for stage in chosen if has_tests(parsed[stage])]
-    if only is None and not tested:
+    if only is None and not tested and not _names_tests(parsed[stages[-1]]):
         tested = stages[-1:]
     for stage in tested:
         _test(command("test", stage), run, stage)
     if tested:
         _report(run, time.monotonic() - started)
+    else:
+        _say(f"{run}: no report, for no test sets (data.test) stand in {', '.join(chosen)}")
     return run
 
 
 def has_tests(parsed: CLI) -> bool:
     """Whether the stage names sets to test it on."""
     return bool(parsed.settings["data"]["init_args"].get("test"))
+
+
+def _names_tests(parsed: CLI) -> bool:
+    """Whether the stage's data module takes test sets by name; one of another kind may have some of its own."""
+    return "test" in parsed.settings["data"]["init_args"]
 
 
 def _test(command: list[str], run: Path, stage: str) -> None:

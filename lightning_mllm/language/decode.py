@@ -29,9 +29,7 @@ def decode(
         positions: Restart at 0 in each segment.
         kinds: By which a model with visual experts routes; None is text alone.
     """
-    # One segment a row needs no T x T mask, and lets the attention kernel use its causal shortcut.
-    packed = bool((segments > 1).any())
-    mask = block_mask(segments, embeds.dtype) if packed else (segments > 0).long()
+    mask = _mask(segments, embeds.dtype)
     plan = plan_of(kinds) if kinds is not None and has_experts(model) else None
     routing = {} if plan is None else {PLAN: plan}
     # use_cache: with a cache, transformers ignores that positions restart, and segments see one another.
@@ -39,6 +37,16 @@ def decode(
         inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, **routing
     )
     return output.last_hidden_state
+
+
+def _mask(segments: Int[Tensor, "B T"], dtype: torch.dtype) -> Tensor:
+    """What transformers is told of who sees whom, beside that nobody sees what stands behind."""
+    if bool((segments > 1).any()):
+        return block_mask(segments, dtype)
+    if bool((segments[:, 0] == 0).any()):
+        return (segments > 0).long()
+    # Padding behind a row is seen by nothing but itself: no mask, and the attention kernel takes its causal shortcut.
+    return torch.ones_like(segments)
 
 
 def head(model: PreTrainedModel) -> nn.Module:

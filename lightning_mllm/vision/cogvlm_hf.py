@@ -68,7 +68,7 @@ def cogvlm_vision(tower: nn.Module, image_size: int) -> dict[str, Any]:
             "layer_norm_eps": clip.layer_norm_eps,
             "hidden_act": clip.hidden_act,
             "norms": INPUT,
-            "places": "own" if tower.places is None else "sines",
+            "places": tower.loudness,
         }
     elif isinstance(tower, Eva2Vision):
         block: Any = tower.blocks[0]

@@ -7,6 +7,7 @@ Legend: N images, H = W pixels, P patch, V vectors, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,7 +30,7 @@ class VisionTower(nn.Module):
         mean: Of RGB in [0, 1], by channel.
         std: Likewise.
         keep_cls: Whether the class token's vector stands first in the output.
-        places: f[V, D] added to the vectors of the patches.
+        places: How loud the fixed positions are that are added to the vectors of the patches; 0 adds none.
         norm: Whether `ln_post` is applied to all vectors.
     """
 
@@ -43,7 +44,7 @@ class VisionTower(nn.Module):
         mean: Statistic,
         std: Statistic,
         keep_cls: bool,
-        places: Float[Tensor, "V D"] | None = None,
+        places: float = 0.0,
         norm: bool = False,
     ) -> None:
         super().__init__()
@@ -56,7 +57,10 @@ class VisionTower(nn.Module):
         self.keep_cls = keep_cls
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.register_buffer("places", places, persistent=False)
+        self.loudness = places
+        rows = math.isqrt(len(self.positional_embedding) - 1)
+        fixed = places * sines(rows, self.positional_embedding.shape[1]) if places else None
+        self.register_buffer("places", fixed, persistent=False)
 
     def forward(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N V D"]:
         """Visual vectors, row by row of the image; in the dtype of the tower, and without autograd if it is frozen."""
@@ -80,7 +84,8 @@ class OpenClipTower:
     """The image tower of an open_clip vision transformer.
 
     Raises:
-        ValueError: On use, if there is no such model, it is no vision transformer, or it has no such layer.
+        ValueError: A number is out of range; on use, if there is no such model, it is no vision transformer, or it has
+            no such layer.
     """
 
     model: str = ""
@@ -94,11 +99,16 @@ class OpenClipTower:
     """What becomes of the class token's vector."""
     norm: bool = False
     """Whether the norm that stands behind the last block is applied, to all vectors (SPHINX's released code)."""
-    places: Literal["own", "sines"] = "own"
-    """sines: fixed positions are added to the vectors of the patches, for what attends to them in no order and a tower
-    whose vectors do not tell where they stand (Qwen-VL's adapter, arXiv 2308.12966, sec. 2.1, has them too)."""
+    places: float = 0.0
+    """Above 0, sines of the patches' positions times this are added to their vectors, for what attends to them in no
+    order and a tower whose vectors do not tell where they stand (Qwen-VL's adapter, arXiv 2308.12966, sec. 2.1, has
+    such positions too)."""
     config: dict[str, Any] | None = None
     """An open_clip configuration in place of `model`."""
+
+    def __post_init__(self) -> None:
+        if self.places < 0:
+            raise ValueError(f"vision.places: found {self.places}, expected 0 or more")
 
     @property
     def source(self) -> OpenClipSource:
@@ -163,9 +173,7 @@ class OpenClipTower:
         visual = _build_vision_tower(whole["embed_dim"], config, quick_gelu=whole.get("quick_gelu", False))
         assert isinstance(visual, VisionTransformer)
         mean, std = self.source.statistics()
-        rows = config["image_size"] // config["patch_size"]
-        places = sines(rows, self.width) if self.places == "sines" else None
-        return VisionTower(visual, mean, std, keep_cls=self.cls == "keep", places=places, norm=self.norm)
+        return VisionTower(visual, mean, std, keep_cls=self.cls == "keep", places=self.places, norm=self.norm)
 
     def pretrained(self) -> Iterator[tuple[str, Tensor]] | None:
         tensors = self.source.tensors()

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import pytest
@@ -35,7 +35,7 @@ def test_without_weights_an_epoch_is_the_union() -> None:
     assert order.effective_epochs() == {"a": 1.0, "b": 1.0, "c": 1.0}
 
 
-@pytest.mark.parametrize("group", ["none", "length", "modality_length"])
+@pytest.mark.parametrize("group", ["none", "length", "similar_length", "modality_length"])
 def test_an_epoch_is_a_pure_function_of_seed_and_number(group: str) -> None:
     forwards = [grouped(group).epoch(epoch) for epoch in (0, 1, 2)]
     order = grouped(group)
@@ -77,7 +77,7 @@ def test_only_the_proportion_of_weights_matters() -> None:
     assert Order(SIZES, small, seed=4).epoch(2) == Order(SIZES, large, seed=4).epoch(2)
 
 
-@pytest.mark.parametrize("kind", ["length", "modality_length"])
+@pytest.mark.parametrize("kind", ["length", "similar_length", "modality_length"])
 @pytest.mark.parametrize(("size", "batch"), [(53, 8), (48, 8), (7, 8), (20, 1), (9, 4)])
 def test_grouping_keeps_the_epoch(kind: str, size: int, batch: int) -> None:
     order = grouped(kind, size, batch)
@@ -92,6 +92,31 @@ def test_global_batches_run_from_long_to_short() -> None:
     for number in range(len(stream) // 8):
         lengths = [source.length(index) for _, index in stream[number * 8 : number * 8 + 8]]
         assert number in borders or lengths == sorted(lengths, reverse=True)
+
+
+def test_global_batches_of_similar_length_need_a_tenth_of_the_padding_and_come_in_any_order() -> None:
+    size, batch, source = 800, 8, Numbers(800)
+
+    def batches(kind: str) -> list[list[int]]:
+        places = grouped(kind, size, batch).epoch(0)
+        return [[source.length(index) for _, index in places[k : k + batch]] for k in range(0, size, batch)]
+
+    def padding(kind: str) -> int:
+        return sum(max(lengths) * batch - sum(lengths) for lengths in batches(kind))
+
+    assert padding("similar_length") < padding("length") / 10
+    longest = [max(lengths) for lengths in batches("similar_length")]
+    assert all(lengths == sorted(lengths, reverse=True) for lengths in batches("similar_length"))
+    turns = sum(a < b for a, b in pairwise(longest)), sum(a > b for a, b in pairwise(longest))
+    assert min(turns) > 30, "neither from long to short nor from short to long"
+
+
+def test_samples_of_similar_length_meet_others_in_every_epoch() -> None:
+    def batches(epoch: int) -> set[frozenset[tuple[str, int]]]:
+        places = grouped("similar_length", 80).epoch(epoch)
+        return {frozenset(places[k : k + 8]) for k in range(0, 80, 8)}
+
+    assert not batches(0) & batches(1)
 
 
 def test_global_batches_are_of_one_modality_but_for_the_rest() -> None:

@@ -38,7 +38,7 @@ CLIP, CLIP_CONFIG = replace(TINY_TOWER, cls="drop"), TINY_TOWER.config or {}
 BIASED = {**LLAMA, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
 VARIANTS: dict[str, dict[str, Any]] = {
     "eva2": {"chat": "vicuna_v1", "decoding": {"answer": Decoding(max_new_tokens=5)}},
-    "clip, fixed positions": {"vision": replace(CLIP, places="sines")},
+    "clip, fixed positions": {"vision": replace(CLIP, places=3.0)},
     "clip, crop": {"vision": CLIP, "image": ImagePolicy(size=16, fit="crop")},
     "clip, quick gelu, layer -2": {
         "vision": replace(CLIP, layer=-2, config={**(CLIP.config or {}), "quick_gelu": True})

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -52,6 +54,28 @@ def test_padding_changes_nothing(side: str) -> None:
     segments, positions = pad(torch.ones(1, 4).long(), zeros), pad(torch.arange(4)[None], zeros)
     padded = decode(model, pad(embeds, torch.randn(1, 3, 32)), segments, positions)
     assert_close(padded[segments > 0], alone[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("places", ["in order", "shared"])
+def test_rows_of_different_lengths_need_no_mask(places: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, masks = small("llama"), []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
+        masks.append(kwargs.get("attn_mask"))
+        return kernel(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    embeds, lengths = torch.randn(2, 6, 32), (6, 4)
+    segments = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    # Tokens that share a position, as those of an image in CogVLM, are not taken for borders of packed rows.
+    positions = torch.tensor([[0, 1, 1, 1, 2, 3]] * 2) if places == "shared" else torch.arange(6).expand(2, 6)
+    together = decode(model, embeds, segments, positions)
+    assert masks and all(mask is None for mask in masks)
+    for row, length in enumerate(lengths):
+        part = (slice(row, row + 1), slice(length))
+        alone = decode(model, embeds[part], segments[part], positions[part])
+        assert_close(together[part], alone, atol=1e-5, rtol=0)
 
 
 def test_what_the_head_reads_gives_the_models_logits() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -147,6 +148,7 @@ def test_a_bare_json_is_a_model(tmp_path: Path) -> None:
         ({}, "vision: found neither model nor config"),
         ({"config": CONFIG, "layer": -5}, r"vision\.layer: found -5, expected from -4 to -1"),
         ({"config": CONFIG, "layer": 0}, r"vision\.layer: found 0"),
+        ({"config": CONFIG, "places": -1.0}, r"vision\.places: found -1\.0, expected 0 or more"),
         ({"config": {"embed_dim": 16}}, "found no vision_cfg"),
         ({"model": "convnext_base"}, "found a timm model"),
         ({"model": "coca_ViT-B-32"}, "found attentional pooling"),
@@ -156,3 +158,18 @@ def test_a_bare_json_is_a_model(tmp_path: Path) -> None:
 def test_towers_that_cannot_be_had(settings: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         OpenClipTower(weights=None, **settings).build()
+
+
+@pytest.mark.parametrize("cls", ["drop", "keep"])
+def test_sines_are_added_to_patches_alone_and_as_loud_as_asked_for(cls: Any, tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    own, quiet, loud = (
+        filled(OpenClipTower(model=str(tmp_path), cls=cls, places=loudness))(IMAGES) for loudness in (0.0, 1.0, 3.0)
+    )
+    added = quiet - own
+    assert_close(loud - own, 3 * added, atol=1e-5, rtol=0)
+    # The same for all images, nothing for the class token, and another vector at each place of 2 x 2.
+    patches = added[:, -4:]
+    assert_close(patches[0], patches[1], atol=1e-6, rtol=0)
+    assert (added[:, :-4] == 0).all() and patches[0].square().mean() == pytest.approx(0.5, abs=1e-4)
+    assert torch.cdist(patches[0], patches[0]).fill_diagonal_(9).min() > 1

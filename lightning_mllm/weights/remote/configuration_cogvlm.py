@@ -17,13 +17,13 @@ VISION: dict[str, Any] = {
     "dropout_prob": 0.0,
     "hidden_act": "gelu",
     "norms": "branch",
-    "places": "own",
+    "places": 0.0,
     "adapter_size": None,
 }
 """The published tower, EVA2-CLIP-E at 490 pixels; the last three fields are of this file alone.
 
 norms: "branch", behind attention and MLP (EVA2), or "input", before them and before the first block (CLIP).
-places: "sines" where fixed vectors are added to those of the patches behind the tower, of which the weights hold them.
+places: above 0 where sines so loud are added to the patches' vectors behind the tower; the weights hold them.
 adapter_size: inner width of the adapter; None takes the language model's intermediate_size.
 """
 

@@ -107,7 +107,7 @@ class CogVLMVision(nn.Module):
         self.patch_embedding = CogVLMPatches(sizes)
         self.transformer = CogVLMTransformer(sizes)
         fixed = torch.zeros(sizes["num_positions"] - 1, sizes["hidden_size"])
-        self.places = nn.Parameter(fixed, requires_grad=False) if sizes["places"] == "sines" else None
+        self.places = nn.Parameter(fixed, requires_grad=False) if sizes["places"] else None
         self.linear_proj = CogVLMAdapter(sizes["hidden_size"], width, inner)
         self.boi, self.eoi = (nn.Parameter(torch.zeros(1, 1, width)) for _ in range(2))
 

@@ -308,7 +308,7 @@ def test_relations_are_true_of_the_boxes_of_both_things(world: Path):
     assert set(found) == {"left of", "right of", "above", "below"}
 
 
-def test_conversations_ask_for_every_box_once_and_tell_which_thing_it_is(world: Path):
+def test_conversations_ask_for_every_box_once_and_say_its_place_first(world: Path):
     expressions = {
         (image["file_name"], f"Give the box of {image['caption']}."): box["bbox"]
         for image, (box,) in text_boxes(world, "refs_val")
@@ -325,10 +325,10 @@ def test_conversations_ask_for_every_box_once_and_tell_which_thing_it_is(world: 
     assert set(told) == set(expressions)
     for (file, question), answer in told.items():
         x, y, width, height = expressions[file, question]
-        phrase, box = answer.split(" [[")
-        wanted = {"thing", *phrase.split()}
-        assert set(question.removeprefix("Give the box of the ").removesuffix(".").split()) <= wanted
-        assert ("left" in wanted) == (x + width / 2 < 24) and ("top" in wanted) == (y + height / 2 < 24)
+        place, box = answer.split(" [[")
+        across = ("left", "", "right")[int((x + width / 2) * 3 / SETTINGS.size)]
+        down = ("top", "", "bottom")[int((y + height / 2) * 3 / SETTINGS.size)]
+        assert place == (f"{down} {across}".strip() or "middle")
         edges = (float(edge) / 1000 * SETTINGS.size for edge in box.removesuffix("]]").split(","))
         assert list(edges) == pytest.approx([x, y, x + width, y + height], abs=0.1)
     for record, pairs in zip(read(world, "llava/conversations_val.json"), kept, strict=True):
