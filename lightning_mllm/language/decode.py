@@ -41,9 +41,11 @@ def decode(
 
 def _mask(segments: Int[Tensor, "B T"], dtype: torch.dtype) -> Tensor:
     """What transformers is told of who sees whom, beside that nobody sees what stands behind."""
-    if bool((segments > 1).any()):
+    # One transfer from the device for both.
+    packed, padded_before = torch.stack([(segments > 1).any(), (segments[:, 0] == 0).any()]).tolist()
+    if packed:
         return block_mask(segments, dtype)
-    if bool((segments[:, 0] == 0).any()):
+    if padded_before:
         return (segments > 0).long()
     # Padding behind a row is seen by nothing but itself: no mask, and the attention kernel takes its causal shortcut.
     return torch.ones_like(segments)
