@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.export.importing import import_folder
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
+from lightning_mllm.weights.lineage import RECORD, WEIGHTS, starts_from
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,19 @@ def stage_of(run: Path) -> Path:
     Raises:
         ValueError: There is no finished stage, or there are several last ones.
     """
-    if (run / "weights" / "stage.json").is_file():
+    if (run / WEIGHTS / RECORD).is_file():
         return run
-    stages = sorted(each.parents[1] for each in run.glob("*/weights/stage.json"))
-    if not stages:
+    records = {
+        each.parents[1].name: json.loads(each.read_text(encoding="utf-8"))
+        for each in sorted(run.glob(f"*/{WEIGHTS}/{RECORD}"))
+    }
+    if not records:
         raise ValueError(f"{run}: found no finished stage, expected a run such as runs/quickstart/llava")
-    sources = {Path(each).name for stage in stages for each in _settings(stage)["stage"]["init_from"]}
-    last = [stage for stage in stages if stage.name not in sources]
+    last = [
+        run / name
+        for name, record in records.items()
+        if not any(starts_from(other, later, name, record) for other, later in records.items())
+    ]
     if len(last) != 1:
         raise ValueError(f"{run}: found the last stages {[str(each) for each in last]}, expected one; name it")
     return last[0]

@@ -25,8 +25,9 @@ from lightning_mllm.commands.config import import_class
 from lightning_mllm.export.export import refuse_full
 from lightning_mllm.inference import stage_of
 from lightning_mllm.weights.files import BESIDE, INDEXES, PICKLES, TensorFiles, write_in_pieces, write_text
-from lightning_mllm.weights.handover import RECORD, WEIGHTS, Ancestor, Lineage, mixture, tensors_of, write_record
+from lightning_mllm.weights.handover import mixture, tensors_of, write_record
 from lightning_mllm.weights.keymap import KeyMap
+from lightning_mllm.weights.lineage import RECORD, WEIGHTS, Ancestor, Lineage
 from lightning_mllm.weights.mixing import Mixture, coefficients
 
 

@@ -34,7 +34,7 @@ from lightning_mllm.evaluation.run_folder import BLIND
 from lightning_mllm.evaluation.score_curve import draw_scores
 from lightning_mllm.export.export import refuse_full
 from lightning_mllm.weights.files import write_text
-from lightning_mllm.weights.handover import Ancestor
+from lightning_mllm.weights.lineage import Ancestor
 
 ONE_DEVICE = {"devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False}
 

@@ -329,7 +329,7 @@ def compose(arguments: Sequence[str], kind: type[CLI] = CLI) -> CLI:
     """
     config = known_places(arguments[1:])
     configs, options = split_options(arguments)
-    if not any(name == "run_dir" for name, _ in options) and ("run_dir",) not in config.places:
+    if not any(name == "run_dir" for name, _ in options) and not _states_a_run_dir(config):
         runs = dict(options).get("runs", "runs")
         arguments = [*arguments, f"--run_dir={default_run_dir(configs, runs)}"]
     _quieten()
@@ -341,6 +341,12 @@ def compose(arguments: Sequence[str], kind: type[CLI] = CLI) -> CLI:
         if _raised_in_settings(error) or (isinstance(error, ValueError) and _names_a_setting(str(error))):
             raise ConfigError(explain(str(error), config)) from error
         raise
+
+
+def _states_a_run_dir(config: Config) -> bool:
+    """Whether a file says where the run is kept; the record of a run that was moved says where it was."""
+    place = config.places.get(("run_dir",), "")
+    return bool(place) and Path(place.rpartition(":")[0]).name != "config.yaml"
 
 
 def _names_a_setting(sentence: str) -> bool:

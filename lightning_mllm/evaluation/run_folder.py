@@ -16,6 +16,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from lightning_mllm.weights.lineage import starts_from
+
 BLIND = "_blind"
 """How the name of a blind twin's score ends."""
 
@@ -149,7 +151,7 @@ def _stage(folder: Path, record: dict[str, Any]) -> StageReport:
 def _order(records: dict[str, dict[str, Any]]) -> list[str]:
     """Stage folders, each after those of the same experiment that it starts from."""
     parents = {
-        name: sorted({Path(source).name for source in record.get("init_from") or {}} & (records.keys() - {name}))
+        name: sorted(other for other, earlier in records.items() if starts_from(name, record, other, earlier))
         for name, record in records.items()
     }
     try:

@@ -12,29 +12,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lightning_mllm.weights.files import (
-    BESIDE,
-    INDEXES,
-    WHOLE,
-    TensorFiles,
-    resource,
-    sha256,
-    write_tensors,
-    write_text,
-)
+from lightning_mllm.weights.files import BESIDE, TensorFiles, sha256, write_tensors, write_text
 from lightning_mllm.weights.keymap import KeyMap
+from lightning_mllm.weights.lineage import FORMAT, RECORD, WEIGHTS, Ancestor, Lineage, portable
 from lightning_mllm.weights.mixing import Mixture, coefficients
-
-WEIGHTS = "weights"
-RECORD = "stage.json"
-FORMAT = 1
 
 
 def write_stage(
@@ -68,7 +54,9 @@ def write_stage(
         ValueError: An ancestor is gone.
     """
     folder = run_dir / WEIGHTS
-    lineage = Lineage.read(init_from, runs or run_dir.parent, near=run_dir)
+    runs = runs or run_dir.parent
+    init_from = portable(init_from, run_dir, runs)
+    lineage = Lineage.read(init_from, runs, near=run_dir)
     named = {_plain(name): tensor for name, tensor in tensors.items()}
     if lora_scale is None:
         lora_scale = _scale_in(settings)
@@ -106,81 +94,6 @@ def write_record(
 def config_hash(config: Any) -> str:
     """SHA-256 of a configuration as canonical JSON."""
     return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ancestor:
-    """A source of weights: a stage's run folder, a folder in the layout of transformers, or a file of tensors."""
-
-    source: str
-    """As `init_from` calls it."""
-    path: Path
-    """The folder or file that holds the tensors."""
-    record: Mapping[str, Any] | None
-    """`stage.json`; None for weights that no stage of ours wrote."""
-
-    @property
-    def stage(self) -> str | None:
-        return None if self.record is None else self.record["stage"]
-
-    @cached_property
-    def digest(self) -> str:
-        return sha256(self.path)
-
-    @property
-    def init_from(self) -> dict[str, float]:
-        """What its tensors are laid over; nothing where all are in the folder."""
-        return {} if self.record is None or self.record.get("whole") else dict(self.record["init_from"])
-
-    @classmethod
-    def find(cls, source: str, runs: Path, near: Path | None = None) -> Ancestor:
-        """The source called `source`: below a folder above `near`, below `runs`, or a path of its own.
-
-        Raises:
-            ValueError: There is none, or it is a run that has not finished.
-        """
-        above = [] if near is None else [parent / source for parent in near.resolve().parents]
-        places = [*above, Path(runs) / source, resource(source)]
-        for place in places:
-            if (record := _record(place)) is not None:
-                return cls(source=source, path=place / WEIGHTS, record=record)
-            if place.is_file() or any((place / name).is_file() for name in (*WHOLE, *INDEXES)):
-                return cls(source=source, path=place, record=None)
-        unfinished = next((place for place in places if place.is_dir()), None)
-        if unfinished is not None:
-            raise ValueError(
-                f"init_from: {source!r} is {unfinished}, expected a finished stage with {WEIGHTS}/{RECORD}"
-            )
-        raise ValueError(f"init_from: found no {source!r} in {runs}, expected a finished stage, a folder or a file")
-
-
-@dataclass(frozen=True)
-class Lineage:
-    """All that a net's weights descend from, ancestors before descendants, each once."""
-
-    ancestors: tuple[Ancestor, ...]
-
-    @classmethod
-    def read(cls, init_from: Mapping[str, float], runs: Path, near: Path | None = None) -> Lineage:
-        """Follows `init_from` to its roots.
-
-        Raises:
-            ValueError: A source is missing, has changed since it was used, or descends from itself.
-        """
-        found: dict[Path, Ancestor] = {}
-
-        def visit(sources: Mapping[str, float], near: Path | None, below: tuple[Path, ...]) -> None:
-            for source in sources:
-                ancestor = Ancestor.find(source, runs, near)
-                place = ancestor.path.resolve()
-                if place in below:
-                    raise ValueError(f"init_from: {source!r} ({ancestor.path}) descends from itself")
-                visit(ancestor.init_from, ancestor.path.parent, (*below, place))
-                _check_unchanged(ancestor, found)
-                found.setdefault(place, ancestor)
-
-        visit(init_from, near, ())
-        return cls(tuple(found.values()))
 
 
 def ancestor_tensors(init_from: Mapping[str, float], runs: Path, key_maps: Mapping[str, KeyMap]) -> Ancestors:
@@ -277,10 +190,7 @@ def tensors_of(ancestor: Ancestor, runs: Path, key_maps: Mapping[str, KeyMap]) -
         {name: (lambda name=name: files[name]) for name in files},
         {name.split(".lora_A.")[0] + ".weight": float(scale) for name in files if ".lora_A." in name and scale},
     )
-    before = {
-        source: tensors_of(Ancestor.find(source, runs, ancestor.path.parent), runs, key_maps)
-        for source in ancestor.init_from
-    }
+    before = {source: tensors_of(parent, runs, key_maps) for source, parent in ancestor.parents(runs).items()}
     return own.over(_mixed(before, ancestor.init_from)) if before else own
 
 
@@ -317,32 +227,6 @@ def _translate(
         except ValueError as error:
             refusals.append(f"{layout}: {error}")
     raise ValueError(f"{ancestor.path}: cannot be renamed; {'; '.join(refusals) or 'this net has no key maps'}")
-
-
-def _record(run: Path) -> Mapping[str, Any] | None:
-    file = run / WEIGHTS / RECORD
-    if not file.is_file():
-        return None
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: found no JSON ({error}), expected the record of a stage") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise ValueError(f"{file}: found another format, expected a record with format {FORMAT}")
-    return record
-
-
-def _check_unchanged(ancestor: Ancestor, found: Mapping[Path, Ancestor]) -> None:
-    if ancestor.record is None:
-        return
-    if ancestor.record["sha256"] != ancestor.digest:
-        raise ValueError(f"{ancestor.path}: the weights are not those that {RECORD} names, they changed or were cut")
-    present = {each.digest for each in found.values()}
-    for used in ancestor.record["lineage"] if ancestor.init_from else ():
-        if used["sha256"] not in present:
-            raise ValueError(
-                f"{ancestor.path}: was trained from {used['source']!r} as it was then, found other weights there now"
-            )
 
 
 def _config(path: Path) -> Mapping[str, Any] | None:
