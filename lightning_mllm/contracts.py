@@ -199,7 +199,7 @@ class Train:
     """Block n of N has this to the power of N - n of the rate, what stands before them N + 1 (BEiT, arXiv 2106.08254;
     BLIP-2's released `lr_layer_decay`)."""
     but: tuple[str, ...] = ()
-    """Patterns of names that stay out: frozen, or another pattern's."""
+    """Patterns of names that stay out: frozen, or another pattern's; each matches some name of the pattern's."""
 
     def __post_init__(self) -> None:
         if not self.scale > 0:

@@ -16,35 +16,57 @@ from lightning_mllm.contracts import Train
 from lightning_mllm.training.sharding import all_reduce, local
 
 
-def match(names: Iterable[str], table: Mapping[str, Train]) -> dict[str, str]:
+def match(names: Iterable[str], table: Mapping[str, Train], tied: Mapping[str, str] | None = None) -> dict[str, str]:
     """Parameter name -> the one pattern that trains it; names absent from the result are frozen.
 
     Args:
-        names: All parameter names of the net.
+        names: All parameter names of the net, each parameter once.
         table: Glob patterns (case-sensitive `fnmatch`, where `*` also crosses dots), each without those of its `but`.
+        tied: Further names of parameters -> the one in `names`: a head that is the embedding.
 
     Raises:
-        ValueError: A pattern matches nothing, or two patterns match one name.
+        ValueError: A pattern, or one of its `but`, matches nothing; two patterns match one parameter; of the names of a
+            tied parameter some are trained and some are not.
     """
-    names = list(names)
+    tied = tied or {}
+    everything = [*names, *tied]
     trained: dict[str, str] = {}
+    seen: set[str] = set()
     for pattern, how in table.items():
-        found = [
-            name for name in names if fnmatchcase(name, pattern) and not any(fnmatchcase(name, out) for out in how.but)
-        ]
-        if not found:
-            raise ValueError(
-                f"stage.train: pattern {pattern!r} matches no parameter, expected something like"
-                f" {', '.join(map(repr, nearest(pattern, names)))}"
-            )
+        found = _matched(pattern, how, everything)
+        seen.update(found)
         for name in found:
-            if name in trained:
+            own = tied.get(name, name)
+            if trained.setdefault(own, pattern) != pattern:
                 raise ValueError(
-                    f"stage.train: parameter {name!r} is matched by both {trained[name]!r} and {pattern!r},"
+                    f"stage.train: parameter {name!r} is matched by both {trained[own]!r} and {pattern!r},"
                     " expected one pattern"
                 )
-            trained[name] = pattern
+    for name, own in tied.items():
+        if (name in seen) != (own in seen):
+            one, other = (name, own) if name in seen else (own, name)
+            raise ValueError(
+                f"stage.train: {one!r} and {other!r} are one tied parameter, and {trained[own]!r} trains only the"
+                " first, expected both or neither"
+            )
     return trained
+
+
+def _matched(pattern: str, how: Train, names: list[str]) -> list[str]:
+    found = [name for name in names if fnmatchcase(name, pattern)]
+    for out in how.but if found else ():
+        if not any(fnmatchcase(name, out) for name in found):
+            raise ValueError(
+                f"stage.train: {out!r}, which pattern {pattern!r} leaves out, matches none of its parameters, expected"
+                f" something like {', '.join(map(repr, nearest(out, found)))}"
+            )
+    left = [name for name in found if not any(fnmatchcase(name, out) for out in how.but)]
+    if not left:
+        raise ValueError(
+            f"stage.train: pattern {pattern!r} matches no parameter, expected something like"
+            f" {', '.join(map(repr, nearest(pattern, names)))}"
+        )
+    return left
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
@@ -56,10 +78,17 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
 def freeze(module: nn.Module, table: Mapping[str, Train]) -> dict[str, str]:
     """Sets `requires_grad` of every parameter after the table; returns `match`'s answer."""
     parameters = dict(module.named_parameters())
-    trained = match(parameters, table)
+    trained = match(parameters, table, tied_names(module))
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in trained)
     return trained
+
+
+def tied_names(module: nn.Module) -> dict[str, str]:
+    """Second and further names of shared parameters -> the name by which `named_parameters` calls them."""
+    own = {id(parameter): name for name, parameter in module.named_parameters()}
+    every = module.named_parameters(remove_duplicate=False)
+    return {name: own[id(parameter)] for name, parameter in every if own[id(parameter)] != name}
 
 
 def frozen_modules(module: nn.Module) -> list[nn.Module]:
@@ -139,11 +168,17 @@ class GradientCheck:
     Args:
         module: The net, frozen as its stage says.
         idle: Names of parameters that no loss reaches; a trained one is not waited for.
+
+    Raises:
+        ValueError: A name of `idle` is no parameter of the net.
     """
 
     def __init__(self, module: nn.Module, idle: Collection[str] = ()) -> None:
         self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+        for name in sorted(set(idle) - {*self.trained, *self.frozen}):
+            near = ", ".join(map(repr, nearest(name, [*self.trained, *self.frozen])))
+            raise ValueError(f"idle: {name!r} is no parameter of the net, expected something like {near}")
         self.waiting = set(self.trained) - set(idle)
         self.moved = False
 

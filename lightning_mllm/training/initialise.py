@@ -90,6 +90,7 @@ def initialise(
                 continue
             targets.fill(name, tensor if adapted else ancestors.fold(name, tensor), source)
         if source == "pretrained" and isinstance(spec, PartlyFresh):
+            targets.check_patterns(part, spec.fresh)
             left = {name for name in targets.missing(part) if _matches(name.partition(".")[2], spec.fresh)}
             for tail, tensor in _fresh(part, spec) if left else ():
                 if (name := f"{part}.{tail}") in left:
@@ -156,6 +157,18 @@ class _Targets:
     def missing(self, part: str = "") -> list[str]:
         mine = [name for name in self.parameters if not part or name.split(".")[0] == part]
         return [name for name in mine if name not in self.seen]
+
+    def check_patterns(self, part: str, patterns: Sequence[str]) -> None:
+        """Each pattern names some tensor of the part, which is part of the contract of `fresh`.
+
+        Raises:
+            ValueError: One matches nothing.
+        """
+        tails = [name.removeprefix(f"{part}.") for name in self.names if name.startswith(f"{part}.")]
+        for pattern in patterns:
+            if not any(fnmatchcase(tail, pattern) for tail in tails):
+                near = ", ".join(map(repr, nearest(pattern, tails, 2)))
+                raise ValueError(f"{part}, fresh: {pattern!r} matches no tensor, expected something like {near}")
 
     def inherits(self, name: str) -> bool:
         """Whether an ancestor has filled the tensor called `name`."""

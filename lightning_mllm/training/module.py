@@ -275,7 +275,8 @@ class MultimodalModule(LightningModule):
     def configure_optimizers(self) -> Any:
         assert self.stage is not None
         stage = self.stage
-        groups = parameter_groups(self, self.trained, self.table, lr=stage.lr, weight_decay=stage.weight_decay)
+        decay = {"weight_decay": stage.weight_decay, "decay_scalars": stage.decay_scalars}
+        groups = parameter_groups(self, self.trained, self.table, lr=stage.lr, **decay)
         if not groups:
             raise ValueError(f"stage.train: stage {stage.name!r} trains nothing, expected at least one pattern")
         fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])

@@ -15,7 +15,13 @@ BLOCK = re.compile(r"\.(?:blocks?|layers?|resblocks)\.(\d+)\.")
 
 
 def parameter_groups(
-    module: nn.Module, trained: Mapping[str, str], table: Mapping[str, Train], *, lr: float, weight_decay: float
+    module: nn.Module,
+    trained: Mapping[str, str],
+    table: Mapping[str, Train],
+    *,
+    lr: float,
+    weight_decay: float,
+    decay_scalars: bool = False,
 ) -> list[dict[str, Any]]:
     """The groups of an optimizer of torch: `name`, `params`, `lr`, `weight_decay`.
 
@@ -26,12 +32,14 @@ def parameter_groups(
         trained: Parameter name -> the pattern that trains it (`freezing.match`).
         table: Pattern -> how.
         lr, weight_decay: Of patterns that state none.
+        decay_scalars: Whether tensors of no dimension are decayed.
     """
     shares = {pattern: layer_shares(trained, pattern, how.layer_decay) for pattern, how in table.items()}
     groups: dict[tuple[str, bool, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if name in trained:
-            pattern, decayed = trained[name], parameter.ndim > 1 and not name.endswith("bias")
+            shaped = parameter.ndim > 1 or (decay_scalars and parameter.ndim == 0)
+            pattern, decayed = trained[name], shaped and not name.endswith("bias")
             groups.setdefault((pattern, decayed, shares[pattern][name]), []).append(parameter)
     settings = []
     for (pattern, decayed, share), parameters in groups.items():

@@ -37,12 +37,19 @@ class StageSettings:
     """Peak learning rate of every pattern that states none."""
     weight_decay: float = 0.0
     """Of every pattern that states none; tensors of one dimension and biases are never decayed."""
+    decay_scalars: bool = False
+    """Whether tensors of no dimension are decayed, as LAVIS does it with BLIP-2's temperature
+    (`lavis/models/blip2_models/blip2.py`, `get_optimizer_params`: only tensors of one dimension and biases are not)."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     warmup: float = 0.03
     """Below 1: a share of all optimizer steps of the schedule. From 1: a number of steps."""
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
-    """From the peak, reached at the end of the warm-up, down to `min_lr` at the last step."""
+    warmup_lr: float = 0.0
+    """Where the warm-up begins, for the stage's `lr`; patterns with their own keep the same ratio."""
+    decay: Literal["cosine", "cosine_epochs", "linear", "constant"] = "cosine"
+    """From the peak, reached at the end of the warm-up, down to `min_lr` at the last step. `cosine_epochs` is LAVIS's:
+    the warm-up is in the first epoch, epoch e of E has the rate of a cosine at e / E, and none reaches `min_lr`
+    (`lavis/common/optims.py`, `LinearWarmupCosineLRScheduler`)."""
     min_lr: float = 0.0
     """Where the decay ends, for the stage's `lr`; patterns with their own keep the same ratio."""
     steps_before: int = 0
@@ -68,11 +75,21 @@ class StageSettings:
             raise ValueError(f"stage.epochs: found {self.epochs}, expected a finite number above 0")
         if self.lr <= 0:
             raise ValueError(f"stage.lr: found {self.lr}, expected a number above 0")
-        for name in ("weight_decay", "warmup", "min_lr", "steps_before", "steps_after", "gradient_clip"):
+        for name in ("weight_decay", "warmup", "warmup_lr", "min_lr", "steps_before", "steps_after", "gradient_clip"):
             if getattr(self, name) < 0:
                 raise ValueError(f"stage.{name}: found {getattr(self, name)}, expected at least 0")
         if self.min_lr > self.lr:
             raise ValueError(f"stage.min_lr: found {self.min_lr}, expected at most stage.lr = {self.lr}")
+        if self.warmup_lr > self.lr:
+            raise ValueError(f"stage.warmup_lr: found {self.warmup_lr}, expected at most stage.lr = {self.lr}")
+        if self.decay == "cosine_epochs":
+            if self.steps is not None or (self.epochs or 1) % 1:
+                found = f"stage.steps {self.steps}" if self.steps is not None else f"stage.epochs {self.epochs}"
+                raise ValueError(f"stage.decay: found cosine_epochs and {found}, expected a whole number of epochs")
+            if self.steps_before or self.steps_after:
+                raise ValueError(
+                    "stage.decay: found cosine_epochs in a stage that is part of a schedule, expected another decay"
+                )
         for beta in self.betas:
             if not 0 <= beta < 1:
                 raise ValueError(f"stage.betas: found {beta}, expected numbers from 0 up to, not including, 1")
@@ -88,12 +105,20 @@ class StageSettings:
         the published LLaVA recipes use.
         """
         step, total = step + self.steps_before, total + self.steps_before + self.steps_after
-        warmup = self.warmup_steps(total)
+        warmup, start, floor = self.warmup_steps(total), self.warmup_lr / self.lr, self.min_lr / self.lr
+        rising = start + (1.0 - start) * step / max(1, warmup)
+        if self.decay == "cosine_epochs":
+            epochs = int(self.epochs or 1)
+            epoch = min(step * epochs // max(1, total), epochs - 1)
+            return floor + (1.0 - floor) * _half_cosine(epoch / epochs) if epoch else min(1.0, rising)
         if step < warmup:
-            return step / max(1, warmup)
+            return rising
         if self.decay == "constant":
             return 1.0
         progress = min(1.0, (step - warmup) / max(1, total - warmup))
-        left = 0.5 * (1.0 + math.cos(math.pi * progress)) if self.decay == "cosine" else 1.0 - progress
-        floor = self.min_lr / self.lr
+        left = _half_cosine(progress) if self.decay == "cosine" else 1.0 - progress
         return floor + (1.0 - floor) * left
+
+
+def _half_cosine(progress: float) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +52,13 @@ def test_each_stage_starts_from_what_the_one_before_it_left(tmp_path: Path) -> N
             expected = before if ".text_" in name or name.startswith(("qformer.words", "qformer.positions")) else after
             assert torch.equal(tensor, expected[name]), name
     assert any(not torch.equal(before[name], after[name]) for name in after if name in before)
+
+
+def test_what_later_stages_discard_is_in_the_first() -> None:
+    """A pattern that matches nothing would leave a tensor without a place."""
+    first = Blip2Representation.tiny()
+    first.configure_model()
+    names = list(first.state_dict())
+    for kind in (Blip2, InstructBlip):
+        for pattern in kind.discards:
+            assert any(fnmatchcase(name, pattern) for name in names), (kind, pattern)

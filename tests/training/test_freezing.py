@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -35,13 +36,55 @@ def test_patterns_name_parameters() -> None:
 
 
 def test_a_pattern_may_leave_names_to_another() -> None:
-    table = {"connector.*": Train(but=("*.bias", "*.lora_*")), "*.bias": Train()}
+    table = {"connector.*": Train(but=("*.bias",)), "*.bias": Train()}
     assert match(NAMES, table) == {NAMES[1]: "connector.*", NAMES[2]: "*.bias"}
 
 
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"pattern 'conector\.\*' matches no parameter, .*'connector\.linear_1\.bias'"):
         match(NAMES, {"conector.*": Train()})
+
+
+@pytest.mark.parametrize("out", ["*.bais", "language.*"])
+def test_what_a_pattern_leaves_out_is_some_of_it(out: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"'{re.escape(out)}', which pattern 'connector\.\*' leaves out, .*'connector\.linear_1\.\w+'"
+    ):
+        match(NAMES, {"connector.*": Train(but=(out,))})
+
+
+def tied() -> Any:
+    module = nn.ModuleDict({"embed": nn.Embedding(4, 2), "body": nn.Linear(2, 2), "head": nn.Linear(2, 4, bias=False)})
+    module["head"].weight = module["embed"].weight  # pyright: ignore[reportAttributeAccessIssue]
+    return nn.ModuleDict({"language": module})
+
+
+@pytest.mark.parametrize(
+    ("table", "first", "second"),
+    [
+        ({"language.*": Train(but=("*.head.*",))}, "embed", "head"),
+        ({"language.*": Train(but=("*.embed.*",))}, "head", "embed"),
+        ({"language.head.*": Train()}, "head", "embed"),
+    ],
+)
+def test_a_tied_parameter_is_trained_under_all_of_its_names_or_none(
+    table: dict[str, Train], first: str, second: str
+) -> None:
+    with pytest.raises(
+        ValueError, match=rf"'language\.{first}\.weight' and 'language\.{second}\.weight' are one tied parameter"
+    ):
+        freeze(tied(), table)
+
+
+def test_a_tied_parameter_has_one_name() -> None:
+    names = {"language.body.weight", "language.body.bias"}
+    assert set(freeze(tied(), {"language.*": Train()})) == {*names, "language.embed.weight"}
+    assert set(freeze(tied(), {"language.*": Train(but=("*.head.*", "*.embed.*"))})) == names
+
+
+def test_an_idle_name_is_one_of_the_net() -> None:
+    with pytest.raises(ValueError, match=r"idle: 'conector\.bias' is no parameter .*'connector\.bias'"):
+        GradientCheck(net(), {"conector.bias"})
 
 
 def test_a_parameter_matched_twice_is_refused() -> None:

@@ -124,6 +124,11 @@ def test_a_part_that_can_resizes_what_it_inherits() -> None:
         made({"a.first.bias": torch.ones(4)}, a=Stretched(source=ALL))
 
 
+def test_a_fresh_pattern_names_some_tensor() -> None:
+    with pytest.raises(ValueError, match=r"a, fresh: '\*\.bais' matches no tensor, .*'first\.bias'"):
+        made(a=Half(source=ALL, fresh=("*.bais",)))
+
+
 def test_what_a_source_lacks_may_be_declared_fresh() -> None:
     module, seen = made(a=Half(source=(ALL[0], ALL[2])))
     assert summary(seen) == {"a": {"pretrained": 2, "fresh": 1}}

@@ -51,6 +51,20 @@ def test_without_a_decay_a_pattern_has_one_rate_and_two_groups() -> None:
     torch.optim.AdamW(groups)
 
 
+@pytest.mark.parametrize("decay_scalars", [False, True])
+def test_scalars_are_decayed_where_it_is_said(decay_scalars: bool) -> None:
+    """`get_optimizer_params` of LAVIS's blip2.py: all but tensors of one dimension and biases."""
+    net = nn.Module()
+    net.temperature = nn.Parameter(torch.ones([]))
+    net.matrix, net.bias, net.vector = (nn.Parameter(torch.ones(*size)) for size in ((2, 2), (2, 2), (2,)))
+    trained = dict.fromkeys(dict(net.named_parameters()), "*")
+    groups = parameter_groups(net, trained, {"*": Train()}, lr=1.0, weight_decay=0.05, decay_scalars=decay_scalars)
+    decayed = {id(p) for group in groups for p in group["params"] if group["weight_decay"]}
+    assert {name for name, p in net.named_parameters() if id(p) in decayed} == (
+        {"temperature", "matrix"} if decay_scalars else {"matrix"}
+    )
+
+
 def test_a_scale_is_of_the_rate_that_a_pattern_has() -> None:
     """CogVLM's tower at a tenth: of the stage's rate, or of its own."""
     table = {"vision.*": Train(scale=0.1, layer_decay=0.5), "ln_vision.*": Train(lr=0.5, scale=0.1)}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -37,9 +38,32 @@ def test_stages_may_share_a_schedule() -> None:
     assert parts == [whole.lr_factor(step, 100) for step in range(100)]
 
 
+@pytest.mark.parametrize(("per_epoch", "warmup"), [(40, 10), (8, 20)])
+def test_cosine_epochs_is_that_of_lavis(per_epoch: int, warmup: int) -> None:
+    """`step(cur_epoch, cur_step)` of LinearWarmupCosineLRScheduler (`lavis/common/optims.py`)."""
+    lr, start, least, epochs = 1e-4, 1e-8, 1e-5, 5
+    settings = {"lr": lr, "warmup_lr": start, "min_lr": least, "warmup": warmup, "epochs": epochs}
+    stage = StageSettings(name="caption", decay="cosine_epochs", **settings)  # pyright: ignore[reportArgumentType]
+    for epoch in range(epochs):
+        for step in range(per_epoch):
+            theirs = (lr - least) * 0.5 * (1 + math.cos(math.pi * epoch / epochs)) + least
+            if epoch == 0:
+                theirs = min(lr, start + (lr - start) * step / max(warmup, 1))
+            assert lr * stage.lr_factor(epoch * per_epoch + step, epochs * per_epoch) == pytest.approx(theirs)
+
+
+def test_a_warm_up_begins_where_it_is_told() -> None:
+    stage = StageSettings(name="instruct", lr=1e-5, warmup=4, warmup_lr=1e-6)
+    assert [stage.lr_factor(step, 100) for step in range(5)] == pytest.approx([0.1, 0.325, 0.55, 0.775, 1.0])
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
+        ({"lr": 1e-4, "warmup_lr": 1e-3}, "stage.warmup_lr: found 0.001, expected at most stage.lr = 0.0001"),
+        ({"decay": "cosine_epochs", "steps": 9}, "found cosine_epochs and stage.steps 9, expected a whole number"),
+        ({"decay": "cosine_epochs", "epochs": 1.5}, "found cosine_epochs and stage.epochs 1.5, expected a whole"),
+        ({"decay": "cosine_epochs", "steps_after": 9}, "found cosine_epochs in a stage that is part of a schedule"),
         ({"global_batch": 0}, "stage.global_batch: found 0, expected at least 1"),
         ({"epochs": 0}, "stage.epochs: found 0, expected a finite number above 0"),
         ({"steps": 0}, "stage.steps: found 0, expected at least 1"),
