@@ -91,6 +91,7 @@ class LanguageModelPretraining(MultimodalModule):
             eos=self.processor.ends,
             pad=self.processor.pad_id,
             synced=self.sharded,
+            stop=self.processor.stop,
         )
 
     @classmethod

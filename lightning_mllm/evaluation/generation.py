@@ -19,9 +19,12 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
 )
 
 from lightning_mllm.language.visual_expert import prefilled
+from lightning_mllm.processing.ends import StopText
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +82,9 @@ def generate(
     synced: bool = False,
     positions: Int[Tensor, "B T"] | None = None,
     kinds: UInt8[Tensor, "B T"] | None = None,
+    stop: StopText | None = None,
 ) -> list[list[int]]:
-    """The new tokens of each row, cut before its end token.
+    """The new tokens of each row, cut before its end token, or behind the text that ends it.
 
     Args:
         model: a transformers causal or encoder-decoder language model in eval mode.
@@ -92,6 +96,8 @@ def generate(
         synced: keep every rank stepping until the last one is done; needed when parameters are sharded over ranks.
         positions: of a causal model's prompt, as in `Batch`; new tokens go on from a row's last one. None counts.
         kinds: of the prompt's tokens, by which a model with visual experts routes them; new tokens are text.
+        stop: a text that ends an answer too; each row, and in a beam search each beam, is finished as soon as its new
+            tokens hold it, `min_new_tokens` or not.
     """
     assert not model.training, "generation in train mode would apply dropout"
     seq2seq = bool(model.config.is_encoder_decoder)
@@ -118,6 +124,7 @@ def generate(
         penalty.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
     # Left out, transformers counts the tokens; stated, it adds one to a row's last position with each step.
     stated = {} if seq2seq or positions is None else {"position_ids": positions}
+    texts = StoppingCriteriaList([] if stop is None else [TextEnd(stop, start=int(seq2seq))])
     seed = decoding.seed if search.do_sample else None
     with _only(model, search), _seeded(seed, embeds.device), prefilled(model, kinds):
         written = model.generate(  # pyright: ignore[reportCallIssue]
@@ -125,12 +132,38 @@ def generate(
             attention_mask=mask.long(),
             generation_config=search,
             logits_processor=penalty,
+            stopping_criteria=texts,
             synced_gpus=synced,
             **stated,
         )
     assert isinstance(written, Tensor)
     rows = written[:, 1:].tolist() if seq2seq else written.tolist()
-    return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
+    return [_cut(row, ends, stop) for row in rows]
+
+
+class TextEnd(StoppingCriteria):
+    """Ends each row by itself when its last tokens complete a text.
+
+    Args:
+        stop: The text.
+        start: Tokens before the new ones: the start token of an encoder-decoder.
+    """
+
+    def __init__(self, stop: StopText, start: int) -> None:
+        self.stop, self.start = stop, start
+
+    def __call__(self, input_ids: Int[Tensor, "R S"], scores: object, **kwargs: object) -> Bool[Tensor, " R"]:
+        last = input_ids[:, max(self.start, input_ids.shape[1] - self.stop.window) :].tolist()
+        return torch.tensor([self.stop(row) for row in last], dtype=torch.bool, device=input_ids.device)
+
+
+def _cut(row: list[int], ends: set[int], stop: StopText | None) -> list[int]:
+    for i, token in enumerate(row):
+        if token in ends:
+            return row[:i]
+        if stop is not None and stop(row[: i + 1]):
+            return row[: i + 1]
+    return row
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from lightning_mllm.contracts import IMAGE_MARK, Turn
+from lightning_mllm.processing.ends import stop_of
 
 TEMPLATES = files("lightning_mllm.processing") / "templates"
 
@@ -68,8 +69,6 @@ class ChatTemplate:
     """front: `<image>` moves to the front of its turn, a line end after it (LLaVA); before: in front of all that the
     turn's wrap writes (BLIP-2); first: of all turns, in front of the whole text (SPHINX); only: nothing else is kept of
     the turn, the only one; stay: as written."""
-    stop: str = ""
-    """What ends an answer, where that is not the end-of-sequence token."""
     bos: str = "<s>"
     eos: str = "</s>"
     writes_bos: bool = False
@@ -87,6 +86,12 @@ class ChatTemplate:
         if self.images not in get_args(Images):
             expected = ", ".join(get_args(Images))
             raise ValueError(f"template {self.name!r}, images: found {self.images!r}, expected one of {expected}")
+
+    @property
+    def stop(self) -> str:
+        """The text that ends an answer, where that is not the end-of-sequence token: what is learned behind one."""
+        tail = self.assistant.partition("{text}")[2] + (self.end if self.learn_end else "")
+        return "" if "{eos}" in tail else stop_of(self._marks(tail))
 
     def of(self, task: str) -> ChatTemplate:
         """How samples of a task are written."""

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Batch, Documents, Encoded, Sample, TokenKind
 from lightning_mllm.processing.chat import Chat, Piece
 from lightning_mllm.processing.decode import ImageError, ImageLimits, decode_image
+from lightning_mllm.processing.ends import StopText
 from lightning_mllm.processing.image_slots import ImageEnds, Row, image_slots
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.packing import pack, positions
@@ -316,10 +317,24 @@ class Processor:
         """Tokens that end an answer: the tokenizer's own end, and the template's where that is one token."""
         end: Any = self.tokenizer.eos_token_id
         ends = [] if end is None else [int(end)]
-        if self.chat.stop:
-            alone, stopped = (self._answer(text).tolist() for text in ("a", f"a{self.chat.stop}"))
-            ends += stopped[len(alone) :] if stopped[:-1] == alone else []
-        return ends
+        return ends + [token for token in self._stop_tokens if len(self._stop_tokens) == 1 and token not in ends]
+
+    @property
+    def stop(self) -> StopText | None:
+        """The text that ends an answer where no special token does: it may be written in several ways."""
+        special = len(self._stop_tokens) == 1 and self._stop_tokens[0] in self._special
+        return StopText(self.tokenizer, self.chat.stop) if self.chat.stop and not special else None
+
+    @property
+    def _stop_tokens(self) -> list[int]:
+        """The template's end as it is learned behind a word; none where it is no tokens of its own."""
+        if not self.chat.stop:
+            return []
+        vocabulary = self.tokenizer.get_added_vocab()
+        if self.chat.stop in vocabulary:
+            return [vocabulary[self.chat.stop]]
+        alone, stopped = (self._answer(text).tolist() for text in ("a", f"a{self.chat.stop}"))
+        return stopped[len(alone) :] if stopped[: len(alone)] == alone else []
 
     def decode(self, tokens: Sequence[int] | Tensor) -> str:
         """Generated tokens as text: special tokens skipped, ended where the template says, stripped."""

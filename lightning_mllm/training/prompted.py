@@ -75,6 +75,7 @@ class PromptedModule(MultimodalModule):
             eos=self.processor.ends,
             pad=self.processor.pad_id,
             synced=self.sharded,
+            stop=self.processor.stop,
             positions=batch.positions,
             kinds=batch.kinds,
         )

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
+from tokenizers import Tokenizer, decoders, models
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 
-from lightning_mllm.evaluation.generation import Decoding, generate
+from lightning_mllm.evaluation.generation import Decoding, TextEnd, generate
+from lightning_mllm.processing.ends import StopText
 
 VOCAB, WIDTH, EOS, PAD = 48, 32, 2, 0
 
@@ -305,3 +314,57 @@ def test_right_padding_is_refused() -> None:
 def test_wrong_settings_name_the_key(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Decoding(**settings)
+
+
+def text_tokenizer() -> PreTrainedTokenizerFast:
+    """One letter a token, of the size of the models above."""
+    letters = {chr(ord("A") + i): i for i in range(VOCAB)}
+    tokenizer = Tokenizer(models.WordLevel(letters, unk_token="A"))
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def steps_of(model) -> list[int]:
+    """Counts the passes of a model, in place."""
+    counted: list[int] = []
+    model.register_forward_hook(lambda *_: counted.append(1))
+    return counted
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_text_of_several_tokens_stops_each_row_as_soon_as_it_is_written(kind: str, beams: int) -> None:
+    model, tokenizer = model_of(kind), text_tokenizer()
+    embeds, mask = prompts(model, (3, 9, 6, 1))
+    how = Decoding(max_new_tokens=30, num_beams=beams)
+    free = generate(model, embeds, mask, how, eos=VOCAB, pad=PAD)
+    text = tokenizer.decode(free[0][3:6])
+    stop = StopText(tokenizer, text)
+    rows = generate(model, embeds, mask, how, eos=VOCAB, pad=PAD, stop=stop)
+    assert any(text in tokenizer.decode(row) for row in rows)
+    for row in rows:
+        written = tokenizer.decode(row)
+        assert len(row) == 30 or (written.endswith(text) and written.count(text) == 1)
+    for row, e, m in zip(rows, embeds, mask, strict=True):
+        assert generate(model, e[m][None], m[m][None], how, eos=VOCAB, pad=PAD, stop=stop) == [row]
+    if beams == 1:
+        first = free[0][: tokenizer.decode(free[0]).index(text) + len(text)]
+        assert rows[0] == first
+        # The row alone ends there: nothing is computed for the tokens up to the limit.
+        counted = steps_of(model)
+        generate(model, embeds[:1][:, mask[0]], mask[:1][:, mask[0]], how, eos=VOCAB, pad=PAD, stop=stop)
+        assert len(counted) == len(first)
+
+
+def test_a_text_is_searched_in_the_last_tokens_alone() -> None:
+    read: list[int] = []
+    tokenizer = text_tokenizer()
+
+    class Counts(StopText):
+        def __call__(self, tokens: Sequence[int]) -> bool:
+            read.append(len(tokens))
+            return super().__call__(tokens)
+
+    criterion = TextEnd(Counts(tokenizer, "###"), start=0)
+    assert criterion(torch.full((2, 25), 5), None).tolist() == [False, False]
+    assert read == [4, 4]
