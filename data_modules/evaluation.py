@@ -53,7 +53,8 @@ class EvaluationSet:
 class EvaluationSamples(Dataset):
     """Rank `rank`'s share of an evaluation set, encoded for generation.
 
-    Every rank has equally many, so the last ones may repeat samples of the beginning; who counts goes by id.
+    Every rank has equally many, so the last ones may repeat samples of the beginning; `Sample.index` tells them. A
+    sample's `cluster` is its own pictures, also where a blind twin shows others.
 
     Args:
         chosen: the set; its source is loaded.
@@ -75,7 +76,9 @@ class EvaluationSamples(Dataset):
 
     def sample(self, place: int) -> Sample:
         """Sample `place` of the chosen ones, its images exchanged where blind."""
-        sample = replace(self._sample(place), task=self.task)
+        sample = self._sample(place)
+        cluster = sample.cluster or tuple(sorted({image.name for image in sample.images}))
+        sample = replace(sample, task=self.task, index=place, cluster=cluster)
         return replace(sample, images=self._other_images(place, sample)) if self.blind and sample.images else sample
 
     def _sample(self, place: int) -> Sample:

@@ -104,6 +104,11 @@ class Sample:
     """A closed set of answers to choose from: they are ranked by the language model's loss instead of written."""
     task: str = ""
     """What is asked ('caption', 'vqa', ...): names the metrics and the decoding settings of evaluation."""
+    index: int | None = None
+    """Its position in an evaluation set, which is what it is known by there; None in training."""
+    cluster: tuple[str, ...] = ()
+    """What other samples of an evaluation set may share with it: its pictures, or the document that it is cut from.
+    Bootstrap intervals draw samples that share any together; one that shares nothing is drawn alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +135,9 @@ class Encoded:
     task: str = ""
     prompt: str = ""
     """The last user turn, for tables of examples."""
+    index: int | None = None
+    cluster: tuple[str, ...] = ()
+    """Both as in `Sample`."""
 
 
 @dataclass(kw_only=True)
@@ -158,6 +166,9 @@ class Batch:
     candidates: list[tuple[str, ...]] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
+    indices: list[int | None] = field(default_factory=list)
+    clusters: list[tuple[str, ...]] = field(default_factory=list)
+    """Both as in `Sample`, on the host."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on `device`."""

@@ -138,6 +138,8 @@ class ToyProcessor:
             candidates=sample.candidates,
             task=sample.task,
             prompt=prompt,
+            index=sample.index,
+            cluster=sample.cluster,
         )
 
     def collate(self, rows: Sequence[Encoded], *, padding: Literal["right", "left"] = "right") -> Batch:
@@ -162,6 +164,8 @@ class ToyProcessor:
             candidates=[row.candidates for row in rows],
             tasks=[row.task for row in rows],
             prompts=[row.prompt for row in rows],
+            indices=[row.index for row in rows],
+            clusters=[row.cluster for row in rows],
         )
 
     def decode(self, tokens: Sequence[int]) -> str:

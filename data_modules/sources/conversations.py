@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
 
 from data_modules.sources.files import BadRecords, Entry, FileSource
-from data_modules.sources.records import MAX_TEXT, RecordError, field, parse, records_in, refused, text_of
+from data_modules.sources.records import MAX_TEXT, RecordError, field, parse, records_in, refused, text_of, unique_id
 from data_modules.sources.source import Published
 from lightning_mllm.contracts import IMAGE_MARK, Role, Sample, Turn
 
@@ -24,7 +23,7 @@ class LlavaConversations(FileSource):
 
     `image` may be a list of names; the human turns must hold as many `<image>` marks as there are images. After an
     optional system turn, human and gpt alternate, human first and gpt last; the last answer is the reference. Released
-    files use an id for several records, so its second use becomes `id#2`.
+    files use an id for several records: its second use becomes `id#2`, or the next number that no record has yet.
 
     Args:
         annotations: the file.
@@ -52,7 +51,7 @@ class LlavaConversations(FileSource):
         super().__init__(annotations, images, bad_records)
 
     def _read(self) -> Iterator[Entry]:
-        used: Counter[str] = Counter()
+        known: dict[str, int] = {}
         for place, record in records_in(self.annotations):
             try:
                 record = parse(record) if isinstance(record, bytes) else record
@@ -61,10 +60,8 @@ class LlavaConversations(FileSource):
                 self._bad(refused(self.annotations, place, record, rule))
                 continue
             id = str(record.get("id", place.lstrip(":")))
-            used[id] += 1
-            unique = id if used[id] == 1 else f"{id}#{used[id]}"
             words = sum(len(text.split()) for _, text in turns)
-            yield Entry(words, bool(images), [unique, images, turns])
+            yield Entry(words, bool(images), [unique_id(id, known), images, turns])
 
     def _checked(self, record: Any) -> tuple[list[str], list[tuple[Role, str]]]:
         """Image names and turns of a record that keeps the rules; RecordError otherwise."""

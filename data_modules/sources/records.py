@@ -32,6 +32,20 @@ def refused(path: str | Path, place: str, record: Any, rule: object, key: str = 
     return ValueError(f"{where}{'' if id is None else f' ({key} {id})'}: {rule}")
 
 
+def unique_id(id: str, known: dict[str, int]) -> str:
+    """`id`, or `id#2`, `id#3`, ...: the first that is not known yet.
+
+    Args:
+        known: every id given out so far, with how often it was asked for; the new one is added.
+    """
+    unique = id
+    while unique in known:
+        known[id] += 1
+        unique = f"{id}#{known[id]}"
+    known[unique] = 1
+    return unique
+
+
 def not_found(path: str | Path) -> ValueError:
     """The error for a missing file or folder; the small world can be made, so it says how."""
     parts = Path(path).parts

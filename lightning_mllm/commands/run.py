@@ -183,6 +183,7 @@ def _report(run: Path, seconds: float) -> None:
         interval = f"{score.found['low']:.3f} to {score.found['high']:.3f}"
         blind = f"{score.blind['value']:.3f}" if score.blind else ""
         table.add_row(*([score.stage] if several else []), score.name, f"{score.found['value']:.3f}", interval, blind)
+    table.caption = "; ".join(size for tested in report.tests for size in tested.sizes)
     Console().print(table)
     print(f"{run / 'report.html'} ({seconds:.0f} s)")
 

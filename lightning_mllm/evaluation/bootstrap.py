@@ -1,14 +1,33 @@
-"""How far a score may be off: percentile bootstrap over samples (Efron and Tibshirani 1993, ch. 13)."""
+"""How far a score may be off: percentile bootstrap over clusters (Efron and Tibshirani 1993, ch. 13; Davison and
+Hinkley 1997, sec. 3.8).
+
+Questions about one picture are not independent: a picture that is hard is hard for all of them. Drawing questions one
+by one makes intervals too narrow, so whole clusters (a picture with all its questions) are drawn, with replacement:
+
+    statistics f64[N, K] --cluster i64[N]--> sums f64[C, K] --counts f64[B, C] of B draws--> values f64[B, names]
+
+Two runs on one set are compared by the interval of their difference in the same draws (paired), which is narrower than
+that of unpaired ones as far as both find the same pictures hard.
+
+Legend: N samples, C clusters, B draws, K statistics of a score.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from lightning_mllm.evaluation.metrics.text import SampleMetric
+
+BLOCK = 1 << 21
+"""Counts held at once."""
+
+Values = Callable[[Float[np.ndarray, "B C"]], Float[np.ndarray, "B names"]]
+"""From how often each cluster was drawn to the scores of each draw."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,40 +39,139 @@ class Interval:
     high: float
 
 
-def interval(per_item: Sequence[float], *, samples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
+def cluster_numbers(shared: Sequence[Sequence[str]]) -> Int[np.ndarray, " N"]:
+    """The cluster of each sample, numbered from 0 in the order of their first samples.
+
+    Args:
+        shared: what each sample may share with others. Those that share any are of one cluster, directly or through
+            others; one that shares nothing is a cluster of its own.
+    """
+    parent = list(range(len(shared)))
+
+    def root(sample: int) -> int:
+        while parent[sample] != sample:
+            parent[sample] = parent[parent[sample]]
+            sample = parent[sample]
+        return sample
+
+    first: dict[str, int] = {}
+    for sample, names in enumerate(shared):
+        for name in names:
+            one, other = root(first.setdefault(name, sample)), root(sample)
+            parent[max(one, other)] = min(one, other)
+    roots = [root(sample) for sample in range(len(shared))]
+    number = {sample: k for k, sample in enumerate(sorted(set(roots)))}
+    return np.array([number[each] for each in roots], dtype=np.int64)
+
+
+def interval(
+    per_item: Sequence[float],
+    clusters: Int[np.ndarray, " N"] | None = None,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
     """The mean of `per_item` and its interval.
 
     Args:
         per_item: the score of each sample; at least one.
+        clusters: the number of each sample's cluster; None where each is its own.
         samples: how often the set is drawn anew, with replacement.
         seed: of the draws; same seed, same interval.
         level: how often such an interval holds the value.
     """
     rows = np.asarray(per_item, dtype=float).reshape(-1, 1)
-    return _intervals(len(rows), lambda counts: counts @ rows / len(rows), samples, seed, level)[0]
+    cluster = _clusters(len(rows), clusters)
+    sums, sizes = np.bincount(cluster, weights=rows[:, 0])[:, None], np.bincount(cluster).astype(float)
+    return _intervals(lambda counts: counts @ sums / (counts @ sizes)[:, None], len(sizes), samples, seed, level)[0]
 
 
 def metric_intervals(
-    metric: SampleMetric[Any], *, samples: int = 1000, seed: int = 0, level: float = 0.95
+    metric: SampleMetric[Any],
+    clusters: Int[np.ndarray, " N"] | None = None,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> dict[str, Interval]:
     """Every value of a metric and its interval; corpus scores are computed anew on each drawn corpus."""
-    if not metric.answers:
-        raise ValueError(f"{type(metric).__name__}: no answer to score, expected at least one")
-    found = _intervals(len(metric.answers), metric.counted(), samples, seed, level)
+    cluster = _clusters_of(metric, clusters)
+    found = _intervals(metric.resampled(cluster), int(cluster.max()) + 1, samples, seed, level)
     return dict(zip(metric.names, found, strict=True))
 
 
-def _intervals(
-    total: int, values: Callable[[np.ndarray], np.ndarray], samples: int, seed: int, level: float
-) -> list[Interval]:
-    """From a function of how often each of `total` samples counts."""
-    if not total:
+def paired_intervals(
+    first: SampleMetric[Any],
+    second: SampleMetric[Any],
+    clusters: Int[np.ndarray, " N"] | None = None,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """How much better `first` does than `second` on the same samples: name -> value of first - second, its interval.
+
+    An interval that does not hold 0 is a difference that the choice of pictures does not explain.
+
+    Args:
+        first: the answers of one run.
+        second: those of another to the same samples in the same order.
+        clusters, samples, seed, level: as in `interval`; both runs are scored on each drawn set.
+
+    Raises:
+        ValueError: the metrics are of different kinds, or the samples differ.
+    """
+    if type(first) is not type(second):
+        raise ValueError(f"compare: found {type(first).__name__} and {type(second).__name__}, expected one score")
+    cluster = _clusters_of(first, clusters)
+    if len(first.answers) != len(second.answers):
+        raise ValueError(
+            f"compare: found {len(first.answers)} and {len(second.answers)} answers, expected those to the same samples"
+        )
+    if first.references != second.references:
+        pairs = zip(first.references, second.references, strict=True)
+        where = next(n for n, (one, other) in enumerate(pairs) if one != other)
+        raise ValueError(
+            f"compare: sample {where} has the references {list(first.references[where])} and"
+            f" {list(second.references[where])}, expected the same samples in the same order"
+        )
+    one, other = first.resampled(cluster), second.resampled(cluster)
+    found = _intervals(lambda counts: one(counts) - other(counts), int(cluster.max()) + 1, samples, seed, level)
+    return dict(zip(first.names, found, strict=True))
+
+
+def _clusters_of(metric: SampleMetric[Any], clusters: Int[np.ndarray, " N"] | None) -> Int[np.ndarray, " N"]:
+    if not metric.answers:
+        raise ValueError(f"{type(metric).__name__}: no answer to score, expected at least one")
+    return _clusters(len(metric.answers), clusters)
+
+
+def _clusters(total: int, clusters: Int[np.ndarray, " N"] | None) -> Int[np.ndarray, " N"]:
+    if clusters is not None and len(clusters) != total:
+        raise ValueError(f"bootstrap: found {len(clusters)} clusters of {total} samples, expected one each")
+    return np.arange(total) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+
+
+def _draws(clusters: int, samples: int, seed: int) -> Iterator[Float[np.ndarray, "B C"]]:
+    """How often each cluster was drawn, a block of draws at a time."""
+    random = np.random.default_rng(seed)
+    at_once = max(1, BLOCK // clusters)
+    for start in range(0, samples, at_once):
+        some = min(at_once, samples - start)
+        drawn = random.integers(clusters, size=(some, clusters))
+        drawn += np.arange(0, some * clusters, clusters)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=some * clusters).reshape(some, clusters).astype(float)
+
+
+def _intervals(values: Values, clusters: int, samples: int, seed: int, level: float) -> list[Interval]:
+    """From a function of how often each of `clusters` counts."""
+    if not clusters:
         raise ValueError("bootstrap: found no sample, expected at least one")
     if samples < 1 or not 0 < level < 1:
         raise ValueError(f"bootstrap: samples is {samples} and level {level}, expected at least 1 and in (0, 1)")
-    random = np.random.default_rng(seed)
-    drawn = np.stack([values(np.bincount(random.integers(total, size=total), minlength=total)) for _ in range(samples)])
+    drawn = np.concatenate([values(counts) for counts in _draws(clusters, samples, seed)])
     tail = (1 - level) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
-    exact = values(np.ones(total, dtype=int))
+    exact = values(np.ones((1, clusters)))[0]
     return [Interval(value=float(v), low=float(a), high=float(b)) for v, a, b in zip(exact, low, high, strict=True)]

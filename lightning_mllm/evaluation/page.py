@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mllm.evaluation.figures import Curve, bar, curves, duration, nice_ticks, number, shares
-from lightning_mllm.evaluation.run_folder import BLIND, Report, Score, StageReport, Tested
+from lightning_mllm.evaluation.run_folder import Report, Score, StageReport, Tested
 from lightning_mllm.evaluation.scores import TASKS
 
 LABELS = {
@@ -70,8 +70,9 @@ def page(report: Report) -> str:
             _answers(report),
             _stages(report),
             _time(report),
-            "<footer>Intervals: percentile bootstrap over samples, 95 %, 1,000 draws. Blind: the same questions about "
-            "exchanged images, what a model that cannot see would score; of retrieval, chance.</footer>",
+            "<footer>Intervals: percentile bootstrap, 95 %, 1,000 draws of pictures, each with all its questions (of "
+            "samples without a picture: each by itself). Blind: the same questions about exchanged images, what a "
+            "model that cannot see would score; of retrieval, chance.</footer>",
         ]
     )
     return (
@@ -137,7 +138,7 @@ def _score(score: Score) -> str:
 
 
 def _sizes(tested: Tested) -> str:
-    return ", ".join(f"{count:,} {_text(name)}" for name, count in tested.samples.items() if not name.endswith(BLIND))
+    return ", ".join(map(_text, tested.sizes))
 
 
 def _answers(report: Report) -> str:

@@ -1,16 +1,25 @@
-"""`test.json`: the scores of a tested stage and some of its answers, as `write_report` reads them.
+"""`test.json`: the scores of a tested stage and some of its answers, as `write_report` reads them; and all its answers.
 
 {"scores": {"vqa_accuracy": {"value", "low", "high"}, "vqa_accuracy_blind": ..., "cider": ...},
  "samples": {"vqa": 1200, "vqa_novel": 400, ...},                       task + suffix -> answers scored
+ "clusters": {"vqa": 400, "vqa_novel": 133, ...},                       task + suffix -> pictures that intervals draw
  "examples": [{"task", "part", "blind", "id", "prompt", "answer", "references", "picture", "score"}],
  "seconds": 41.3}
+
+`test_answers.jsonl` beside it has a line for every answer, in the order of the sets, for comparisons with other runs:
+
+{"task", "part", "blind", "id", "cluster", "prompt", "answer", "references", "score"}
+
+`cluster` numbers the pictures of a set from 0; `score` is that of the headline score, null where it is one of a corpus.
+Ranked closed sets also have `candidates` and `likelihoods`, documents `loss` and `tokens` instead.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +29,12 @@ from lightning_mllm.evaluation.scores import Scores
 from lightning_mllm.evaluation.text_scores import TextScores
 from lightning_mllm.weights.files import write_text
 
+TEST_ANSWERS = "test_answers.jsonl"
+
 
 def write_results(path: Path, scores: Sequence[Scores | Retrieval | TextScores], seconds: float) -> None:
-    """Writes the computed `scores` to `path`; for one rank, after all have called `compute` on each of them.
+    """Writes the computed `scores` to `path` and their answers to `test_answers.jsonl` beside it; for one rank, after
+    all have called `compute` on each of them.
 
     Raises:
         ValueError: two sets give scores of the same name.
@@ -33,14 +45,25 @@ def write_results(path: Path, scores: Sequence[Scores | Retrieval | TextScores],
             if name in values:
                 raise ValueError(f"two evaluation sets give '{name}', expected different tasks or parts")
             values[name] = interval
-    examples = [
-        {"task": each.evaluation.task, "part": each.evaluation.part, "blind": each.evaluation.blind, **asdict(example)}
-        for each in scores
-        for example in each.examples
-    ]
-    samples = {each.evaluation.task + each.evaluation.suffix: each.num_answers for each in scores}
+    examples = [{**asdict(each.evaluation), **asdict(example)} for each in scores for example in each.examples]
+    names = [each.evaluation.task + each.evaluation.suffix for each in scores]
+    counts = {
+        "samples": {name: each.num_answers for name, each in zip(names, scores, strict=True)},
+        "clusters": {name: each.num_clusters for name, each in zip(names, scores, strict=True)},
+    }
     found = {name: asdict(interval) for name, interval in values.items()}
-    write_json(path, {"scores": found, "samples": samples, "examples": examples, "seconds": seconds})
+    write_lines(path.with_name(TEST_ANSWERS), chain.from_iterable(_rows(each) for each in scores))
+    write_json(path, {"scores": found, **counts, "examples": examples, "seconds": seconds})
+
+
+def _rows(scores: Scores | Retrieval | TextScores) -> list[dict[str, Any]]:
+    return [{**asdict(scores.evaluation), **row} for row in scores.rows]
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes a line of JSON for each row, the whole file or none of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_json(path: Path, content: Any) -> None:

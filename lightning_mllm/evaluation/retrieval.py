@@ -22,9 +22,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_mllm.contracts import Batch, Evaluation
-from lightning_mllm.evaluation.bootstrap import Interval, interval
+from lightning_mllm.evaluation.bootstrap import Interval, cluster_numbers, interval
 from lightning_mllm.evaluation.metrics.recall import CUTS, chance, highest, recalls, reranked
-from lightning_mllm.evaluation.scores import Example, encode_picture, gather, spread
+from lightning_mllm.evaluation.scores import Example, encode_picture, gather, indices_of, spread
 
 Side = dict[str, Tensor]
 """What a net keeps of images, or of texts: named tensors with a row for each, alike in all other sizes.
@@ -79,18 +79,24 @@ class _Image:
     """In the rank's image sides."""
     first_text: int
     """Row of its first caption in the rank's text sides."""
+    id: str
+    cluster: tuple[str, ...]
+    """As in `Sample`."""
     prompt: str
     captions: tuple[str, ...]
 
 
 class _Gallery:
-    """All images of all ranks, each once, in the order of their ids, and their captions in that of their images."""
+    """All images of all ranks, each once, in the order of the set, and their captions in that of their images."""
 
-    def __init__(self, everyone: Sequence[dict[str, _Image]]) -> None:
-        owner = {id: rank for rank in reversed(range(len(everyone))) for id in everyone[rank]}
-        self.ids = sorted(owner)
-        self.images = [everyone[owner[id]][id] for id in self.ids]
-        self.owned = [[n for n, id in enumerate(self.ids) if owner[id] == rank] for rank in range(len(everyone))]
+    def __init__(self, everyone: Sequence[dict[int, _Image]]) -> None:
+        owner = {index: rank for rank in reversed(range(len(everyone))) for index in everyone[rank]}
+        self.indices = sorted(owner)
+        """Positions in the set."""
+        self.images = [everyone[owner[index]][index] for index in self.indices]
+        self.owned = [
+            [n for n, each in enumerate(self.indices) if owner[each] == rank] for rank in range(len(everyone))
+        ]
         """Rank -> its images."""
         self.captions = [text for image in self.images for text in image.captions]
         self.image_of = [n for n, image in enumerate(self.images) for _ in image.captions]
@@ -105,8 +111,9 @@ class Retrieval:
     """Ranks all captions for each image and all images for each caption; the interface is that of `Scores`.
 
     Each rank calls `update` with its own batches of images, whose references are all their captions; then all of them
-    call `compute`. An image that several ranks were given counts once. Equals are in random order: a score is the mean
-    over all of them, so that a net that tells nothing apart scores chance.
+    call `compute`. An image that several ranks were given counts once. Intervals draw images with their captions.
+    Equals are in random order: a score is the mean over all of them, so that a net that tells nothing apart scores
+    chance.
 
     The order of the first k is by matching logit + similarity (LAVIS, blip2_qformer; the rest keeps its order behind).
 
@@ -132,15 +139,20 @@ class Retrieval:
         self.evaluation = evaluation
         self.net: Any = net
         self.num_examples = num_examples
-        self._images: dict[str, _Image] = {}
-        self._pictures: dict[str, str] = {}
+        self._images: dict[int, _Image] = {}
+        self._pictures: dict[int, str] = {}
         self._image_sides: list[Side] = []
         self._text_sides: list[Side] = []
         self._num_images = self._num_texts = 0
         self._intervals: dict[str, Interval] | None = None
         self._examples: list[Example] = []
         self.num_answers = 0
-        """Different images, over all ranks; known after `compute`."""
+        """Images, over all ranks; known after `compute`."""
+        self.num_clusters = 0
+        """What intervals draw; known after `compute`."""
+        self.rows: list[dict[str, Any]] = []
+        """The caption that every image found first, in the order of the set; known after `compute`, without a blind
+        twin's."""
 
     def update(self, batch: Batch) -> None:
         """Adds one image a row and its references as captions."""
@@ -158,21 +170,29 @@ class Retrieval:
             self._image_sides.append(_kept(self.net.embed_images(batch)))
             self._text_sides.append(_kept(self.net.embed_texts(texts)))
         start = self._num_images
-        for row, (id, prompt, captions) in enumerate(zip(batch.ids, batch.prompts, batch.references, strict=True)):
-            new = _Image(row=start + row, first_text=self._num_texts, prompt=prompt, captions=tuple(captions))
-            known = self._images.setdefault(id, new)
-            if known.captions != new.captions:
+        indices = indices_of(batch)
+        rows = zip(indices, batch.ids, batch.clusters, batch.prompts, batch.references, strict=True)
+        for row, (index, id, cluster, prompt, captions) in enumerate(rows):
+            new = _Image(
+                row=start + row,
+                first_text=self._num_texts,
+                id=id,
+                cluster=cluster,
+                prompt=prompt,
+                captions=tuple(captions),
+            )
+            known = self._images.setdefault(index, new)
+            if (known.id, known.captions) != (new.id, new.captions):
                 raise ValueError(
-                    f"sample {id}: found twice in the evaluation set 'retrieval{self.evaluation.suffix}' with different"
-                    " captions, expected unique ids"
+                    f"sample {id}: found position {index} of the evaluation set 'retrieval{self.evaluation.suffix}'"
+                    f" twice, first as {known.id}, expected one image with its captions at each position"
                 )
             self._num_texts += len(captions)
         self._num_images += len(batch.ids)
-        chosen = spread(self._pictures.keys() | set(batch.ids), self.num_examples)
-        row_of = {id: row for row, id in enumerate(batch.ids)}
+        chosen = spread({n: self._images[n].id for n in [*self._pictures, *indices]}, self.num_examples)
+        row_of = {index: row for row, index in enumerate(indices)}
         self._pictures = {
-            id: self._pictures[id] if id in self._pictures else encode_picture(batch.images[row_of[id]])
-            for id in chosen
+            n: self._pictures[n] if n in self._pictures else encode_picture(batch.images[row_of[n]]) for n in chosen
         }
 
     @property
@@ -186,15 +206,19 @@ class Retrieval:
         """Score name with the set's suffix -> value and interval over queries; the same on each rank."""
         if self._intervals is None:
             gallery = _Gallery(gather(self._images))
-            if not gallery.ids:
+            if not gallery.images:
                 raise ValueError("evaluation 'retrieval': no image to score, expected at least one")
-            self.num_answers = len(gallery.ids)
-            hits = _blind(gallery) if self.evaluation.blind else self._rank_all(gallery)
-            names = [name + self.evaluation.suffix for name in NAMES]
-            self._intervals = {name: interval(column) for name, column in zip(names, hits, strict=True)}
+            clusters = cluster_numbers([image.cluster for image in gallery.images])
+            self.num_answers, self.num_clusters = len(gallery.images), int(clusters.max()) + 1
+            of_texts = clusters[gallery.image_of]
+            hits = _blind(gallery) if self.evaluation.blind else self._rank_all(gallery, clusters)
+            self._intervals = {
+                name + self.evaluation.suffix: interval(column, clusters if name.startswith("text") else of_texts)
+                for name, column in zip(NAMES, hits, strict=True)
+            }
         return self._intervals
 
-    def _rank_all(self, gallery: _Gallery) -> list[list[float]]:
+    def _rank_all(self, gallery: _Gallery, clusters: Int[np.ndarray, " N"]) -> list[list[float]]:
         """For each of NAMES, how likely each query is answered so early."""
         own = gallery.owned[_rank()]
         images, texts = _joined(self._image_sides), _joined(self._text_sides)
@@ -205,7 +229,7 @@ class Retrieval:
         place = torch.tensor([m for part in gallery.owned for n in part for m in gallery.texts_of(n)])
         texts = _at(_joined(everywhere), place.argsort())
 
-        similarity = np.empty((len(gallery.ids), len(gallery.captions)), dtype=np.float32)
+        similarity = np.empty((len(gallery.images), len(gallery.captions)), dtype=np.float32)
         for part, block in zip(gallery.owned, gather(self._similarity(images, texts, rows)), strict=True):
             similarity[part] = block
         to_texts, to_images = self._first(similarity), self._first(similarity.T)
@@ -222,6 +246,17 @@ class Retrieval:
         for m, first in enumerate(to_images):
             scores = reranked(similarity[:, m], first, match[first, m])
             image_hits.append(recalls(scores, [gallery.image_of[m]]))
+        self.rows = [
+            {
+                "id": image.id,
+                "cluster": int(cluster),
+                "prompt": image.prompt,
+                "answer": answer,
+                "references": list(image.captions),
+                "score": hits[0],
+            }
+            for image, cluster, answer, hits in zip(gallery.images, clusters, said, text_hits, strict=True)
+        ]
         self._show(gallery, said, [hits[0] for hits in text_hits])
         return [list(column) for hits in (text_hits, image_hits) for column in zip(*hits, strict=True)]
 
@@ -269,18 +304,19 @@ class Retrieval:
         return {name: tensor.to(self.net.device) for name, tensor in side.items()}
 
     def _show(self, gallery: _Gallery, said: Sequence[str], scores: Sequence[float]) -> None:
-        pictures = {id: picture for some in gather(self._pictures) for id, picture in some.items()}
-        place = {id: n for n, id in enumerate(gallery.ids)}
+        pictures = {index: picture for some in gather(self._pictures) for index, picture in some.items()}
+        place = {index: n for n, index in enumerate(gallery.indices)}
+        shown = spread({index: gallery.images[n].id for index, n in place.items()}, self.num_examples)
         self._examples = [
             Example(
-                id=id,
+                id=gallery.images[n].id,
                 prompt=gallery.images[n].prompt,
                 answer=said[n],
                 references=gallery.images[n].captions,
-                picture=pictures[id],
+                picture=pictures[index],
                 score=scores[n],
             )
-            for id, n in ((id, place[id]) for id in spread(gallery.ids, self.num_examples))
+            for index, n in ((index, place[index]) for index in shown)
         ]
 
 
@@ -308,7 +344,7 @@ def _rank() -> int:
 
 def _blind(gallery: _Gallery) -> list[list[float]]:
     """Chance for each query."""
-    texts, images = len(gallery.captions), len(gallery.ids)
+    texts, images = len(gallery.captions), len(gallery.images)
     by_image = [chance(texts, len(image.captions)) for image in gallery.images]
     by_text = [chance(images, 1)] * texts
     return [list(column) for hits in (by_image, by_text) for column in zip(*hits, strict=True)]

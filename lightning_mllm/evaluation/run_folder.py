@@ -54,8 +54,21 @@ class Tested:
     scores: dict[str, dict[str, float]]
     """Score name -> value, low, high."""
     samples: dict[str, int]
+    """Task and suffix of each set -> answers scored."""
+    clusters: dict[str, int]
+    """The same -> pictures that its intervals draw; empty where an older version tested."""
     examples: list[dict[str, Any]]
     seconds: float
+
+    @property
+    def sizes(self) -> list[str]:
+        """How large each set is, blind twins left out: `1,200 vqa about 400 pictures`."""
+        return [
+            f"{count:,} {name}"
+            + (f" about {drawn:,} pictures" if (drawn := self.clusters.get(name, count)) < count else "")
+            for name, count in self.samples.items()
+            if not name.endswith(BLIND)
+        ]
 
     @property
     def rows(self) -> list[Score]:
@@ -121,7 +134,8 @@ def read_report(run_root: Path) -> Report:
 
 def _tested(folder: Path) -> Tested:
     results = json.loads((folder / "test.json").read_text(encoding="utf-8"))
-    return Tested(stage=folder.name, **{name: results[name] for name in ("scores", "samples", "examples", "seconds")})
+    known = {name: results[name] for name in ("scores", "samples", "examples", "seconds")}
+    return Tested(stage=folder.name, clusters=results.get("clusters", {}), **known)
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:

@@ -6,8 +6,8 @@ import base64
 import difflib
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_mllm.contracts import Batch, Evaluation, TokenKind
-from lightning_mllm.evaluation.bootstrap import Interval, metric_intervals
+from lightning_mllm.evaluation.bootstrap import Interval, cluster_numbers, metric_intervals
 from lightning_mllm.evaluation.metrics import (
     Anls,
     Bleu,
@@ -77,6 +77,9 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class _Answer:
+    id: str
+    cluster: tuple[str, ...]
+    """As in `Sample`."""
     prompt: str
     answer: str
     references: tuple[str, ...]
@@ -88,8 +91,13 @@ class Scores:
     """Collects the answers to one evaluation set.
 
     Each rank calls `update` (written answers) or `rank` (closed sets) with its own batches, then all of them call
-    `compute`. A sample that several ranks answered
-    (loaders repeat some to give every rank equally many) counts once.
+    `compute`. A sample is known by its position in the set (`Batch.indices`): one that several ranks answered (loaders
+    repeat some to give every rank equally many) counts once, two that read alike count twice.
+
+    Intervals draw pictures with all their questions (`Batch.clusters`). So do those of a blind twin, by the questions'
+    own pictures and not by those that were shown instead: what chance gave the set is its pictures, with the questions
+    that people asked about them; which other picture is shown follows from that. Both twins are then scored on the same
+    draws.
 
     Args:
         evaluation: the set; its task chooses the scores, its suffix completes their names.
@@ -107,12 +115,16 @@ class Scores:
         self.evaluation = evaluation
         self.num_examples = num_examples
         self._ranked = any(issubclass(kind, RankMetric) for kind in TASKS[evaluation.task])
-        self._answers: dict[str, _Answer] = {}
-        self._pictures: dict[str, str] = {}
+        self._answers: dict[int, _Answer] = {}
+        self._pictures: dict[int, str] = {}
         self._intervals: dict[str, Interval] | None = None
         self._examples: list[Example] = []
         self.num_answers = 0
-        """Different samples answered, over all ranks; known after `compute`."""
+        """Samples answered, over all ranks; known after `compute`."""
+        self.num_clusters = 0
+        """Pictures (or documents) that they are about, which intervals draw; known after `compute`."""
+        self.rows: list[dict[str, Any]] = []
+        """Every answer with its headline score, in the order of the set; known after `compute`."""
 
     def update(self, batch: Batch, answers: Sequence[str]) -> None:
         """Adds the answers to the rows of `batch`."""
@@ -137,25 +149,28 @@ class Scores:
     def _update(self, batch: Batch, answers: Sequence[str], rankings: Sequence[Ranking | None]) -> None:
         assert len(answers) == len(batch.ids) == len(batch.references) == len(batch.prompts)
         assert self._intervals is None, "compute was called already"
-        rows = zip(batch.ids, batch.prompts, answers, batch.references, rankings, strict=True)
-        for id, prompt, answer, references, ranking in rows:
+        rows = zip(batch.ids, batch.clusters, batch.prompts, answers, batch.references, rankings, strict=True)
+        indices = indices_of(batch)
+        for index, (id, cluster, prompt, answer, references, ranking) in zip(indices, rows, strict=True):
             if not references:
                 raise ValueError(f"sample {id}: found no reference, expected at least one to score its answer")
-            new = _Answer(prompt=prompt, answer=answer, references=tuple(references), ranking=ranking)
-            self._add(self._answers, id, new)
-        kept = spread(self._pictures.keys() | set(batch.ids), self.num_examples)
-        row_of = {id: row for row, id in enumerate(batch.ids)}
-        self._pictures = {id: self._pictures[id] if id in self._pictures else picture(batch, row_of[id]) for id in kept}
+            new = _Answer(
+                id=id, cluster=cluster, prompt=prompt, answer=answer, references=tuple(references), ranking=ranking
+            )
+            self._add(self._answers, index, new)
+        kept = spread({n: self._answers[n].id for n in [*self._pictures, *indices]}, self.num_examples)
+        row_of = {index: row for row, index in enumerate(indices)}
+        self._pictures = {n: self._pictures[n] if n in self._pictures else picture(batch, row_of[n]) for n in kept}
 
     def compute(self) -> dict[str, Interval]:
         """Score name with the set's suffix -> value and interval, over the answers of all ranks; the same on each."""
         if self._intervals is None:
-            everywhere: dict[str, _Answer] = {}
-            pictures: dict[str, str] = {}
+            everywhere: dict[int, _Answer] = {}
+            pictures: dict[int, str] = {}
             for answers, some in gather((self._answers, self._pictures)):
                 pictures |= some
-                for id, answer in answers.items():
-                    self._add(everywhere, id, answer)
+                for index, answer in answers.items():
+                    self._add(everywhere, index, answer)
             if not everywhere:
                 raise ValueError(f"evaluation '{self.evaluation.task}': no answer to score, expected at least one")
             self._score(everywhere, pictures)
@@ -168,40 +183,66 @@ class Scores:
         assert self._intervals is not None, "call compute first, on every rank"
         return self._examples
 
-    def _score(self, answers: dict[str, _Answer], pictures: dict[str, str]) -> None:
-        ids = sorted(answers)  # so that intervals do not depend on how many ranks there were
-        texts = [answers[id].answer for id in ids]
-        rankings = [answers[id].ranking for id in ids]
-        references = [answers[id].references for id in ids]
-        self._intervals, headline, self.num_answers = {}, None, len(ids)
+    def _score(self, known: dict[int, _Answer], pictures: dict[int, str]) -> None:
+        indices = sorted(known)  # so that intervals do not depend on how many ranks there were
+        answers = [known[index] for index in indices]
+        references = [each.references for each in answers]
+        clusters = cluster_numbers([each.cluster for each in answers])
+        self._intervals, headline = {}, None
+        self.num_answers, self.num_clusters = len(answers), int(clusters.max()) + 1
         for kind in TASKS[self.evaluation.task]:
             metric = kind()
-            metric.update(rankings if issubclass(kind, RankMetric) else texts, references)
-            found = metric_intervals(metric)
+            ranked = issubclass(kind, RankMetric)
+            metric.update([each.ranking if ranked else each.answer for each in answers], references)
+            found = metric_intervals(metric, clusters)
             self._intervals |= {name + self.evaluation.suffix: value for name, value in found.items()}
             headline = headline or metric
         assert headline is not None
-        each = headline.per_item() if headline.is_mean else [None] * len(ids)
-        score = dict(zip(ids, each, strict=True))
+        scores = headline.per_item() if headline.is_mean else [None] * len(answers)
+        self.rows = [
+            {
+                "id": each.id,
+                "cluster": cluster,
+                "prompt": each.prompt,
+                "answer": each.answer,
+                **({} if each.ranking is None else asdict(each.ranking)),
+                "references": list(each.references),
+                "score": score,
+            }
+            for each, cluster, score in zip(answers, clusters.tolist(), scores, strict=True)
+        ]
+        shown = spread({index: known[index].id for index in indices}, self.num_examples)
+        score_of = dict(zip(indices, scores, strict=True))
         self._examples = [
             Example(
-                id=id,
-                prompt=answers[id].prompt,
-                answer=answers[id].answer,
-                references=answers[id].references,
-                picture=pictures[id],
-                score=score[id],
+                id=known[index].id,
+                prompt=known[index].prompt,
+                answer=known[index].answer,
+                references=known[index].references,
+                picture=pictures[index],
+                score=score_of[index],
             )
-            for id in spread(answers, self.num_examples)
+            for index in shown
         ]
 
-    def _add(self, answers: dict[str, _Answer], id: str, new: _Answer) -> None:
-        known = answers.setdefault(id, new)
-        if (known.prompt, known.references) != (new.prompt, new.references):
+    def _add(self, answers: dict[int, _Answer], index: int, new: _Answer) -> None:
+        known = answers.setdefault(index, new)
+        if (known.id, known.prompt, known.references) != (new.id, new.prompt, new.references):
             raise ValueError(
-                f"sample {id}: found twice in the evaluation set '{self.evaluation.task}{self.evaluation.suffix}' with "
-                "different prompts or references, expected unique ids"
+                f"sample {new.id}: found position {index} of the evaluation set"
+                f" '{self.evaluation.task}{self.evaluation.suffix}' twice, first as {known.id} with another prompt or"
+                " other references, expected one sample at each position"
             )
+
+
+def indices_of(batch: Batch) -> list[int]:
+    """The position of each row in its evaluation set; ValueError if there is none."""
+    found = [index for index in batch.indices if index is not None]
+    if len(found) != len(batch.ids):
+        raise ValueError(
+            f"sample {batch.ids[0]}: found no position in the evaluation set, expected `Sample.index` to be set"
+        )
+    return found
 
 
 def picture(batch: Batch, row: int) -> str:
@@ -223,9 +264,10 @@ def encode_picture(pixels: UInt8[Tensor, "3 H W"]) -> str:
     return f"data:image/{'png' if lossless else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def spread(ids: Iterable[str], most: int) -> list[str]:
-    """The first `most` ids in the order of their hashes: mixed, and the same however the set was divided."""
-    return sorted(ids, key=lambda id: hashlib.sha256(id.encode()).digest())[:most]
+def spread(ids: Mapping[int, str], most: int) -> list[int]:
+    """The positions of the first `most` samples in the order of the hashes of their ids: mixed, and the same however
+    the set was divided."""
+    return sorted(ids, key=lambda index: (hashlib.sha256(ids[index].encode()).digest(), index))[:most]
 
 
 def gather(mine: T) -> list[T]:

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_mllm.contracts import Batch, Evaluation
-from lightning_mllm.evaluation.bootstrap import Interval, metric_intervals
+from lightning_mllm.evaluation.bootstrap import Interval, cluster_numbers, metric_intervals
 from lightning_mllm.evaluation.metrics.perplexity import DocumentLoss, Perplexity
-from lightning_mllm.evaluation.scores import Example, gather
+from lightning_mllm.evaluation.scores import Example, gather, indices_of
+
+
+class _Read(NamedTuple):
+    id: str
+    cluster: tuple[str, ...]
+    loss: DocumentLoss
 
 
 class TextScores:
     """Collects the losses of documents; the interface is that of `Scores`.
 
     Each rank calls `update` with its own batches, then all of them call `compute`. A document that several ranks read
-    counts once. Intervals draw documents, not tokens.
+    counts once. Intervals draw documents, not tokens; rows that one document is cut into are drawn together
+    (`Batch.clusters`).
     """
 
     def __init__(self, evaluation: Evaluation) -> None:
         self.evaluation = evaluation
         self.examples: list[Example] = []
         """None: nothing is answered."""
-        self._losses: dict[str, DocumentLoss] = {}
+        self._losses: dict[int, _Read] = {}
         self._intervals: dict[str, Interval] | None = None
         self.num_answers = 0
-        """Different documents, over all ranks; known after `compute`."""
+        """Documents, over all ranks; known after `compute`."""
+        self.num_clusters = 0
+        """What intervals draw; known after `compute`."""
+        self.rows: list[dict[str, Any]] = []
+        """The loss of every document, in the order of the set; known after `compute`."""
 
     def update(self, batch: Batch, losses: Float[Tensor, " B"], counts: Int[Tensor, " B"]) -> None:
         """Adds the documents of `batch`.
@@ -40,23 +52,30 @@ class TextScores:
             ValueError: A row is no document, or its loss is not finite.
         """
         assert self._intervals is None, "compute was called already"
-        for id, loss, count in zip(batch.ids, losses.tolist(), counts.tolist(), strict=True):
+        rows = zip(indices_of(batch), batch.ids, batch.clusters, losses.tolist(), counts.tolist(), strict=True)
+        for index, id, cluster, loss, count in rows:
             if not count or batch.num_images:
                 raise ValueError(f"sample {id}: found an image or nothing to predict, expected plain text")
             if not math.isfinite(loss):
                 raise ValueError(f"sample {id}: found a loss of {loss}, expected a finite one")
-            self._losses[id] = DocumentLoss(loss, count)
+            self._losses[index] = _Read(id, cluster, DocumentLoss(loss, count))
 
     def compute(self) -> dict[str, Interval]:
         """Score name with the set's suffix -> value and interval, over the documents of all ranks; the same on each."""
         if self._intervals is None:
-            everywhere: dict[str, DocumentLoss] = {}
+            everywhere: dict[int, _Read] = {}
             for losses in gather(self._losses):
                 everywhere |= losses
-            metric = Perplexity()
             # Ordered, so that intervals do not depend on how many ranks there were.
-            metric.update([everywhere[id] for id in sorted(everywhere)], [()] * len(everywhere))
-            found = metric_intervals(metric)
+            documents = [everywhere[index] for index in sorted(everywhere)]
+            clusters = cluster_numbers([each.cluster for each in documents])
+            metric = Perplexity()
+            metric.update([each.loss for each in documents], [()] * len(documents))
+            found = metric_intervals(metric, clusters)
             self._intervals = {name + self.evaluation.suffix: value for name, value in found.items()}
-            self.num_answers = len(everywhere)
+            self.num_answers, self.num_clusters = len(documents), int(clusters.max()) + 1
+            self.rows = [
+                {"id": each.id, "cluster": cluster, **each.loss._asdict()}
+                for each, cluster in zip(documents, clusters.tolist(), strict=True)
+            ]
         return self._intervals

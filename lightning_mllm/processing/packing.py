@@ -69,6 +69,8 @@ def pack(
         segments=torch.tensor(segments[:length], dtype=torch.int32),
         images=images,
         task=sample.task,
+        index=sample.index,
+        cluster=sample.cluster,
     )
 
 

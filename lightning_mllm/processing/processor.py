@@ -159,6 +159,8 @@ class Processor:
             candidates=sample.candidates,
             task=sample.task,
             prompt=questions[-1] if questions else "",
+            index=sample.index,
+            cluster=sample.cluster,
         )
 
     def _packed(self, sample: Sample, documents: Documents) -> Encoded:
@@ -290,6 +292,8 @@ class Processor:
             tasks=[row.task for row in rows],
             prompts=[row.prompt for row in rows],
             candidates=[row.candidates for row in rows],
+            indices=[row.index for row in rows],
+            clusters=[row.cluster for row in rows],
         )
 
     def with_answers(self, batch: Batch, answers: Sequence[str]) -> Batch:

@@ -95,3 +95,14 @@ def test_retrieval_shows_each_image_once_with_all_its_captions(tmp_path: Path) -
         assert [row.images[0].name for row in found] == [str(tmp_path / name) for name in names]
         assert [list(row.references) for row in found] == texts and {row.task for row in found} == {"retrieval"}
         assert len({row.id for row in found}) == 3 and found == [samples[k] for k in range(len(samples))]
+
+
+def test_rows_know_their_position_and_their_own_pictures() -> None:
+    """A repeated row has the position of the first; a blind twin's row is drawn with its own picture."""
+    for blind in (False, True):
+        each = [rows(Numbers(9), blind=blind, rank=rank, world=2) for rank in range(2)]
+        assert [row.index for row in each[0]] == [0, 2, 4, 6, 8] and [row.index for row in each[1]] == [1, 3, 5, 7, 0]
+        for row in each[0] + each[1]:
+            assert row.cluster == (f"n{row.index // 2}.png",)
+            assert (row.images[0].name == row.cluster[0]) is not blind
+    assert [row.cluster for row in rows(Numbers(4, mixed=True))] == [(), ("n0.png",), ("n1.png",), ()]

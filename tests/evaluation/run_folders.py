@@ -38,8 +38,10 @@ def write_run(root: Path, said: str = "a small <b>dog</b>") -> Path:
     _stage(root / "align", [], steps=60, seconds=20.0, validated=False)
     questions, blind = Scores(Evaluation(task="vqa")), Scores(Evaluation(task="vqa", blind=True))
     ids = list(range(12))
-    questions.update(a_batch(ids), answers_to(ids))
-    blind.update(a_batch(ids), ["3"] * 12)
+    asked = a_batch(ids)
+    asked.clusters = [(f"{i // 2}.png",) for i in ids]
+    questions.update(asked, answers_to(ids))
+    blind.update(asked, ["3"] * 12)
     captions = Scores(Evaluation(task="caption", part="novel"))
     batch = a_batch([1, 2])
     batch.references = [("a small dog", "one dog"), ("two cats", "cats & more cats")]

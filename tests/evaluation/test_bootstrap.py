@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
-from lightning_mllm.evaluation.bootstrap import interval, metric_intervals
-from lightning_mllm.evaluation.metrics import Bleu, PopeScores, VqaAccuracy
+from lightning_mllm.evaluation.bootstrap import cluster_numbers, interval, metric_intervals, paired_intervals
+from lightning_mllm.evaluation.metrics import Bleu, CiderD, ExactMatch, PopeScores, Ranking, RocAuc, VqaAccuracy
 
 
 def test_the_value_is_the_mean_and_the_interval_that_of_the_normal_law() -> None:
@@ -44,12 +46,11 @@ def test_corpus_scores_are_computed_anew_on_each_draw() -> None:
     found = metric_intervals(metric, samples=200)
     assert list(found) == list(PopeScores.names)
     for name, value in metric.compute().items():
-        assert found[name].value == float(value)
+        assert found[name].value == pytest.approx(float(value))
         assert found[name].low < float(value) < found[name].high
 
     random, drawn = np.random.default_rng(0), []
-    for _ in range(200):
-        rows = random.integers(60, size=60)
+    for rows in random.integers(60, size=(200, 60)):
         again = PopeScores()
         again.update([metric.answers[i] for i in rows], [metric.references[i] for i in rows])
         drawn.append(float(again.compute()["pope_f1"]))
@@ -71,3 +72,121 @@ def test_nothing_to_draw_is_refused() -> None:
         metric_intervals(VqaAccuracy())
     with pytest.raises(ValueError, match=r"level 95"):
         interval([1.0], level=95)
+
+
+def clustered(random: np.random.Generator, pictures: int, questions: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Answers right with a chance that each picture draws (mean 0.6), and the picture of each."""
+    chance = random.beta(1.2, 0.8, size=pictures)
+    picture = np.repeat(np.arange(pictures), questions)
+    return (random.random(len(picture)) < chance[picture]).astype(float), picture
+
+
+def test_clustered_intervals_hold_the_truth_as_often_as_they_say_and_naive_ones_do_not() -> None:
+    random, held, naive = np.random.default_rng(3), 0, 0
+    for trial in range(400):
+        items, picture = clustered(random, 120)
+        drawn, alone = (interval(items.tolist(), each, samples=300, seed=trial) for each in (picture, None))
+        held += drawn.low <= 0.6 <= drawn.high
+        naive += alone.low <= 0.6 <= alone.high
+    assert 0.92 <= held / 400 <= 0.97
+    assert naive / 400 <= 0.85
+
+
+def test_a_drawn_set_is_whole_clusters_for_means_corpora_and_ranks() -> None:
+    """Against a bootstrap that gathers the answers of the drawn clusters and scores them anew."""
+    random = np.random.default_rng(5)
+    cluster = np.sort(random.integers(12, size=60))
+    words = ["a dog", "a cat on a mat", "two dogs run", "red cars", "a man rides a horse"]
+    said = [words[i] for i in random.integers(5, size=60)]
+    true = [(words[i], words[j]) for i, j in random.integers(5, size=(60, 2))]
+    bleu, auc = Bleu(), RocAuc()
+    bleu.update(said, true)
+    odds = random.normal(size=60)
+    auc.update(
+        [Ranking(("yes", "no"), (o, 0.0)) for o in odds],
+        [("yes",) if o + random.normal() > 0 else ("no",) for o in odds],
+    )
+    for metric in (bleu, auc):
+        found = metric_intervals(metric, cluster, samples=100)
+        drawn = []
+        for chosen in np.random.default_rng(0).integers(12, size=(100, 12)):
+            rows = [row for number in chosen for row in np.flatnonzero(cluster == number)]
+            again = type(metric)()
+            again.update([metric.answers[i] for i in rows], [metric.references[i] for i in rows])  # pyright: ignore
+            drawn.append(float(again.compute()[metric.names[-1]]))
+        assert [found[metric.names[-1]].low, found[metric.names[-1]].high] == pytest.approx(
+            np.quantile(drawn, [0.025, 0.975])
+        )
+
+
+def test_captions_are_drawn_by_picture() -> None:
+    metric = CiderD()
+    truths = [(f"a {c} {s} on {g}", f"{c} {s}") for c in "pqr" for s in "xyz" for g in "uvw"]
+    metric.update([one if n // 3 % 2 else "nothing" for n, (one, _) in enumerate(truths)], truths)
+    alone, drawn = metric_intervals(metric)["cider"], metric_intervals(metric, np.arange(27) // 3)["cider"]
+    assert drawn.value == pytest.approx(alone.value) and drawn.high - drawn.low > 1.4 * (alone.high - alone.low)
+
+
+def exact(items: np.ndarray) -> ExactMatch:
+    metric = ExactMatch()
+    metric.update(["yes" if item else "no" for item in items], [("yes",)] * len(items))
+    return metric
+
+
+def test_paired_intervals_hold_the_difference_and_are_narrower_than_unpaired_ones() -> None:
+    """Two runs that find the same pictures hard; the first is right a tenth more often."""
+    random, held, narrower = np.random.default_rng(8), 0, 0
+    for trial in range(120):
+        chance = np.repeat(random.beta(1.2, 1.8, size=120), 5)
+        picture = np.repeat(np.arange(120), 5)
+        second = random.random(600) < 0.9 * chance
+        first = random.random(600) < 0.9 * chance + 0.1
+        found = paired_intervals(exact(first), exact(second), picture, samples=200, seed=trial)["exact_match"]
+        held += found.low <= 0.1 <= found.high
+        one, other = (
+            interval(each.astype(float).tolist(), picture, samples=200, seed=trial) for each in (first, second)
+        )
+        unpaired = np.hypot(one.high - one.low, other.high - other.low)
+        narrower += found.high - found.low < unpaired
+        assert found.value == pytest.approx(first.mean() - second.mean())
+    assert 0.9 <= held / 120 <= 0.99
+    assert narrower == 120
+
+
+def test_a_run_does_not_differ_from_itself_and_the_draws_go_by_the_seed() -> None:
+    items, picture = clustered(np.random.default_rng(1), 30)
+    same = paired_intervals(exact(items), exact(items), picture)["exact_match"]
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    other = clustered(np.random.default_rng(2), 30)[0]
+    drawn = [paired_intervals(exact(items), exact(other), picture, seed=seed)["exact_match"] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    wide = paired_intervals(exact(items), exact(other), picture, level=0.99)["exact_match"]
+    assert wide.high - wide.low > drawn[0].high - drawn[0].low
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    one = exact(np.array([1, 0, 1]))
+    with pytest.raises(ValueError, match="found 3 and 2 answers, expected those to the same samples"):
+        paired_intervals(one, exact(np.array([1, 0])))
+    other = ExactMatch()
+    other.update(["yes"] * 3, [("yes",), ("no",), ("yes",)])
+    with pytest.raises(ValueError, match=r"sample 1 has the references \['yes'\] and \['no'\]"):
+        paired_intervals(one, other)
+    with pytest.raises(ValueError, match="found ExactMatch and VqaAccuracy, expected one score"):
+        paired_intervals(one, VqaAccuracy())
+    with pytest.raises(ValueError, match="found 2 clusters of 3 samples"):
+        paired_intervals(one, one, np.array([0, 1]))
+
+
+def test_samples_that_share_a_picture_directly_or_not_are_one_cluster() -> None:
+    shared = [("b",), (), ("a",), ("b", "c"), (), ("c",), ("a",)]
+    assert cluster_numbers(shared).tolist() == [0, 1, 2, 0, 3, 0, 2]
+    assert cluster_numbers([("d",), ("e",), ("d", "e")]).tolist() == [0, 0, 0]
+
+
+def test_many_questions_take_seconds() -> None:
+    items = np.random.default_rng(0).random(200_000)
+    started = time.process_time()
+    found = interval(items.tolist(), np.arange(200_000) // 5)
+    assert found.low < found.value < found.high
+    assert time.process_time() - started < 10

@@ -78,8 +78,7 @@ def retrieved(net: Net, chunks: list[list[int]], evaluation: Evaluation = SET) -
 
 
 def brute_force(net: Net, ids: list[int]) -> dict[str, list[float]]:
-    """Every gallery in 400 random orders, sorted; name -> hits of each query, images and texts by id."""
-    ids = sorted(ids, key=lambda i: f"q{i}")
+    """Every gallery in 400 random orders, sorted; name -> hits of each query, images and texts in the set's order."""
     texts = [text for i in ids for text in captions_of(i)]
     owner = [i for i in ids for _ in captions_of(i)]
     similarity = net.similarity(net.embed_images(images(ids)), net.embed_texts(texts)).numpy().astype(float)
@@ -108,7 +107,11 @@ def test_every_order_is_that_of_brute_force(rerank: int) -> None:
     net = Net(rerank)
     found = retrieved(net, [ids[:16], ids[16:32], ids[32:]])
     expected = brute_force(net, ids)
-    assert found.compute() == {f"{name}_novel": interval(hits) for name, hits in expected.items()}
+    owner = np.array([i for i in ids for _ in captions_of(i)])
+    assert found.compute() == {
+        f"{name}_novel": interval(hits, owner if name.startswith("image") else None) for name, hits in expected.items()
+    }
+    assert found.num_clusters == 40, "captions are drawn with their image"
     assert 0.1 < found.compute()["text_retrieval_r1_novel"].value < 0.95
     assert found.num_answers == 40
 
@@ -206,7 +209,7 @@ def test_what_cannot_retrieve_or_be_retrieved_is_refused() -> None:
     found.update(images([1]))
     other = images([1])
     other.references = [("text 9 z",)]
-    with pytest.raises(ValueError, match="sample q1: found twice"):
+    with pytest.raises(ValueError, match="sample q1: found position 1 of the evaluation set"):
         found.update(other)
     with pytest.raises(ValueError, match="no image to score"):
         Retrieval(SET, Net()).compute()

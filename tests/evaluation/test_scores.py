@@ -5,6 +5,7 @@ import io
 import multiprocessing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed
@@ -42,6 +43,8 @@ def a_batch(ids: list[int], images_per_row: list[int] | None = None, side: int =
         references=[(str(i),) for i in ids],
         tasks=["vqa"] * rows,
         prompts=[f"<image>\nWhich number is {i}?" for i in ids],
+        indices=list(ids),
+        clusters=[()] * rows,
     )
 
 
@@ -63,8 +66,7 @@ def shade(address: str) -> int:
 
 def test_names_carry_the_suffix_and_values_the_interval() -> None:
     found = filled([list(range(20)), list(range(20, 30))]).compute()
-    ids = sorted(f"q{i}" for i in range(30))
-    expected = interval([float(int(id[1:]) % 3 != 0) for id in ids])
+    expected = interval([float(i % 3 != 0) for i in range(30)])
     assert found == {"vqa_accuracy_novel_blind": expected}
     assert expected.value == pytest.approx(20 / 30)
 
@@ -74,6 +76,39 @@ def test_a_sample_answered_twice_counts_once() -> None:
     twice = filled([[0, 1, 2], [3, 4, 0], [0, 0]])
     assert once.compute() == twice.compute()
     assert twice.num_answers == 5
+
+
+def test_samples_that_read_alike_are_two() -> None:
+    """The same id, text, answers: what tells samples apart is their position in the set."""
+    scores = Scores(VQA)
+    batch = a_batch([1, 2, 3])
+    batch.ids, batch.prompts, batch.references = ["q1"] * 3, ["How many?"] * 3, [("2",)] * 3
+    scores.update(batch, ["2", "2", "3"])
+    scores.update(batch, ["2", "2", "3"])
+    assert scores.compute()["vqa_accuracy_novel_blind"].value == pytest.approx(2 / 3)
+    assert scores.num_answers == 3 and [row["answer"] for row in scores.rows] == ["2", "2", "3"]
+
+
+def pictured(order: list[int]) -> Scores:
+    """60 questions about 12 pictures; a picture's questions are all answered, or none of them."""
+    scores = Scores(Evaluation(task="vqa"))
+    for i in order:
+        batch = a_batch([i])
+        batch.clusters = [(f"{i // 5}.png",)]
+        scores.update(batch, [str(i) if i // 5 % 3 else "wrong"])
+    return scores
+
+
+def test_intervals_draw_pictures_with_all_their_questions() -> None:
+    scores = pictured(list(range(60)))
+    found, right = scores.compute()["vqa_accuracy"], [float(i // 5 % 3 != 0) for i in range(60)]
+    assert (scores.num_answers, scores.num_clusters) == (60, 12)
+    assert found == interval(right, np.repeat(np.arange(12), 5))
+    alone = interval(right)
+    assert found.high - found.low > 1.8 * (alone.high - alone.low), "five questions of one mind are one"
+    assert pictured(list(range(59, -1, -1))).compute() == scores.compute()
+    assert [row["cluster"] for row in scores.rows] == [i // 5 for i in range(60)]
+    assert {row["score"] for row in scores.rows} == {0.0, 1.0}
 
 
 def captioned(chunks: list[list[int]]) -> Scores:
@@ -212,8 +247,12 @@ def test_wrong_sets_are_refused_with_names() -> None:
     scores = filled([[1]])
     other = a_batch([1])
     other.prompts = ["another question"]
-    with pytest.raises(ValueError, match="sample q1: found twice in the evaluation set 'vqa_novel_blind'"):
+    with pytest.raises(ValueError, match="sample q1: found position 1 of the evaluation set 'vqa_novel_blind' twice"):
         scores.update(other, ["1"])
+    nowhere = a_batch([1])
+    nowhere.indices = [None]
+    with pytest.raises(ValueError, match="sample q1: found no position in the evaluation set"):
+        filled([[2]]).update(nowhere, ["1"])
     with pytest.raises(ValueError, match="sample q1: found no candidates, expected some to rank for the task 'auc'"):
         Scores(Evaluation(task="auc")).update(a_batch([1]), ["yes"])
     batch = a_batch([1, 2])

@@ -35,7 +35,7 @@ class Bleu(TextMetric):
             rows.append([*matches, *guesses, len(caption), closest])
         return np.array(rows, dtype=float)
 
-    def values(self, sums: np.ndarray, samples: int) -> np.ndarray:
+    def values(self, sums: np.ndarray, samples: np.ndarray) -> np.ndarray:
         matches, guesses = sums[..., :LONGEST], sums[..., LONGEST : 2 * LONGEST]
         precision = np.cumprod((matches + TINY) / (guesses + SMALL), axis=-1) ** (1 / np.arange(1, LONGEST + 1))
         relative = (sums[..., -2:-1] + TINY) / (sums[..., -1:] + SMALL)

@@ -38,7 +38,7 @@ class DetectionScores(TextMetric):
             row[:] = pairs(said, true), len(said), len(true), not said
         return rows
 
-    def values(self, sums: np.ndarray, samples: int) -> np.ndarray:
+    def values(self, sums: np.ndarray, samples: np.ndarray) -> np.ndarray:
         paired, said, true, malformed = np.moveaxis(sums, -1, 0)
         f1 = ratio(2 * paired, said + true)
         return np.stack([f1, ratio(paired, said), ratio(paired, true), malformed / samples], axis=-1)

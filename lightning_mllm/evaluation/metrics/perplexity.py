@@ -34,5 +34,5 @@ class Perplexity(SampleMetric[DocumentLoss]):
     def statistics(self) -> np.ndarray:
         return np.array(self.answers, dtype=float)
 
-    def values(self, sums: np.ndarray, samples: int) -> np.ndarray:
+    def values(self, sums: np.ndarray, samples: np.ndarray) -> np.ndarray:
         return np.exp(sums[..., :1] / sums[..., 1:])

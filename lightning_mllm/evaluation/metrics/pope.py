@@ -34,7 +34,7 @@ class PopeScores(TextMetric):
             row[(0 if label == "yes" else 1) if says_yes(answer) else (3 if label == "yes" else 2)] = 1
         return rows
 
-    def values(self, sums: np.ndarray, samples: int) -> np.ndarray:
+    def values(self, sums: np.ndarray, samples: np.ndarray) -> np.ndarray:
         true_yes, false_yes, true_no, false_no = np.moveaxis(sums, -1, 0)
         precision = ratio(true_yes, true_yes + false_yes)
         recall = ratio(true_yes, true_yes + false_no)

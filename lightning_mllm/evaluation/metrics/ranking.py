@@ -115,18 +115,18 @@ class RocAuc(RankMetric):
         ]
         return np.array([[each, label == "yes"] for each, (label,) in zip(odds, self.references, strict=True)])
 
-    def counted(self) -> Callable[[np.ndarray], np.ndarray]:
+    def resampled(self, cluster: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         odds, positive = self.statistics().T
         level = np.unique(odds, return_inverse=True)[1]  # equal odds, equal level; levels rise
 
-        def area(counts: np.ndarray) -> np.ndarray:
+        def area(counts: np.ndarray) -> float:
             yes = np.bincount(level, weights=counts * positive)
             no = np.bincount(level, weights=counts * (1 - positive))
             pairs = yes.sum() * no.sum()
             won = yes @ (np.cumsum(no) - no / 2)  # over all lower levels, half of its own
-            return np.array([won / pairs if pairs else 0.5])
+            return won / pairs if pairs else 0.5
 
-        return area
+        return lambda counts: np.array([[area(drawn[cluster])] for drawn in counts])
 
 
 @lru_cache(maxsize=4096)

@@ -59,19 +59,26 @@ class SampleMetric(Metric, Generic[Answer]):
     def statistics(self) -> np.ndarray:
         """f64[N, K]: what each sample adds to the sums."""
 
-    def values(self, sums: np.ndarray, samples: int) -> np.ndarray:
-        """f64[..., len(names)] from sums f64[..., K] of `samples` rows; a mean unless overridden."""
-        return sums / samples
+    def values(self, sums: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        """f64[B, len(names)] from sums f64[B, K] over `samples` f64[B] rows each; a mean unless overridden."""
+        return sums / samples[:, None]
 
-    def counted(self) -> Callable[[np.ndarray], np.ndarray]:
-        """A function of how often each sample counts, i64[N], that gives f64[len(names)]; of sums unless overridden."""
+    def resampled(self, cluster: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """A function of how often each cluster of samples counts, f64[B, C], that gives f64[B, len(names)]; of sums
+        unless overridden.
+
+        Args:
+            cluster: i64[N], the number of each sample's cluster, from 0 to C - 1.
+        """
         rows = self.statistics()
-        return lambda counts: self.values(counts @ rows, len(rows))
+        sums = np.stack([np.bincount(cluster, weights=column) for column in rows.T], axis=1)
+        sizes = np.bincount(cluster).astype(float)
+        return lambda counts: self.values(counts @ sums, counts @ sizes)
 
     @property
     def is_mean(self) -> bool:
         """Whether the score is a mean over samples, rather than one of the whole corpus."""
-        return type(self).values is SampleMetric.values and type(self).counted is SampleMetric.counted
+        return type(self).values is SampleMetric.values and type(self).resampled is SampleMetric.resampled
 
     def per_item(self) -> list[float]:
         """The score of each sample; only of scores that are means over samples."""
@@ -83,7 +90,7 @@ class SampleMetric(Metric, Generic[Answer]):
         """Every name with its value, f64[]."""
         if not self.answers:
             raise ValueError(f"{type(self).__name__}: no answer to score, expected at least one")
-        values = self.counted()(np.ones(len(self.answers), dtype=int))
+        values = self.resampled(np.arange(len(self.answers)))(np.ones((1, len(self.answers))))[0]
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in zip(self.names, values, strict=True)}
 
     def reset(self) -> None:

@@ -55,6 +55,14 @@ def test_conversations(tmp_path: Path, name: str) -> None:
     assert source.length(2) == 2 and source.length(1) == 10
 
 
+def test_no_two_records_have_one_id(tmp_path: Path) -> None:
+    """`1#2` may be a record's own id."""
+    given = ["1", "1", "1#2", 1, "1#2", "1#2#2"]
+    source = load(tmp_path, [{"id": id, "conversations": turns("Hi", "Hello.")} for id in given])
+    ids = [source.sample(index, generator()).id for index in range(len(source))]
+    assert ids == ["1", "1#2", "1#2#2", "1#3", "1#2#3", "1#2#2#2"] and len(set(ids)) == len(given)
+
+
 def test_documents_are_learned_whole(tmp_path: Path) -> None:
     source = load(tmp_path, [{"id": "a", "text": "Once upon\na time."}, *GOOD[2:3]], "corpus.jsonl")
     sample = source.sample(0, generator())
