@@ -3,6 +3,9 @@
 A template is data (`templates/*.yaml`); one renderer writes text and label mask in the same pass, as pieces, so that
 the mask cannot drift from the text. A template ends the masked part where the answer's first token begins: the space
 before an answer is part of what is learned, as in Llama's and GPT's tokens, and the generation prompt ends without it.
+
+The template's own text and that of the turns stand in different pieces: `</s>` that a template writes is a special
+token, and `</s>` in a turn is text (`Piece.special`).
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from importlib.resources import files
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -25,6 +29,9 @@ TEMPLATES = files("lightning_mllm.processing") / "templates"
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
+PROTECTED = re.compile("\ufdd2([0-9]+)\ufdd3")
+"""What stands for a special token of a turn while a tokenizer's template is rendered; noncharacters of Unicode."""
+
 Images = Literal["front", "before", "first", "stay", "only"]
 
 
@@ -34,6 +41,8 @@ class Piece(NamedTuple):
     text: str
     learn: bool
     image: bool = False
+    special: bool = False
+    """Whether the template wrote it: special tokens written in it are special tokens. In other pieces they are text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +100,7 @@ class ChatTemplate:
     def stop(self) -> str:
         """The text that ends an answer, where that is not the end-of-sequence token: what is learned behind one."""
         tail = self.assistant.partition("{text}")[2] + (self.end if self.learn_end else "")
-        return "" if "{eos}" in tail else stop_of(self._marks(tail))
+        return "" if "{eos}" in tail else stop_of(self._own(tail).text)
 
     def of(self, task: str) -> ChatTemplate:
         """How samples of a task are written."""
@@ -109,33 +118,39 @@ class ChatTemplate:
         system, turns = split_system(turns, generate)
         if self.images == "only":
             self._check_captions(system, turns)
-        return join_pieces(self._pieces(self.system if system is None else system, turns, generate))
+        return join_pieces(self._pieces(system, turns, generate))
 
-    def _pieces(self, system: str, turns: Sequence[Turn], generate: bool) -> Iterator[Piece]:
-        lead = self._fill(self.system_wrap, system) if system else ""
+    def _pieces(self, system: str | None, turns: Sequence[Turn], generate: bool) -> Iterator[Piece]:
+        written = Piece(self.system, False, special=True) if system is None else Piece(system, False)
+        lead = list(self._wrap(self.system_wrap, [written])) if written.text else []
         inside = self.system_inside and bool(turns) and turns[0].role == "user"
         if self.images == "first":
-            yield from split_images(IMAGE_MARK * sum(turn.text.count(IMAGE_MARK) for turn in turns))
+            yield from split_images(IMAGE_MARK * sum(map(count_images, turns)))
         if not inside:
-            yield Piece(lead, False)
+            yield from lead
         for i, turn in enumerate(turns):
             if turn.role == "user":
                 images, text = self._place_images(turn.text)
-                yield Piece(self._marks(self.between) if i else "", False)
+                yield self._own(self.between if i else "")
                 yield from split_images(images)
-                yield from split_images(self._fill(self.user, (lead if inside and i == 0 else "") + text))
+                opening = lead if inside and i == 0 else []
+                yield from self._wrap(self.user, [*opening, *split_images(text)])
             else:
-                yield Piece(self._marks(self.assistant_prompt), False)
-                yield Piece(self._fill(self.assistant, turn.text), True)
+                yield self._own(self.assistant_prompt)
+                yield from self._wrap(self.assistant, [Piece(turn.text, True)])
         if turns and turns[-1].role == "assistant":
-            yield Piece(self._marks(self.end), self.learn_end)
+            yield self._own(self.end, self.learn_end)
         if generate:
-            yield Piece(self._marks(self.assistant_prompt + self.generation_prompt), False)
+            yield self._own(self.assistant_prompt + self.generation_prompt)
 
-    def answer(self, text: str) -> str:
-        """What follows the generation prompt where `text` is the answer."""
-        whole = self._fill(self.assistant, text) + (self._marks(self.end) if self.learn_end else "")
-        return whole.removeprefix(self._marks(self.generation_prompt))
+    def answer(self, text: str) -> list[Piece]:
+        """The end of a prompt, and behind it, learned, what follows where `text` is the answer."""
+        asked = Turn(role="user", text=IMAGE_MARK if self.images == "only" else "a")
+        prompt = [piece for piece in self._pieces("", (asked,), generate=True) if not piece.image]
+        first, *others = self._wrap(self.assistant, [Piece(text, True)])
+        first = first._replace(text=first.text.removeprefix(self._own(self.generation_prompt).text))
+        end = self._own(self.end if self.learn_end else "", True)
+        return join_pieces([*prompt, first, *others, end])
 
     def _place_images(self, text: str) -> tuple[str, str]:
         """What stands before the wrap of a user turn, and what stands in it."""
@@ -159,12 +174,16 @@ class ChatTemplate:
         if turns and turns[0].role == "user" and IMAGE_MARK not in turns[0].text:
             raise ValueError(f"template {self.name!r} keeps only {IMAGE_MARK} of a user turn, which has none")
 
-    def _marks(self, wrap: str) -> str:
-        return wrap.replace("{bos}", self.bos).replace("{eos}", self.eos)
+    def _own(self, wrap: str, learn: bool = False) -> Piece:
+        """The template's own text."""
+        return Piece(wrap.replace("{bos}", self.bos).replace("{eos}", self.eos), learn, special=True)
 
-    def _fill(self, wrap: str, text: str) -> str:
+    def _wrap(self, wrap: str, inner: Sequence[Piece]) -> Iterator[Piece]:
         before, after = wrap.split("{text}")
-        return self._marks(before) + text + self._marks(after)
+        learn = bool(inner) and inner[-1].learn
+        yield self._own(before, learn)
+        yield from inner
+        yield self._own(after, learn)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,27 +211,48 @@ class TokenizerTemplate:
         text, spans = self._jinja(turns, generate)
         if not spans:
             spans = list(self._answer_spans(turns, text))
-        marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+        marks = sum(map(count_images, turns))
         if text.count(IMAGE_MARK) != marks:
             found = text.count(IMAGE_MARK)
             raise ValueError(f"the tokenizer's template writes {found} {IMAGE_MARK} marks, expected {marks}")
         pieces, end = [], 0
-        for start, stop in spans:
-            pieces += [*split_images(text[end:start]), Piece(text[start:stop], True)]
+        for start, stop in [*spans, (len(text), len(text))]:
+            pieces += [*self._read(text[end:start], False), *self._read(text[start:stop], True)]
             end = stop
-        return join_pieces([*pieces, *split_images(text[end:])])
+        return join_pieces(pieces)
 
-    def answer(self, text: str) -> str:
+    def answer(self, text: str) -> list[Piece]:
         """As `ChatTemplate.answer`."""
-        turns = (Turn(role="user", text="a"), Turn(role="assistant", text=text))
-        return "".join(piece.text for piece in self.render(turns) if piece.learn)
+        return self.render((Turn(role="user", text="a"), Turn(role="assistant", text=text)))
+
+    def _read(self, text: str, learn: bool) -> Iterator[Piece]:
+        """Rendered text as pieces: what stands for special tokens of a turn is text again."""
+        for i, part in enumerate(PROTECTED.split(text)):
+            if i % 2:
+                yield Piece(self._protected[int(part)], learn)
+            elif learn:
+                yield Piece(part, learn, special=True)
+            else:
+                yield from (piece._replace(special=not piece.image) for piece in split_images(part))
+
+    @cached_property
+    def _protected(self) -> list[str]:
+        """What a turn may hold and a template must not mistake: special tokens, and what stands for them."""
+        special = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+        return ["\ufdd2", *sorted({*special, IMAGE_MARK} - {""}, key=len, reverse=True)]
+
+    def _protect(self, turn: Turn) -> str:
+        """The text of a turn, special tokens in it replaced by what `_read` turns back; marks of images stay."""
+        kept = {IMAGE_MARK} if turn.role == "user" else set()
+        pattern = "|".join(re.escape(each) for each in self._protected if each not in kept)
+        return re.sub(pattern, lambda found: f"\ufdd2{self._protected.index(found[0])}\ufdd3", turn.text)
 
     def _jinja(self, turns: Sequence[Turn], generate: bool) -> tuple[str, list[tuple[int, int]]]:
         template = self.tokenizer.get_chat_template()
         tokens: dict[str, Any] = self.tokenizer.special_tokens_map
         # Declared to return a str; it returns the texts and, for each text, the spans between generation marks.
         rendered: Any = render_jinja_template(
-            conversations=[[{"role": turn.role, "content": turn.text} for turn in turns]],
+            conversations=[[{"role": turn.role, "content": self._protect(turn)} for turn in turns]],
             chat_template=template,
             return_assistant_tokens_mask=GENERATION_MARK.search(template) is not None,
             add_generation_prompt=generate,
@@ -288,7 +328,7 @@ def split_system(turns: Sequence[Turn], generate: bool = False) -> tuple[str | N
 
     Raises:
         ValueError: an unknown role, a system turn elsewhere, two turns of one role in a row, a conversation opened by
-            the assistant (unless it is a lone text), an image outside a user turn, or an answer where one is asked for.
+            the assistant (unless it is a lone text), or an answer where one is asked for.
     """
     for i, turn in enumerate(turns):
         if turn.role not in ("system", "user", "assistant"):
@@ -297,8 +337,6 @@ def split_system(turns: Sequence[Turn], generate: bool = False) -> tuple[str | N
             raise ValueError(f"turn {i + 1}: found a system turn, expected it first or not at all")
         if i and turn.role == turns[i - 1].role:
             raise ValueError(f"turn {i + 1}: found a second {turn.role} turn in a row, expected turns to alternate")
-        if turn.role != "user" and IMAGE_MARK in turn.text:
-            raise ValueError(f"turn {i + 1}: found {IMAGE_MARK} in a {turn.role} turn, expected it in user turns only")
     system = turns[0].text if turns and turns[0].role == "system" else None
     rest = tuple(turns[system is not None :])
     if len(rest) > 1 and rest[0].role == "assistant":
@@ -311,6 +349,11 @@ def split_system(turns: Sequence[Turn], generate: bool = False) -> tuple[str | N
 def _wordless(turns: Sequence[Turn]) -> bool:
     asked = [turn.text for turn in turns if turn.role == "user"]
     return bool(asked) and not any(text.replace(IMAGE_MARK, "").strip() for text in asked)
+
+
+def count_images(turn: Turn) -> int:
+    """How many images a turn shows; in other turns than the user's, an image's mark is text."""
+    return turn.text.count(IMAGE_MARK) if turn.role == "user" else 0
 
 
 def split_images(text: str) -> Iterator[Piece]:
@@ -328,7 +371,7 @@ def join_pieces(pieces: Sequence[Piece] | Iterator[Piece]) -> list[Piece]:
         last = joined[-1] if joined else None
         if not piece.text:
             continue
-        if last and not piece.image and not last.image and piece.learn == last.learn:
+        if last and not piece.image and not last.image and piece[1:] == last[1:]:
             joined[-1] = last._replace(text=last.text + piece.text)
         else:
             joined.append(piece)

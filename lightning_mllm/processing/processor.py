@@ -19,13 +19,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Batch, Documents, Encoded, Sample, TokenKind
-from lightning_mllm.processing.chat import Chat, Piece
+from lightning_mllm.processing.chat import Chat, ChatTemplate, Piece, count_images
 from lightning_mllm.processing.decode import ImageError, ImageLimits, decode_image
 from lightning_mllm.processing.ends import StopText
 from lightning_mllm.processing.image_slots import ImageEnds, Row, image_slots
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.packing import pack, positions
 from lightning_mllm.processing.query_text import QueryText
+from lightning_mllm.processing.text_tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,8 @@ class Processor:
         text_limits: Where prompts and answers are cut.
         seq2seq: Whether the language model is an encoder-decoder.
         query_text: What a Q-Former is given of the prompt; None for nets whose Q-Former reads nothing.
+        special_in_turns: Whether special tokens written in turns (`</s>` in an answer) are special tokens; else they
+            are text, and only the template writes special tokens.
 
     Raises:
         ValueError: a tokenizer without offsets, without any token to pad with, or without the begin and end tokens.
@@ -79,6 +82,7 @@ class Processor:
         text_limits: TextLimits = TextLimits(),
         seq2seq: bool = False,
         query_text: QueryText | None = None,
+        special_in_turns: bool = False,
     ) -> None:
         if not tokenizer.is_fast:
             raise ValueError(
@@ -116,6 +120,8 @@ class Processor:
         """What stands before a document."""
         self.prefix: list[int] = [] if chat.writes_bos else self.begin
         self.image_slots = image_slots(image_ends, self.image_id, vectors, vocabulary)
+        # A tokenizer's own template writes a whole string, as transformers tokenises it.
+        self.text = TextTokenizer(tokenizer, isinstance(chat, ChatTemplate), special_in_turns)
 
     def encode(self, sample: Sample, *, generate: bool = False, random: torch.Generator | None = None) -> Encoded:
         """Tokens, labels, kinds i64/i64/u8[T] and images u8[N, 3, S, S], N = images x views.
@@ -135,7 +141,7 @@ class Processor:
             if generate and turns and turns[-1].role == "assistant":
                 turns = turns[:-1]
             pieces = self.chat.of(sample.task).render(turns, generate=generate)
-            marks = sum(turn.text.count(IMAGE_MARK) for turn in turns)
+            marks = sum(map(count_images, turns))
             if marks != len(sample.images):
                 raise ValueError(f"found {marks} {IMAGE_MARK} marks for {len(sample.images)} images, expected as many")
             row, targets = self._tokenize(pieces, generate)
@@ -175,15 +181,20 @@ class Processor:
         """A row and, for an encoder-decoder, what its decoder learns."""
         if not self.seq2seq:
             return self._cut(self._row(pieces)), None
-        learned = None if generate or not pieces or not pieces[-1].learn else pieces[-1]
-        tokens, _, kinds = self._cut(self._row(pieces[:-1] if learned else pieces))
-        if learned is None and not generate:
+        end = len(pieces)
+        while not generate and end and pieces[end - 1].learn:
+            end -= 1
+        tokens, _, kinds = self._cut(self._row(pieces[:end]))
+        if end == len(pieces) and not generate:
             raise ValueError("found nothing to learn at the end, expected an answer")
-        targets = None if learned is None else self._answer(learned.text)
+        targets = self._answer(pieces[end:]) if end < len(pieces) else None
         return (tokens, [IGNORE] * len(tokens), kinds), targets
 
-    def _answer(self, text: str) -> Tensor:
-        tokens: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # pyright: ignore
+    def _answer(self, pieces: Sequence[Piece]) -> Tensor:
+        """What is learned of a run that ends with an answer; of an encoder-decoder, the answer is a text of its own."""
+        run = [piece for piece in pieces if piece.learn] if self.seq2seq else pieces
+        _, labels, _ = self._tokenize_run(run)
+        tokens = [label for label in labels if label != IGNORE]
         if not tokens:
             raise ValueError("found an answer without tokens, expected a non-empty one")
         return torch.tensor(tokens[: self.text_limits.answer], dtype=torch.long)
@@ -227,19 +238,9 @@ class Processor:
         return row
 
     def _tokenize_run(self, run: Sequence[Piece]) -> Row:
-        """A run of text between images, tokenised as a whole so that pieces cannot change how words are cut."""
-        if not run:
-            return [], [], []
-        learned = [piece.learn for piece in run for _ in piece.text]
-        coded = self.tokenizer(
-            "".join(piece.text for piece in run), add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        tokens: list[int] = coded["input_ids"]  # pyright: ignore[reportAssignmentType]
-        # A token is learned when its last character is; end is 0 for a token that stands for no character.
-        labels = [
-            token if learned[max(end - 1, 0)] else IGNORE
-            for token, (_, end) in zip(tokens, coded["offset_mapping"], strict=True)  # pyright: ignore
-        ]
+        """A run of text between images, tokenised as a whole."""
+        tokens, learned = self.text(run)
+        labels = [token if learn else IGNORE for token, learn in zip(tokens, learned, strict=True)]
         return tokens, labels, [int(TokenKind.TEXT)] * len(tokens)
 
     def _fit(self, row: Row, generate: bool) -> Row:
@@ -337,7 +338,7 @@ class Processor:
         vocabulary = self.tokenizer.get_added_vocab()
         if self.chat.stop in vocabulary:
             return [vocabulary[self.chat.stop]]
-        alone, stopped = (self._answer(text).tolist() for text in ("a", f"a{self.chat.stop}"))
+        alone, stopped = (self.text([Piece(text, True, special=True)])[0] for text in ("a", f"a{self.chat.stop}"))
         return stopped[len(alone) :] if stopped[: len(alone)] == alone else []
 
     def decode(self, tokens: Sequence[int] | Tensor) -> str:

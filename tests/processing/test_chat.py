@@ -6,7 +6,15 @@ from collections.abc import Sequence
 import pytest
 
 from lightning_mllm.contracts import IMAGE_MARK, Turn
-from lightning_mllm.processing.chat import Chat, ChatTemplate, Piece, load_template, names, tokenizer_template
+from lightning_mllm.processing.chat import (
+    Chat,
+    ChatTemplate,
+    Piece,
+    join_pieces,
+    load_template,
+    names,
+    tokenizer_template,
+)
 from tests.processing.tokenizer import llama_tokenizer
 
 CHATML = (
@@ -34,8 +42,13 @@ def text(pieces: Sequence[Piece]) -> str:
     return "".join(piece.text for piece in pieces)
 
 
+def joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """Whoever wrote them, the template or people."""
+    return join_pieces(piece._replace(special=False) for piece in pieces)
+
+
 def learned(pieces: Sequence[Piece]) -> list[str]:
-    return [piece.text for piece in pieces if piece.learn]
+    return [piece.text for piece in joined(pieces) if piece.learn]
 
 
 def test_the_templates_of_the_package() -> None:
@@ -60,7 +73,7 @@ def test_system_texts_are_the_published_ones(name: str, length: int, digest: str
 
 def test_vicuna() -> None:
     pieces = template("vicuna_v1").render(turns("what is <image> this?", "A dog.", "And now?", "2.", system="S."))
-    assert pieces == [
+    assert joined(pieces) == [
         Piece("S. USER: ", False),
         Piece(IMAGE_MARK, False, image=True),
         Piece("\nwhat is  this? ASSISTANT:", False),
@@ -90,9 +103,9 @@ def test_llama_2() -> None:
 def test_cogvlm(name: str, asks: str) -> None:
     chat, image = template(name), Piece(IMAGE_MARK, False, image=True)
     question = Piece(f"Question: What is it?{asks}", False)
-    assert chat.render(turns("<image>What is it?", "A dog.")) == [image, question, Piece(" A dog.</s>", True)]
+    assert joined(chat.render(turns("<image>What is it?", "A dog."))) == [image, question, Piece(" A dog.</s>", True)]
     # The released code joins an earlier round by a line end, without an end token between.
-    assert chat.render(turns("What <image>is it?", "A dog.", "And now?", "2.")) == [
+    assert joined(chat.render(turns("What <image>is it?", "A dog.", "And now?", "2."))) == [
         image,
         question,
         Piece(" A dog.", True),
@@ -101,7 +114,7 @@ def test_cogvlm(name: str, asks: str) -> None:
     ]
     asked = chat.render(turns("<image>What is it?", "A dog.", "And now?"), generate=True)
     assert text(asked) == f"<image>Question: What is it?{asks} A dog.\nQuestion: And now?{asks}"
-    assert chat.answer("2.") == " 2.</s>"
+    assert learned(chat.answer("2.")) == [" 2.</s>"]
 
 
 def test_cogvlms_fine_tuning_asks_each_task_in_its_own_way() -> None:
@@ -109,22 +122,22 @@ def test_cogvlms_fine_tuning_asks_each_task_in_its_own_way() -> None:
     for task in ("vqa", "exact", "choice"):
         assert chat.of(task) == template("cogvlm_vqa")
     assert all(chat.of(task) is chat for task in ("", "conversation", "grounding", "caption"))
-    assert chat.render(turns("<image>", "A dog.")) == [image, Piece("A dog.</s>", True)]
+    assert joined(chat.render(turns("<image>", "A dog."))) == [image, Piece("A dog.</s>", True)]
 
 
 def test_cogvlm_base_is_the_query_alone() -> None:
     base, image = template("cogvlm_base"), Piece(IMAGE_MARK, False, image=True)
     answered = [image, Piece("Describe it.", False), Piece(" A dog.</s>", True)]
-    assert base.render(turns("<image>\nDescribe it.", "A dog.")) == answered
-    assert base.render(turns("<image>\nDescribe it."), generate=True) == answered[:2]
-    assert base.render(turns("<image>", "A dog.")) == [image, Piece("A dog.</s>", True)]
+    assert joined(base.render(turns("<image>\nDescribe it.", "A dog."))) == answered
+    assert joined(base.render(turns("<image>\nDescribe it."), generate=True)) == answered[:2]
+    assert joined(base.render(turns("<image>", "A dog."))) == [image, Piece("A dog.</s>", True)]
     assert base.render(turns("<image>"), generate=True) == [image]
     assert text(base.render(turns("q", "a", "r", "b", system="S."))) == "S.\nq a\nr b</s>"
 
 
 def test_sphinx() -> None:
     pieces = template("sphinx").render(turns("q <image>", "a", "r", "b", system="S."))
-    assert pieces == [
+    assert joined(pieces) == [
         Piece(IMAGE_MARK, False, image=True),
         Piece("S.\n\n### Human: q\n### Assistant:", False),
         Piece(" a\n###", True),
@@ -135,11 +148,13 @@ def test_sphinx() -> None:
     asked = template("sphinx").render(turns("q", "a", "see <image>"), generate=True)
     own = template("sphinx").system
     assert text(asked) == f"<image>{own}\n\n### Human: q\n### Assistant: a\n### Human: see\n### Assistant:"
-    assert not learned(asked[-1:]) and template("sphinx").answer("b") == " b\n###"
+    assert not learned(asked[-1:]) and learned(template("sphinx").answer("b")) == [" b\n###"]
 
 
 def test_images_that_stand_first_are_those_of_all_turns() -> None:
-    pieces = template("sphinx").render(turns("is <image> like <image>?", "no", "and <image>?", "yes", system="S."))
+    pieces = joined(
+        template("sphinx").render(turns("is <image> like <image>?", "no", "and <image>?", "yes", system="S."))
+    )
     assert [piece.image for piece in pieces] == [True, True, True, *[False] * 5]
     assert "Human: is  like ?\n###" in pieces[3].text and text(pieces).count(IMAGE_MARK) == 3
 
@@ -147,9 +162,9 @@ def test_images_that_stand_first_are_those_of_all_turns() -> None:
 def test_plain_keeps_the_image_and_learns_the_caption() -> None:
     plain = template("plain")
     expected = [Piece(IMAGE_MARK, False, image=True), Piece("A dog.\n", True)]
-    assert plain.render(turns("Describe <image> briefly.", "A dog.")) == expected
+    assert joined(plain.render(turns("Describe <image> briefly.", "A dog."))) == expected
     assert plain.render(turns("Describe <image> briefly."), generate=True) == expected[:1]
-    assert plain.render([Turn(role="assistant", text="Only text.")]) == [Piece("Only text.\n", True)]
+    assert joined(plain.render([Turn(role="assistant", text="Only text.")])) == [Piece("Only text.\n", True)]
 
 
 def test_plain_refuses_what_it_would_lose() -> None:
@@ -195,7 +210,6 @@ def test_a_turn_without_an_image_is_kept_to_the_letter() -> None:
         ([*turns("q"), Turn(role="system", text="s")], "turn 2: found a system turn, expected it first"),
         ([*turns("q"), *turns("r")], "turn 2: found a second user turn in a row"),
         ([Turn(role="assistant", text="a"), *turns("q", "b")], "found an assistant turn first"),
-        (turns("q", "see <image>"), "turn 2: found <image> in a assistant turn, expected it in user turns only"),
     ],
 )
 def test_what_is_no_conversation_is_refused(conversation: Sequence[Turn], message: str) -> None:

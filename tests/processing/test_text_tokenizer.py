@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+
+import pytest
+from tokenizers import pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Sample, TokenKind, Turn
+from lightning_mllm.processing.chat import ChatTemplate, Piece
+from lightning_mllm.processing.text_tokenizer import STAND_IN, TextTokenizer
+from tests.processing.test_chat import MARKED, UNMARKED, turns
+from tests.processing.test_processor import RED, processor, sample
+from tests.processing.tokenizer import byte_level_tokenizer, llama_tokenizer
+
+
+def first_only() -> PreTrainedTokenizerFast:
+    """A blank is put before the whole text alone, not before the text behind a special token."""
+    tokenizer = llama_tokenizer("<|end|>", IMAGE_MARK)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")  # pyright: ignore
+    return tokenizer
+
+
+TOKENIZERS = {
+    "always": lambda: llama_tokenizer("<|end|>", IMAGE_MARK),
+    "first": first_only,
+    "normalised": lambda: llama_tokenizer("<|end|>", IMAGE_MARK, normalised=True),
+    "byte_level": byte_level_tokenizer,
+}
+
+
+def end_of(tokenizer: PreTrainedTokenizerFast) -> int:
+    return tokenizer.eos_token_id  # pyright: ignore[reportReturnType]
+
+
+def decoded(tokenizer: PreTrainedTokenizerFast, tokens: list[int]) -> str:
+    return tokenizer.decode(tokens)  # pyright: ignore[reportReturnType]
+
+
+def ids(tokenizer: PreTrainedTokenizerFast, text: str, special: bool = True) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"]  # pyright: ignore
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_what_a_template_writes_is_tokenised_as_the_whole_string(name: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    whole = "what is it?  the dog</s>and </s> 2<|end|></s>\n caf\u00e9 \U0001f600"
+    for cuts in ([], [8], [9, 13], [20, 24], [27], [len(whole) - 1]):
+        parts = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+        tokens, _ = TextTokenizer(tokenizer)([Piece(part, False, special=True) for part in parts])
+        assert tokens == ids(tokenizer, whole)
+    tokens, _ = TextTokenizer(tokenizer, begins=False)([Piece("</s>the dog", False, special=True)])
+    assert tokens == ids(tokenizer, "</s>the dog")
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_special_tokens_in_a_turn_are_text(name: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    text = TextTokenizer(tokenizer)
+    said = "is </s> an end?</s>"
+    tokens, learned = text([Piece(said, True), Piece("</s>", False, special=True)])
+    assert tokens == [*ids(tokenizer, said, special=False), tokenizer.eos_token_id]
+    assert learned == [True] * (len(tokens) - 1) + [False]
+    # A special token that is put together of both is none.
+    tokens, _ = text([Piece("a<", False, special=True), Piece("/s>", True)])
+    assert tokenizer.eos_token_id not in tokens
+    taken, _ = TextTokenizer(tokenizer, special_in_turns=True)([Piece(said, True)])
+    assert taken == ids(tokenizer, said) and taken.count(end_of(tokenizer)) == 2
+
+
+def test_text_behind_a_begin_token_is_one_of_its_own() -> None:
+    """As a tokenizer puts its begin token before a text; behind any other special token it is as the tokenizer does."""
+    tokenizer = first_only()
+    begun, _ = TextTokenizer(tokenizer)([Piece("</s>the dog</s>the", False, special=True)])
+    assert begun == [tokenizer.eos_token_id, *ids(tokenizer, "the dog</s>the")]
+    assert begun[-1] == ids(tokenizer, "</s>the")[-1] != ids(tokenizer, "the")[-1]
+
+
+def test_what_workers_are_sent_takes_no_special_token_from_a_turn_either() -> None:
+    text = TextTokenizer(llama_tokenizer())
+    pieces = [Piece("a </s>", True), Piece("</s>", True, special=True)]
+    before = text(pieces)
+    assert pickle.loads(pickle.dumps(text))(pieces) == before and before[0].count(2) == 1
+
+
+def test_noncharacters_that_stand_for_special_tokens_are_refused() -> None:
+    text = TextTokenizer(llama_tokenizer())
+    assert text([Piece("a\ufdd0b", True)])[0]
+    with pytest.raises(ValueError, match=r"found the noncharacters '\\ufdd0\\ufdd1' in a text, expected none"):
+        text([Piece("</s>" + STAND_IN, True)])
+
+
+# In a row
+
+
+@pytest.mark.parametrize("chat", ["vicuna_v1", "llama_2", "cogvlm_chat", "instructblip"])
+def test_only_the_template_ends_an_answer(chat: str) -> None:
+    used = processor(chat, llama_tokenizer(IMAGE_MARK))
+    end = end_of(used.tokenizer)
+    plain = used.encode(sample("what is it?", "a dog")).tokens.tolist().count(end)
+    odd = used.encode(sample("what is </s>?", "a </s> <s> <image> dog"))
+    assert odd.tokens.tolist().count(end) == plain
+    learned = odd.labels[odd.labels != IGNORE].tolist()
+    assert learned.count(end) == 1 and odd.kinds.eq(TokenKind.TEXT).all()
+    assert decoded(used.tokenizer, learned[:-1]).strip() == "a </s> <s> <image> dog"
+    used.text = TextTokenizer(used.tokenizer, special_in_turns=True)
+    assert used.encode(sample("what is it?", "a </s> dog")).tokens.tolist().count(end) == plain + 1
+
+
+def test_marks_of_images_count_in_the_users_turns_alone() -> None:
+    used = processor(tokenizer=llama_tokenizer(IMAGE_MARK))
+    row = used.encode(sample("<image> write <image>", "<image>", images=(RED, RED), system="<image> is a mark."))
+    assert (row.kinds == TokenKind.IMAGE).sum() == 2 * used.vectors_per_image
+    assert row.tokens.tolist().count(used.image_id) == 2 * used.vectors_per_image
+    used.chat = replace(used.chat, images="first", system_inside=True)  # pyright: ignore
+    again = used.encode(sample("<image> write <image>", "<image>", images=(RED, RED), system="<image> is a mark."))
+    assert again.kinds.eq(TokenKind.IMAGE).sum() == 2 * used.vectors_per_image
+
+
+@pytest.mark.parametrize("jinja", [MARKED, UNMARKED])
+def test_a_tokenizers_own_template_writes_its_special_tokens_and_no_turn_does(jinja: str) -> None:
+    tokenizer = llama_tokenizer("<|end|>", IMAGE_MARK)
+    tokenizer.chat_template = jinja
+    used = processor("tokenizer", tokenizer)
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    said = "a <|end|> \ufdd20\ufdd3 <image>"
+    row = used.encode(sample("<image>what is <|end|></s>", said, images=(RED,)))
+    assert row.tokens.tolist().count(end) == 2 and row.tokens.tolist().count(tokenizer.eos_token_id) == 0
+    assert (row.kinds == TokenKind.IMAGE).sum() == used.vectors_per_image
+    learned = row.labels[row.labels != IGNORE].tolist()
+    assert decoded(tokenizer, learned).startswith(said + "<|end|>")
+
+
+def test_an_answer_that_is_judged_has_the_tokens_of_training() -> None:
+    for tokenizer in (llama_tokenizer(normalised=True), first_only(), byte_level_tokenizer()):
+        for chat in ("vicuna_v1", "sphinx", "cogvlm_chat", "llava_v0"):
+            used, said = processor(chat, tokenizer), "a dog </s>  is it"
+            trained = used.encode(sample("what is it?", said))
+            judged = used.with_answers(used.collate([used.encode(sample("what is it?"), generate=True)]), [said])
+            learned = trained.labels[trained.labels != IGNORE].tolist()
+            assert judged.labels[judged.labels != IGNORE].tolist() == learned
+
+
+def test_an_encoder_decoder_learns_the_end_of_the_template_alone() -> None:
+    used = processor("blip2_t5")
+    used.seq2seq = True
+    row = used.encode(Sample(id="s", turns=turns("what </s> is it?", "a </s> dog")))
+    assert row.targets is not None and row.targets.tolist().count(2) == row.tokens.tolist().count(2) == 1
+    assert decoded(used.tokenizer, row.targets[:-1].tolist()) == "a </s> dog"
+    assert isinstance(used.chat, ChatTemplate)
+    with pytest.raises(ValueError, match="found nothing to learn at the end"):
+        used.encode(Sample(id="s", turns=(Turn(role="user", text="what?"),)))
