@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,30 +40,33 @@ class ImageInMemory:
         return stream.getvalue()
 
 
+Picture = str | Path | Image.Image
+"""A file, or a picture that is open."""
+
+
 class Model:
     """A trained net that answers."""
 
     def __init__(self, module: MultimodalModule) -> None:
         self.module = module.eval()
 
-    def answer(self, image: str | Path | Image.Image | None, text: str, decoding: Decoding | None = None) -> str:
+    def answer(self, image: Picture | Sequence[Picture] | None, text: str, decoding: Decoding | None = None) -> str:
         """The answer to `text` about `image`.
 
         Args:
-            image: A file, an open picture, or None for a question without one.
-            text: The question; `<image>` in it says where the picture stands, otherwise it stands first.
+            image: A file, an open picture, several of them, or None for a question without one.
+            text: The question; `<image>` in it says where a picture stands, otherwise they stand first.
             decoding: How to generate; None takes the net's own settings for questions.
 
         Raises:
-            ValueError: The picture cannot be read.
+            ValueError: A picture cannot be read, or the question marks another number of them than are given.
         """
-        images: tuple[ImageRef, ...] = ()
-        if isinstance(image, Image.Image):
-            images = (ImageInMemory(image),)
-        elif image is not None:
-            images = (ImageFile(Path(image)),)
+        given = [image] if isinstance(image, str | Path | Image.Image) else image or ()
+        images: tuple[ImageRef, ...] = tuple(
+            ImageInMemory(each) if isinstance(each, Image.Image) else ImageFile(Path(each)) for each in given
+        )
         if images and IMAGE_MARK not in text:
-            text = f"{IMAGE_MARK}\n{text}"
+            text = f"{IMAGE_MARK}\n" * len(images) + text
         sample = Sample(id="question", turns=(Turn(role="user", text=text),), images=images)
         processor = self.module.processor
         batch = processor.collate([processor.encode(sample, generate=True)], padding="left").to(self.module.device)

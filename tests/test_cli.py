@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 
 from lightning_mllm import load
 from lightning_mllm.cli import VERBS, main
+from lightning_mllm.commands.command_line import default_run_dir, split_options
 from lightning_mllm.commands.run import order_of_stages
-from lightning_mllm.commands.trainer import default_run_dir, split_options
 from lightning_mllm.contracts import Evaluation, ImageRef, Sample, Turn
 
 
@@ -304,7 +304,7 @@ def test_where_a_run_is_kept() -> None:
     assert default_run_dir([Path("experiments/llava_7b/net.yaml"), Path("experiments/llava_7b/align.yaml")]) == Path(
         "runs/llava_7b/align"
     )
-    given = split_options(["fit", "--config", "a.yaml", "--config=b.yaml", "--stage.lr", "1", "--x=2"])
+    given = split_options(["--config", "a.yaml", "--config=b.yaml", "--stage.lr", "1", "--x=2"])
     assert given == ([Path("a.yaml"), Path("b.yaml")], [("stage.lr", "1"), ("x", "2")])
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
+
+from lightning_mllm.commands.arguments import Arguments
 
 
 def main(arguments: Sequence[str]) -> None:
     """Write a run as a folder that transformers loads."""
-    parser = argparse.ArgumentParser(
-        prog="mllm export",
+    parser = Arguments(
+        "export",
         description="Write a run as a folder that transformers loads, and compare the two in a fresh process.",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="a run or its last stage, such as runs/quickstart/llava")

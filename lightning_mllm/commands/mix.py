@@ -10,7 +10,6 @@ of the first folder beside them, and `mix.json`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from lightning_mllm.commands.arguments import Arguments
 from lightning_mllm.commands.config import import_class
 from lightning_mllm.export.export import refuse_full
 from lightning_mllm.inference import stage_of
@@ -189,8 +189,8 @@ def parse_weights(given: Sequence[str]) -> dict[str, float]:
 
 def main(arguments: Sequence[str]) -> None:
     """Write a mix, or score all mixes of two sources and write the best."""
-    parser = argparse.ArgumentParser(
-        prog="mllm mix",
+    parser = Arguments(
+        "mix",
         description="Write weights between those of runs (or of folders of transformers, or of files of tensors) as a "
         "run of its own, which mllm ask, test and export and init_from take as any other.",
         epilog="With --sweep, further options are set in every test, as in mllm test: --hardware.eval_batch=16.",
@@ -206,7 +206,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--evaluate", type=Path, metavar="CONFIG", help="the stage file whose test sets score a sweep")
     parser.add_argument("--score", metavar="NAME", help="which score is the best one's (the first of the test)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (runs)")
-    given, overrides = parser.parse_known_args(arguments)
+    given, overrides = parser.with_settings(arguments, bare=False)
     if given.sweep is None:
         for name, value in (("--evaluate", given.evaluate), ("--score", given.score), *((o, o) for o in overrides)):
             if value is not None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from lightning_mllm.commands.arguments import Arguments
+from lightning_mllm.commands.command_line import SETTINGS
 from lightning_mllm.commands.config import Config, ConfigError, nearest, read_yaml
-from lightning_mllm.commands.trainer import CLI, ParsedCLI, compose
+from lightning_mllm.commands.trainer import CLI, ParsedCLI, compose, say
 from lightning_mllm.evaluation.report import write_report
 
 
@@ -77,30 +76,37 @@ def hardware_file(folder: Path, name: str) -> Path:
     raise ConfigError(f"--hardware: found no folder _hardware above {folder}, expected one with {name}.yaml")
 
 
-def is_done(parsed: CLI) -> bool:
-    """Whether this stage has written its weights under the same recipe.
+ONE_STAGE = ("stage.name", "stage.init_from", "stage.train", "data.train", "data.val", "data.test", "model", "data")
+"""What can only be meant for one stage; the last two as a whole, not their keys."""
+GIVEN = {"run_dir": "it follows from --runs", "ckpt_path": "a stopped stage goes on from its own checkpoint"}
+"""What `mllm run` decides itself."""
+
+
+def overrides_of(overrides: Sequence[str], stages: Sequence[str], chosen: Sequence[str]) -> dict[str, list[str]]:
+    """The settings of each chosen stage: those that name it, without its name, and those that name none.
 
     Raises:
-        ConfigError: It has, under another one.
+        ConfigError: One that only a single stage can mean names none although several are chosen, or `mllm run` decides
+            it itself.
     """
-    stage_file = parsed.run_dir / "weights" / "stage.json"
-    if not stage_file.is_file():
-        return False
-    recipe = json.loads(stage_file.read_text(encoding="utf-8"))["settings"]["config"]
-    if recipe == json.loads(json.dumps(parsed.recipe())):
-        return True
-    changed = sorted(_differences(recipe, parsed.recipe()))
-    raise ConfigError(
-        f"{parsed.run_dir}: found weights trained under other settings ({', '.join(changed[:5])}), expected the "
-        f"same; delete the folder to train again"
-    )
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = sorted(set(old) | set(new))
-        return [each for key in keys for each in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if old == json.loads(json.dumps(new)) else [path.replace("init_args.", "")]
+    found: dict[str, list[str]] = {stage: [] for stage in chosen}
+    for each in overrides:
+        name = each.lstrip("-").partition("=")[0].replace(".init_args", "").removesuffix("+")
+        stage, _, key = name.partition(".")
+        named = stage in stages and stage not in SETTINGS and key
+        if named and stage not in chosen:
+            raise ConfigError(f"--{name}: found a setting of the stage '{stage}', expected one of {', '.join(chosen)}")
+        if (reason := GIVEN.get(key if named else name)) is not None:
+            raise ConfigError(f"--{name}: found it with mllm run, where {reason}; mllm fit takes it")
+        single = any(name == one or (name.startswith(f"{one}.") and "." in one) for one in ONE_STAGE)
+        if not named and single and len(chosen) > 1:
+            raise ConfigError(
+                f"--{name}: found no stage that it is for, expected one of "
+                f"{', '.join(f'--{stage}.{name}' for stage in chosen)}"
+            )
+        for one in [stage] if named else chosen:
+            found[one].append("--" + each.lstrip("-").removeprefix(f"{stage}.") if named else each)
+    return found
 
 
 def run_experiment(
@@ -110,10 +116,18 @@ def run_experiment(
     only: str | None = None,
     runs: Path = Path("runs"),
     overrides: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> Path:
     """Train what is not trained yet, test every stage that has test sets, write the report; gives the run's folder.
 
     Every stage is resolved and checked before the first one trains.
+
+    Args:
+        hardware: A file of `_hardware`, or its name.
+        only: This stage alone.
+        runs: Where runs are kept.
+        overrides: Settings as on the command line; `--STAGE.key=value` is one of a single stage.
+        overwrite: Train anew what has been trained.
 
     Raises:
         ConfigError: Something in the files or on the command line is wrong.
@@ -126,19 +140,24 @@ def run_experiment(
     shared = ["--config", str(folder / "net.yaml")] if (folder / "net.yaml").is_file() else []
     machine = ["--config", str(hardware_file(folder, hardware))]
 
+    chosen = [stage for stage in stages if only in (None, stage)]
+    settings = overrides_of(overrides, stages, chosen)
+    anew = ["--overwrite"] if overwrite else []
+
     def command(verb: str, stage: str) -> list[str]:
         own = ["--config", str(folder / f"{stage}.yaml")]
-        return [verb, *shared, *own, *machine, f"--runs={runs}", f"--run_dir={run / stage}", *overrides]
+        place = [f"--runs={runs}", f"--run_dir={run / stage}"]
+        return [verb, *shared, *own, *machine, *place, *settings[stage], *(anew if verb == "fit" else [])]
 
-    chosen = [stage for stage in stages if only in (None, stage)]
     parsed = {stage: compose(command("fit", stage), ParsedCLI) for stage in chosen}
+    waiting = [stage for stage in chosen if not parsed[stage].is_done()]
+    for stage in waiting:
+        parsed[stage].checkpoint()
     for stage in chosen:
-        if is_done(parsed[stage]):
-            _say(f"{run / stage} is done")
-            continue
-        last = run / stage / "checkpoints" / "last.ckpt"
-        resume = [f"--ckpt_path={last}"] if last.is_file() else []
-        compose([*command("fit", stage), *resume])
+        if stage in waiting:
+            compose(command("fit", stage))
+        else:
+            say(f"{run / stage} is done")
     tested = [stage for stage in chosen if has_tests(parsed[stage])]
     if only is None and not tested and not _names_tests(parsed[stages[-1]]):
         tested = stages[-1:]
@@ -147,7 +166,7 @@ def run_experiment(
     if tested:
         _report(run, time.monotonic() - started)
     else:
-        _say(f"{run}: no report, for no test sets (data.test) stand in {', '.join(chosen)}")
+        say(f"{run}: no report, for no test sets (data.test) stand in {', '.join(chosen)}")
     return run
 
 
@@ -164,14 +183,9 @@ def _names_tests(parsed: CLI) -> bool:
 def _test(command: list[str], run: Path, stage: str) -> None:
     results, weights = run / stage / "test.json", run / stage / "weights" / "stage.json"
     if results.is_file() and results.stat().st_mtime >= weights.stat().st_mtime:
-        _say(f"{run / stage} is tested")
+        say(f"{run / stage} is tested")
         return
     compose([*command, "--verbose=false"])
-
-
-@rank_zero_only
-def _say(sentence: str) -> None:
-    print(sentence)
 
 
 @rank_zero_only
@@ -190,15 +204,24 @@ def _report(run: Path, seconds: float) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """`mllm run experiments/<name> [--hardware H] [--only STAGE] [overrides]`."""
-    parser = argparse.ArgumentParser(
-        prog="mllm run",
+    parser = Arguments(
+        "run",
         description="Train the stages of an experiment in order, skip those that are done, test those that have test "
         "sets and write report.html. The same command goes on where a stopped one was.",
-        epilog="Further options are set in every stage, as in mllm fit: --stage.lr=1e-3, --data.workers=4.",
+        epilog="Further options are settings, as in mllm fit: --stage.lr=1e-3 holds for every stage, "
+        "--STAGE.stage.lr=1e-3 for that one alone.",
     )
-    parser.add_argument("experiment", type=Path, help="a folder such as experiments/quickstart/llava")
+    parser.add_argument("experiment", type=Path, help="a folder such as experiments/quickstart/llava, or its name")
     parser.add_argument("--hardware", default="cpu", help="a file of _hardware: cpu, gpu1, gpu8 (cpu)")
     parser.add_argument("--only", metavar="STAGE", help="this stage alone")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (runs)")
-    given, overrides = parser.parse_known_args(arguments)
-    run_experiment(given.experiment, hardware=given.hardware, only=given.only, runs=given.runs, overrides=overrides)
+    parser.add_argument("--overwrite", action="store_true", help="train anew what is there already")
+    given, overrides = parser.with_settings(arguments)
+    run_experiment(
+        given.experiment,
+        hardware=given.hardware,
+        only=given.only,
+        runs=given.runs,
+        overrides=overrides,
+        overwrite=given.overwrite,
+    )

@@ -7,8 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,11 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lightning_mllm.commands.config import (
-    COMMAND_LINE,
-    Config,
-    ConfigError,
-    check_keys,
-    import_class,
-    nearest,
-    option_tree,
-    read_yaml,
-)
+from lightning_mllm.commands.command_line import read_command_line
+from lightning_mllm.commands.config import ConfigError, import_class
 from lightning_mllm.commands.explain import explain
+from lightning_mllm.commands.finished import checkpoint_of, clear, is_done
+from lightning_mllm.commands.hardware import Hardware, accumulation, at_once
 from lightning_mllm.training.callbacks.averaging import Averaging
 from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
@@ -42,49 +35,6 @@ from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
 
 DEFAULTS = Path(str(files("lightning_mllm") / "defaults" / "fit.yaml"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hardware:
-    """What a machine can hold; it changes speed and memory, never the result.
-
-    Raises:
-        ValueError: A number is out of range.
-    """
-
-    micro_batch: int = 8
-    """Samples a rank takes at once, unless the stage itself says; accumulation to its global batch is derived."""
-    text_micro_batch: int = 1
-    """Rows of plain text a rank takes at once, where a stage has any beside its samples."""
-    workers: int = 0
-    """Data loading processes per rank."""
-    eval_batch: int = 64
-    """Samples a rank answers at once."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("micro_batch", 1), ("text_micro_batch", 1), ("workers", 0), ("eval_batch", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"hardware.{name}: found {getattr(self, name)}, expected at least {least}")
-
-
-def accumulation(global_batch: int, micro_batch: int, world_size: int) -> int:
-    """Micro-batches per optimizer step of one rank; `micro_batch` is the stage's or the hardware's (`at_once`).
-
-    Raises:
-        ValueError: The global batch is no multiple of what the ranks take at once.
-    """
-    together = micro_batch * world_size
-    if global_batch % together:
-        raise ConfigError(
-            f"stage.global_batch: found {global_batch}, expected a multiple of {together} = micro_batch "
-            f"{micro_batch} x {world_size} devices"
-        )
-    return global_batch // together
-
-
-def at_once(stage: int | None, hardware: int) -> int:
-    """Samples a rank takes at once: what the stage says, else what the hardware holds."""
-    return hardware if stage is None else stage
 
 
 def averages(callbacks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -100,14 +50,32 @@ def passes(epochs: float | None) -> float:
     return 1.0 if epochs is None else epochs
 
 
+def recipe_of(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the result in a resolved configuration: everything but hardware and places."""
+    chosen = {name: resolved[name] for name in ("model", "data", "stage", "seed_everything")}
+    limits = {name: resolved["trainer"].get(name) for name in ("max_steps", "max_epochs", "limit_train_batches")}
+    if callbacks := averages(resolved["trainer"].get("callbacks") or []):
+        limits["callbacks"] = callbacks
+    return {**chosen, "trainer": limits}
+
+
+class StageIsDone(Exception):
+    """What is asked for has been trained already, under the same settings."""
+
+
+@rank_zero_only
+def say(sentence: str) -> None:
+    print(sentence)
+
+
 class CLI(LightningCLI):
     """LightningCLI with the stage, the hardware and the run folder as groups of their own.
 
     Precedence: package defaults < `--config` files from left to right < command line.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self.verb = arguments[0]
+    def __init__(self, arguments: Sequence[str], overwrite: bool = False) -> None:
+        self.verb, self.overwrite = arguments[0], overwrite
         super().__init__(
             MultimodalModule,
             LightningDataModule,
@@ -161,23 +129,45 @@ class CLI(LightningCLI):
 
     def recipe(self) -> dict[str, Any]:
         """What decides the result: everything but hardware and places."""
-        dumped = yaml.safe_load(self._parser(self.config.subcommand).dump(self.settings, skip_unset=False))
-        chosen = {name: dumped[name] for name in ("model", "data", "stage", "seed_everything")}
-        limits = {name: dumped["trainer"].get(name) for name in ("max_steps", "max_epochs", "limit_train_batches")}
-        if callbacks := averages(dumped["trainer"].get("callbacks") or []):
-            limits["callbacks"] = callbacks
-        return {**chosen, "trainer": limits}
+        return recipe_of(yaml.safe_load(self._parser(self.config.subcommand).dump(self.settings, skip_unset=False)))
+
+    def is_done(self) -> bool:
+        """Whether the run folder holds the weights of this stage.
+
+        Raises:
+            ConfigError: They were trained under other settings.
+        """
+        return not self.overwrite and is_done(self.run_dir, self.recipe())
+
+    def checkpoint(self) -> Path | None:
+        """From where this stage goes on, if it was stopped.
+
+        Raises:
+            ConfigError: The checkpoint was written under other settings.
+        """
+        return None if self.overwrite else checkpoint_of(self.run_dir, self.recipe(), recipe_of)
 
     def before_instantiate_classes(self) -> None:
         # Taken before names of sibling stages become paths: a copied experiment is the same recipe.
         self.resolved = self._parser(self.subcommand).dump(self.settings, skip_unset=False)
         self.known_recipe = self.recipe()
+        if self.subcommand == "fit":
+            self._go_on()
         sources = self.settings["stage"]["init_from"]
         if self.subcommand != "fit" and not self.settings.get("ckpt_path"):
             sources = self._own_weights(sources)
         sources = {self._sibling(name): weight for name, weight in sources.items()}
         self.settings["stage"]["init_from"] = sources
         self.settings["model"]["init_args"]["stage"]["init_from"] = sources
+
+    def _go_on(self) -> None:
+        """Never train over what is in the run folder: it is done, goes on, or is refused."""
+        if self.is_done():
+            raise StageIsDone(f"{self.run_dir} is done")
+        last = self.checkpoint()
+        if last is not None and not self.settings.get("ckpt_path"):
+            self.settings["ckpt_path"] = str(last)
+            say(f"{self.run_dir} goes on from {last.relative_to(self.run_dir)}")
 
     def _own_weights(self, sources: dict[str, float]) -> dict[str, float]:
         """Validate and test what this run has trained; before it has, what the stage would start from."""
@@ -230,6 +220,8 @@ class CLI(LightningCLI):
     @rank_zero_only
     def write_config(self) -> None:
         """`config.yaml` in the run folder: every value, defaults included; `mllm fit --config` takes it again."""
+        if self.overwrite:
+            clear(self.run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         (self.run_dir / "config.yaml").write_text(self.resolved, encoding="utf-8")
 
@@ -250,103 +242,26 @@ class ParsedCLI(CLI):
         pass
 
 
-def split_options(arguments: Sequence[str]) -> tuple[list[Path], list[tuple[str, str]]]:
-    """The `--config` files and the other `--key=value` pairs of a command line, in order."""
-    configs, options = [], []
-    rest = iter(arguments)
-    for each in rest:
-        if not each.startswith("-"):
-            continue
-        name, equals, value = each.lstrip("-").partition("=")
-        if not equals:
-            value = next(rest, "")
-        if name in ("config", "c"):
-            configs.append(Path(value))
-        else:
-            options.append((name, value))
-    return configs, options
-
-
-def default_run_dir(configs: Sequence[Path], runs: str = "runs") -> Path:
-    """`RUNS/<path under experiments>` of the last file that is a stage: not a shared part, not `net.yaml`."""
-    stages = [each for each in configs if each.stem != "net" and not each.parent.name.startswith("_")]
-    if not stages:
-        return Path(runs, "unnamed")
-    if stages[-1].name == "config.yaml":
-        return stages[-1].parent
-    parts = stages[-1].resolve().with_suffix("").parts
-    under = parts[parts.index("experiments") + 1 :] if "experiments" in parts else parts[-2:]
-    return Path(runs, *under)
-
-
-def known_places(arguments: Sequence[str]) -> Config:
-    """Read every configuration file of a command line strictly and check all keys.
-
-    Raises:
-        ConfigError: The first thing that is wrong, in one sentence.
-    """
-    configs, options = split_options(arguments)
-    config = Config()
-    # What a stage file may say at its top, beside what LightningCLI itself adds.
-    hints: dict[str, Any] = {
-        "model": MultimodalModule,
-        "data": LightningDataModule,
-        "stage": StageSettings,
-        "hardware": Hardware,
-        "trainer": Any,
-        **dict.fromkeys(("run_dir", "runs", "checkpoint_every", "seed_everything", "ckpt_path"), Any),
-        **dict.fromkeys(("verbose", "weights_only", "return_predictions", "print_config", "help"), Any),
-    }
-    config.classes["trainer",] = Trainer
-    for path in configs:
-        tree = read_yaml(path, config)
-        if not isinstance(tree, dict):
-            raise ConfigError(f"{path}: found {type(tree).__name__}, expected a mapping with model, data, stage, ...")
-        _check_tree(tree, hints, config)
-    for name, text in options:
-        key = tuple(part.removesuffix("+") for part in name.split(".") if part != "init_args")
-        config.places[key] = config.places[*key, "class_path"] = COMMAND_LINE
-        _check_tree(option_tree(".".join(key), text), hints, config)
-    return config
-
-
-def _check_tree(tree: dict[str, Any], hints: dict[str, Any], config: Config) -> None:
-    for key, value in tree.items():
-        if key not in hints:
-            expected = ("model", "data", "stage", "hardware", "trainer", "run_dir", "seed_everything")
-            raise ConfigError(
-                f"{config.place((str(key),))}: {key}: found an unknown key, expected one of {', '.join(expected)}"
-                f"{nearest(str(key), expected)}"
-            )
-        check_keys(value, hints[key], config, (key,))
-
-
 def compose(arguments: Sequence[str], kind: type[CLI] = CLI) -> CLI:
     """Check a whole command line, then build and run it (or, with `ParsedCLI`, only resolve it).
 
     Raises:
         ConfigError: The configuration is wrong; nothing has been built then.
+        StageIsDone: The run folder holds what `fit` would train.
     """
-    config = known_places(arguments[1:])
-    configs, options = split_options(arguments)
-    if not any(name == "run_dir" for name, _ in options) and not _states_a_run_dir(config):
-        runs = dict(options).get("runs", "runs")
-        arguments = [*arguments, f"--run_dir={default_run_dir(configs, runs)}"]
+    told, config = read_command_line(arguments[1:])
+    overwrite = config.values.get(("overwrite",))
+    if overwrite not in (None, "true", "false") or (overwrite is not None and arguments[0] != "fit"):
+        raise ConfigError(f"--overwrite: found '{overwrite}', expected true or false, and mllm fit or mllm run")
     _quieten()
     try:
-        return kind([arguments[0], f"--config={DEFAULTS}", *arguments[1:]])
+        return kind([arguments[0], f"--config={DEFAULTS}", *told], overwrite=overwrite == "true")
     except jsonargparse.ArgumentError as error:
         raise ConfigError(explain(str(error), config)) from error
     except (ValueError, KeyError) as error:
         if _raised_in_settings(error) or (isinstance(error, ValueError) and _names_a_setting(str(error))):
             raise ConfigError(explain(str(error), config)) from error
         raise
-
-
-def _states_a_run_dir(config: Config) -> bool:
-    """Whether a file says where the run is kept; the record of a run that was moved says where it was."""
-    place = config.places.get(("run_dir",), "")
-    return bool(place) and Path(place.rpartition(":")[0]).name != "config.yaml"
 
 
 def _names_a_setting(sentence: str) -> bool:
@@ -382,5 +297,8 @@ def main(arguments: Sequence[str]) -> None:
         os.environ.setdefault("COLUMNS", "120")
         CLI(arguments)
     else:
-        compose(arguments)
+        try:
+            compose(arguments)
+        except StageIsDone as done:
+            say(str(done))
         sys.stdout.flush()

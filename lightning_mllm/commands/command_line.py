@@ -1,0 +1,178 @@
+"""The command line of `mllm fit|validate|test|predict`: split strictly, completed, checked before anything is built.
+
+--config F ... --key=value ...   files first, from left to right, then options: the command line wins
+key=value                        the same as --key=value, as sweep agents pass it
+--key=None                       the same as --key=null
+--stage.steps=5                  replaces the epochs that a file states, and the reverse; so does a later file
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningDataModule, Trainer
+
+from lightning_mllm.commands.config import (
+    COMMAND_LINE,
+    Config,
+    ConfigError,
+    check_keys,
+    nearest,
+    option_tree,
+    read_yaml,
+)
+from lightning_mllm.commands.hardware import Hardware
+from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.training.stage import StageSettings
+
+SETTINGS: dict[str, Any] = {
+    "model": MultimodalModule,
+    "data": LightningDataModule,
+    "stage": StageSettings,
+    "hardware": Hardware,
+    "trainer": Any,
+    **dict.fromkeys(("run_dir", "runs", "checkpoint_every", "seed_everything", "ckpt_path"), Any),
+    **dict.fromkeys(("verbose", "weights_only", "return_predictions"), Any),
+}
+"""What a stage file may say at its top, beside what LightningCLI itself adds."""
+EXPECTED = ("model", "data", "stage", "hardware", "trainer", "run_dir", "seed_everything")
+FLAGS = {"print_config": "", "overwrite": "true"}
+"""Options that need no value, and what they mean without one."""
+
+Options = list[tuple[str, str]]
+"""Name and value of each option, in order."""
+
+
+def split_options(arguments: Sequence[str]) -> tuple[list[Path], Options]:
+    """The `--config` files and the other options of a command line without its verb, each in order.
+
+    Raises:
+        ConfigError: Something stands there that is neither, or an option has no value.
+    """
+    configs: list[Path] = []
+    options: Options = []
+    rest = list(arguments)
+    while rest:
+        each = rest.pop(0)
+        name, equals, value = each.lstrip("-").partition("=")
+        if not each.startswith("-") and not (equals and name.split(".")[0] in (*SETTINGS, *FLAGS, "config")):
+            raise ConfigError(f"command line: found '{each}', expected options such as --config F or --stage.lr=1e-3")
+        if not equals and name in FLAGS:
+            value = FLAGS[name]
+        elif not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"command line: {name}: found no value, expected --{name}=VALUE")
+            value = rest.pop(0)
+        if name in ("config", "c"):
+            if not value:
+                raise ConfigError("command line: --config: found no value, expected a YAML file")
+            configs.append(Path(value))
+        else:
+            options.append((name, "null" if value == "None" else value))
+    return configs, options
+
+
+def default_run_dir(configs: Sequence[Path], runs: str = "runs") -> Path:
+    """`RUNS/<path under experiments>` of the last file that is a stage: not a shared part, not `net.yaml`."""
+    stages = [each for each in configs if each.stem != "net" and not each.parent.name.startswith("_")]
+    if not stages:
+        return Path(runs, "unnamed")
+    if stages[-1].name == "config.yaml":
+        return stages[-1].parent
+    return Path(runs, *below_experiments(stages[-1].resolve().with_suffix("")))
+
+
+def below_experiments(path: Path) -> tuple[str, ...]:
+    """The part of an absolute path behind its last folder called `experiments`; else its last two names."""
+    parts = path.parts
+    if "experiments" not in parts[:-1]:
+        return parts[-2:]
+    return parts[len(parts) - parts[::-1].index("experiments") :]
+
+
+def read_command_line(arguments: Sequence[str]) -> tuple[list[str], Config]:
+    """Read every configuration file of a command line (without its verb) strictly and check all keys.
+
+    Returns:
+        The command line that says all of it to jsonargparse, and where each key was set.
+
+    Raises:
+        ConfigError: The first thing that is wrong, in one sentence.
+    """
+    configs, options = split_options(arguments)
+    add_to_path(configs)
+    config = Config()
+    config.classes["trainer",] = Trainer
+    lengths: list[set[str]] = []
+    for path in configs:
+        tree = read_yaml(path, config)
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{path}: found {type(tree).__name__}, expected a mapping with model, data, stage, ...")
+        check_tree(tree, config)
+        lengths.append(_lengths(tree.get("stage")))
+    lengths.append(set())
+    for name, text in options:
+        if name in FLAGS:
+            config.values[name,] = text
+            continue
+        key = tuple(part.removesuffix("+") for part in name.split(".") if part != "init_args")
+        config.places[key] = config.places[*key, "class_path"] = COMMAND_LINE
+        tree = option_tree(".".join(key), text)
+        check_tree(tree, config)
+        lengths[-1] |= _lengths(tree.get("stage"))
+    for dropped in replaced_length(lengths):
+        options = [*options, (f"stage.{dropped}", "null")]
+    if not any(name == "run_dir" for name, _ in options) and not _states_a_run_dir(config):
+        options = [*options, ("run_dir", str(default_run_dir(configs, dict(options).get("runs", "runs"))))]
+    told = [f"--{name}={value}" for name, value in options if name not in FLAGS]
+    told += ["--print_config" + (f"={value}" if value else "") for name, value in options if name == "print_config"]
+    return [*(f"--config={each}" for each in configs), *told], config
+
+
+def _lengths(stage: Any) -> set[str]:
+    """Which of the two lengths of a stage one file, or the command line, states."""
+    return {key for key in ("steps", "epochs") if isinstance(stage, dict) and stage.get(key) is not None}
+
+
+def replaced_length(lengths: Sequence[set[str]]) -> set[str]:
+    """What the last one that states a length replaces of the others: epochs by steps, or the reverse."""
+    stated = [each for each in lengths if each]
+    if not stated or len(stated[-1]) > 1:
+        return set()
+    return set().union(*stated[:-1]) - stated[-1]
+
+
+def add_to_path(configs: Sequence[Path]) -> None:
+    """Make modules importable that lie in the working directory, beside a file, or beside its folder `experiments`.
+
+    They come last, so that none of them stands in for an installed package.
+    """
+    folders = [Path.cwd()]
+    for each in configs:
+        folder = each.resolve().parent
+        folders += [folder, *(above.parent for above in (folder, *folder.parents) if above.name == "experiments")]
+    sys.path += [str(each) for each in dict.fromkeys(folders) if str(each) not in sys.path]
+
+
+def check_tree(tree: dict[str, Any], config: Config) -> None:
+    """Refuse keys that no setting has.
+
+    Raises:
+        ConfigError: Names where the first one stands.
+    """
+    for key, value in tree.items():
+        if key not in SETTINGS:
+            raise ConfigError(
+                f"{config.place((str(key),))}: {key}: found an unknown key, expected one of {', '.join(EXPECTED)}"
+                f"{nearest(str(key), EXPECTED)}"
+            )
+        check_keys(value, SETTINGS[key], config, (key,))
+
+
+def _states_a_run_dir(config: Config) -> bool:
+    """Whether a file says where the run is kept; the record of a run that was moved says where it was."""
+    place = config.places.get(("run_dir",), "")
+    return bool(place) and Path(place.rpartition(":")[0]).name != "config.yaml"
