@@ -80,8 +80,6 @@ def default_run_dir(configs: Sequence[Path], runs: str = "runs") -> Path:
     stages = [each for each in configs if each.stem != "net" and not each.parent.name.startswith("_")]
     if not stages:
         return Path(runs, "unnamed")
-    if stages[-1].name == "config.yaml":
-        return stages[-1].parent
     return Path(runs, *below_experiments(stages[-1].resolve().with_suffix("")))
 
 
@@ -125,8 +123,13 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[str], Config]:
         lengths[-1] |= _lengths(tree.get("stage"))
     for dropped in replaced_length(lengths):
         options = [*options, (f"stage.{dropped}", "null")]
-    if not any(name == "run_dir" for name, _ in options) and not _states_a_run_dir(config):
-        options = [*options, ("run_dir", str(default_run_dir(configs, dict(options).get("runs", "runs"))))]
+    if not any(name == "run_dir" for name, _ in options):
+        file = Path(config.places.get(("run_dir",), "").rpartition(":")[0])
+        if file.name == "config.yaml":
+            # The record of a run says where the run was before it was moved.
+            options = [*options, ("run_dir", str(file.parent))]
+        elif ("run_dir",) not in config.places:
+            options = [*options, ("run_dir", str(default_run_dir(configs, dict(options).get("runs", "runs"))))]
     told = [f"--{name}={value}" for name, value in options if name not in FLAGS]
     told += ["--print_config" + (f"={value}" if value else "") for name, value in options if name == "print_config"]
     return [*(f"--config={each}" for each in configs), *told], config
@@ -170,9 +173,3 @@ def check_tree(tree: dict[str, Any], config: Config) -> None:
                 f"{nearest(str(key), EXPECTED)}"
             )
         check_keys(value, SETTINGS[key], config, (key,))
-
-
-def _states_a_run_dir(config: Config) -> bool:
-    """Whether a file says where the run is kept; the record of a run that was moved says where it was."""
-    place = config.places.get(("run_dir",), "")
-    return bool(place) and Path(place.rpartition(":")[0]).name != "config.yaml"
