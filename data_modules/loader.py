@@ -18,7 +18,8 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from data_modules.order import Place, seeded
 from data_modules.sources.source import Source
 from data_modules.text import Row, TextRows
+from lightning_mllm.contracts import Batch
 
 TIMEOUT = 60
 """Seconds to wait for a batch of a worker: one that cannot send its error would otherwise be waited for without end."""
@@ -139,6 +141,8 @@ class Share:
     """Samples, or rows of text."""
     micro_batch: int
     """Those of one rank in one forward pass."""
+    own_mean: float | None = None
+    """As in `Batch`."""
 
     def micro_batches(self, world: int) -> int:
         """Of one of `world` ranks.
@@ -172,13 +176,17 @@ class _Stream(Sampler[list[Any]]):
 
     def __iter__(self) -> Iterator[list[Any]]:
         for number in range(self.start, self.total):
-            step, within = divmod(number, self.accumulation)
-            for share, order, count in zip(self.shares, self.orders, self.numbers, strict=True):
-                if within < count:
-                    first = step * share.batch + (within * self.world + self.rank) * share.micro_batch
-                    yield [order.at(position) for position in range(first, first + share.micro_batch)]
-                    break
-                within -= count
+            yield self.places(number)[1]
+
+    def places(self, number: int) -> tuple[Share, list[Any]]:
+        """The share that micro-batch `number` is taken from, and what stands there in its order."""
+        step, within = divmod(number, self.accumulation)
+        for share, order, count in zip(self.shares, self.orders, self.numbers, strict=True):
+            if within < count:
+                first = step * share.batch + (within * self.world + self.rank) * share.micro_batch
+                return share, [order.at(position) for position in range(first, first + share.micro_batch)]
+            within -= count
+        raise AssertionError("a step is the sum of its shares")
 
     def position(self, number: int) -> int:
         """Samples of all ranks before micro-batch `number`."""
@@ -204,7 +212,8 @@ class _Stream(Sampler[list[Any]]):
 class ResumableLoader(SampleLoader):
     """Rank `rank`'s micro-batches of a whole training stage.
 
-    Iterating goes on from the current position, which `load_state_dict` sets. The state names the batches that were
+    Iterating goes on from the current position, which `load_state_dict` sets. All micro-batches of a step are read
+    before the first is handed out, which knows them (`Batch.step`). The state names the batches that were
     handed out, not those that workers have read ahead; it is the same on all ranks and fits any other cut of the
     stream into ranks and micro-batches that has a border there (every optimizer step is one).
 
@@ -245,9 +254,23 @@ class ResumableLoader(SampleLoader):
 
     def __iter__(self) -> Iterator[Any]:
         self._stream.start = self._handed_out
-        for batch in super().__iter__():
-            self._handed_out += 1
-            yield batch
+        batches = super().__iter__()
+        while self._handed_out < len(self):
+            step = list(islice(batches, self.accumulation - self._handed_out % self.accumulation))
+            step = [self._known(batch, self._handed_out + k) for k, batch in enumerate(step)]
+            if isinstance(step[0], Batch):
+                step[0] = replace(step[0], step=tuple(replace(each, images=each.images[:0].clone()) for each in step))
+            while step:
+                self._handed_out += 1
+                yield step.pop(0)
+
+    def _known(self, batch: Any, number: int) -> Any:
+        """A batch with what the order knows of it."""
+        if not isinstance(batch, Batch):
+            return batch
+        share, places = self._stream.places(number)
+        sources = [place.source if isinstance(place, Place) else share.name for place in places]
+        return replace(batch, sources=sources, own_mean=share.own_mean)
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self._stream.position(self._handed_out)}

@@ -130,7 +130,11 @@ class MultimodalDataModule(LightningDataModule):
 
     def shares(self) -> list[Share]:
         """What one optimizer step takes; of that with images last, which all ranks then wait for together."""
-        text = [] if self.text is None else [Share("data.text.tokens", self.text.rows, self.text_micro_batch)]
+        text = (
+            []
+            if self.text is None
+            else [Share("data.text.tokens", self.text.rows, self.text_micro_batch, self.text.weight)]
+        )
         return [*text, Share("stage.global_batch", self.global_batch, self.micro_batch)]
 
     def orders(self) -> list[Places]:

@@ -39,14 +39,17 @@ class TextShare:
         source: the documents.
         tokens: of one optimizer step, over all processes (65,536 in SPHINX).
         length: tokens of a row.
+        weight: what the text's own mean loss counts for beside the mean of the samples, which is added; None: its rows
+            are rows of the global batch, weighed with all others as `stage.reduction` says.
 
     Raises:
-        ValueError: the tokens are not whole rows.
+        ValueError: the tokens are not whole rows, or the weight is not above 0.
     """
 
     source: TextSource
     tokens: int
     length: int = 2048
+    weight: float | None = None
 
     def __post_init__(self) -> None:
         if self.length < 2 or self.tokens < 1 or self.tokens % self.length:
@@ -54,6 +57,9 @@ class TextShare:
                 f"data.text.tokens: found {self.tokens} tokens in rows of {self.length}, expected a multiple of rows of"
                 " 2 or more"
             )
+
+        if self.weight is not None and not 0 < self.weight < float("inf"):
+            raise ValueError(f"data.text.weight: found {self.weight}, expected a finite number above 0")
 
     @property
     def rows(self) -> int:

@@ -169,6 +169,14 @@ class Batch:
     indices: list[int | None] = field(default_factory=list)
     clusters: list[tuple[str, ...]] = field(default_factory=list)
     """Both as in `Sample`, on the host."""
+    sources: list[str] = field(default_factory=list)
+    """The training source of each row; empty where the loader knows none."""
+    own_mean: float | None = None
+    """Where set, the loss of these rows is a mean of its own, which is added times this number; None: they are rows of
+    the global batch like all others."""
+    step: tuple[Batch, ...] = ()
+    """On the first micro-batch of an optimizer step: all that this rank takes in the step, in their order, on the host
+    and without images. What a mean over the global batch is divided by is known from them before the first backward."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on `device`."""
@@ -188,14 +196,49 @@ class Batch:
 
 
 @dataclass(kw_only=True)
-class Output:
-    """What a forward pass gives the training loop."""
+class Term:
+    """One term of a loss, row by row, so that `stage.reduction` can weigh rows and terms apart."""
 
-    loss: Float[Tensor, ""]
-    """Mean over `count` items (supervised tokens, or samples)."""
-    count: Int[Tensor, ""]
-    parts: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
-    """Named terms of the loss, for the curves; already weighted means."""
+    losses: Float[Tensor, " B"]
+    """Of each row, summed over its items."""
+    tokens: Int[Tensor, " B"] | None = None
+    """Items of each row where they are its supervised tokens; None where each row is one item (a pair, say)."""
+    weight: float = 1.0
+    """What the term's mean is multiplied by in the loss; 0 for what is only reported."""
+
+    @property
+    def count(self) -> Int[Tensor, ""]:
+        """Items of the batch."""
+        if self.tokens is None:
+            return torch.tensor(len(self.losses), device=self.losses.device)
+        return self.tokens.sum()
+
+    @property
+    def mean(self) -> Float[Tensor, ""]:
+        """Over the items of the batch; a mean over none is 0 and has a gradient of 0."""
+        return self.losses.sum() / self.count.clamp(min=1)
+
+
+@dataclass(kw_only=True)
+class Output:
+    """What a forward pass gives the training loop: the terms of the loss by name, the same for every batch."""
+
+    terms: dict[str, Term]
+
+    @property
+    def loss(self) -> Float[Tensor, ""]:
+        """The loss of this batch alone: the weighted sum of its terms' means."""
+        return torch.stack([term.weight * term.mean for term in self.terms.values() if term.weight]).sum()
+
+    @property
+    def count(self) -> Int[Tensor, ""]:
+        """Items of the first term."""
+        return next(iter(self.terms.values())).count
+
+    @property
+    def parts(self) -> dict[str, Float[Tensor, ""]]:
+        """The terms' means, for the curves."""
+        return {name: term.mean.detach() for name, term in self.terms.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from lightning_mllm.contracts import IGNORE, Batch, Encoded, Output, Sample, Stage, TokenKind, Train
+from lightning_mllm.contracts import IGNORE, Batch, Encoded, Output, Sample, Stage, Term, TokenKind, Train
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
@@ -218,11 +218,10 @@ class Toy(MultimodalModule):
     def forward(self, batch: Batch) -> Output:
         logits = self.language.head(self.language(self.see(batch), batch.segments))[:, :-1]
         labels = batch.labels[:, 1:]
-        count = (labels != IGNORE).sum()
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
-        return Output(
-            loss=loss / count.clamp(min=1), count=count, parts={"half": loss.detach() / count.clamp(min=1) / 2}
-        )
+        tokens = (labels != IGNORE).sum(1)
+        losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none").sum(1)
+        half = Term(losses=losses.detach() / 2, tokens=tokens, weight=0)
+        return Output(terms={"language": Term(losses=losses, tokens=tokens), "half": half})
 
     def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
         embeds, segments, written = self.see(batch), batch.segments, []

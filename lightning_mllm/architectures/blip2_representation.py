@@ -33,7 +33,7 @@ from lightning_mllm.connectors.alignment import (
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.connectors.qformer import TINY_QFORMER, Kept, QFormer, QFormerConnector
 from lightning_mllm.connectors.qformer_hf import qformer_settings, qformer_spec
-from lightning_mllm.contracts import Batch, Output, Sample, Stage, Train, Turn
+from lightning_mllm.contracts import Batch, Output, Sample, Stage, Term, Train, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.tokenizer import WRITE, reader_tokenizer
 from lightning_mllm.processing.chat import load_template
@@ -62,6 +62,26 @@ class Pairs:
     """Which pairs of all ranks are no negatives of each pair of this rank."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """What each loss is multiplied by; all 1 in the paper. One of 0 is reported and not learned.
+
+    Raises:
+        ValueError: A weight is below 0, or all are 0.
+    """
+
+    contrast: float = 1.0
+    matching: float = 1.0
+    captioning: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, weight in vars(self).items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"model.loss_weights.{name}: found {weight}, expected a finite number of at least 0")
+        if not any(vars(self).values()):
+            raise ValueError("model.loss_weights: found 0 for all, expected at least one loss to learn")
+
+
 class Blip2Representation(MultimodalModule):
     """A Q-Former beside a frozen image encoder, taught by contrast, matching and captions.
 
@@ -81,6 +101,7 @@ class Blip2Representation(MultimodalModule):
             image has several texts (released code: where the data name images, as COCO retrieval does).
         negatives: Where matching draws its hard negatives: among the pairs of all ranks (released code) or of its own
             (ALBEF, arXiv 2107.07651, whose mining the paper takes).
+        loss_weights: What each of the three losses is multiplied by.
         rerank: How many of the nearest are ranked anew by matching in retrieval (released configuration: 128); 0: none.
         stage: What to train; None for use only.
         decoding: Task -> how its answers are generated.
@@ -119,6 +140,7 @@ class Blip2Representation(MultimodalModule):
         label_smoothing: float = 0.1,
         soft_targets: bool = False,
         negatives: Literal["all", "rank"] = "all",
+        loss_weights: LossWeights = LossWeights(),
         rerank: int = 0,
         stage: StageSettings | None = None,
         decoding: dict[str, Decoding] | None = None,
@@ -134,24 +156,32 @@ class Blip2Representation(MultimodalModule):
         }
         super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
         self.label_smoothing, self.soft_targets, self.rerank = label_smoothing, soft_targets, rerank
-        self.negatives = negatives
+        self.negatives, self.loss_weights = negatives, loss_weights
         self.write_id: int = reader.get_vocab()[WRITE]
 
     def forward(self, batch: Batch) -> Output:
-        """ITC + ITM + ITG, means over the pairs (ITG: the tokens) of a micro-batch."""
+        """ITC + ITM + ITG, each times its weight; items of ITC and ITM are pairs, those of ITG tokens."""
         pairs = self.pairs(batch)
         seen, kept = self.qformer.see_and_keep(pairs.visual)
         images_to_texts, texts_to_images = self.similarities(pairs, seen)
-        terms = {
-            "contrast": self.contrast(images_to_texts, texts_to_images, pairs),
-            "matching": self.matching(images_to_texts, texts_to_images, pairs),
-            "captioning": self.captioning(pairs, kept),
-        }
+        weight = self.loss_weights
+        captioning, tokens = self.captioning(pairs, kept)
         return Output(
-            loss=torch.stack(list(terms.values())).sum(),
-            count=torch.tensor(len(pairs.tokens), device=seen.device),
-            parts={name: term.detach() for name, term in terms.items()},
+            terms={
+                "contrast": Term(losses=self.contrast(images_to_texts, texts_to_images, pairs), weight=weight.contrast),
+                "matching": Term(losses=self.matching(images_to_texts, texts_to_images, pairs), weight=weight.matching),
+                "captioning": Term(losses=captioning, tokens=tokens, weight=weight.captioning),
+            }
         )
+
+    def idle(self) -> set[str]:
+        reached = {
+            "contrast": ("vision_proj.weight", "vision_proj.bias", "text_proj.weight", "text_proj.bias", "temperature"),
+            "matching": ("itm_head.weight", "itm_head.bias"),
+            "captioning": ("transform.weight", "transform.bias", "norm.weight", "norm.bias", "bias"),
+        }
+        off = [name for name, weight in vars(self.loss_weights).items() if not weight]
+        return {f"heads.{head}" for name in off for head in reached[name]}
 
     def pairs(self, batch: Batch) -> Pairs:
         """What the three losses are about.
@@ -201,13 +231,14 @@ class Blip2Representation(MultimodalModule):
         """Unit vectors of texts, from their first token."""
         return F.normalize(self.heads.text_proj(self.qformer.read(tokens, real)[:, 0]), dim=-1)
 
-    def contrast(self, images_to_texts: Tensor, texts_to_images: Tensor, pairs: Pairs) -> Float[Tensor, ""]:
-        """ITC: each image's texts among all, each text's images among all."""
+    def contrast(self, images_to_texts: Tensor, texts_to_images: Tensor, pairs: Pairs) -> Float[Tensor, " B"]:
+        """ITC of each pair: the image's texts among all, the text's images among all."""
         targets = targets_of(pairs.own, self.label_smoothing)
         return (contrastive(images_to_texts, targets) + contrastive(texts_to_images, targets)) / 2
 
-    def matching(self, images_to_texts: Tensor, texts_to_images: Tensor, pairs: Pairs) -> Float[Tensor, ""]:
-        """ITM: each pair, each text with a hard negative image, each image with a hard negative text."""
+    def matching(self, images_to_texts: Tensor, texts_to_images: Tensor, pairs: Pairs) -> Float[Tensor, " B"]:
+        """ITM of each pair: the mean over it, its text with a hard negative image, its image with a hard negative
+        text."""
         own, visual, tokens, real = pairs.own, pairs.visual, pairs.tokens, pairs.real
         if self.negatives == "all":
             visual = gather(visual, gradient=True)
@@ -224,7 +255,7 @@ class Blip2Representation(MultimodalModule):
         )
         together = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
         together[: len(pairs.tokens)] = 1
-        return F.cross_entropy(logits, together)
+        return F.cross_entropy(logits, together, reduction="none").view(3, -1).mean(0)
 
     def match_logits(
         self, visual: Float[Tensor, "B V E"], tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"]
@@ -232,13 +263,18 @@ class Blip2Representation(MultimodalModule):
         """Apart (0) or together (1), the mean of what each query says."""
         return self.heads.itm_head(self.qformer.instructed(visual, tokens, real)).mean(1)
 
-    def captioning(self, pairs: Pairs, kept: Kept) -> Float[Tensor, ""]:
-        """ITG: the next token, after what is kept of the queries; [DEC] stands where [CLS] did."""
+    def captioning(self, pairs: Pairs, kept: Kept) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
+        """ITG of each pair, summed over its tokens, and their number.
+
+        The next token, after what is kept of the queries; [DEC] stands where [CLS] did.
+        """
         tokens = pairs.tokens.clone()
         tokens[:, 0] = self.write_id
         hidden, learned = self.qformer.write(tokens, pairs.real, kept), pairs.real[:, 1:]
-        logits = self.word_logits(hidden[:, :-1][learned])
-        return F.cross_entropy(logits.float(), tokens[:, 1:][learned], label_smoothing=self.label_smoothing)
+        logits = self.word_logits(hidden[:, :-1][learned]).float()
+        each = F.cross_entropy(logits, tokens[:, 1:][learned], label_smoothing=self.label_smoothing, reduction="none")
+        rows = learned.nonzero()[:, 0]
+        return torch.zeros(len(tokens), device=each.device).index_add(0, rows, each), learned.sum(1)
 
     def word_logits(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... W"]:
         """Through the head that shares the Q-Former's table of words."""

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lightning_mllm.contracts import Batch, Output, Sample, Stage, Train, Turn
+from lightning_mllm.contracts import Batch, Output, Sample, Stage, Term, Train, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.tokenizer import load_tokenizer
 from lightning_mllm.processing.chat import load_template
@@ -110,10 +110,9 @@ class ClipPretraining(MultimodalModule):
         logits = scale * self.see(batch) @ self.read(batch.tokens, batch.segments).T
         own = (batch.tokens.unsqueeze(0) == batch.tokens.unsqueeze(1)).all(-1).to(logits.dtype)
         targets = own / own.sum(1, keepdim=True)
-        loss = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
-        accuracy = own.gather(1, logits.argmax(1, keepdim=True)).mean()
-        count = torch.tensor(len(own), device=own.device)
-        return Output(loss=loss, count=count, parts={"accuracy": accuracy.detach()})
+        both = [F.cross_entropy(each, targets, reduction="none") for each in (logits, logits.T)]
+        hits = own.gather(1, logits.detach().argmax(1, keepdim=True))[:, 0]
+        return Output(terms={"contrast": Term(losses=(both[0] + both[1]) / 2), "accuracy": Term(losses=hits, weight=0)})
 
     def see(self, batch: Batch) -> Float[Tensor, "B E"]:
         """Unit vectors of the images."""

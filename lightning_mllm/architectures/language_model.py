@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_mllm.contracts import Batch, Output, Stage, Train
+from lightning_mllm.contracts import Batch, Output, Stage, Term, Train
 from lightning_mllm.evaluation.generation import Decoding, generate
-from lightning_mllm.language.answers import answer_loss, answer_losses
+from lightning_mllm.language.answers import answer_losses
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
 from lightning_mllm.language.seq2seq import Seq2SeqLM
 from lightning_mllm.language.tokenizer import language_tokenizer
@@ -66,8 +66,8 @@ class LanguageModelPretraining(MultimodalModule):
 
     def forward(self, batch: Batch) -> Output:
         """Loss of the next token, over supervised tokens."""
-        loss, count = answer_loss(self.language, self.embed(batch), batch)
-        return Output(loss=loss, count=count)
+        losses, tokens = self.losses(batch)
+        return Output(terms={"language": Term(losses=losses, tokens=tokens)})
 
     def embed(self, batch: Batch) -> Float[Tensor, "B T D"]:
         """Embeddings of the tokens.

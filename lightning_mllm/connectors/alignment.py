@@ -75,9 +75,9 @@ def targets_of(own: Bool[Tensor, "B A"], smoothing: float) -> Float[Tensor, "B A
     return (1 - smoothing) * share + smoothing / own.shape[1]
 
 
-def contrastive(similarity: Float[Tensor, "B A"], targets: Float[Tensor, "B A"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy of the rows, in float32."""
-    return F.cross_entropy(similarity.float(), targets)
+def contrastive(similarity: Float[Tensor, "B A"], targets: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
+    """Cross-entropy of each row, in float32."""
+    return F.cross_entropy(similarity.float(), targets, reduction="none")
 
 
 @torch.no_grad()

@@ -52,19 +52,13 @@ def answer_logits(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch:
     return Answers(head(model)(hidden[mask]).float(), targets[mask], mask.nonzero()[:, 0])
 
 
-def answer_loss(
-    model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch
-) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """Mean cross-entropy in float32 and over how many tokens; a mean over none is 0 and has a gradient of 0."""
-    logits, targets, _ = answer_logits(model, embeds, batch)
-    count = torch.tensor(len(targets), device=logits.device)
-    return F.cross_entropy(logits, targets, reduction="sum") / count.clamp(min=1), count
-
-
 def answer_losses(
     model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch
 ) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
-    """Cross-entropy of each row, summed over its supervised tokens, and their number; what candidates are ranked by."""
+    """Cross-entropy of each row in float32, summed over its supervised tokens, and their number.
+
+    What is learned, and what candidates are ranked by; nothing to learn is a loss of 0 with a gradient of 0.
+    """
     logits, targets, rows = answer_logits(model, embeds, batch)
     each = F.cross_entropy(logits, targets, reduction="none")
     zeros = torch.zeros(len(embeds), device=each.device)

@@ -3,12 +3,12 @@
 An architecture adds its parts, its `stages`, its `key_maps`, `forward` (a batch's loss) and `generate` (a batch's
 answers). Nothing here knows which architecture it is.
 
-Contract: the gradient of an optimizer step is that of the sum of all losses in the global batch over the sum of all
-their counts, however the batch is cut into ranks and micro-batches:
+Contract: the gradient of an optimizer step is that of one weighted sum over the rows of the global batch, however the
+batch is cut into ranks and micro-batches. `stage.reduction` gives the weights (training/reduction.py), from the tokens
+of all rows, before the first backward:
 
-    training_step          loss * count / SCALE         summed over micro-batches, Lightning divides by A
-    backward               DDP and FSDP2                average over W ranks
-    on_before_optimizer_   gradients * SCALE * A * W / total count
+    training_step          A * W * sum of weight * loss of each row      Lightning divides by A
+    backward               DDP and FSDP2                                 average over W ranks
 """
 
 from __future__ import annotations
@@ -44,15 +44,12 @@ from lightning_mllm.training.freezing import (
 )
 from lightning_mllm.training.initialise import Provenance, build_empty, initialise, materialise
 from lightning_mllm.training.optimizer import parameter_groups
+from lightning_mllm.training.reduction import MicroBatchWeights, step_weights
 from lightning_mllm.training.sharding import all_reduce, local, shard, whole
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.weights.handover import ancestor_tensors
 from lightning_mllm.weights.keymap import KeyMap
 from lightning_mllm.weights.part import PartSpec
-
-SCALE = 1024.0
-"""Keeps loss * count near 1 for 16-bit gradients; a power of two, so that dividing and multiplying by it is exact."""
-
 
 ENTRIES = ("generate", "likelihoods", "losses", "embed_images", "embed_texts", "match")
 """Methods of an architecture that evaluation calls; like `forward`, they gather the parameters that they use."""
@@ -101,6 +98,7 @@ class MultimodalModule(LightningModule):
         self._title = type(self).__name__  # FSDP2 changes the class
         self._configured = False
         self._sums: dict[str, Tensor] = {}
+        self._weights: list[MicroBatchWeights] = []
         self._row: dict[str, float] = {}
         self._check: GradientCheck | None = None
         self._scores: list[Scores | Retrieval | TextScores] = []
@@ -129,7 +127,7 @@ class MultimodalModule(LightningModule):
     # ---- the net -----------------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch) -> Output:
-        """The loss of a batch. `Output.parts` has the same names for every batch."""
+        """The terms of a batch's loss, which are the same for every batch."""
         raise AssertionError(f"{type(self).__name__} has no forward")
 
     def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
@@ -215,35 +213,49 @@ class MultimodalModule(LightningModule):
 
     def on_train_start(self) -> None:
         self.train()
-        self._sums = {}
+        self._sums, self._weights = {}, []
         self._check = GradientCheck(self, self.idle())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        weights = self._weights_of(batch)
         output: Output = self(batch)
-        count = output.count.double()
-        terms = {"loss": output.loss, **output.parts}
-        new = {f"train/{name}": value.detach().double() * count for name, value in terms.items()}
-        new |= {"count": count, "images": torch.full_like(count, batch.num_images)}
+        values = weights.values(output)
+        new = {f"train/{name}": value.detach().double() for name, value in values.items()}
+        tokens = weights.tokens.sum().double()
+        new |= {"tokens": tokens, "images": torch.full_like(tokens, batch.num_images), "wrong": weights.wrong(output)}
         self._sums = {name: value + self._sums[name] for name, value in new.items()} if self._sums else new
-        loss = output.loss.to(torch.promote_types(output.loss.dtype, torch.float32))
-        return loss * (count / SCALE).to(loss.dtype)
+        # What Lightning and the strategy divide by.
+        return values["loss"] * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def _weights_of(self, batch: Batch) -> MicroBatchWeights:
+        """What the rows of this micro-batch count for in the step."""
+        assert self.stage is not None
+        accumulate = self.trainer.accumulate_grad_batches
+        if batch.step or not self._weights:
+            batches = batch.step or (batch,)
+            if len(batches) != accumulate:
+                raise ValueError(
+                    f"data: found a loader that shows {len(batches)} micro-batches of an optimizer step ahead"
+                    f" (Batch.step), expected the {accumulate} that it takes"
+                )
+            self._weights = step_weights(batches, self.stage.reduction, self.stage.together, batch.tokens.device)
+        return self._weights.pop(0)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         assert self._check is not None
         names = sorted(self._sums)
-        sums = all_reduce(torch.stack([self._sums[name] for name in names])).tolist()
-        totals = dict(zip(names, sums, strict=True))
+        sums = all_reduce(torch.stack([self._sums[name].double() for name in names])).tolist()
+        means = dict(zip(names, sums, strict=True))
         self._sums = {}
         step = self.trainer.global_step + 1
-        count, images = totals.pop("count"), totals.pop("images")
-        if count == 0:
+        tokens, images, wrong = (means.pop(name) for name in ("tokens", "images", "wrong"))
+        if tokens == 0:
             raise ValueError(f"optimizer step {step}: found no supervised item in the global batch, expected some")
-        means = {name: total / count for name, total in totals.items()}
+        assert not wrong, f"{self._title} counts other tokens than labels have in {wrong:.0f} rows"
+        if len(means) == 2:  # the loss and its one term
+            means = {"train/loss": means["train/loss"]}
         if not all(abs(value) < float("inf") for value in means.values()):
             raise ValueError(f"optimizer step {step}: found {means}, expected finite losses")
-        factor = SCALE * self.trainer.accumulate_grad_batches * self.trainer.world_size / count
-        gradients = [local(p.grad) for p in self.parameters() if p.grad is not None]
-        torch._foreach_mul_(gradients, factor)
         rate = max(float(group["lr"]) for group in optimizer.param_groups)
         if not self._check.done:
             self._check.look(saw_image=images > 0, moves=rate > 0)

@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_mllm.contracts import Batch, Output, TokenKind
+from lightning_mllm.contracts import Batch, Output, Term, TokenKind
 from lightning_mllm.evaluation.generation import Decoding, generate
-from lightning_mllm.language.answers import answer_logits, answer_loss, answer_losses
+from lightning_mllm.language.answers import answer_logits, answer_losses
 from lightning_mllm.language.decode import decode, head
 from lightning_mllm.language.slots import fill_slots
 from lightning_mllm.training.module import MultimodalModule
@@ -49,9 +49,8 @@ class PromptedModule(MultimodalModule):
 
     def forward(self, batch: Batch) -> Output:
         """Loss of the next token, over supervised tokens."""
-        batch = self.prepared(batch)
-        loss, count = answer_loss(self.language, self.place(batch, self.see(batch)), batch)
-        return Output(loss=loss, count=count)
+        losses, tokens = self.losses(batch)
+        return Output(terms={"language": Term(losses=losses, tokens=tokens)})
 
     def logits(self, batch: Batch) -> Float[Tensor, "B S W"]:
         """At every token, S = T; of an encoder-decoder, at every token of `targets`, which must be of one length."""

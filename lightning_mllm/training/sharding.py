@@ -24,11 +24,12 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from lightning_mllm.contracts import Output
+from lightning_mllm.contracts import Output, Term
 
 # Older torch finds the tensors that FSDP2 hooks for the backward pass by flattening what a module returns, and an
 # unregistered class would hide the loss from it.
-pytree.register_dataclass(Output, field_names=[f.name for f in fields(Output)], drop_field_names=[])
+for _each in (Output, Term):
+    pytree.register_dataclass(_each, field_names=[f.name for f in fields(_each)], drop_field_names=[])
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from lightning_mllm.contracts import Train
 from lightning_mllm.language.lora import Lora
+
+Reduction = Literal["token_mean", "micro_batch_mean", "sample_mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,15 @@ class StageSettings:
     micro_batch: int | None = None
     """Samples of one forward pass of a rank, in stages whose samples are one another's negatives and where it is no
     matter of hardware, or whose global batch is of an odd size; None leaves it to the hardware."""
+    reduction: Reduction = "token_mean"
+    """How the loss weighs tokens and samples. "token_mean": over all supervised tokens of the global batch, so a long
+    answer counts for more. "micro_batch_mean": the mean over the tokens of each `per_device_batch` samples, then the
+    mean of these means (LAVIS, LLaMA2-Accessory, and the Trainer of transformers that LLaVA used, whose ranks and
+    accumulation steps are averaged). "sample_mean": each sample's mean over its tokens, then the mean of samples."""
+    per_device_batch: int | None = None
+    """Samples that one device of the original took at once: those whose tokens "micro_batch_mean" averages first, and
+    those that `group: source` takes from one source. Not what this machine holds, which changes nothing; None is
+    `micro_batch`."""
     epochs: float | None = None
     """Passes over the data; 1 where neither they nor `steps` are given."""
     steps: int | None = None
@@ -67,6 +78,19 @@ class StageSettings:
             raise ValueError(f"stage.global_batch: found {self.global_batch}, expected at least 1")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"stage.micro_batch: found {self.micro_batch}, expected at least 1")
+        if self.reduction not in get_args(Reduction):
+            raise ValueError(
+                f"stage.reduction: found {self.reduction!r}, expected one of {', '.join(get_args(Reduction))}"
+            )
+        if self.reduction == "micro_batch_mean" and self.together is None:
+            raise ValueError(
+                "stage.per_device_batch: found none, expected the samples whose tokens 'micro_batch_mean' averages"
+            )
+        own = self.per_device_batch
+        if own is not None and (own < 1 or self.global_batch % own):
+            raise ValueError(
+                f"stage.per_device_batch: found {own}, expected a divisor of stage.global_batch = {self.global_batch}"
+            )
         if self.steps is not None and self.epochs is not None:
             raise ValueError(f"stage.steps: found {self.steps} and stage.epochs {self.epochs}, expected one of them")
         if self.steps is not None and self.steps < 1:
@@ -93,6 +117,11 @@ class StageSettings:
         for beta in self.betas:
             if not 0 <= beta < 1:
                 raise ValueError(f"stage.betas: found {beta}, expected numbers from 0 up to, not including, 1")
+
+    @property
+    def together(self) -> int | None:
+        """Samples of one published micro-batch, if one is stated."""
+        return self.micro_batch if self.per_device_batch is None else self.per_device_batch
 
     def warmup_steps(self, total: int) -> int:
         """How many of `total` optimizer steps warm up."""

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import lightning_mllm.architectures.blip2_representation as stage_one
-from lightning_mllm.architectures.blip2_representation import Blip2Representation, nearest_query
+from lightning_mllm.architectures.blip2_representation import Blip2Representation, LossWeights, nearest_query
 from lightning_mllm.connectors.alignment import AlignmentConnector
 from lightning_mllm.connectors.qformer import QFormerConnector
-from lightning_mllm.contracts import Sample, Turn
+from lightning_mllm.contracts import Sample, Term, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.training.initialise import build_empty
+from lightning_mllm.training.reduction import step_weights
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.eva import EvaTower
 from tests.architectures.blip2s import CLOSE, built, collated, eva, same_gradients, theirs
@@ -294,3 +295,53 @@ def test_a_file_in_the_names_of_lavis_is_a_source(tmp_path: Path) -> None:
     again.configure_model()
     assert set(again.provenance.values()) == {"stage.init_from"}
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in ours.state_dict().items())
+
+
+def test_each_loss_has_a_weight_and_one_of_0_is_reported_alone() -> None:
+    torch.manual_seed(0)
+    plain = Blip2Representation.tiny(stage=StageSettings(name="representation"))
+    weighed = Blip2Representation.tiny(
+        stage=StageSettings(name="representation"), loss_weights=LossWeights(contrast=0.5, matching=0, captioning=2)
+    )
+    for each in (plain, weighed):
+        each.configure_model()
+    weighed.load_state_dict(plain.state_dict())
+    outputs = []
+    for each in (plain, weighed):
+        torch.manual_seed(5)
+        outputs.append(each.eval()(collated(each, *FOUR)))
+    parts, found = (output.parts for output in outputs)
+    for name, value in parts.items():
+        assert_close(found[name], value, **CLOSE)
+    assert_close(outputs[0].loss.detach(), sum(parts.values()), **CLOSE)
+    assert_close(outputs[1].loss.detach(), 0.5 * parts["contrast"] + 2 * parts["captioning"], **CLOSE)
+    assert plain.idle() == set() and weighed.idle() == {"heads.itm_head.weight", "heads.itm_head.bias"}
+    with pytest.raises(ValueError, match=r"loss_weights.matching: found -1, expected"):
+        LossWeights(matching=-1)
+    with pytest.raises(ValueError, match=r"loss_weights: found 0 for all"):
+        LossWeights(contrast=0, matching=0, captioning=0)
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "micro_batch_mean", "sample_mean"])
+def test_captions_are_learned_alike_however_a_batch_is_cut(reduction: Any, tmp_path: Path) -> None:
+    """Its items are tokens, those of the other two losses pairs."""
+    texts = ("A cube.", "Two cubes, one of them on a table beside a window.", "A cat.", "No.")
+    rows = [captioned(text, number) for number, text in enumerate(texts)]
+    found = []
+    for cut in (4, 2, 1):
+        torch.manual_seed(0)
+        net = Blip2Representation.tiny(stage=StageSettings(name="representation"))
+        net.configure_model()
+        net.eval()
+        batches = [collated(net, *rows[k : k + cut]) for k in range(0, 4, cut)]
+        weights = step_weights(batches, reduction, 2, torch.device("cpu"))
+        total = torch.zeros(())
+        for batch, weight in zip(batches, weights, strict=True):
+            pairs = net.pairs(batch)
+            losses, tokens = net.captioning(pairs, net.qformer.see_and_keep(pairs.visual)[1])
+            assert torch.equal(tokens, weight.tokens)
+            total = total + (weight.of(Term(losses=losses, tokens=tokens)) * losses).sum()
+        found.append((total, *torch.autograd.grad(total, [net.heads.bias, net.qformer.queries])))
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            assert_close(same, one, atol=1e-5, rtol=1e-4)

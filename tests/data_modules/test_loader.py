@@ -159,7 +159,7 @@ def test_a_refused_sample_is_one_sentence(workers: int) -> None:
     with pytest.raises(ValueError) as error:
         list(loader)
     assert str(error.value) == f"sample {refused}: no good"
-    assert loader.state_dict() == {"position": 10}, "still before the refused batch"
+    assert loader.state_dict() == {"position": 8}, "still before the step of the refused batch"
 
 
 def test_an_error_that_cannot_be_pickled_does_not_hang() -> None:

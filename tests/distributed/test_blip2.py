@@ -38,7 +38,7 @@ def stage_one_of(net: Any, batch: Batch, term: str) -> dict[str, Tensor]:
     net.zero_grad()
     pairs = net.pairs(batch)
     similarities = net.similarities(pairs, net.qformer.see(pairs.visual))
-    loss = getattr(net, term)(*similarities, pairs)
+    loss = getattr(net, term)(*similarities, pairs).mean()
     loss.backward()
     world = dist.get_world_size() if dist.is_initialized() else 1
     found = {"loss": loss.detach().clone()}

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 from lightning_mllm.contracts import IGNORE, Batch
-from lightning_mllm.language.answers import answer_logits, answer_loss, answer_losses
+from lightning_mllm.language.answers import answer_logits, answer_losses
 from lightning_mllm.language.decode import decode, head
 from lightning_mllm.language.loss import next_token_loss
 from lightning_mllm.language.seq2seq import Seq2SeqLM
@@ -68,6 +68,12 @@ def rows(side: str = "right", extra: int = 0) -> tuple[Tensor, Batch]:
         num_images=0,
         targets=pad(answers, IGNORE, "right", max(map(len, answers)) + extra),
     )
+
+
+def answer_loss(model: PreTrainedModel, embeds: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean over all tokens, and their number."""
+    losses, tokens = answer_losses(model, embeds, batch)
+    return losses.sum() / tokens.sum().clamp(min=1), tokens.sum()
 
 
 def theirs(model: Any, embeds: Tensor, batch: Batch) -> Tensor:

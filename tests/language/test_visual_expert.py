@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from lightning_mllm.contracts import IGNORE, Batch
-from lightning_mllm.language.answers import answer_loss
+from lightning_mllm.language.answers import answer_losses
 from lightning_mllm.language.causal import CausalLM
 from lightning_mllm.language.decode import decode, head
 from lightning_mllm.language.lora import Lora, add_lora, merge_lora
@@ -221,7 +221,7 @@ def labelled(rows: tuple[str, ...]) -> Batch:
 def test_idle_parameters_are_those_that_no_loss_reaches(settings: dict[str, Any]) -> None:
     model = small(**settings)
     batch = labelled((ONE, TWO))
-    loss, _ = answer_loss(model, some(ONE, TWO), batch)
+    loss = answer_losses(model, some(ONE, TWO), batch)[0].sum()
     loss.backward()
     silent = {n for n, p in model.named_parameters() if ".vision." in n and (p.grad is None or not p.grad.any())}
     assert idle_names(model) == silent

@@ -1,0 +1,126 @@
+"""What each row counts for in the loss of an optimizer step, known before the first of its backward passes.
+
+    token_mean          sum of all tokens' losses / tokens of the global batch
+    micro_batch_mean    each `size` rows, in the order of the data: their tokens' mean; then the mean of these means
+    sample_mean         each row: its tokens' mean; then the mean of these means
+
+A loss is a weighted sum of rows; a reduction is a rule for the weights. The rule sees the tokens of every row of the
+global batch, which ranks tell one another once a step, so it gives the same however the batch is cut:
+
+    rank 0   micro-batch 0 [m rows] | micro-batch 1 [m rows] | ...      tokens of each row, from the host's batches
+    rank 1   micro-batch 0 [m rows] | micro-batch 1 [m rows] | ...
+             `--- gathered, in the order of the data ---'  ->  weights of all rows  ->  each rank takes its own
+
+Legend: R rows of the global batch, B of one micro-batch, W ranks, A micro-batches of a step of one rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lightning_mllm.contracts import IGNORE, Batch, Output, Term
+from lightning_mllm.language.loss import predicted
+from lightning_mllm.training.sharding import gather, rank_and_world
+from lightning_mllm.training.stage import Reduction
+
+
+def supervised_tokens(batch: Batch) -> Int[Tensor, " B"]:
+    """Of each row, as the loss counts them."""
+    learned = predicted(batch.labels, batch.segments) if batch.targets is None else batch.targets != IGNORE
+    return learned.sum(1)
+
+
+def row_weights(tokens: Int[Tensor, " R"], reduction: Reduction, size: int | None = None) -> Float[Tensor, " R"]:
+    """What the loss of each row, summed over its tokens, is multiplied by, in float64.
+
+    A row without tokens has a loss of 0: it is no sample of `sample_mean`, and an empty micro-batch has a mean of 0.
+
+    Args:
+        tokens: Of each row of the global batch, in the order of the data.
+        reduction: As in the module's docstring.
+        size: Rows of a micro-batch of `micro_batch_mean`.
+
+    Raises:
+        ValueError: The rows are not whole micro-batches.
+    """
+    counts = tokens.double()
+    if reduction == "token_mean":
+        return torch.ones_like(counts) / counts.sum().clamp(min=1)
+    if reduction == "sample_mean":
+        return (counts > 0) / counts.clamp(min=1) / (counts > 0).sum().clamp(min=1)
+    assert size is not None
+    if len(counts) % size:
+        raise ValueError(
+            f"stage.per_device_batch: found {size}, expected a divisor of the {len(counts)} rows of a step"
+        )
+    groups = counts.view(-1, size)
+    return (1 / groups.sum(1, keepdim=True).clamp(min=1) / len(groups)).expand_as(groups).reshape(-1)
+
+
+@dataclass
+class MicroBatchWeights:
+    """What a rank knows of one micro-batch before it sees it."""
+
+    tokens: Int[Tensor, " B"]
+    """Supervised tokens of each row."""
+    of_tokens: Float[Tensor, " B"]
+    """Weight of each row in terms that count tokens."""
+    of_rows: Float[Tensor, " B"]
+    """Weight of each row in terms whose items are the rows."""
+
+    def of(self, term: Term) -> Float[Tensor, " B"]:
+        """Weight of each row in a term, in the dtype of its losses."""
+        return (self.of_rows if term.tokens is None else self.of_tokens).to(term.losses.dtype)
+
+    def values(self, output: Output) -> dict[str, Float[Tensor, ""]]:
+        """What the micro-batch adds to the loss of the step ("loss") and to the mean of each of its terms."""
+        terms = {name: (self.of(term) * term.losses).sum() for name, term in output.terms.items()}
+        # A term of weight 0 that has a gradient gives one of 0, so that no rank waits for a parameter.
+        learned = [term.weight * terms[name] for name, term in output.terms.items() if terms[name].requires_grad]
+        learned = learned or [term.weight * terms[name] for name, term in output.terms.items() if term.weight]
+        return {"loss": torch.stack(learned).sum(), **terms}
+
+    def wrong(self, output: Output) -> Int[Tensor, ""]:
+        """Rows of which the net counts other tokens than their labels have."""
+        counts = [term.tokens for term in output.terms.values() if term.tokens is not None]
+        return torch.stack([(each != self.tokens).sum() for each in [self.tokens, *counts]]).sum()
+
+
+def step_weights(
+    batches: Sequence[Batch], reduction: Reduction, size: int | None, device: torch.device
+) -> list[MicroBatchWeights]:
+    """The weights of all micro-batches of this rank in an optimizer step; every rank calls this together.
+
+    Args:
+        batches: The micro-batches; those of one number have equally many rows on all ranks.
+        reduction: How rows are weighed.
+        size: As in `row_weights`; rows with a mean of their own (`Batch.own_mean`) are one micro-batch of it.
+        device: Where ranks exchange tensors, and where the weights are needed.
+
+    Raises:
+        ValueError: As `row_weights`.
+    """
+    rank, world = rank_and_world()
+    own = torch.cat([supervised_tokens(batch) for batch in batches]).to(device)
+    everywhere = gather(own, gradient=False).view(world, -1)
+    sizes = [len(batch.ids) for batch in batches]
+    # f[W, B] of each micro-batch, whose rows in the order of the data are those of rank 0, of rank 1, ...
+    columns = list(everywhere.split(sizes, dim=1))
+    found: dict[int, MicroBatchWeights] = {}
+    for mean in dict.fromkeys(batch.own_mean for batch in batches):
+        chosen = [number for number, batch in enumerate(batches) if batch.own_mean == mean]
+        tokens = torch.cat([columns[number].reshape(-1) for number in chosen])
+        weights = row_weights(tokens, reduction, size if mean is None else len(tokens))
+        factor = 1.0 if mean is None else mean
+        row = factor / len(tokens)
+        for number, part in zip(chosen, weights.split([world * sizes[n] for n in chosen]), strict=True):
+            of_tokens = part.view(world, -1)[rank] * factor
+            found[number] = MicroBatchWeights(
+                tokens=columns[number][rank], of_tokens=of_tokens, of_rows=torch.full_like(of_tokens, row)
+            )
+    return [found[number] for number in range(len(batches))]
