@@ -200,6 +200,23 @@ def test_the_data_can_be_made(stage: Path) -> None:
     assert {each.task for each in data.test.values()} <= set(chosen) | known, "written with settings of their own"
 
 
+SPHINX_TOKENS = {"vqav2": 10, "okvqa": 10, "textvqa": 10, "gqa": 10, "ocrvqa": 20, "chartqa": 10, "docvqa": 32}
+SPHINX_TOKENS |= {"refcoco_testa": 30, "refcoco_testb": 30, "refcocog": 30}
+"""LLaMA2-Accessory, accessory/eval_mm/annotations/annotation_config.json, max_new_tokens."""
+
+
+@pytest.mark.parametrize("size", ["", "1k_", "2k_"])
+def test_sphinx_answers_as_its_released_evaluation(size: str) -> None:
+    settings = resolve(EXPERIMENTS / f"sphinx_{size}13b" / "instruct.yaml", "gpu8").settings
+    decoding, found = settings["model"]["init_args"]["decoding"], {}
+    for set_name, each in made(settings["data"]).test.items():
+        how = decoding.get(f"{each.task}_{each.part}") or decoding[each.task]
+        found[set_name] = how["max_new_tokens"]
+        assert (how["temperature"], how["top_p"]) == (0.1, 0.75)
+        assert each.task == "exact_sphinx" or set_name not in ("gqa", "ocrvqa")
+    assert found == SPHINX_TOKENS
+
+
 def made(settings: Any) -> Any:
     """What `class_path` and `init_args` say, all the way down; a set to be answered says neither."""
     if isinstance(settings, Namespace | dict):

@@ -135,7 +135,7 @@ class ClipPretraining(MultimodalModule):
             pooled = projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
         return F.normalize(pooled, dim=-1)
 
-    def answers(self, batch: Batch) -> list[str]:
+    def answers(self, batch: Batch, part: str = "") -> list[str]:
         """For each image the nearest of the batch's captions (the first reference of each row)."""
         return self.retrieve(batch, [references[0] for references in batch.references])
 

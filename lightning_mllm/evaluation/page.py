@@ -14,6 +14,7 @@ from lightning_mllm.evaluation.scores import TASKS
 
 LABELS = {
     "vqa_accuracy": "VQA accuracy",
+    "vqa_accuracy_official": "VQA accuracy (official script)",
     "cider": "CIDEr-D",
     "bleu_1": "BLEU-1",
     "bleu_2": "BLEU-2",
@@ -21,6 +22,7 @@ LABELS = {
     "bleu_4": "BLEU-4",
     "rouge_l": "ROUGE-L",
     "exact_match": "Exact match",
+    "exact_match_sphinx": "Exact match (as SPHINX)",
     "ivqa_accuracy": "iVQA accuracy",
     "choice_accuracy": "Accuracy of choice",
     "auc": "Area under ROC",
@@ -45,9 +47,11 @@ LABELS = {
 HEADLINES = {kinds[0].names[0] for kinds in TASKS.values()} | {"text_retrieval_r1", "image_retrieval_r1", "perplexity"}
 TASK_TITLES = {
     "vqa": "Questions",
+    "vqa_official": "Questions",
     "ivqa": "Questions about videos",
     "caption": "Captions",
     "exact": "Questions",
+    "exact_sphinx": "Questions",
     "choice": "Choices",
     "auc": "Yes or no?",
     "mrr": "Dialogues",

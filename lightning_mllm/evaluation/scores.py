@@ -27,6 +27,7 @@ from lightning_mllm.evaluation.metrics import (
     DetectionScores,
     ExactMatch,
     IvqaAccuracy,
+    OfficialVqaAccuracy,
     PopeScores,
     Ranking,
     RankMetric,
@@ -35,14 +36,17 @@ from lightning_mllm.evaluation.metrics import (
     RocAuc,
     RougeL,
     SampleMetric,
+    SphinxExactMatch,
     VqaAccuracy,
 )
 
 TASKS: dict[str, tuple[type[SampleMetric[Any]], ...]] = {
     "vqa": (VqaAccuracy,),
+    "vqa_official": (OfficialVqaAccuracy,),
     "ivqa": (IvqaAccuracy,),
     "caption": (CiderD, Bleu, RougeL),
     "exact": (ExactMatch,),
+    "exact_sphinx": (SphinxExactMatch,),
     "grounding": (BoxAccuracy,),
     "detection": (DetectionScores,),
     "chart": (RelaxedAccuracy,),

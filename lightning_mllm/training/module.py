@@ -62,7 +62,8 @@ class MultimodalModule(LightningModule):
         parts: Attribute name -> spec that builds it.
         processor: Turns samples into batches and tokens into text.
         stage: The stage to train; None builds the net for use only.
-        decoding: Task -> how its answers are generated; a task that is absent takes the defaults.
+        decoding: Task, or TASK_PART for a part of the test data alone (`exact_sphinx_ocrvqa`) -> how its answers are
+            generated; a task that is absent takes the defaults.
         runs: The folder that names in `stage.init_from` are relative to.
 
     Raises:
@@ -145,12 +146,17 @@ class MultimodalModule(LightningModule):
         """The cross-entropy of each row, summed over its supervised tokens in nats, and their number."""
         raise AssertionError(f"{type(self).__name__} has no losses")
 
-    def answers(self, batch: Batch) -> list[str]:
-        """What the net says to each row of a batch of prompts (left-padded): the likeliest candidate, or a new text."""
+    def answers(self, batch: Batch, part: str = "") -> list[str]:
+        """What the net says to each row of a batch of prompts (left-padded): the likeliest candidate, or a new text.
+
+        Args:
+            part: Of the test data, as in `Evaluation`; it may have decoding settings of its own.
+        """
         if any(batch.candidates):
             rows = zip(batch.candidates, self.likelihoods(batch), strict=True)
             return [candidates[row.index(max(row))] for candidates, row in rows]
-        decoding = self.decoding.get(batch.tasks[0] if batch.tasks else "", Decoding())
+        task = batch.tasks[0] if batch.tasks else ""
+        decoding = self.decoding.get(f"{task}_{part}") or self.decoding.get(task, Decoding())
         return [self.processor.decode(tokens) for tokens in self.generate(batch, decoding)]
 
     def idle(self) -> set[str]:
@@ -380,7 +386,7 @@ class MultimodalModule(LightningModule):
         elif any(batch.candidates):
             scores.rank(batch, self.likelihoods(batch))
         else:
-            scores.update(batch, self.answers(batch))
+            scores.update(batch, self.answers(batch, scores.evaluation.part))
 
     def _log_scores(self, split: str) -> None:
         self.log("step", float(self.trainer.global_step))

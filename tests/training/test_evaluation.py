@@ -15,6 +15,7 @@ from torch import Tensor
 from data_modules.evaluation import EvaluationSet
 from data_modules.module import MultimodalDataModule
 from lightning_mllm.contracts import Batch, Sample, Turn
+from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.evaluation.retrieval import Side
 from lightning_mllm.training.sharding import ShardedStrategy
 from tests.distributed.ranks import on_two_ranks
@@ -110,6 +111,19 @@ def test_the_blind_twin_of_retrieval_is_chance(tmp_path: Path) -> None:
     scores: dict[str, float] = {name: value for each in found for name, value in each.items()}
     assert scores["test/image_retrieval_r1_blind"] == pytest.approx(1 / 10)
     assert scores["test/text_retrieval_r5_blind"] == pytest.approx(5 / 10)
+
+
+def test_a_part_may_have_decoding_settings_of_its_own() -> None:
+    """SPHINX answers OCR-VQA with 20 new tokens and GQA, which is scored alike, with 10."""
+    decoding = {"exact": Decoding(max_new_tokens=3), "exact_novel": Decoding(max_new_tokens=5)}
+    torch.manual_seed(0)
+    module, processor, asked = Seer(stage=settings("instruct")), ToyProcessor(), []
+    module.decoding = decoding
+    module.generate = lambda batch, how: asked.append(how.max_new_tokens) or [[END]] * len(batch.ids)
+    batch = processor.collate([processor.encode(Squares(2).sample(0, torch.Generator()), generate=True)])
+    for task, part in (("exact", ""), ("exact", "novel"), ("exact", "other"), ("vqa", "novel")):
+        module.answers(replace(batch, tasks=[task]), part)
+    assert asked == [3, 5, 3, Decoding().max_new_tokens]
 
 
 def test_predictions_are_the_chosen_candidates() -> None:

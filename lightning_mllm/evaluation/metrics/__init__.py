@@ -5,7 +5,7 @@ from lightning_mllm.evaluation.metrics.bleu import Bleu
 from lightning_mllm.evaluation.metrics.box_accuracy import BoxAccuracy
 from lightning_mllm.evaluation.metrics.cider import CiderD
 from lightning_mllm.evaluation.metrics.detection import DetectionScores
-from lightning_mllm.evaluation.metrics.exact_match import ExactMatch
+from lightning_mllm.evaluation.metrics.exact_match import ExactMatch, SphinxExactMatch
 from lightning_mllm.evaluation.metrics.ivqa_accuracy import IvqaAccuracy
 from lightning_mllm.evaluation.metrics.perplexity import DocumentLoss, Perplexity
 from lightning_mllm.evaluation.metrics.pope import PopeScores
@@ -13,7 +13,7 @@ from lightning_mllm.evaluation.metrics.ranking import Choice, Ranking, RankMetri
 from lightning_mllm.evaluation.metrics.relaxed_accuracy import RelaxedAccuracy
 from lightning_mllm.evaluation.metrics.rouge import RougeL
 from lightning_mllm.evaluation.metrics.text import SampleMetric, TextMetric
-from lightning_mllm.evaluation.metrics.vqa_accuracy import VqaAccuracy
+from lightning_mllm.evaluation.metrics.vqa_accuracy import OfficialVqaAccuracy, VqaAccuracy
 
 __all__ = [
     "Anls",
@@ -25,6 +25,7 @@ __all__ = [
     "DocumentLoss",
     "ExactMatch",
     "IvqaAccuracy",
+    "OfficialVqaAccuracy",
     "Perplexity",
     "PopeScores",
     "RankMetric",
@@ -34,6 +35,7 @@ __all__ = [
     "RocAuc",
     "RougeL",
     "SampleMetric",
+    "SphinxExactMatch",
     "TextMetric",
     "VqaAccuracy",
 ]

@@ -1,9 +1,16 @@
 """VQA accuracy: how many of ten people gave the answer (Antol et al. 2015; Goyal et al. 2017, VQA v2).
 
-Agrees with the published evaluation (GT-Vision-Lab/VQA, vqaEval.py), its quirks included:
+Texts are normalised as in the published evaluation (GT-Vision-Lab/VQA, vqaEval.py), its quirks included: `somebody'd`
+becomes `somebodyd`; a full stop goes unless a digit follows, wherever it stands. When they are is a rule of its own:
 
-* texts are normalised only where the ten people disagree; where all agree, answers are compared as written;
-* `somebody'd` becomes `somebodyd`; a full stop goes unless a digit follows, wherever it stands.
+* always (`vqa`), as those who published scores do: LLaVA before it submits answers (llava/eval/m4c_evaluator.py,
+  EvalAIAnswerProcessor) and for TextVQA, answers and references alike; LAVIS (lavis/common/vqa_tools/vqa_eval.py, lines
+  215 and 216) and SPHINX (LLaMA2-Accessory, accessory/eval_mm/utils/vqa_eval.py, lines 217 and 218) the answer always,
+  which is the same where references are written as normalised, as those of VQA v2 are;
+* only where the ten people disagree (`vqa_official`), as vqaEval.py does: where all agree, answers are compared as
+  written, so that "Yes" is wrong where ten people said "yes".
+
+LAVIS scores one reference by the same rule (lavis/tasks/vqa.py, GQATask): equal or not, both normalised.
 """
 
 from __future__ import annotations
@@ -11,6 +18,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -56,16 +64,19 @@ def normalise(answer: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in numbered if word not in ARTICLES)
 
 
-def accuracy(answer: str, references: Sequence[str]) -> float:
+def accuracy(answer: str, references: Sequence[str], *, always: bool = True) -> float:
     """The accuracy of one answer.
 
     Ten references: the mean, over leaving each person out, of min(others who agree / 3, 1). One reference: whether both
     are the same once normalised.
+
+    Args:
+        always: Whether texts are normalised too where all ten people agree.
     """
     if len(references) == 1:
         return float(normalise(answer) == normalise(references[0]))
     answer, people = _one_line(answer), [_one_line(text) for text in references]
-    if len(set(people)) > 1:
+    if always or len(set(people)) > 1:
         answer, people = normalise(answer), [normalise(text) for text in people]
     agree = Counter(people)[answer]
     total = len(people)
@@ -76,16 +87,26 @@ class VqaAccuracy(TextMetric):
     """`vqa_accuracy`: the mean accuracy in [0, 1]; each sample has ten references, or one."""
 
     names = ("vqa_accuracy",)
+    always: ClassVar[bool] = True
+    """As in `accuracy`."""
 
     def check(self, references: Sequence[str]) -> None:
         if len(references) not in (1, 10):
             raise ValueError(
-                f"vqa_accuracy: found a sample with {len(references)} references, expected 10 people's answers or 1 "
+                f"{self.names[0]}: found a sample with {len(references)} references, expected 10 people's answers or 1 "
                 "(for a list of accepted answers use the task 'exact')"
             )
 
     def statistics(self) -> np.ndarray:
-        return np.array([[accuracy(a, r)] for a, r in zip(self.answers, self.references, strict=True)])
+        rows = zip(self.answers, self.references, strict=True)
+        return np.array([[accuracy(answer, people, always=self.always)] for answer, people in rows])
+
+
+class OfficialVqaAccuracy(VqaAccuracy):
+    """`vqa_accuracy_official`: the same by the published script, which normalises only where people disagree."""
+
+    names = ("vqa_accuracy_official",)
+    always: ClassVar[bool] = False
 
 
 def _one_line(text: str) -> str:
