@@ -43,6 +43,8 @@ class Turn:
 
     role: Role
     text: str
+    literal: bool = False
+    """Whether `<image>` in the text is words, and no image."""
 
 
 class ImageRef(Protocol):
@@ -138,6 +140,8 @@ class Encoded:
     index: int | None = None
     cluster: tuple[str, ...] = ()
     """Both as in `Sample`."""
+    notes: tuple[str, ...] = ()
+    """What was done to the sample that is to be counted: 'cut', 'nothing learned', 'replaced'."""
 
 
 @dataclass(kw_only=True)
@@ -169,6 +173,7 @@ class Batch:
     indices: list[int | None] = field(default_factory=list)
     clusters: list[tuple[str, ...]] = field(default_factory=list)
     """Both as in `Sample`, on the host."""
+    notes: list[tuple[str, ...]] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     """The training source of each row; empty where the loader knows none."""
     own_mean: float | None = None

@@ -62,7 +62,7 @@ class WebCapFilt(CaptionSource):
             except RecordError as rule:
                 self._bad(refused(self.annotations, place, record, rule, "image"))
                 continue
-            yield self._image_entry(name, name, [], texts[:TOP])
+            yield self._image_entry(name, name, [], texts[:TOP], place=place)
 
 
 class TextCaps(CaptionSource):
@@ -101,6 +101,7 @@ class TextCaps(CaptionSource):
 
     def _read(self) -> Iterator[Entry]:
         names: dict[str, str] = {}
+        places: dict[str, str] = {}
         ids: dict[str, list[str]] = {}
         texts: dict[str, list[str]] = {}
         seen: set[int] = set()
@@ -117,9 +118,10 @@ class TextCaps(CaptionSource):
                 self._bad(refused(self.annotations, place, record, rule, "caption_id"))
                 continue
             seen.add(caption)
+            places.setdefault(image, place)
             ids.setdefault(image, []).append(str(caption))
             texts.setdefault(image, []).append(text)
         tokens = read_ocr(self.ocr)
         for image, name in names.items():
             told = ", ".join(tokens.get(image, [])[:OCR_TOKENS]).replace(IMAGE_MARK, "")
-            yield self._image_entry(image, name, ids[image], texts[image], {"ocr": told})
+            yield self._image_entry(image, name, ids[image], texts[image], {"ocr": told}, places[image])

@@ -63,11 +63,17 @@ class CaptionSource(FileSource):
             self._ends = array("q", accumulate(counts))
 
     def _image_entry(
-        self, id: str, name: str, caption_ids: list[str], texts: list[str], values: dict[str, str] | None = None
+        self,
+        id: str,
+        name: str,
+        caption_ids: list[str],
+        texts: list[str],
+        values: dict[str, str] | None = None,
+        place: str = "",
     ) -> Entry:
         words = round(sum(len(text.split()) for text in texts) / len(texts)) + self.prompts.words
         words += sum(len(text.split()) for text in (values or {}).values())
-        return Entry(words, True, [id, name, caption_ids, texts, values or {}])
+        return Entry(words, True, [id, name, caption_ids, texts, values or {}], place)
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Of sample `index` the entry, and which of its captions."""
@@ -85,6 +91,9 @@ class CaptionSource(FileSource):
 
     def has_image(self, index: int) -> bool:
         return True
+
+    def where(self, index: int) -> str:
+        return super().where(self._locate(index)[0] if self.per == "caption" else index)
 
     def sample(self, index: int, generator: torch.Generator) -> Sample:
         which = 0
@@ -115,15 +124,22 @@ class CocoCaptions(CaptionSource):
             `<image>`.
         per: one sample a caption; or one an image, whose caption is drawn anew in every data epoch. Either way all
             captions of the image are the references.
+        bad_records: 'refuse' or 'skip', as in FileSource.
     """
 
     def __init__(
-        self, annotations: str, images: str, prompt: str = "<image>", per: Literal["caption", "image"] = "caption"
+        self,
+        annotations: str,
+        images: str,
+        prompt: str = "<image>",
+        per: Literal["caption", "image"] = "caption",
+        bad_records: BadRecords = "refuse",
     ) -> None:
-        super().__init__(annotations, images, prompt, per)
+        super().__init__(annotations, images, prompt, per, bad_records=bad_records)
 
     def _read(self) -> Iterator[Entry]:
         names: dict[int, str] = {}
+        places: dict[int, str] = {}
         ids: dict[int, list[str]] = {}
         texts: dict[int, list[str]] = {}
         seen: set[int] = set()
@@ -133,9 +149,9 @@ class CocoCaptions(CaptionSource):
                 image = field(record, "id", int)
                 if image in names:
                     raise RecordError("the id occurs twice, expected different ones")
-                names[image] = field(record, "file_name", str)
+                names[image], places[image] = field(record, "file_name", str), f"images[{index}]"
             except RecordError as rule:
-                raise refused(self.annotations, f"images[{index}]", record, rule) from None
+                self._bad(refused(self.annotations, f"images[{index}]", record, rule))
         for index, record in enumerate(list_in(self.annotations, content, "annotations")):
             try:
                 caption, image = field(record, "id", int), field(record, "image_id", int)
@@ -147,12 +163,13 @@ class CocoCaptions(CaptionSource):
                 if image not in texts:
                     self._folder.check(names[image])
             except RecordError as rule:
-                raise refused(self.annotations, f"annotations[{index}]", record, rule) from None
+                self._bad(refused(self.annotations, f"annotations[{index}]", record, rule))
+                continue
             seen.add(caption)
             ids.setdefault(image, []).append(str(caption))
             texts.setdefault(image, []).append(text)
         for image in texts:
-            yield self._image_entry(str(image), names[image], ids[image], texts[image])
+            yield self._image_entry(str(image), names[image], ids[image], texts[image], place=places[image])
 
 
 class KarpathyCaptions(CaptionSource):
@@ -168,7 +185,7 @@ class KarpathyCaptions(CaptionSource):
             usually train+restval); must be empty for a list.
         prompt: the user turn: a family of templates ('caption'), one of them ('caption/photo_of'), or a text with
             `<image>`.
-        per: as in CocoCaptions.
+        per, bad_records: as in CocoCaptions.
     """
 
     published: ClassVar[tuple[Published, ...]] = (
@@ -189,8 +206,9 @@ class KarpathyCaptions(CaptionSource):
         split: str = "",
         prompt: str = "<image>",
         per: Literal["caption", "image"] = "caption",
+        bad_records: BadRecords = "refuse",
     ) -> None:
-        super().__init__(annotations, images, prompt, per)
+        super().__init__(annotations, images, prompt, per, bad_records=bad_records)
         self.split = split
 
     def _read(self) -> Iterator[Entry]:
@@ -204,6 +222,7 @@ class KarpathyCaptions(CaptionSource):
             place, key, parse = "images[{}]", "cocoid", self._original
             self._check_split(records)
         captions: dict[str, list[str]] = {}
+        places: dict[str, str] = {}
         for index, record in enumerate(records):
             try:
                 if (found := parse(record)) is None:
@@ -212,10 +231,11 @@ class KarpathyCaptions(CaptionSource):
                 if name not in captions:
                     self._folder.check(name)
                 captions.setdefault(name, []).extend(texts)
+                places.setdefault(name, place.format(index))
             except RecordError as rule:
-                raise refused(self.annotations, place.format(index), record, rule, key) from None
+                self._bad(refused(self.annotations, place.format(index), record, rule, key))
         for name, texts in captions.items():
-            yield self._image_entry(name, name, [f"{name}#{k}" for k in range(len(texts))], texts)
+            yield self._image_entry(name, name, [f"{name}#{k}" for k in range(len(texts))], texts, place=places[name])
 
     def _check_split(self, records: list[Any]) -> None:
         known = {record.get("split") for record in records if isinstance(record, dict)} - {None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
@@ -13,6 +13,11 @@ from data_modules.sources.source import Published
 from lightning_mllm.contracts import IMAGE_MARK, Role, Sample, Turn
 
 ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
+NAMES = {role: name for name, role in ROLES.items()}
+
+Records = Literal["strict", "published"]
+Marks = Literal["given", "front"]
+Turns = list[tuple[Role, str]]
 
 
 class LlavaConversations(FileSource):
@@ -25,9 +30,23 @@ class LlavaConversations(FileSource):
     optional system turn, human and gpt alternate, human first and gpt last; the last answer is the reference. Released
     files use an id for several records: its second use becomes `id#2`, or the next number that no record has yet.
 
+    `records: published` reads them as LLaVA does (haotian-liu/LLaVA, llava/train/train.py: preprocess_multimodal,
+    preprocess_v1, LazySupervisedDataset), and counts what it changes:
+
+        a first turn of gpt                 is left out
+        blanks around a turn                are kept, but in a turn with an image mark (there the template strips)
+        several marks in a turn             are one, where `image` is one name
+        an image without a mark             is not shown
+        marks in a record without images    are words
+        no text, or no answer at the end    is kept: a template's `round_marks` say what is then learned
+
+    Turns that do not alternate and unknown roles stop that code; here they are bad records.
+
     Args:
         annotations: the file.
         images: the folder that image names are relative to; empty for text alone.
+        records: 'strict', or 'published' for LLaVA's own reading.
+        marks: 'given', or 'front' to put missing image marks in front of the first human turn.
         bad_records: as in FileSource: 'refuse' or 'skip'.
     """
 
@@ -47,73 +66,151 @@ class LlavaConversations(FileSource):
         )
     )
 
-    def __init__(self, annotations: str, images: str = "", bad_records: BadRecords = "refuse") -> None:
+    def __init__(
+        self,
+        annotations: str,
+        images: str = "",
+        records: Records = "strict",
+        marks: Marks = "given",
+        bad_records: BadRecords = "refuse",
+    ) -> None:
         super().__init__(annotations, images, bad_records)
+        if records not in get_args(Records):
+            raise ValueError(f"records: found {records!r}, expected 'strict' or 'published'")
+        if marks not in get_args(Marks):
+            raise ValueError(f"marks: found {marks!r}, expected 'given' or 'front'")
+        self.records: Records = records
+        self.marks: Marks = marks
 
     def _read(self) -> Iterator[Entry]:
         known: dict[str, int] = {}
         for place, record in records_in(self.annotations):
+            changed: list[str] = []
             try:
                 record = parse(record) if isinstance(record, bytes) else record
-                images, turns = self._checked(record)
+                images, turns = self._checked(record, changed)
             except RecordError as rule:
                 self._bad(refused(self.annotations, place, record, rule))
                 continue
+            self.changed.update(changed)
             id = str(record.get("id", place.lstrip(":")))
             words = sum(len(text.split()) for _, text in turns)
-            yield Entry(words, bool(images), [unique_id(id, known), images, turns])
+            yield Entry(words, bool(images), [unique_id(id, known), images, turns], place)
 
-    def _checked(self, record: Any) -> tuple[list[str], list[tuple[Role, str]]]:
-        """Image names and turns of a record that keeps the rules; RecordError otherwise."""
+    def _checked(self, record: Any, changed: list[str]) -> tuple[list[str], Turns]:
+        """Image names and turns of a record that keeps the rules; RecordError otherwise.
+
+        What is read otherwise than it is written is added to `changed`.
+        """
         if isinstance(record, dict) and "conversations" not in record and "text" in record:
             document = text_of(record, "text", MAX_TEXT)
             if IMAGE_MARK in document:
                 raise RecordError(f"a document has {document.count(IMAGE_MARK)} {IMAGE_MARK} marks, expected 0")
             return [], [("assistant", document)]
-        turns = _turns(field(record, "conversations", list))
-        given = [] if record.get("image") is None else field(record, "image", str, list)
+        given = [] if record_image(record) is None else field(record, "image", str, list)
         images = [given] if isinstance(given, str) else given
         if odd := [name for name in images if not isinstance(name, str)]:
             raise RecordError(f"'image' holds {odd[0]!r}, expected names of files")
-        marks = sum(text.count(IMAGE_MARK) for _, text in turns)
-        if marks != len(images):
-            raise RecordError(f"found {marks} {IMAGE_MARK} marks and {len(images)} images, expected as many of each")
+        said = _said(field(record, "conversations", list), self.records)
+        if self.records == "published":
+            images, said = _published(images, said, changed, keep=self.marks == "front")
+        turns = _alternating(said, complete=self.records == "strict")
+        if images or self.records == "strict":
+            turns = self._marked(turns, len(images), changed)
         for name in images:
             self._folder.check(name)
         return images, turns
 
+    def _marked(self, turns: Turns, images: int, changed: list[str]) -> Turns:
+        """The turns with a mark for each image; RecordError for others."""
+        for place, (role, text) in enumerate(turns):
+            if role != "user" and IMAGE_MARK in text:
+                raise RecordError(
+                    f"turn {place} from {NAMES[role]} has an {IMAGE_MARK} mark, expected them in human turns"
+                )
+        marks = sum(text.count(IMAGE_MARK) for _, text in turns)
+        if marks < images and not marks and self.marks == "front":
+            changed.append("marks put in front")
+            first = next(k for k, (role, _) in enumerate(turns) if role == "user")
+            text = (IMAGE_MARK + "\n") * images + turns[first][1]
+            return [*turns[:first], ("user", text), *turns[first + 1 :]]
+        if marks != images:
+            hint = f"; write {IMAGE_MARK} where an image stands, or set marks: front" if marks < images else ""
+            raise RecordError(f"found {marks} {IMAGE_MARK} marks and {images} images, expected as many of each{hint}")
+        return turns
+
     def sample(self, index: int, generator: torch.Generator) -> Sample:
         id, images, turns = self._entry(index)
-        turns = tuple(Turn(role=role, text=text) for role, text in turns)
+        # A record without images may hold marks only where they are words.
+        turns = tuple(Turn(role=role, text=text, literal=not images and IMAGE_MARK in text) for role, text in turns)
+        answered = len(turns) > 1 and turns[-1].role == "assistant"
         return Sample(
             id=id,
             turns=turns,
             images=self._images(*images),
-            references=(turns[-1].text,) if len(turns) > 1 else (),
+            references=(turns[-1].text.strip(),) if answered else (),
             task="conversation",
         )
 
 
-def _turns(records: list[Any]) -> list[tuple[Role, str]]:
-    turns: list[tuple[Role, str]] = []
+def record_image(record: Any) -> Any:
+    """What a record says about its images, None where it has none."""
+    return record.get("image") if isinstance(record, dict) else None
+
+
+def _said(records: list[Any], how: Records) -> Turns:
+    """Role and text of each turn of a record; where the reading is strict no text may be empty, and blanks go."""
+    turns: Turns = []
     for place, record in enumerate(records):
         name = field(record, "from", str)
         if name not in ROLES:
             raise RecordError(f"turn {place} is from '{name}', expected human, gpt or system")
         try:
-            text = text_of(record, "value", MAX_TEXT)
+            text = text_of(record, "value", MAX_TEXT) if how == "strict" else field(record, "value", str)
         except RecordError as rule:
             raise RecordError(f"turn {place} from {name}: {rule}") from None
+        if len(text) > MAX_TEXT:
+            raise RecordError(f"turn {place} from {name} has {len(text)} characters, expected at most {MAX_TEXT}")
         turns.append((ROLES[name], text))
-        if name != "human" and IMAGE_MARK in text:
-            raise RecordError(f"turn {place} from {name} has an {IMAGE_MARK} mark, expected them in human turns")
+    return turns
+
+
+def _published(images: list[str], turns: Turns, changed: list[str], *, keep: bool) -> tuple[list[str], Turns]:
+    """Images and turns as LLaVA reads them (see LlavaConversations), but to `keep` images without marks."""
+    if len(turns) > 1 and turns[0][0] == "assistant":
+        changed.append("answer in front left out")
+        turns = turns[1:]
+    marks = sum(text.count(IMAGE_MARK) for _, text in turns)
+    if images and not marks and not keep:
+        changed.append("image without a mark")
+        images = []
+    elif marks and not images:
+        changed.append("marks as words")
+    if len(images) == 1 and any(text.count(IMAGE_MARK) > 1 for _, text in turns):
+        changed.append("marks of a turn as one")
+        turns = [(role, _one_mark(text)) for role, text in turns]
+    if any(text != text.strip() and not (images and IMAGE_MARK in text) for _, text in turns):
+        changed.append("blanks kept")
+    if any(not text for _, text in turns) or not turns or turns[-1][0] == "user":
+        changed.append("incomplete")
+    return images, turns
+
+
+def _one_mark(text: str) -> str:
+    if IMAGE_MARK not in text:
+        return text
+    return f"{IMAGE_MARK}\n{text.replace(IMAGE_MARK, '').strip()}".strip()
+
+
+def _alternating(turns: Turns, *, complete: bool) -> Turns:
+    """The turns; RecordError where human and gpt do not alternate, or are not `complete` pairs."""
     spoken = turns[1:] if turns and turns[0][0] == "system" else turns
     first = len(turns) - len(spoken)
     for place, (role, _) in enumerate(spoken):
         expected = "human" if place % 2 == 0 else "gpt"
         if role != ROLES[expected]:
-            raise RecordError(f"turn {first + place} is from {records[first + place]['from']}, expected {expected}")
-    if not spoken or len(spoken) % 2:
+            raise RecordError(f"turn {first + place} is from {NAMES[role]}, expected {expected}")
+    if not spoken or (complete and len(spoken) % 2):
         raise RecordError(f"found {len(spoken)} turns of human and gpt, expected pairs that end with gpt")
     return turns
 
@@ -124,16 +221,24 @@ class LlavaPretrain(LlavaConversations):
     Args:
         annotations: the .json or .jsonl file.
         images: the folder that image names are relative to.
+        records, marks: as in LlavaConversations.
         bad_records: as in FileSource: 'refuse' or 'skip'.
     """
 
     captions: ClassVar[bool] = True
 
-    def __init__(self, annotations: str, images: str, bad_records: BadRecords = "refuse") -> None:
-        super().__init__(annotations, images, bad_records)
+    def __init__(
+        self,
+        annotations: str,
+        images: str,
+        records: Records = "strict",
+        marks: Marks = "given",
+        bad_records: BadRecords = "refuse",
+    ) -> None:
+        super().__init__(annotations, images, records, marks, bad_records)
 
-    def _checked(self, record: Any) -> tuple[list[str], list[tuple[Role, str]]]:
-        images, turns = super()._checked(record)
+    def _checked(self, record: Any, changed: list[str]) -> tuple[list[str], Turns]:
+        images, turns = super()._checked(record, changed)
         if len(images) != 1 or len(turns) != 2:
             raise RecordError(
                 f"found {len(images)} images and {len(turns)} turns, expected one image, one request and one caption"
@@ -146,6 +251,6 @@ class LlavaPretrain(LlavaConversations):
             id=id,
             turns=(Turn(role="user", text=request), Turn(role="assistant", text=caption)),
             images=self._images(*images),
-            references=(caption,),
+            references=(caption.strip(),),
             task="caption",
         )

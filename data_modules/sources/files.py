@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from array import array
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
-from data_modules.sources.records import ImageFolder, Packed
-from data_modules.sources.source import Source
+from data_modules.sources.records import ImageFolder, Packed, located, packed
+from data_modules.sources.source import BadRecords, Source
 from lightning_mllm.contracts import ImageFile
-
-BadRecords = Literal["refuse", "skip"]
 
 
 class Entry(NamedTuple):
@@ -21,6 +20,8 @@ class Entry(NamedTuple):
     image: bool
     value: Any
     """What the source builds samples from; anything that JSON can hold."""
+    place: str = ""
+    """Of the record in its file, as `refused` takes it."""
 
 
 class FileSource(Source):
@@ -30,7 +31,8 @@ class FileSource(Source):
         annotations: the file; relative to the working folder.
         images: the folder that the records' image names are relative to.
         bad_records: what to do about a record that breaks a rule: stop, or leave it out and keep the sentence about it
-            in `skipped`.
+            in `skipped`. In training it also holds for what is found out about a sample when it is encoded, such as a
+            truncated image (see TrainingSamples).
     """
 
     def __init__(self, annotations: str, images: str, bad_records: BadRecords = "refuse") -> None:
@@ -39,8 +41,11 @@ class FileSource(Source):
         self.annotations, self.images, self.bad_records = str(annotations), str(images), bad_records
         self.skipped: list[str] = []
         """One sentence for each record that was left out."""
+        self.changed: Counter[str] = Counter()
+        """Of the records that are read otherwise than they are written: how, and how many."""
         self._folder = ImageFolder(self.images)
         self._entries: Packed | None = None
+        self._places: Packed | None = None
         self._words = array("l")
         self._has_image = bytearray()
 
@@ -57,23 +62,40 @@ class FileSource(Source):
     def load(self) -> None:
         if self._entries is not None:
             return
-        words, has_image = array("l"), bytearray()
+        words, has_image, places = array("l"), bytearray(), list[bytes]()
 
-        def values() -> Iterator[Any]:
+        def values() -> Iterator[bytes]:
             for entry in self._read():
+                try:
+                    value = packed(entry.value)
+                except UnicodeEncodeError as error:
+                    half = f"found half of a character ({error.object[error.start]!a}), expected whole ones"
+                    self._bad(ValueError(f"{located(self._asked_in, entry.place)}: {half}"))
+                    continue
                 words.append(entry.words)
                 has_image.append(entry.image)
-                yield entry.value
+                places.append(packed(entry.place))
+                yield value
 
         entries = Packed(values())
         if not len(entries):
             left_out = f" ({len(self.skipped)} left out, first: {self.skipped[0]})" if self.skipped else ""
             raise ValueError(f"{self.annotations}: found no usable record, expected at least one{left_out}")
-        self._entries, self._words, self._has_image = entries, words, has_image
+        self._entries, self._places = entries, Packed(places)
+        self._words, self._has_image = words, has_image
 
     def _entry(self, index: int) -> Any:
         assert self._entries is not None, "call load first"
         return self._entries[index]
+
+    @property
+    def _asked_in(self) -> str:
+        """The file that the records' places are in."""
+        return self.annotations
+
+    def where(self, index: int) -> str:
+        assert self._places is not None, "call load first"
+        return located(self._asked_in, self._places[index])
 
     def _images(self, *names: str) -> tuple[ImageFile, ...]:
         return tuple(ImageFile(self._folder.path(name)) for name in names)

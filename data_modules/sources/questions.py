@@ -139,11 +139,6 @@ class QuestionSource(FileSource):
         """Place of each record, and the record: its bytes, or its value where the whole file was one."""
         return records_in(self.annotations, self.records)
 
-    @property
-    def _asked_in(self) -> str:
-        """The file that `_records` come from."""
-        return self.annotations
-
     def _read(self) -> Iterator[Entry]:
         seen: set[str] = set()
         for place, record in self._records():
@@ -158,7 +153,7 @@ class QuestionSource(FileSource):
             except RecordError as rule:
                 self._bad(refused(self._asked_in, place, record, rule, self.key))
                 continue
-            yield from map(self._entry_of, found)
+            yield from (self._entry_of(asked)._replace(place=place) for asked in found)
 
     def _check(self, asked: Question) -> None:
         asked.check(bool(self.asks))

@@ -65,7 +65,7 @@ class Readings(FileSource):
             except RecordError as rule:
                 raise refused(self.annotations, f":{number}", record, rule) from None
             said = [text for pair in pairs for text in pair] if self.form == "conversation" else texts[1:]
-            yield Entry(sum(len(text.split()) for text in [texts[0], *said]), False, [id, texts, pairs])
+            yield Entry(sum(len(text.split()) for text in [texts[0], *said]), False, [id, texts, pairs], f":{number}")
 
     def sample(self, index: int, generator: torch.Generator) -> Sample:
         id, captions, pairs = self._entry(index)

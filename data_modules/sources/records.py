@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
@@ -28,8 +29,12 @@ def refused(path: str | Path, place: str, record: Any, rule: object, key: str = 
         key: under which name the record keeps its id.
     """
     id = record.get(key) if isinstance(record, dict) else None
-    where = f"{path}{place}" if place.startswith(":") else f"{path}: {place}"
-    return ValueError(f"{where}{'' if id is None else f' ({key} {id})'}: {rule}")
+    return ValueError(f"{located(path, place)}{'' if id is None else f' ({key} {id})'}: {rule}")
+
+
+def located(path: str | Path, place: str) -> str:
+    """File and place as error messages begin; the place as in `refused`, or empty."""
+    return f"{path}{place}" if not place or place.startswith(":") else f"{path}: {place}"
 
 
 def unique_id(id: str, known: dict[str, int]) -> str:
@@ -190,28 +195,52 @@ class ImageFolder:
         if not path.name or path.is_absolute() or ".." in path.parts or "\0" in name:
             raise RecordError(f"image is '{name}', expected a path inside {self.root}")
         folder = os.path.join(self.root, path.parent)
-        if folder not in self._names:
-            if not os.path.isdir(self.root):
-                raise not_found(self.root)
-            self._names[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if path.name not in self._names[folder]:
-            raise RecordError(f"image {os.path.join(self.root, name)} not found")
+        if folder not in self._names and not os.path.isdir(self.root):
+            raise not_found(self.root)
+        if path.name not in self._listed(folder):
+            raise RecordError(f"image {os.path.join(self.root, name)} not found{self._near(path)}")
         return str(path)
+
+    def _listed(self, folder: str) -> set[str]:
+        if folder not in self._names:
+            self._names[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        return self._names[folder]
+
+    def _near(self, path: PurePosixPath) -> str:
+        """The file whose name differs in case or in the form of its letters (NFC, NFD) alone, for the error."""
+        found = PurePosixPath()
+        for part in path.parts:
+            names = self._listed(os.path.join(self.root, found))
+            near = [part] if part in names else sorted(each for each in names if _folded(each) == _folded(part))
+            if not near:
+                return ""
+            found /= near[0]
+        same = unicodedata.normalize("NFC", str(found)) == unicodedata.normalize("NFC", str(path))
+        return f", but {found} is: the names differ in {'their Unicode form (NFC, NFD)' if same else 'case'} alone"
 
     def path(self, name: str) -> Path:
         return Path(self.root, name)
 
 
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def packed(value: Any) -> bytes:
+    """What `Packed` keeps of a JSON value; UnicodeEncodeError for a text with half of a surrogate pair."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
 class Packed:
-    """A list of JSON values in one block of bytes.
+    """A list of `packed` JSON values in one block of bytes.
 
     Forked loader workers share it; a list of objects would be copied page by page as their reference counts change.
     """
 
-    def __init__(self, values: Iterable[Any]) -> None:
-        packed = [json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() for value in values]
-        self._bytes = b"".join(packed)
-        self._ends = array("q", accumulate(map(len, packed), initial=0))
+    def __init__(self, values: Iterable[bytes]) -> None:
+        each = list(values)
+        self._bytes = b"".join(each)
+        self._ends = array("q", accumulate(map(len, each), initial=0))
 
     def __len__(self) -> int:
         return len(self._ends) - 1

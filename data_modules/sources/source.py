@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from types import MappingProxyType
+from typing import ClassVar, Literal
 
 import torch
 
 from lightning_mllm.contracts import Sample
+
+BadRecords = Literal["refuse", "skip"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,10 @@ class Source(ABC):
     """The data sets in the format that the class reads."""
     captions: ClassVar[bool] = False
     """Whether each sample is one image and one text about it."""
+    bad_records: BadRecords = "refuse"
+    """Whether a sample that turns out to be bad stops training or is replaced by the next one."""
+    changed: Mapping[str, int] = MappingProxyType({})
+    """Of the records that are read otherwise than they are written: how, and how many."""
 
     @abstractmethod
     def load(self) -> None:
@@ -62,12 +70,17 @@ class Source(ABC):
     def has_image(self, index: int) -> bool:
         """Whether sample `index` has an image, without reading it."""
 
+    def where(self, index: int) -> str:
+        """File and record that sample `index` is read from, as error messages begin; empty where that is not known."""
+        return ""
+
 
 class Wrapped(Source):
     """Another source's samples, each changed in some way; a subclass says how, in `sample`."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        self.bad_records = source.bad_records
 
     def load(self) -> None:
         self.source.load()
@@ -85,3 +98,10 @@ class Wrapped(Source):
     def skipped(self) -> list[str]:
         """One sentence for each record that the other source left out."""
         return getattr(self.source, "skipped", [])
+
+    @property
+    def changed(self) -> Mapping[str, int]:
+        return self.source.changed
+
+    def where(self, index: int) -> str:
+        return self.source.where(index)

@@ -33,7 +33,7 @@ from lightning_mllm.language.lora import merge_lora
 from lightning_mllm.language.tokenizer import language_tokenizer
 from lightning_mllm.processing.chat import TokenizerTemplate, load_template
 from lightning_mllm.processing.images import ImagePolicy, fitting
-from lightning_mllm.processing.processor import Processor
+from lightning_mllm.processing.processor import Masks, Processor
 from lightning_mllm.training.prompted import PromptedModule
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.clip_hf import clip_config, open_clip_config
@@ -122,6 +122,7 @@ class LLaVA(PromptedModule):
         chat: A template of `processing/templates`, or "tokenizer" for the tokenizer's own.
         image: How images are fitted into the tower's square; None is CLIP's crop.
         max_length: Tokens a row may have, image slots included.
+        masks: What becomes of samples in which nothing is learned (`Processor`); LLaVA keeps them.
         stage: What to train; None for use only.
         decoding: Task -> how its answers are generated.
 
@@ -150,12 +151,15 @@ class LLaVA(PromptedModule):
         chat: str = "vicuna_v1",
         image: ImagePolicy | None = None,
         max_length: int = 2048,
+        masks: Masks = "strict",
         stage: StageSettings | None = None,
         decoding: dict[str, Decoding] | None = None,
     ) -> None:
         image = fitting(image, size=vision.image_size, mean=vision.mean)
         tokenizer = language_tokenizer(language)
-        processor = Processor(tokenizer, load_template(chat, tokenizer), image, vision.num_vectors, max_length)
+        processor = Processor(
+            tokenizer, load_template(chat, tokenizer), image, vision.num_vectors, max_length, masks=masks
+        )
         parts = {
             "vision": vision,
             "connector": replace(connector, in_width=vision.width, out_width=language.width),

@@ -30,7 +30,7 @@ from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
 from lightning_mllm.language.tokenizer import language_tokenizer
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy, fitting
-from lightning_mllm.processing.processor import Processor
+from lightning_mllm.processing.processor import Masks, Processor
 from lightning_mllm.training.prompted import PromptedModule
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.dino import DINO_KEYS
@@ -86,6 +86,7 @@ class Sphinx(PromptedModule):
         chat: A template of `processing/templates`, or "tokenizer" for the tokenizer's own.
         image: How images are fitted and cut into views; None is one view, padded to a square.
         max_length: Tokens a row may have, visual slots included.
+        masks: What becomes of samples in which nothing is learned (`Processor`); LLaVA keeps them.
         stage: What to train; None for use only.
         decoding: Task -> how its answers are generated.
 
@@ -111,6 +112,7 @@ class Sphinx(PromptedModule):
         chat: str = "sphinx",
         image: ImagePolicy | None = None,
         max_length: int = 2048,
+        masks: Masks = "strict",
         stage: StageSettings | None = None,
         decoding: dict[str, Decoding] | None = None,
     ) -> None:
@@ -124,6 +126,7 @@ class Sphinx(PromptedModule):
             vectors_per_image=connector.vectors(vision.vectors, image.num_views),
             max_length=max_length,
             image_ends="vectors",
+            masks=masks,
         )
         parts = {
             "vision": vision,

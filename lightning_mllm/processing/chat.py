@@ -86,6 +86,13 @@ class ChatTemplate:
     """How a user's images without a word are written, where that is another way; in a file, another template's name."""
     tasks: dict[str, ChatTemplate] = field(default_factory=dict)
     """Task of a sample -> how it is written, where that is another way; in a file, other templates' names."""
+    empty_user: str | None = None
+    """What a user turn without a text is written as; None for its wrap."""
+    empty_assistant: str | None = None
+    """What an assistant turn without a text is written as, none of it learned; None for its wrap."""
+    round_marks: tuple[str, ...] = ()
+    """What stands before an answer and what behind it, by which LLaVA's released `preprocess_v1` and
+    `preprocess_llama_2` tell rounds apart (see `found_rounds`); empty where nothing is searched for."""
 
     def __post_init__(self) -> None:
         for wrap in ("system_wrap", "user", "assistant"):
@@ -105,6 +112,26 @@ class ChatTemplate:
     def of(self, task: str) -> ChatTemplate:
         """How samples of a task are written."""
         return self.tasks.get(task, self)
+
+    def found_rounds(self, turns: Sequence[Turn]) -> list[Turn]:
+        """The turns of the rounds that LLaVA's released code finds before one misleads it; all where none does.
+
+        It looks for `round_marks`: one that stands in a turn's text, a question without a text and a last answer
+        without one mislead it. An answer with an end in it is found up to there.
+        """
+        if not self.round_marks:
+            return list(turns)
+        before, behind = (self._own(mark).text for mark in self.round_marks)
+        found = 0
+        for i, turn in enumerate(turns):
+            said, *rest = turn.text.split(behind)
+            if before in said or (turn.role == "user" and (rest or not said)):
+                break
+            if rest:
+                return [*turns[:i], replace(turn, text=said)]
+            if turn.role == "assistant" and said:
+                found = i + 1
+        return list(turns[:found])
 
     def render(self, turns: Sequence[Turn], *, generate: bool = False) -> list[Piece]:
         """The pieces of a conversation, neighbours of one kind joined; with `generate`, up to where an answer begins.
@@ -130,11 +157,17 @@ class ChatTemplate:
             yield from lead
         for i, turn in enumerate(turns):
             if turn.role == "user":
-                images, text = self._place_images(turn.text)
                 yield self._own(self.between if i else "")
+                if not turn.text and self.empty_user is not None:
+                    yield self._own(self.empty_user)
+                    continue
+                images, text = ("", turn.text) if turn.literal else self._place_images(turn.text)
                 yield from split_images(images)
                 opening = lead if inside and i == 0 else []
-                yield from self._wrap(self.user, [*opening, *split_images(text)])
+                told = [Piece(text, False)] if turn.literal else split_images(text)
+                yield from self._wrap(self.user, [*opening, *told])
+            elif not turn.text and self.empty_assistant is not None:
+                yield self._own(self.empty_assistant)
             else:
                 yield self._own(self.assistant_prompt)
                 yield from self._wrap(self.assistant, [Piece(turn.text, True)])
@@ -171,7 +204,7 @@ class ChatTemplate:
         if system is not None or len(turns) > 2:
             found = len(turns) + (system is not None)
             raise ValueError(f"template {self.name!r}: found {found} turns, expected an image and its caption")
-        if turns and turns[0].role == "user" and IMAGE_MARK not in turns[0].text:
+        if turns and turns[0].role == "user" and not count_images(turns[0]):
             raise ValueError(f"template {self.name!r} keeps only {IMAGE_MARK} of a user turn, which has none")
 
     def _own(self, wrap: str, learn: bool = False) -> Piece:
@@ -221,6 +254,10 @@ class TokenizerTemplate:
             end = stop
         return join_pieces(pieces)
 
+    def found_rounds(self, turns: Sequence[Turn]) -> list[Turn]:
+        """As `ChatTemplate.found_rounds`: nothing is searched for."""
+        return list(turns)
+
     def answer(self, text: str) -> list[Piece]:
         """As `ChatTemplate.answer`."""
         return self.render((Turn(role="user", text="a"), Turn(role="assistant", text=text)))
@@ -243,7 +280,7 @@ class TokenizerTemplate:
 
     def _protect(self, turn: Turn) -> str:
         """The text of a turn, special tokens in it replaced by what `_read` turns back; marks of images stay."""
-        kept = {IMAGE_MARK} if turn.role == "user" else set()
+        kept = {IMAGE_MARK} if turn.role == "user" and not turn.literal else set()
         pattern = "|".join(re.escape(each) for each in self._protected if each not in kept)
         return re.sub(pattern, lambda found: f"\ufdd2{self._protected.index(found[0])}\ufdd3", turn.text)
 
@@ -347,13 +384,13 @@ def split_system(turns: Sequence[Turn], generate: bool = False) -> tuple[str | N
 
 
 def _wordless(turns: Sequence[Turn]) -> bool:
-    asked = [turn.text for turn in turns if turn.role == "user"]
-    return bool(asked) and not any(text.replace(IMAGE_MARK, "").strip() for text in asked)
+    asked = [turn for turn in turns if turn.role == "user"]
+    return bool(asked) and not any(turn.literal or turn.text.replace(IMAGE_MARK, "").strip() for turn in asked)
 
 
 def count_images(turn: Turn) -> int:
     """How many images a turn shows; in other turns than the user's, an image's mark is text."""
-    return turn.text.count(IMAGE_MARK) if turn.role == "user" else 0
+    return turn.text.count(IMAGE_MARK) if turn.role == "user" and not turn.literal else 0
 
 
 def split_images(text: str) -> Iterator[Piece]:

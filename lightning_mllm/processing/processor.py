@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Batch, Documents, Encoded, Sample, TokenKind
+from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Batch, Documents, Encoded, ImageRef, Sample, TokenKind
 from lightning_mllm.processing.chat import Chat, ChatTemplate, Piece, count_images
 from lightning_mllm.processing.decode import ImageError, ImageLimits, decode_image
 from lightning_mllm.processing.ends import StopText
@@ -48,6 +48,16 @@ class TextLimits:
             raise ValueError(f"limits.cut: found {self.cut!r}, expected left or right")
 
 
+Masks = Literal["strict", "published"]
+"""What becomes of a sample in which nothing is learned.
+
+strict: It is refused.
+published: It stays in its batch and teaches nothing, as in LLaVA (haotian-liu/LLaVA, llava/train/train.py). So do those
+    whose rounds that code cannot tell apart (`ChatTemplate.found_rounds`), and those of which `max_length` leaves no
+    answer; an image that would be cut is left out with all behind it, which no token before it can tell.
+"""
+
+
 class Processor:
     """Turns samples into what a network reads.
 
@@ -65,6 +75,7 @@ class Processor:
         query_text: What a Q-Former is given of the prompt; None for nets whose Q-Former reads nothing.
         special_in_turns: Whether special tokens written in turns (`</s>` in an answer) are special tokens; else they
             are text, and only the template writes special tokens.
+        masks: What becomes of samples in which nothing is learned.
 
     Raises:
         ValueError: a tokenizer without offsets, without any token to pad with, or without the begin and end tokens.
@@ -83,7 +94,10 @@ class Processor:
         seq2seq: bool = False,
         query_text: QueryText | None = None,
         special_in_turns: bool = False,
+        masks: Masks = "strict",
     ) -> None:
+        if masks not in get_args(Masks):
+            raise ValueError(f"masks: found {masks!r}, expected one of {', '.join(get_args(Masks))}")
         if not tokenizer.is_fast:
             raise ValueError(
                 f"found the slow tokenizer {type(tokenizer).__name__}, expected a fast one (tokenizer.json)"
@@ -106,6 +120,7 @@ class Processor:
         self.text_limits = text_limits
         self.seq2seq = seq2seq
         self.query_text = query_text
+        self.masks: Masks = masks
         self.truncated = 0
         """How many samples were cut so far, in this process."""
 
@@ -136,22 +151,29 @@ class Processor:
         """
         if sample.documents is not None:
             return self._packed(sample, sample.documents)
+        truncated = self.truncated
         try:
             turns = sample.turns
             if generate and turns and turns[-1].role == "assistant":
                 turns = turns[:-1]
             pieces = self.chat.of(sample.task).render(turns, generate=generate)
+            if self.masks == "published" and not (generate or self._told_apart(sample)):
+                pieces = [piece._replace(learn=False) for piece in pieces]
             marks = sum(map(count_images, turns))
             if marks != len(sample.images):
                 raise ValueError(f"found {marks} {IMAGE_MARK} marks for {len(sample.images)} images, expected as many")
             row, targets = self._tokenize(pieces, generate)
-            tokens, labels, kinds = self._fit(row, generate or self.seq2seq)
-            views = [self.image(decode_image(ref, self.limits), random) for ref in sample.images]
+            (tokens, labels, kinds), refs = self._fit(row, generate or self.seq2seq, sample.images)
+            views = [self.image(decode_image(ref, self.limits), random) for ref in refs]
         except ImageError as error:
             raise ImageError(f"sample {sample.id!r}: {error}") from error
         except ValueError as error:
             raise ValueError(f"sample {sample.id!r}: {error}") from error
-        questions = [turn.text.replace(IMAGE_MARK, "").strip() for turn in turns if turn.role == "user"]
+        asked = [turn for turn in turns if turn.role == "user"]
+        questions = [(turn.text if turn.literal else turn.text.replace(IMAGE_MARK, "")).strip() for turn in asked]
+        notes = ["cut"] if self.truncated > truncated else []
+        if targets is None and not generate and not any(label != IGNORE for label in labels[1:]):
+            notes.append("nothing learned")
         return Encoded(
             id=sample.id,
             tokens=torch.tensor(tokens, dtype=torch.long),
@@ -160,14 +182,27 @@ class Processor:
             images=torch.cat(views) if views else self._blank(0),
             targets=targets,
             query_text=None if self.query_text is None else self.query_text("\n".join(questions)),
-            image_ids=tuple(_number(ref.name) for ref in sample.images),
+            image_ids=tuple(_number(ref.name) for ref in refs),
             references=sample.references,
             candidates=sample.candidates,
             task=sample.task,
             prompt=questions[-1] if questions else "",
             index=sample.index,
             cluster=sample.cluster,
+            notes=tuple(notes),
         )
+
+    def _told_apart(self, sample: Sample) -> bool:
+        """Whether LLaVA's released code keeps the labels: it finds all rounds, or those it finds fill the row."""
+        chat = self.chat.of(sample.task)
+        if (found := chat.found_rounds(sample.turns)) == list(sample.turns):
+            return True
+        if not found:
+            return False
+        kinds = self._row(chat.render(found))[2]
+        # An image is one token where that code counts, and the end that misled it none.
+        slots = sum(kind != TokenKind.TEXT for kind in kinds) - sum(map(count_images, found))
+        return len(kinds) - slots >= self.max_length
 
     def _packed(self, sample: Sample, documents: Documents) -> Encoded:
         try:
@@ -243,24 +278,31 @@ class Processor:
         labels = [token if learn else IGNORE for token, learn in zip(tokens, learned, strict=True)]
         return tokens, labels, [int(TokenKind.TEXT)] * len(tokens)
 
-    def _fit(self, row: Row, generate: bool) -> Row:
+    def _fit(self, row: Row, generate: bool, images: Sequence[ImageRef]) -> tuple[Row, Sequence[ImageRef]]:
+        """What `max_length` lets in of a row and its images."""
         tokens, labels, kinds = row
         if not tokens:
             raise ValueError("found no tokens, expected at least one")
         length, limit = len(tokens), self.max_length
         # The first token is never predicted, so its label teaches nothing.
-        if not generate and all(label == IGNORE for label in labels[1:]):
+        strict = self.masks == "strict"
+        if strict and not generate and all(label == IGNORE for label in labels[1:]):
             raise ValueError(f"found {length} tokens and none of them learned, expected a non-empty answer")
         if length <= limit:
-            return row
+            return row, images
         if generate:
             raise ValueError(f"found a prompt of {length} tokens, expected at most {limit}")
+        each = len(self.image_slots[0])
         if any(kind != TokenKind.TEXT for kind in kinds[limit:]):
-            raise ValueError(f"found {length} tokens, expected at most {limit}: cutting the end would cut an image")
-        if all(label == IGNORE for label in labels[1:limit]):
+            if strict:
+                raise ValueError(f"found {length} tokens, expected at most {limit}: cutting the end would cut an image")
+            slots = [i for i, kind in enumerate(kinds) if kind != TokenKind.TEXT]
+            images = images[: sum(i < limit for i in slots) // each]
+            limit = min(limit, slots[len(images) * each])
+        if strict and all(label == IGNORE for label in labels[1:limit]):
             raise ValueError(f"found {length} tokens, expected at most {limit}: cutting the end would leave no answer")
         self.truncated += 1
-        return tokens[:limit], labels[:limit], kinds[:limit]
+        return (tokens[:limit], labels[:limit], kinds[:limit]), images
 
     def _blank(self, count: int) -> Tensor:
         return torch.zeros(count, 3, self.image.size, self.image.size, dtype=torch.uint8)
@@ -295,6 +337,7 @@ class Processor:
             candidates=[row.candidates for row in rows],
             indices=[row.index for row in rows],
             clusters=[row.cluster for row in rows],
+            notes=[row.notes for row in rows],
         )
 
     def with_answers(self, batch: Batch, answers: Sequence[str]) -> Batch:

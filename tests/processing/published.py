@@ -1,18 +1,23 @@
-"""LLaVA's own way from a conversation to labels, written after its description: lengths of re-tokenised rounds.
+"""LLaVA's own way from a conversation to labels: lengths of re-tokenised rounds.
 
-It stands here only to be compared with: a round's masked part is as long as its re-tokenised instruction, less two (the
-begin token, which stands in for the end token before the round, and the space that the answer's first token takes).
+Written from what haotian-liu/LLaVA, llava/train/train.py and llava/conversation.py do, and only to be compared with: a
+round's masked part is as long as its re-tokenised instruction, less two (the begin token, which stands in for the end
+token before the round, and the space that the answer's first token takes).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Turn
 
 IMAGE = -200
+
+Record = dict[str, Any]
+"""{"image"?, "turns": [{"from", "value"}]}."""
 
 
 def tokens_with_image(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
@@ -29,39 +34,69 @@ def moved(text: str) -> str:
     return (IMAGE_MARK + "\n" + text.replace(IMAGE_MARK, "").strip()).strip()
 
 
-def vicuna_text(system: str, turns: Sequence[Turn]) -> str:
+def cleaned(record: Record) -> list[tuple[str, str]]:
+    """Who says what, after `preprocess_multimodal`: only records with an image know what `<image>` means."""
+    return [(each["from"], moved(each["value"]) if "image" in record else each["value"]) for each in record["turns"]]
+
+
+def dropped(record: Record) -> list[str]:
+    """The texts of a record, of human and gpt in turn; what gpt says before that is not read."""
+    said = cleaned(record)
+    said = said[1:] if said[0][0] == "gpt" else said
+    assert [name for name, _ in said] == (["human", "gpt"] * len(said))[: len(said)]
+    return [text for _, text in said]
+
+
+def vicuna_text(system: str, texts: Sequence[str]) -> str:
+    """`Conversation.get_prompt` in the style TWO: blank behind a question, end token behind an answer."""
     text = system + " "
-    for turn in turns:
-        text += f"USER: {moved(turn.text)} " if turn.role == "user" else f"ASSISTANT: {turn.text}</s>"
+    for i, said in enumerate(texts):
+        role, end = ("ASSISTANT", "</s>") if i % 2 else ("USER", " ")
+        text += f"{role}: {said}{end}" if said else f"{role}:"
     return text
 
 
-def llama_2_text(system: str, turns: Sequence[Turn]) -> str:
+def llama_2_text(system: str, texts: Sequence[str]) -> str:
+    """`Conversation.get_prompt` in the style LLAMA_2."""
     text = ""
-    for i, turn in enumerate(turns):
-        if turn.role == "user":
-            question = moved(turn.text) if i else f"<<SYS>>\n{system}\n<</SYS>>\n\n{moved(turn.text)}"
-            text += f"<s>[INST] {question} [/INST]"
-        else:
-            text += f" {turn.text} </s>"
+    for i, said in enumerate(texts):
+        if i == 0:
+            assert said
+            said = f"<<SYS>>\n{system}\n<</SYS>>\n\n{said}"
+        if said:
+            text += f" {said} </s>" if i % 2 else f"<s>[INST] {said} [/INST]"
     return text.removeprefix("<s>")
 
 
-def round_labels(text: str, answer_mark: str, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
-    """Tokens and labels of a conversation whose answers follow `answer_mark` and end with `</s>`."""
-    tokens = tokens_with_image(text, tokenizer)
-    labels = list(tokens)
-    at = 1
+def round_labels(
+    text: str, answer_mark: str, tokenizer: PreTrainedTokenizerFast, image: bool, most: int = 2048
+) -> tuple[list[int], list[int]]:
+    """Tokens and labels of a conversation whose answers follow `answer_mark` and end with `</s>`.
+
+    `preprocess_v1` and `preprocess_llama_2`, then the cut of the collator. Of a row with an image the cut counts the
+    image as one token, and there is another one behind the image's vectors: with one vector they are the same.
+    """
+
+    def coded(part: str) -> list[int]:
+        return tokens_with_image(part, tokenizer) if image else tokenizer(part)["input_ids"]
+
+    tokens = coded(text) if image else coded(text)[:most]
+    labels, total, at = list(tokens), len(tokens), 1
     labels[:at] = [IGNORE]
     for part in text.split("</s>"):
         if not part:
             break
-        instruction, _ = part.split(answer_mark)
-        masked = len(tokens_with_image(instruction + answer_mark, tokenizer)) - 2
-        labels[at : at + masked] = [IGNORE] * masked
-        at += len(tokens_with_image(part, tokenizer))
-    assert at == len(tokens), "the published mismatch: the whole sample would be masked"
-    return tokens, labels
+        instruction, *answers = part.split(answer_mark)
+        if len(answers) != 1:
+            break
+        masked = len(coded(instruction + answer_mark)) - 2
+        for i in range(at, min(at + masked, total)):
+            labels[i] = IGNORE
+        at += len(coded(part))
+    labels[at:] = [IGNORE] * len(labels[at:])
+    if at < most and at != total:
+        labels = [IGNORE] * total  # "tokenization mismatch (ignored)"
+    return tokens[:most], labels[:most]
 
 
 def plain_labels(caption: str, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:

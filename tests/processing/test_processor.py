@@ -17,7 +17,7 @@ from lightning_mllm.processing.chat import ChatTemplate, load_template
 from lightning_mllm.processing.decode import ImageError, ImageLimits
 from lightning_mllm.processing.image_slots import ImageEnds
 from lightning_mllm.processing.images import ImagePolicy
-from lightning_mllm.processing.processor import Processor, TextLimits
+from lightning_mllm.processing.processor import Masks, Processor, TextLimits
 from tests.processing.test_chat import MARKED, UNMARKED, turns
 from tests.processing.tokenizer import llama_tokenizer
 
@@ -68,10 +68,22 @@ def processor(
     vectors: int = 3,
     max_length: int = 2048,
     image_ends: ImageEnds = "none",
+    masks: Masks = "strict",
+    special_in_turns: bool = False,
 ) -> Processor:
     tokenizer = tokenizer or llama_tokenizer()
     template = load_template(chat, tokenizer)
-    return Processor(tokenizer, template, ImagePolicy(size=8, fit="crop"), vectors, max_length, image_ends)
+    policy = ImagePolicy(size=8, fit="crop")
+    return Processor(
+        tokenizer,
+        template,
+        policy,
+        vectors,
+        max_length,
+        image_ends,
+        special_in_turns=special_in_turns,
+        masks=masks,
+    )
 
 
 def sample(*texts: str, images: tuple[Drawn | Broken, ...] = (), system: str | None = None) -> Sample:

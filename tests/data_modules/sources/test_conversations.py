@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_modules.sources import LlavaConversations, LlavaPretrain
+from lightning_mllm.processing.chat import count_images
 from tests.data_modules.files import SHARED, generator, touch, write
 
 
@@ -30,9 +32,9 @@ GOOD = [
 ]
 
 
-def load(folder: Path, records: Any, name: str = "llava.json", **settings: Any) -> LlavaConversations:
+def load(folder: Path, given: Any, name: str = "llava.json", **settings: Any) -> LlavaConversations:
     images = touch(folder / "images", "train2017/000000033471.jpg", "b.jpg")
-    source = LlavaConversations(write(folder / name, records), images, **settings)
+    source = LlavaConversations(write(folder / name, given), images, **settings)
     source.load()
     return source
 
@@ -111,6 +113,100 @@ def test_bad_records_are_named(tmp_path: Path, record: Any, rule: str) -> None:
     with pytest.raises(ValueError, match=rule) as error:
         load(tmp_path, [*GOOD, record], "llava.jsonl")
     assert str(error.value).startswith(f"{tmp_path}/llava.jsonl:5 (id 1): ")
+
+
+GPT_FIRST = [{"from": "gpt", "value": "Hello."}, *turns("Hi ", " Hello.\n")]
+PUBLISHED = [
+    ({"conversations": GPT_FIRST}, [("user", "Hi "), ("assistant", " Hello.\n")], "answer in front left out"),
+    ({"conversations": turns("\nHi ", "Yo")}, [("user", "\nHi "), ("assistant", "Yo")], "blanks kept"),
+    (
+        {"conversations": turns("Write <image> and <video>.", "<image>")},
+        [("user", "Write <image> and <video>."), ("assistant", "<image>")],
+        "marks as words",
+    ),
+    (
+        {"image": "b.jpg", "conversations": turns(" <image> or <image>? ", "a")},
+        [("user", "<image>\nor ?"), ("assistant", "a")],
+        "marks of a turn as one",
+    ),
+    (
+        {"image": "b.jpg", "conversations": turns("Hi", "a")},
+        [("user", "Hi"), ("assistant", "a")],
+        "image without a mark",
+    ),
+    (
+        {"conversations": turns("a", "b", "c")},
+        [("user", "a"), ("assistant", "b"), ("user", "c")],
+        "incomplete",
+    ),
+    ({"conversations": turns("a", "")}, [("user", "a"), ("assistant", "")], "incomplete"),
+]
+
+
+@pytest.mark.parametrize(("record", "expected", "change"), PUBLISHED, ids=[change for _, _, change in PUBLISHED])
+def test_records_as_published(tmp_path: Path, record: Any, expected: Any, change: str) -> None:
+    source = load(tmp_path, [*GOOD[2:3], record], records="published")
+    sample = source.sample(1, generator())
+    assert [(turn.role, turn.text) for turn in sample.turns] == expected
+    assert source.changed[change] == 1
+    assert len(sample.images) == (change == "marks of a turn as one")
+    assert sum(map(count_images, sample.turns)) == len(sample.images)
+    with pytest.raises(ValueError, match=r"llava\.json: record 1: ") if change != "blanks kept" else nullcontext():
+        load(tmp_path, [*GOOD[2:3], record])
+
+
+@pytest.mark.parametrize(
+    ("record", "rule"),
+    [
+        ({"id": 1, "conversations": [turns("a")[0], turns("b")[0]]}, "turn 1 is from human, expected gpt"),
+        ({"id": 1, "conversations": [*turns("a", "b"), turns("", "c")[1]]}, "turn 2 is from gpt, expected human"),
+        ({"id": 1, "conversations": [{"from": "robot", "value": "x"}]}, "turn 0 is from 'robot', expected human"),
+        ({"id": 1, "image": "b.jpg", "conversations": turns("<image>", "a", "<image>", "b")}, "found 2 <image> marks"),
+        ({"id": 1, "image": "b.jpg", "conversations": turns("<image>", "<image>")}, "turn 1 from gpt has an <image>"),
+        ({"id": 1, "conversations": []}, "found 0 turns"),
+    ],
+)
+def test_what_stops_published_code_is_bad(tmp_path: Path, record: Any, rule: str) -> None:
+    with pytest.raises(ValueError, match=rf"record 4 \(id 1\): {rule}"):
+        load(tmp_path, [*GOOD, record], records="published")
+    assert len(load(tmp_path, [*GOOD, record], records="published", bad_records="skip").skipped) == 1
+
+
+@pytest.mark.parametrize("records", ["strict", "published"])
+def test_missing_marks_in_front(tmp_path: Path, records: Any) -> None:
+    record = {"id": 1, "image": "b.jpg", "conversations": [{"from": "system", "value": "s"}, *turns("Hi", "a")]}
+    with pytest.raises(ValueError, match="write <image> where an image stands, or set marks: front"):
+        load(tmp_path, [record])
+    source = load(tmp_path, [record], marks="front", records=records)
+    sample = source.sample(0, generator())
+    assert [turn.text for turn in sample.turns] == ["s", "<image>\nHi", "a"] and len(sample.images) == 1
+    assert source.changed["marks put in front"] == 1 and source.has_image(0)
+    two = {**record, "image": ["b.jpg", "b.jpg"]}
+    assert load(tmp_path, [two], marks="front").sample(0, generator()).turns[1].text == "<image>\n<image>\nHi"
+    one_of_two = {**two, "conversations": turns("<image> Hi", "a")}
+    with pytest.raises(ValueError, match="found 1 <image> marks and 2 images"):
+        load(tmp_path, [one_of_two], marks="front")
+
+
+def test_half_a_character_names_its_record(tmp_path: Path) -> None:
+    half = {"id": 7, "conversations": turns("a", "b \ud83d")}
+    with pytest.raises(ValueError, match=r"llava\.json: record 1: found half of a character \('.ud83d'\)"):
+        load(tmp_path, [GOOD[2], half])
+    source = load(tmp_path, [GOOD[2], half, GOOD[2]], "llava.jsonl", bad_records="skip")
+    assert len(source) == 2 and "llava.jsonl:2: found half of a character" in source.skipped[0]
+    assert [source.where(index) for index in range(2)] == [f"{tmp_path}/llava.jsonl:1", f"{tmp_path}/llava.jsonl:3"]
+
+
+def test_names_in_another_case_or_form_are_pointed_out(tmp_path: Path) -> None:
+    images = touch(tmp_path / "images", "A/caf\u00e9.JPG")
+    for name, found in (
+        ("a/caf\u00e9.jpg", "not found, but A/caf\u00e9.JPG is: the names differ in case"),
+        ("A/cafe\u0301.JPG", "not found, but A/caf\u00e9.JPG is: the names differ in their Unicode form"),
+        ("A/b.jpg", "b.jpg not found$"),
+    ):
+        record = {"image": name, "conversations": turns("<image>", "b")}
+        with pytest.raises(ValueError, match=found):
+            LlavaConversations(write(tmp_path / "a.json", [record]), images).load()
 
 
 def test_bad_records_may_be_left_out(tmp_path: Path) -> None:
