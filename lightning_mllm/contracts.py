@@ -278,7 +278,9 @@ class Stage:
     train: dict[str, Train]
     """Glob pattern over parameter names -> how it is trained."""
     lora: bool = False
-    """Whether the stage trains low-rank adapters of the language model."""
+    """Whether the stage trains low-rank adapters."""
+    lora_targets: tuple[str, ...] = ()
+    """The layers that have one, as `Lora.targets`, where the settings name none."""
 
 
 @dataclass(frozen=True, kw_only=True)

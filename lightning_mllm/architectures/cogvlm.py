@@ -34,6 +34,7 @@ from transformers import PreTrainedModel
 
 from lightning_mllm.connectors.ends import Ends, EndsConnector
 from lightning_mllm.connectors.glu import Glu, GluConnector
+from lightning_mllm.connectors.spec import ConnectorSpec, with_widths
 from lightning_mllm.contracts import Batch, Stage, TokenKind, Train
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA
@@ -67,7 +68,8 @@ class CogVLM(PromptedModule):
     Args:
         vision: EVA2-CLIP-E, or a tower of open_clip.
         language: A language model with Llama's blocks, and which of its modules have an expert.
-        connector: The adapter's inner width.
+        connector: `GluConnector` with the adapter's inner width, or another that builds from two widths; None is the
+            released adapter.
         ends: The vectors before and after an image.
         chat: A template of `processing/templates`, or "tokenizer" for the tokenizer's own.
         image: How images are fitted into the tower's square; None squashes them, as released.
@@ -87,9 +89,13 @@ class CogVLM(PromptedModule):
         "chat": Stage(train={"vision.*": Train(scale=0.1), **FUSION}),
         # The same in the paper's first version: all but the tower, the language model at a tenth.
         "chat_lm": Stage(train={**FUSION, "language.*": Train(scale=0.1, but=(EXPERT,))}),
-        # The released finetune_cogvlm_demo.py (rank 10), but for what it adapts in the tower.
+        # The released finetune_demo/finetune_cogvlm_demo.py: adapters of attention in tower and language model, none of
+        # the experts (sat/model/finetune/lora2.py: each of the tower's Q, K and V has an A of its own, here they share
+        # one), and the tower's feed-forward in blocks 46 to 54, which experiments/cogvlm_17b/chat_lora.yaml names.
         "chat_lora": Stage(
-            train={**FUSION, EXPERT: Train(but=("*.lora_*",)), "language.*.language.*lora_*": Train()}, lora=True
+            train={"language.*lora_*": Train(), "vision.*lora_*": Train()},
+            lora=True,
+            lora_targets=("language.*.self_attn.*.language", "vision.*.attn.*"),
         ),
     }
     key_maps: ClassVar[dict[str, KeyMap]] = {"hf": HF_KEYS}
@@ -97,7 +103,7 @@ class CogVLM(PromptedModule):
     slots: ClassVar[frozenset[TokenKind]] = frozenset({TokenKind.IMAGE_BEGIN, TokenKind.IMAGE, TokenKind.IMAGE_END})
 
     vision: nn.Module
-    connector: Glu
+    connector: nn.Module
     ends: Ends
     language: PreTrainedModel
 
@@ -105,7 +111,7 @@ class CogVLM(PromptedModule):
         self,
         vision: Eva2Tower | OpenClipTower,
         language: VisualExpertLM,
-        connector: GluConnector = GluConnector(),
+        connector: ConnectorSpec | None = None,
         ends: EndsConnector = EndsConnector(),
         chat: str = "cogvlm_chat",
         image: ImagePolicy | None = None,
@@ -124,7 +130,7 @@ class CogVLM(PromptedModule):
         )
         parts = {
             "vision": vision,
-            "connector": replace(connector, in_width=vision.width, out_width=language.width),
+            "connector": with_widths(connector or GluConnector(), in_width=vision.width, out_width=language.width),
             "ends": replace(ends, width=language.width),
             "language": language,
         }
@@ -137,7 +143,7 @@ class CogVLM(PromptedModule):
 
     def see(self, batch: Batch) -> Float[Tensor, "N V D"]:
         """What the language model is shown of each image, its begin and its end included."""
-        visual = self.vision(batch.images).to(self.connector.norm1.weight.dtype)
+        visual = self.vision(batch.images).to(next(self.connector.parameters()).dtype)
         return self.ends(self.connector(visual))
 
     def idle(self) -> set[str]:
@@ -147,9 +153,12 @@ class CogVLM(PromptedModule):
         """The net as a folder in the public checkpoints' layout, with code of ours for transformers; adapters merged.
 
         Raises:
-            ValueError: A tower or a language model that the layout has no place for.
+            ValueError: A tower, a connector or a language model that the layout has no place for.
         """
         own: Processor = self.processor
+        if not isinstance(self.connector, Glu):
+            found = type(self.parts["connector"]).__name__
+            raise ValueError(f"connector: found {found}, expected GluConnector to be exported")
         templated = isinstance(own.chat, TokenizerTemplate)
         return cogvlm_folder(
             self,

@@ -16,16 +16,17 @@ Legend: B rows, T tokens, N images, V vectors an image, Dv and D widths of tower
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, LlavaConfig, LlavaProcessor, PreTrainedModel
 
 from lightning_mllm.connectors.projector import Linear, LinearConnector, Mlp, MlpConnector
+from lightning_mllm.connectors.spec import ConnectorSpec, with_widths
 from lightning_mllm.contracts import IMAGE_MARK, Batch, Stage, Train
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
@@ -117,7 +118,7 @@ class LLaVA(PromptedModule):
 
     Args:
         vision: The tower, its layer and what becomes of its class token.
-        connector: `LinearConnector` (LLaVA) or `MlpConnector` (LLaVA-1.5).
+        connector: `LinearConnector` (LLaVA), `MlpConnector` (LLaVA-1.5), or another that builds from two widths.
         language: Any causal language model of transformers.
         chat: A template of `processing/templates`, or "tokenizer" for the tokenizer's own.
         image: How images are fitted into the tower's square; None is CLIP's crop.
@@ -140,13 +141,13 @@ class LLaVA(PromptedModule):
     hf_class: ClassVar[str] = "LlavaForConditionalGeneration"
 
     vision: VisionTower
-    connector: Linear | Mlp
+    connector: nn.Module
     language: PreTrainedModel
 
     def __init__(
         self,
         vision: OpenClipTower,
-        connector: LinearConnector | MlpConnector,
+        connector: ConnectorSpec,
         language: CausalLM,
         chat: str = "vicuna_v1",
         image: ImagePolicy | None = None,
@@ -162,7 +163,7 @@ class LLaVA(PromptedModule):
         )
         parts = {
             "vision": vision,
-            "connector": replace(connector, in_width=vision.width, out_width=language.width),
+            "connector": with_widths(connector, in_width=vision.width, out_width=language.width),
             "language": language,
         }
         super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
@@ -177,10 +178,13 @@ class LLaVA(PromptedModule):
         Blocks behind the used layer are no part of the net: the folder's tower ends there, and its last layer is read.
 
         Raises:
-            ValueError: A connector of more than two layers, a norm behind the tower or several views of an image, for
-                which transformers has no place.
+            ValueError: A connector that is neither of LLaVA's, or of more than two layers, a norm behind the tower or
+                several views of an image, for which transformers has no place.
         """
         linear = isinstance(self.connector, Linear)
+        if not isinstance(self.connector, Linear | Mlp):
+            found = type(self.parts["connector"]).__name__
+            raise ValueError(f"connector: found {found}, expected LinearConnector or MlpConnector to be exported")
         if isinstance(self.connector, Mlp) and self.connector.depth != 2:
             raise ValueError(f"connector.depth: found {self.connector.depth}, expected 2, all that transformers knows")
         own: Processor = self.processor

@@ -15,7 +15,6 @@ Legend: B rows, T tokens, I images, N views (of each image a global one, then it
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 from jaxtyping import Float
@@ -24,6 +23,7 @@ from transformers import PreTrainedModel
 
 from lightning_mllm.connectors.ends import Ends, EndsConnector
 from lightning_mllm.connectors.mixed import MixedConnector, MixedProjection
+from lightning_mllm.connectors.spec import ViewsConnectorSpec, with_widths
 from lightning_mllm.contracts import Batch, Stage, TokenKind, Train
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
@@ -82,7 +82,8 @@ class Sphinx(PromptedModule):
     Args:
         vision: The towers; members of one group are joined on their channels, groups stand one after another.
         language: Any causal language model of transformers.
-        connector: Whether the parts of an image are shown with fewer vectors (`pool`).
+        connector: `MixedConnector`, which may show the parts of an image with fewer vectors (`pool`), or another of
+            groups and views; None shows all.
         chat: A template of `processing/templates`, or "tokenizer" for the tokenizer's own.
         image: How images are fitted and cut into views; None is one view, padded to a square.
         max_length: Tokens a row may have, visual slots included.
@@ -108,7 +109,7 @@ class Sphinx(PromptedModule):
         self,
         vision: MixedTower,
         language: CausalLM,
-        connector: MixedConnector = MixedConnector(),
+        connector: ViewsConnectorSpec | None = None,
         chat: str = "sphinx",
         image: ImagePolicy | None = None,
         max_length: int = 2048,
@@ -117,7 +118,7 @@ class Sphinx(PromptedModule):
         decoding: dict[str, Decoding] | None = None,
     ) -> None:
         image = fitting(image, size=vision.image_size, mean=vision.mean, fit="pad")
-        connector = replace(connector, in_widths=vision.widths, out_width=language.width)
+        connector = with_widths(connector or MixedConnector(), in_widths=vision.widths, out_width=language.width)
         tokenizer = language_tokenizer(language)
         processor = Processor(
             tokenizer,

@@ -69,6 +69,9 @@ def _say(leaf: str, config: Config) -> tuple[str, KeyPath]:
         )
     if found := re.match(r'(?:Key|Option) "([^"]+)" (?:is required|not found).*$', leaf):
         return "found nothing, expected a value", _keys(found[1])
+    if found := re.match(r"Import path (\S+) does not implement protocol (\w+)", leaf):
+        methods = "build, pretrained and blocks" + (" and vectors" if found[2].startswith("Views") else "")
+        return f"found {found[1]}, expected a frozen dataclass with {methods} (see connectors/spec.py)", ()
     if found := re.match(r"([a-z_]+(?:\.[a-z_]+)+|run_dir): ", leaf):
         # Our own settings name their key themselves.
         place = config.place(_keys(found[1]))

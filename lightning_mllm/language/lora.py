@@ -1,26 +1,31 @@
-"""Low-rank adapters of a language model (Hu et al., arXiv 2106.09685): W x + alpha / r * B A x, with W frozen."""
+"""Low-rank adapters of linear layers (Hu et al., arXiv 2106.09685): W x + alpha / r * B A x, with W frozen."""
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal, get_args
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 ADAPTER = "default"
 """What peft calls an adapter that has no other name; part of the tensors' names."""
 
 
+Bias = Literal["none", "lora_only"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Sizes of the adapters; the defaults are those of LLaVA-1.5's released `finetune_lora.sh`.
+    """The adapters; the defaults are those of LLaVA-1.5's released `scripts/v1_5/finetune_lora.sh`.
 
     Raises:
-        ValueError: A number is out of range.
+        ValueError: A number is out of range, or an unknown `bias`.
     """
 
     r: int = 128
@@ -28,6 +33,12 @@ class Lora:
     alpha: int = 256
     dropout: float = 0.05
     """Of what enters an adapter."""
+    bias: Bias = "none"
+    """As peft calls them: `lora_only` trains the biases of the adapted layers too."""
+    targets: tuple[str, ...] = ()
+    """The layers: glob patterns over modules of the net (`language.*.self_attn.*`), or last names of modules of the
+    language model (`q_proj`); each names some linear layer. None: those that the stage names, else every linear layer
+    of the language model but its head."""
 
     def __post_init__(self) -> None:
         if self.r < 1:
@@ -36,6 +47,8 @@ class Lora:
             raise ValueError(f"lora.alpha: found {self.alpha}, expected at least 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"lora.dropout: found {self.dropout}, expected a number from 0 up to, not including, 1")
+        if self.bias not in get_args(Bias):
+            raise ValueError(f"lora.bias: found {self.bias!r}, expected one of {', '.join(get_args(Bias))}")
 
     @property
     def scale(self) -> float:
@@ -43,11 +56,59 @@ class Lora:
         return self.alpha / self.r
 
 
-def add_lora(model: PreTrainedModel, lora: Lora) -> None:
-    """Puts an adapter on every linear layer of `model` but its head, in place; all else is frozen."""
-    head = model.get_output_embeddings()
-    names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head]
-    assert names, "a language model without linear layers"
+def adapted_layers(parts: Mapping[str, nn.Module], targets: Sequence[str]) -> dict[str, list[str]]:
+    """Part -> the names in it of the layers that have an adapter.
+
+    Args:
+        parts: The net's parts; the language model is called `language`.
+        targets: As `Lora.targets`.
+
+    Raises:
+        ValueError: A target names no linear layer.
+    """
+    layers = {f"{part}.{name}": (part, name) for part, module in parts.items() for name in linear_layers(module)}
+    if not targets:
+        return {"language": [name for part, name in layers.values() if part == "language"]}
+    chosen: dict[str, None] = {}
+    for target in targets:
+        found = [full for full in layers if _is(target, full)]
+        if not found:
+            known = {full.rpartition(".")[2] for full in layers} if "." not in target else set(layers)
+            near = ", ".join(map(repr, difflib.get_close_matches(target, sorted(known), n=3, cutoff=0.0)))
+            raise ValueError(f"stage.lora.targets: {target!r} names no linear layer, expected something like {near}")
+        chosen.update(dict.fromkeys(found))
+    grouped: dict[str, list[str]] = {}
+    for full in chosen:
+        part, name = layers[full]
+        grouped.setdefault(part, []).append(name)
+    return grouped
+
+
+def _is(target: str, full: str) -> bool:
+    if "." in target or set(target) & set("*?["):
+        return fnmatchcase(full, target)
+    return full.startswith("language.") and full.rpartition(".")[2] == target
+
+
+def linear_layers(module: nn.Module) -> Iterator[str]:
+    """Names of the linear layers of `module` that are called as such: no head, and none inside torch's attention."""
+    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None  # pyright: ignore
+    inside = {id(each) for m in module.modules() if isinstance(m, nn.MultiheadAttention) for each in m.modules()}
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear) and layer is not head and id(layer) not in inside:
+            yield name
+
+
+def add_lora(model: nn.Module, lora: Lora, names: Sequence[str] | None = None) -> None:
+    """Puts an adapter on linear layers of `model`, in place; all else is frozen.
+
+    Args:
+        model: A part of a net.
+        lora: Sizes; its targets are not read here.
+        names: Of the layers; None is every linear layer but the head.
+    """
+    names = list(linear_layers(model)) if names is None else list(names)
+    assert names, "a model without linear layers"
     settings = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
     inject_adapter_in_model(settings, model, adapter_name=ADAPTER)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,7 +32,7 @@ from lightning_mllm.evaluation.results import write_results
 from lightning_mllm.evaluation.retrieval import Retrieval
 from lightning_mllm.evaluation.scores import Scores
 from lightning_mllm.evaluation.text_scores import TextScores
-from lightning_mllm.language.lora import Lora, add_lora
+from lightning_mllm.language.lora import Lora, adapted_layers, add_lora
 from lightning_mllm.training.freezing import (
     FreezeRow,
     GradientCheck,
@@ -115,15 +115,19 @@ class MultimodalModule(LightningModule):
                 f"stage.name: found {stage.name!r}, expected one of {sorted(cls.stages)}; "
                 f"the nearest is {nearest(stage.name, cls.stages, 1)}"
             )
-        if stage.train is not None:
-            return dict(stage.train), stage.lora or (Lora() if published and published.lora and stage.train else None)
-        assert published is not None
-        if stage.lora is not None and not published.lora:
+        adapted = published is not None and published.lora
+        if stage.lora is not None and not adapted and stage.train is None:
             raise ValueError(
                 f"stage.lora: stage {stage.name!r} trains no adapters, expected one of"
                 f" {sorted(name for name, s in cls.stages.items() if s.lora)} or a stage.train that names them"
             )
-        return dict(published.train), (stage.lora or Lora()) if published.lora else None
+        lora = stage.lora or (Lora() if adapted and stage.train != {} else None)
+        table = dict(stage.train if stage.train is not None or published is None else published.train)
+        if lora is not None and not lora.targets and published is not None:
+            lora = replace(lora, targets=published.lora_targets)
+        if lora is not None and lora.bias == "lora_only":
+            table["*.base_layer.bias"] = Train()
+        return table, lora
 
     # ---- the net -----------------------------------------------------------------------------------------------
 
@@ -178,9 +182,10 @@ class MultimodalModule(LightningModule):
         for name, spec in self.parts.items():
             setattr(self, name, build_empty(spec))
         if self.lora is not None:
+            parts = {name: getattr(self, name) for name in self.parts}
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                language: Any = self.language
-                add_lora(language, self.lora)
+                for name, layers in adapted_layers(parts, self.lora.targets).items():
+                    add_lora(parts[name], self.lora, layers)
         self.trained = freeze(self, self.table)
         if self.sharded:
             blocks = [block for name, spec in self.parts.items() for block in spec.blocks(getattr(self, name))]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lightning_mllm.architectures.cogvlm import FUSION, HF_KEYS, TINY, CogVLM
-from lightning_mllm.contracts import IGNORE, Batch, Sample, TokenKind, Turn
+from lightning_mllm.contracts import IGNORE, Batch, Sample, TokenKind, Train, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.lora import Lora
 from lightning_mllm.language.visual_expert import VisualExpertLM, vision_mask
@@ -167,7 +167,7 @@ EXPECTED = {
     "grounding": {"connector", "ends", "expert"},
     "chat": {"vision", "connector", "ends", "expert"},
     "chat_lm": {"connector", "ends", "expert", "language"},
-    "chat_lora": {"connector", "ends", "expert", "lora"},
+    "chat_lora": {"lora", "vision lora"},
 }
 LORA = Lora(r=2, alpha=4, dropout=0.0)
 
@@ -176,7 +176,7 @@ def group(name: str) -> str:
     if name.startswith("language."):
         expert = "expert adapter" if ".lora_" in name else "expert"
         return expert if ".vision." in name else "lora" if ".lora_" in name else "language"
-    return name.split(".")[0]
+    return name.split(".")[0] + (" lora" if ".lora_" in name else "")
 
 
 @pytest.mark.parametrize("stage", EXPECTED)
@@ -187,7 +187,7 @@ def test_a_stage_trains_what_is_published_and_nothing_else(stage: str) -> None:
     assert {group(name) for name in trained} == EXPECTED[stage]
     groups = {group(name) for name, p in module.named_parameters() if not p.requires_grad}
     assert groups.isdisjoint(EXPECTED[stage])
-    assert any(each.training for each in module.vision.modules()) == (stage == "chat")
+    assert any(each.training for each in module.vision.modules()) == (stage in ("chat", "chat_lora"))
     found = gradients(module, batch_of(module, ONE, OTHER))
     assert set(found) == trained
     silent = {name for name in trained if not (found[name] != 0).any()}
@@ -220,7 +220,19 @@ def test_training_leaves_the_language_model_as_it_was(tmp_path: Path, stage: str
         plainly = name.replace(".base_layer.", ".")
         if plainly in fresh and not torch.equal(tensor, fresh[plainly]):
             changed.add(group(plainly))
-    assert changed == {"expert"}
+    assert changed == ({"expert"} if stage == "caption" else set())
+
+
+def test_the_released_adapters_are_those_of_attention() -> None:
+    """finetune_demo/finetune_cogvlm_demo.py: `matrix_A`, `matrix_B`, and the tower's feed-forward of some blocks."""
+    table = {"language.*lora_*": Train(), "vision.*lora_*": Train(), "vision.blocks.1.mlp.*": Train()}
+    module = CogVLM.tiny(stage=StageSettings(name="chat_lora", train=table, lora=LORA))
+    module.configure_model()
+    layers = {name.split(".lora_")[0] for name, p in module.named_parameters() if p.requires_grad}
+    attention = {f"language.model.layers.{n}.self_attn.{each}_proj.language" for n in range(2) for each in "qkvo"}
+    tower = {f"vision.blocks.{n}.attn.{each}" for n in range(2) for each in ("qkv", "proj")}
+    others = {f"vision.blocks.1.mlp.{each}.{kind}" for each in ("fc1", "fc2") for kind in ("weight", "bias")}
+    assert layers == attention | tower | others
 
 
 def test_a_trained_adapter_is_folded_into_its_language_model(tmp_path: Path) -> None:

@@ -313,6 +313,19 @@ def test_a_stage_trains_what_is_published_and_nothing_else(stage: str) -> None:
     assert set(found) == {n for n, p in module.named_parameters() if p.requires_grad}
 
 
+def test_biases_of_adapted_layers_are_trained_where_it_is_said() -> None:
+    lora = Lora(r=2, alpha=4, dropout=0.0, bias="lora_only", targets=("q_proj",))
+    biased = replace(TINY["language"], config={**TINY["language"].config, "attention_bias": True})
+    module = LLaVA.tiny(language=biased, stage=StageSettings(name="instruct_lora", lora=lora))
+    module.configure_model()
+    trained = {name.split(".self_attn.")[-1] for name in module.trained if name.startswith("language.")}
+    assert trained == {
+        f"q_proj.{each}" for each in ("base_layer.bias", "lora_A.default.weight", "lora_B.default.weight")
+    }
+    with pytest.raises(ValueError, match=r"pattern '\*\.base_layer\.bias' matches no parameter"):
+        LLaVA.tiny(stage=StageSettings(name="instruct_lora", lora=lora)).configure_model()
+
+
 def test_fresh_adapters_change_nothing() -> None:
     plain = built()
     adapted = built(stage=StageSettings(name="instruct_lora", lora=Lora(r=2, alpha=4, dropout=0.0)))

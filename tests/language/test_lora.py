@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lightning_mllm.language.lora import Lora, add_lora, fresh_lora, merge_lora
+from lightning_mllm.language.lora import Lora, adapted_layers, add_lora, fresh_lora, merge_lora
 from tests.language.models import small
 
 LORA = Lora(r=4, alpha=8, dropout=0.0)
@@ -25,6 +27,35 @@ def test_every_linear_layer_but_the_head_is_adapted(name: str, linears: int) -> 
     assert {n for n, p in model.named_parameters() if p.requires_grad} == set(adapters)
     # B is zero at first.
     assert_close(model(TOKENS).logits, before, atol=0, rtol=0)
+
+
+def parts() -> dict[str, nn.Module]:
+    vision = nn.ModuleDict({"attn": nn.MultiheadAttention(4, 2), "mlp": nn.Linear(4, 4)})
+    return {"vision": vision, "language": small("llama")}
+
+
+def test_targets_name_layers_of_the_net() -> None:
+    names = adapted_layers(parts(), ("q_proj", "language.*.1.mlp.*_proj", "vision.*"))
+    assert names == {
+        "language": [
+            *[f"model.layers.{n}.self_attn.q_proj" for n in range(2)],
+            *[f"model.layers.1.mlp.{each}_proj" for each in ("gate", "up", "down")],
+        ],
+        "vision": ["mlp"],  # nobody calls what is inside torch's own attention
+    }
+    (every,) = adapted_layers(parts(), ()).values()
+    assert len(every) == 14 and "lm_head" not in every
+
+
+@pytest.mark.parametrize(
+    ("target", "near"),
+    [("q_porj", "'q_proj'"), ("language.*.q_porj", r"'language\.model\.\S+'"), ("lm_head", ".*_proj")],
+)
+def test_a_target_that_names_nothing_is_refused(target: str, near: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"stage\.lora\.targets: '{re.escape(target)}' names no linear layer, .*{near}"
+    ):
+        adapted_layers(parts(), ("q_proj", target))
 
 
 def test_folded_adapters_say_the_same() -> None:
@@ -71,3 +102,8 @@ def test_fresh_values() -> None:
 def test_sizes_out_of_range(setting: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"lora\.{setting}: found {value}"):
         Lora(**{setting: value})  # pyright: ignore[reportArgumentType]
+
+
+def test_an_unknown_bias_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"lora\.bias: found 'some', expected one of none, lora_only"):
+        Lora(bias="some")  # pyright: ignore[reportArgumentType]
