@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from data_modules.loader import contained
+from data_modules.loader import TRIES, contained, named
 from data_modules.order import seeded
 from data_modules.sources.source import Source
 from lightning_mllm.contracts import Evaluation, Sample
@@ -54,7 +54,8 @@ class EvaluationSamples(Dataset):
     """Rank `rank`'s share of an evaluation set, encoded for generation.
 
     Every rank has equally many, so the last ones may repeat samples of the beginning; `Sample.index` tells them. A
-    sample's `cluster` is its own pictures, also where a blind twin shows others.
+    sample's `cluster` is its own pictures, also where a blind twin shows others. Where the source says
+    `bad_records: skip`, one that cannot be encoded is left out: another one of the set is given in its place again.
 
     Args:
         chosen: the set; its source is loaded.
@@ -71,8 +72,23 @@ class EvaluationSamples(Dataset):
 
     def __getitem__(self, row: int) -> Any:
         place = self.places[row]
-        make = lambda: self.processor.encode(self.sample(place), generate=True)  # noqa: E731
-        return contained(make, f"sample {self.indices[place]} of an evaluation set")
+        return contained(lambda: self._encoded(place), f"sample {self.indices[place]} of an evaluation set")
+
+    def _encoded(self, place: int) -> Any:
+        bad: list[str] = []
+        for other in ((place + step) % len(self.indices) for step in range(min(TRIES, len(self.indices)))):
+            try:
+                encoded = self.processor.encode(self.sample(other), generate=True)
+            except ValueError as error:
+                where = self.source.where(self.indices[other])
+                if self.source.bad_records == "refuse":
+                    raise named(where, error) from error
+                bad.append(str(named(where, error)))
+            else:
+                return (
+                    replace(encoded, notes=(*encoded.notes, *(f"left out: {each}" for each in bad))) if bad else encoded
+                )
+        raise ValueError(f"found {len(bad)} bad samples of an evaluation set in a row, the first: {bad[0]}")
 
     def sample(self, place: int) -> Sample:
         """Sample `place` of the chosen ones, its images exchanged where blind."""

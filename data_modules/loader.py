@@ -34,6 +34,10 @@ TIMEOUT = 60
 """Seconds to wait for a batch of a worker: one that cannot send its error would otherwise be waited for without end."""
 
 
+TRIES = 100
+"""Bad samples of a source in a row, at which something else is wrong."""
+
+
 @dataclass(frozen=True)
 class Refusal:
     """A ValueError on its way out of a worker, where torch would wrap it in a traceback."""
@@ -64,8 +68,16 @@ class Collate:
         return refusal or contained(lambda: self.processor.collate(list(rows), padding=self.padding), "collate")
 
 
+def named(where: str, error: ValueError) -> ValueError:
+    """The error with file and record in front."""
+    return ValueError(f"{where}: {error}" if where else str(error))
+
+
 class TrainingSamples(Dataset):
     """Encoded samples by place in the order; each draws from a generator of its own, whichever process makes it.
+
+    Where a source says `bad_records: skip`, a sample that cannot be encoded (a truncated image) is replaced by the next
+    one of the source that also has an image or has none; a note says so. Which it is depends on the place alone.
 
     Args:
         sources: by the names that places have.
@@ -82,11 +94,28 @@ class TrainingSamples(Dataset):
             assert self.text is not None
             text = self.text
             return contained(lambda: self.processor.encode(text.sample(place)), str(place))
-        generator = seeded(self.seed, "sample", place.epoch, place.source, place.index)
-        source = self.sources[place.source]
-        return contained(
-            lambda: self.processor.encode(source.sample(place.index, generator), random=generator), str(place)
-        )
+        return contained(lambda: self._encoded(place), str(place))
+
+    def _encoded(self, place: Place) -> Any:
+        source, bad = self.sources[place.source], list[str]()
+        seen = source.has_image(place.index)
+        for index in ((place.index + step) % len(source) for step in range(len(source))):
+            if source.has_image(index) is not seen:
+                continue
+            generator = seeded(self.seed, "sample", place.epoch, place.source, index)
+            try:
+                encoded = self.processor.encode(source.sample(index, generator), random=generator)
+            except ValueError as error:
+                if source.bad_records == "refuse":
+                    raise named(source.where(index), error) from error
+                bad.append(str(named(source.where(index), error)))
+                if len(bad) == TRIES:
+                    break
+            else:
+                return (
+                    replace(encoded, notes=(*encoded.notes, *(f"replaced: {each}" for each in bad))) if bad else encoded
+                )
+        raise ValueError(f"data.train.{place.source}: found {len(bad)} bad samples in a row, the first: {bad[0]}")
 
 
 class SampleLoader(DataLoader):

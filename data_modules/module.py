@@ -7,7 +7,6 @@ import math
 import warnings
 from typing import Any, ClassVar, Literal
 
-from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +26,7 @@ from data_modules.loader import (
 from data_modules.order import Group, Order
 from data_modules.sources.plain_text import TextSource
 from data_modules.sources.source import Source
+from data_modules.tally import TalliedDataModule
 from data_modules.text import TextRows, TextShare
 from lightning_mllm.contracts import Evaluation
 
@@ -34,7 +34,7 @@ IMAGE_WORDS = 128
 """Words that an image counts for where samples are grouped by length (LLaVA, released train.py, `lengths`)."""
 
 
-class MultimodalDataModule(LightningDataModule):
+class MultimodalDataModule(TalliedDataModule):
     """A mixture of sources to train on, and sets to answer.
 
     The Trainer must take one epoch (`max_epochs=1`): repeating the data is a matter of the order, so that a position in
@@ -173,12 +173,17 @@ class MultimodalDataModule(LightningDataModule):
     @rank_zero_only
     def _print_sources(self) -> None:
         table = Table("source", title=f"training data, {self.optimizer_steps} steps of {self.global_batch}")
-        for heading in ("samples", "share", "epochs", "left out"):
+        changes = sorted(
+            {change for source in self.train.values() for change, count in source.changed.items() if count}
+        )
+        for heading in ("samples", "share", "epochs", "left out", *changes):
             table.add_column(heading, justify="right")
         for name, epochs in self.effective_epochs().items():
             skipped = len(getattr(self.train[name], "skipped", ()))
             share = self.order.counts[name] / len(self.order)
-            table.add_row(name, f"{len(self.train[name]):,}", f"{share:.1%}", f"{epochs:.2f}", f"{skipped:,}")
+            changed = [f"{self.train[name].changed.get(change, 0):,}" for change in changes]
+            counts = (f"{len(self.train[name]):,}", f"{share:.1%}", f"{epochs:.2f}", f"{skipped:,}", *changed)
+            table.add_row(name, *counts)
         Console().print(table)
         if self.rows is not None:
             Console().print(self.rows.table(self.optimizer_steps, self.shares()[0].batch))

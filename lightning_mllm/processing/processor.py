@@ -154,6 +154,8 @@ class Processor:
         truncated = self.truncated
         try:
             turns = sample.turns
+            for turn in turns:
+                check_characters(turn.text)
             if generate and turns and turns[-1].role == "assistant":
                 turns = turns[:-1]
             pieces = self.chat.of(sample.task).render(turns, generate=generate)
@@ -232,7 +234,9 @@ class Processor:
         tokens = [label for label in labels if label != IGNORE]
         if not tokens:
             raise ValueError("found an answer without tokens, expected a non-empty one")
-        return torch.tensor(tokens[: self.text_limits.answer], dtype=torch.long)
+        kept = tokens[: self.text_limits.answer]
+        self.truncated += len(kept) < len(tokens)
+        return torch.tensor(kept, dtype=torch.long)
 
     def _cut(self, row: Row) -> Row:
         """The row within the limits of its prompt and its answer; visual slots are never cut."""
@@ -404,6 +408,14 @@ def _prefix(tokenizer: PreTrainedTokenizerFast) -> list[int]:
 
 def _number(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
+
+
+def check_characters(text: str) -> None:
+    """ValueError for half of a surrogate pair (half an emoji), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"found half of a character ({text[error.start]!a}), expected whole ones") from None
 
 
 def _append(row: Row, other: Row) -> None:

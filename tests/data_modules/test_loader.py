@@ -10,8 +10,8 @@ import torch
 
 from data_modules import loader as loader_module
 from data_modules.loader import Collate, ResumableLoader, Share, TrainingSamples, optimizer_steps
-from data_modules.order import Order
-from lightning_mllm.contracts import Sample
+from data_modules.order import Order, Place
+from lightning_mllm.contracts import Encoded, Sample
 from tests.data_modules.files import Echo, Numbers
 
 SOURCES = {"a": Numbers(7, "a"), "b": Numbers(4, "b")}
@@ -188,3 +188,79 @@ def test_a_lost_worker_is_noticed(how: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(loader_module, "TIMEOUT", 1)
     with pytest.raises(RuntimeError, match="DataLoader"):
         list(make(workers=1, processor=Stuck(how)))
+
+
+class Scanned(Numbers):
+    """Every third sample has a truncated image: indices 1, 4, 7, ..."""
+
+    def where(self, index: int) -> str:
+        return f"file.json: record {index}"
+
+
+class Strict(Echo):
+    """Refuses them, and gives rows that notes can be written on."""
+
+    def encode(self, sample: Sample, *, generate: bool = False, random: Any = None) -> Encoded:
+        number = int(sample.turns[-1].text)
+        if number % 3 == 1:
+            raise ValueError(f"sample {sample.id!r}: cut.jpg: image file is truncated")
+        empty = torch.zeros(0)
+        rows = empty.long(), empty.long(), empty.byte(), torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
+        tokens, labels, kinds, images = rows
+        drawn = sample.turns[0].text
+        return Encoded(id=sample.id, tokens=tokens, labels=labels, kinds=kinds, images=images, prompt=drawn)
+
+    def collate(self, rows: Any, *, padding: str = "right") -> dict[str, Any]:
+        notes = [row.notes for row in rows]
+        return {"ids": [row.id for row in rows], "notes": notes, "drawn": [row.prompt for row in rows]}
+
+
+def scanned(workers: int, bad_records: Any, size: int = 9) -> ResumableLoader:
+    source = Scanned(size, "s", mixed=True)
+    source.bad_records = bad_records
+    return ResumableLoader(
+        TrainingSamples({"s": source}, Strict(), seed=5),
+        [(Share("stage.global_batch", 3, 3), Order({"s": size}, seed=5, batch=3))],
+        collate_fn=Collate(Strict(), "right"),
+        steps=6,
+        workers=workers,
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_samples_are_named_by_their_record(workers: int) -> None:
+    with pytest.raises(
+        ValueError, match=r"^file\.json: record [147]: sample 's[147]': cut\.jpg: image file is truncated$"
+    ):
+        list(scanned(workers, "refuse"))
+
+
+def test_bad_samples_are_replaced_by_the_next_of_their_kind() -> None:
+    """Those with an image, 1, 4 and 7, by 2, 5 and 8; whichever process makes them, and after a resume."""
+    loader = scanned(0, "skip")
+    whole = list(loader)
+    order = Order({"s": 9}, seed=5, batch=3)
+    expected = [order.at(position).index for position in range(18)]
+    shown = [int(id[1:]) for batch in whole for id in batch["ids"]]
+    assert shown == [index + 1 if index % 3 == 1 else index for index in expected]
+    notes = [note for batch in whole for note in batch["notes"]]
+    replaced = [len(each) for each in notes]
+    assert replaced == [index % 3 == 1 for index in expected] and sum(replaced) == 6
+    assert {note for each in notes for note in each} == {
+        f"replaced: file.json: record {k}: sample 's{k}': cut.jpg: image file is truncated" for k in (1, 4, 7)
+    }
+    assert list(scanned(2, "skip")) == whole
+    resumed = scanned(1, "skip")
+    resumed.load_state_dict({"position": 6})
+    assert list(resumed) == whole[2:]
+
+
+def test_a_source_of_bad_samples_is_an_error() -> None:
+    source = Scanned(2, "s")
+    source.bad_records = "skip"
+    samples = TrainingSamples({"s": source}, Strict(), seed=5)
+    samples.sources["s"].sample = lambda index, generator: replace(Numbers(9).sample(1, generator))  # pyright: ignore
+    with pytest.raises(
+        ValueError, match=r"data\.train\.s: found 2 bad samples in a row, the first: file\.json: record 0"
+    ):
+        samples[Place(0, "s", 0)]

@@ -97,6 +97,14 @@ def test_steps_and_epochs(capsys: pytest.CaptureFixture[str]) -> None:
         assert name in printed and f"{epochs:.2f}" in printed
 
 
+def test_what_a_policy_changes_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    module = data()
+    module.train["b"].changed = {"blanks kept": 96, "marks as words": 0}
+    module.setup("fit")
+    printed = capsys.readouterr().out
+    assert "blanks kept" in printed and "96" in printed and "marks as words" not in printed
+
+
 def test_steps_take_the_place_of_epochs() -> None:
     """Twelve global batches are more than four passes over eleven samples."""
     module = data(steps=12, epochs=1)
