@@ -200,6 +200,25 @@ def test_the_data_can_be_made(stage: Path) -> None:
     assert {each.task for each in data.test.values()} <= set(chosen) | known, "written with settings of their own"
 
 
+def test_texts_are_as_long_as_in_lavis() -> None:
+    """To the token: a begin token counts in BLIP-2's OPT, which learns it, and not in InstructBLIP's Vicuna; T5's end
+    token counts. Retrieval reads more than is learned."""
+    limits = {
+        "blip2_opt2.7b/generative": {"answer": 32},
+        "blip2_opt2.7b/caption": {"answer": 28},  # 32 less the begin token and "a photo of"
+        "blip2_opt6.7b/caption": {"answer": 28},
+        "blip2_flant5xl/generative": {"answer": 32},
+        "instructblip_vicuna7b/instruct": {"prompt": 128, "answer": 255, "cut": "left"},
+        "instructblip_vicuna13b/instruct": {"prompt": 128, "answer": 255, "cut": "left"},
+        "instructblip_flant5xl/instruct": {"prompt": 128, "answer": 256, "cut": "left"},
+    }
+    for path, expected in limits.items():
+        found = vars(resolve(EXPERIMENTS / f"{path}.yaml", "gpu8").settings["model"]["init_args"]["text_limits"])
+        assert {key: found[key] for key in expected} == expected, path
+    net = resolve(EXPERIMENTS / "blip2/retrieval.yaml", "gpu8").settings["model"]["init_args"]
+    assert (net["max_length"], net["retrieval_length"]) == (32, 35)
+
+
 SPHINX_TOKENS = {"vqav2": 10, "okvqa": 10, "textvqa": 10, "gqa": 10, "ocrvqa": 20, "chartqa": 10, "docvqa": 32}
 SPHINX_TOKENS |= {"refcoco_testa": 30, "refcoco_testb": 30, "refcocog": 30}
 """LLaMA2-Accessory, accessory/eval_mm/annotations/annotation_config.json, max_new_tokens."""

@@ -95,6 +95,8 @@ class Blip2Representation(MultimodalModule):
         ln_vision: The norm behind the encoder; its eps is 1e-5 in the released code, 1e-6 in transformers.
         heads: Width of the space in which images and texts are compared.
         max_length: Tokens of a text (released configurations: 32).
+        retrieval_length: Tokens of a text that is searched for or found; None for `max_length` (released blip2.py,
+            `compute_sim_matrix`: 35, also where 32 were learned).
         image: How images are fitted into the encoder's square; None squashes them, as BLIP-2 does.
         label_smoothing: Of contrast and captions (released code: 0.1).
         soft_targets: Whether all pairs of one image are right answers and none of them a negative, for data in which an
@@ -136,6 +138,7 @@ class Blip2Representation(MultimodalModule):
         ln_vision: LayerNormConnector = LayerNormConnector(),
         heads: AlignmentConnector = AlignmentConnector(),
         max_length: int = 32,
+        retrieval_length: int | None = None,
         image: ImagePolicy | None = None,
         label_smoothing: float = 0.1,
         soft_targets: bool = False,
@@ -147,7 +150,8 @@ class Blip2Representation(MultimodalModule):
     ) -> None:
         image = fitting(image, size=vision.image_size, mean=vision.mean, fit="squash")
         reader = reader_tokenizer(tokenizer, qformer.vocab)
-        processor = Processor(reader, load_template("reader", reader), image, 0, max_length)
+        chat = load_template("reader", reader)
+        processor = Processor(reader, chat, image, 0, max_length)
         parts = {
             "vision": vision,
             "ln_vision": replace(ln_vision, in_width=vision.width),
@@ -157,6 +161,8 @@ class Blip2Representation(MultimodalModule):
         super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
         self.label_smoothing, self.soft_targets, self.rerank = label_smoothing, soft_targets, rerank
         self.negatives, self.loss_weights = negatives, loss_weights
+        self.search = Processor(reader, chat, image, 0, retrieval_length or max_length)
+        """Of texts that are searched for or found."""
         self.write_id: int = reader.get_vocab()[WRITE]
 
     def forward(self, batch: Batch) -> Output:
@@ -290,11 +296,11 @@ class Blip2Representation(MultimodalModule):
     def embed_texts(self, texts: list[str]) -> dict[str, Tensor]:
         """What retrieval keeps of texts: their unit vectors, and the tokens that matching reads."""
         rows = [
-            self.processor.encode(Sample(id=f"text {i}", turns=(Turn(role="assistant", text=text),)))
+            self.search.encode(Sample(id=f"text {i}", turns=(Turn(role="assistant", text=text),)))
             for i, text in enumerate(texts)
         ]
-        batch = self.processor.collate(rows).to(self.device)
-        missing = (0, self.processor.max_length - batch.tokens.shape[1])
+        batch = self.search.collate(rows).to(self.device)
+        missing = (0, self.search.max_length - batch.tokens.shape[1])
         tokens, real = F.pad(batch.tokens, missing), F.pad(batch.segments, missing) > 0
         return {"vectors": self.text_vectors(tokens, real), "tokens": tokens, "real": real}
 
@@ -363,6 +369,7 @@ class Blip2Representation(MultimodalModule):
             ln_vision=LayerNormConnector(eps=facts.ln_vision_eps),
             heads=AlignmentConnector(width=config.image_text_hidden_size, eps=config.qformer_config.layer_norm_eps),
             max_length=known.get("max_length", 32),
+            retrieval_length=known.get("retrieval_length"),
             image=ImagePolicy(**facts.image),
             rerank=known.get("rerank", 0),
             decoding={task: Decoding(**how) for task, how in known.get("decoding", {}).items()},

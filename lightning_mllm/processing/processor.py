@@ -31,12 +31,16 @@ from lightning_mllm.processing.text_tokenizer import TextTokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class TextLimits:
-    """Where a long prompt and a long answer are cut, each for itself (BLIP-2's and InstructBLIP's released code)."""
+    """Where a long prompt and a long answer are cut, each for itself (BLIP-2's and InstructBLIP's released code).
+
+    What the tokenizer itself puts behind a text (T5's end token, BERT's [SEP]) counts and is never cut; an end that a
+    template writes (LLaMA's) is text like any other.
+    """
 
     prompt: int | None = None
     """Tokens of the text before the answer, a begin token included; None for no limit of its own."""
     answer: int | None = None
-    """Tokens of the answer, its end included; cut on the right."""
+    """Tokens that are learned, the answer's end included, and a begin token where one is; cut on the right."""
     cut: Literal["left", "right"] = "left"
     """Where prompts are cut: a begin token at the left end is kept."""
 
@@ -131,8 +135,8 @@ class Processor:
         vocabulary = tokenizer.get_vocab()
         self.image_id: int = vocabulary.get(IMAGE_MARK, self.pad_id)
         """What stands in the slots; the network overwrites its embedding."""
-        self.begin: list[int] = _prefix(tokenizer)
-        """What stands before a document."""
+        self.begin, self.suffix = _around(tokenizer)
+        """What the tokenizer itself puts before a text, and behind it."""
         self.prefix: list[int] = [] if chat.writes_bos else self.begin
         self.image_slots = image_slots(image_ends, self.image_id, vectors, vocabulary)
         # A tokenizer's own template writes a whole string, as transformers tokenises it.
@@ -234,9 +238,11 @@ class Processor:
         tokens = [label for label in labels if label != IGNORE]
         if not tokens:
             raise ValueError("found an answer without tokens, expected a non-empty one")
-        kept = tokens[: self.text_limits.answer]
-        self.truncated += len(kept) < len(tokens)
-        return torch.tensor(kept, dtype=torch.long)
+        limit = self.text_limits.answer
+        if limit is not None and len(tokens) > limit:
+            tokens = [tokens[i] for i in self._first(tokens, limit)]
+            self.truncated += 1
+        return torch.tensor(tokens, dtype=torch.long)
 
     def _cut(self, row: Row) -> Row:
         """The row within the limits of its prompt and its answer; visual slots are never cut."""
@@ -306,7 +312,13 @@ class Processor:
         if strict and all(label == IGNORE for label in labels[1:limit]):
             raise ValueError(f"found {length} tokens, expected at most {limit}: cutting the end would leave no answer")
         self.truncated += 1
-        return (tokens[:limit], labels[:limit], kinds[:limit]), images
+        kept = self._first(tokens, limit)
+        return ([tokens[i] for i in kept], [labels[i] for i in kept], [kinds[i] for i in kept]), images
+
+    def _first(self, tokens: Sequence[int], limit: int) -> list[int]:
+        """The positions of `limit` tokens from the left, the tokenizer's own end among them."""
+        own = len(self.suffix) if tokens[-len(self.suffix) :] == self.suffix else 0
+        return [*range(limit - own), *range(len(tokens) - own, len(tokens))]
 
     def _blank(self, count: int) -> Tensor:
         return torch.zeros(count, 3, self.image.size, self.image.size, dtype=torch.uint8)
@@ -398,12 +410,14 @@ class Processor:
         return text.strip()
 
 
-def _prefix(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """The special tokens that the tokenizer puts before a text (BOS, or none)."""
+def _around(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before a text (BOS, or none), and behind it."""
     coded = tokenizer("a", return_special_tokens_mask=True)
     special: list[int] = coded["special_tokens_mask"]  # pyright: ignore[reportAssignmentType]
     tokens: list[int] = coded["input_ids"]  # pyright: ignore[reportAssignmentType]
-    return tokens[: special.index(0)] if 0 in special else []
+    if 0 not in special:
+        return [], []
+    return tokens[: special.index(0)], tokens[len(tokens) - special[::-1].index(0) :]
 
 
 def _number(name: str) -> int:

@@ -232,7 +232,7 @@ def pair_folder(
         beside=lambda: named(True),
         logits=net.pair_logits,
         compared="pairs",
-        notes={**_notes(net), "rerank": net.rerank},
+        notes={**_notes(net), "rerank": net.rerank, "retrieval_length": net.search.max_length},
         caveat=_caveat(net, vision),
     )
 

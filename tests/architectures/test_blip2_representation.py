@@ -258,6 +258,18 @@ def test_retrieval_compares_as_the_losses_do(net: Blip2Representation) -> None:
         assert_close(net.match(images, texts), expected[:, 2], **CLOSE)
 
 
+def test_retrieval_reads_longer_texts_than_training() -> None:
+    """Released code: 35 tokens, where 32 are learned."""
+    net = Blip2Representation.tiny(max_length=12, retrieval_length=15)
+    net.configure_model()
+    text = "a cube beside another cube"
+    with torch.no_grad():
+        side = net.embed_texts([text, "a"])
+    assert side["tokens"].shape == (2, 15) and bool(side["real"][0].all())
+    assert len(net.processor.encode(Sample(id="t", turns=(Turn(role="assistant", text=text),))).tokens) == 12
+    assert Blip2Representation.tiny().search.max_length == Blip2Representation.tiny().processor.max_length
+
+
 def test_pairs_that_are_none_are_refused(net: Blip2Representation) -> None:
     alone = Sample(id="alone", turns=(Turn(role="assistant", text="a cube"),))
     with pytest.raises(ValueError, match="found 1 images for 2 texts, expected one each"):

@@ -44,7 +44,7 @@ NETS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "blip2, flan-t5": (Blip2, eva("flan-t5")),
     "instructblip, llama": (InstructBlip, eva("llama", decoding={"answer": Decoding(max_new_tokens=5)})),
     "instructblip, flan-t5": (InstructBlip, eva("flan-t5")),
-    "representation": (Blip2Representation, eva(max_length=48)),
+    "representation": (Blip2Representation, eva(max_length=48, retrieval_length=50)),
 }
 
 
@@ -71,6 +71,7 @@ def test_transformers_says_what_we_say_and_the_folder_comes_back_exactly(tmp_pat
         for part in what.split("."):
             one, two = getattr(one, part), getattr(two, part)
         assert one == two, what
+    assert getattr(back, "search", own).max_length == getattr(module, "search", own).max_length
     assert back.decoding == module.decoding and back.ln_vision.eps == module.ln_vision.eps
     # And once more from the net that came back.
     again = exported(back, tmp_path / "again")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import IGNORE, Batch, Sample, TokenKind
 from lightning_mllm.processing.chat import load_template
@@ -13,7 +16,7 @@ from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.processor import Processor, TextLimits
 from lightning_mllm.processing.query_text import QueryText
 from tests.processing.test_processor import BLUE, RED, sample
-from tests.processing.tokenizer import llama_tokenizer
+from tests.processing.tokenizer import SPECIAL, llama_tokenizer
 
 SLOTS = 3
 
@@ -91,6 +94,51 @@ def test_prompts_and_answers_have_limits_of_their_own(cut: Any, chat: str, seq2s
     answer = row.targets if seq2seq else row.labels[row.labels != IGNORE]
     assert answer is not None and answer.tolist() == ids(own, "a small red cube")[:2]
     assert own.truncated == 1
+
+
+def around(before: str, after: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts tokens of its own around a text, as T5's and BERT's do."""
+    tokenizer = llama_tokenizer()
+    named = [(token, SPECIAL.index(token)) for token in (before, after) if token]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=" ".join(filter(None, (before, "$A", after))), special_tokens=named
+    )
+    return tokenizer
+
+
+LONG = " ".join(["red", "cube", "left", "blue"] * 80)
+
+
+def test_vicuna_of_instructblip_learns_255_tokens_of_a_long_answer() -> None:
+    """Released blip2_vicuna_instruct.py: text and end token, cut at 256 with the begin token, which is then dropped."""
+    own = processor("instructblip", text_limits=TextLimits(prompt=128, answer=255))
+    own.max_length = 512
+    theirs = own.tokenizer(f"{LONG}</s>", truncation=True, max_length=256)["input_ids"]
+    row = own.encode(one(answer=LONG))
+    assert row.labels[row.labels != IGNORE].tolist() == theirs[1:] and len(theirs[1:]) == 255
+
+
+def test_the_end_that_a_tokenizer_writes_itself_is_never_cut() -> None:
+    """T5 learns 255 tokens and its end (released blip2_t5_instruct.py); BERT reads [CLS], 33 tokens and [SEP]."""
+    t5 = around("", "</s>")
+    own = Processor(
+        t5,
+        load_template("blip2_t5", t5),
+        ImagePolicy(size=8, fit="squash"),
+        SLOTS,
+        512,
+        seq2seq=True,
+        text_limits=TextLimits(answer=256),
+    )
+    targets = own.encode(one(answer=LONG)).targets
+    assert targets is not None and len(targets) == 256 and targets[-1] == t5.eos_token_id
+    assert targets.tolist() == t5(LONG, truncation=True, max_length=256)["input_ids"]
+    bert = around("<s>", "</s>")
+    reader = Processor(bert, load_template("reader", bert), ImagePolicy(size=8, fit="squash"), 0, 35)
+    caption = sample("", LONG, system="")
+    row = reader.encode(replace(caption, turns=caption.turns[-1:]))
+    assert row.tokens.tolist() == bert(LONG, truncation=True, max_length=35)["input_ids"]
+    assert row.tokens[-1] == bert.eos_token_id == row.labels[-1] and len(row.tokens) == 35
 
 
 def test_the_q_former_reads_the_instruction_cut_on_the_left() -> None:
