@@ -177,6 +177,7 @@ class Processor:
             raise ValueError(f"sample {sample.id!r}: {error}") from error
         asked = [turn for turn in turns if turn.role == "user"]
         questions = [(turn.text if turn.literal else turn.text.replace(IMAGE_MARK, "")).strip() for turn in asked]
+        self.truncated = min(self.truncated, truncated + 1)  # prompt and answer may both have been cut
         notes = ["cut"] if self.truncated > truncated else []
         if targets is None and not generate and not any(label != IGNORE for label in labels[1:]):
             notes.append("nothing learned")
