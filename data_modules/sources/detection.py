@@ -81,8 +81,8 @@ class CocoDetection(BoxSource):
 
     task: str = "detection"
     family: str = "detection"
-    asks: tuple[str, ...] = ("expression",)
-    knows: tuple[str, ...] = ("expression",)
+    asks: tuple[str, ...] = ("expression", "plural")
+    knows: tuple[str, ...] = ("expression", "plural")
 
     def __init__(
         self,
@@ -110,7 +110,28 @@ class CocoDetection(BoxSource):
             if len(boxes) <= self.most:
                 name, text = self._categories[category], self.text(*sorted(box for _, box in boxes))
                 image = field(record, "file_name", str)
-                yield Question(f"{record['id']}-{category}", [image], name, text, fields={"expression": name})
+                fields = {"expression": name, "plural": plural(name)}
+                yield Question(f"{record['id']}-{category}", [image], name, text, fields=fields)
+
+
+PLURALS = {"person": "people", "mouse": "mice", "knife": "knives", "tooth": "teeth", "foot": "feet"}
+SAME = ("sheep", "scissors", "skis", "broccoli")
+
+
+def plural(name: str) -> str:
+    """Several of what a category calls one, in English: "people", "benches", "teddy bears"."""
+    before, _, word = name.rpartition(" ")
+    if word in SAME:
+        many = word
+    elif word in PLURALS:
+        many = PLURALS[word]
+    elif word.endswith(("s", "x", "z", "ch", "sh")):
+        many = f"{word}es"
+    elif word.endswith("y") and word[-2:-1] not in "aeiou":
+        many = f"{word[:-1]}ies"
+    else:
+        many = f"{word}s"
+    return f"{before} {many}" if before else many
 
 
 def _by_category(source: BoxSource, record: Any, categories: dict[int, str]) -> dict[int, list[tuple[int, Box]]]:

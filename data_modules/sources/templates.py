@@ -23,7 +23,7 @@ FOLDER = files("data_modules") / "templates"
 
 FIELDS = (
     *("question", "answer", "options", "ocr", "history", "statement", "context"),
-    *("expression", "box", "subject", "subject_box", "object", "object_box"),
+    *("expression", "plural", "box", "subject", "subject_box", "object", "object_box"),
 )
 """What a template may ask for; an expression, a subject and an object are something in the image in words, and boxes
 are spelled as in one of the dialects of lightning_mllm/boxes.py."""
@@ -40,7 +40,8 @@ class Template:
     """Family and name: 'vqa/short_answer'; empty for a text of the user's own."""
     text: str
     provenance: str
-    """Whose wording it is: 'paper', 'ours after the paper' where only the form is known to us, or 'ours'."""
+    """Whose wording it is: 'paper', 'released' (its code or demonstration), 'ours after the paper' where only the form is
+    known to us, or 'ours'."""
 
     @property
     def fields(self) -> set[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from data_modules.sources import CocoDetection, CocoObjects
+from data_modules.sources.detection import plural
 from lightning_mllm.boxes import DIALECTS, Malformed, iou, of_pixels, read
 from tests.data_modules.files import SHARED, generator, touch, write
 from tests.data_modules.sources.held_out import samples, score, turns
@@ -49,11 +50,22 @@ def test_all_of_a_kind_are_asked_for(tmp_path: Path) -> None:
     dogs, person = samples(made)
     assert (dogs.id, person.id) == ("5-18", "5-1")
     assert turns(dogs) == [
-        "<image>\nDetect all objects of the category dog in the image.",
+        "<image>\nDetect all dogs shown in the image.",
         "[[000,100,100,600;600,100,700,600]]",
     ]
-    assert turns(person)[1] == "[[200,100,300,600]]"
+    assert turns(person) == ["<image>\nDetect all people shown in the image.", "[[200,100,300,600]]"]
     assert score([dogs, person]) == 1.0 and score([dogs, person], right=False) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("one", "many"),
+    {
+        **{"bus": "buses", "bench": "benches", "teddy bear": "teddy bears", "wine glass": "wine glasses"},
+        **{"computer mouse": "computer mice", "sheep": "sheep", "toy": "toys", "berry": "berries"},
+    }.items(),
+)
+def test_several_of_a_category(one: str, many: str) -> None:
+    assert plural(one) == many
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

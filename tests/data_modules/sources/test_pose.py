@@ -28,7 +28,7 @@ def source(folder: Path, people: list[Any], joints: Any = JOINTS, **settings: An
 def test_labelled_joints_are_named_with_their_places(tmp_path: Path) -> None:
     (found,) = samples(source(tmp_path, [person()]))
     assert turns(found) == [
-        "<image>\nPlease provide the keypoints of the person in the region [0.10, 0.10, 0.60, 0.90].",
+        "<image>\nDetect the key points of the person in the region [0.10, 0.10, 0.60, 0.90].",
         "nose [0.25, 0.25], right shoulder [0.30, 0.50]",
     ]
     assert (found.id, found.task) == ("3", "pose")

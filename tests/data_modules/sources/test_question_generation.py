@@ -16,7 +16,7 @@ def test_question_and_answer_change_roles(tmp_path: Path) -> None:
     made.load()
     sample = made.sample(0, generator())
     assert [turn.text for turn in sample.turns] == [
-        "<image>\nGiven the image, write a question whose answer is yes. Question:",
+        "<image>\nGiven the image, generate a question whose answer is: yes. Question:",
         "Is it red?",
     ]
     assert sample.references == ("Is it red?",) and sample.task == "caption" and not sample.candidates

@@ -16,13 +16,37 @@ def test_the_bank_has_the_families_of_the_paper() -> None:
     }
     assert {"ocr_vqa", "ocr_caption", "multiple_choice", "dialogue", "yes_no"} < set(bank())
     assert OCR_TOKENS == 30
+    for family in ("vqa", "caption", "question_generation"):
+        assert {template.provenance for template in bank()[family]} == {"paper"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    {
+        # InstructBLIP, appendix.
+        "vqa/three_words": "Given the image, answer the following question with no more than three words. Q",
+        "question_generation/given": "Given the image, generate a question whose answer is: A. Question:",
+        "caption/write_short": "Write a short description for the image.",
+        # LLaMA2-Accessory, accessory/demos/multi_turn_mm_box.py.
+        "referring/region": "Please provide the bounding box coordinate of the region this sentence describes: E.",
+        "detection/detect_all": "Detect all people shown in the image.",
+        "pose/keypoints": "Detect the key points of the person in the region [x1, y1, x2, y2].",
+        "grounded_caption/concisely": "Describe the image concisely."
+        " Include the bounding box for each mentioned object.",
+    }.items(),
+)
+def test_known_wordings(name: str, text: str) -> None:
+    (template,) = templates(name)
+    box = "[x1, y1, x2, y2]"
+    values = {"question": "Q", "answer": "A", "expression": "E", "plural": "people", "box": box}
+    assert template.write(values) == text and template.provenance in ("paper", "released")
 
 
 def test_every_template_is_sound() -> None:
     for family, each in bank().items():
         assert len({template.text for template in each}) == len(each)
         for template in each:
-            assert template.provenance in ("paper", "ours after the paper", "ours")
+            assert template.provenance in ("paper", "released", "ours after the paper", "ours")
             assert template.name.startswith(family + "/") and templates(template.name) == (template,)
             assert template.fields <= set(FIELDS) and template.text.isascii()
             filled = template.write({name: f"<{name}>" for name in FIELDS})
