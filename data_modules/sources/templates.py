@@ -40,7 +40,7 @@ class Template:
     """Family and name: 'vqa/short_answer'; empty for a text of the user's own."""
     text: str
     provenance: str
-    """Whose wording it is: 'paper', 'released' (its code or demonstration), 'ours after the paper' where only the form is
+    """Whose wording it is: 'paper', 'released' (its code), 'ours after the paper' where only the form is
     known to us, or 'ours'."""
 
     @property
