@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Self
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, GenerationConfig, LlavaConfig, LlavaProcessor, PreTrainedModel
+from transformers import AutoConfig, LlavaConfig, LlavaProcessor, PreTrainedModel
 
 from lightning_mllm.connectors.projector import Linear, LinearConnector, Mlp, MlpConnector
 from lightning_mllm.connectors.spec import ConnectorSpec, with_widths
@@ -44,6 +44,7 @@ from lightning_mllm.weights.hf import (
     HfFolder,
     chat_template,
     flat_template,
+    generation_config,
     image_fit,
     image_processor,
     image_settings,
@@ -192,7 +193,7 @@ class LLaVA(PromptedModule):
             raise ValueError(f"image.views: found {own.image.views}, expected 1, all that transformers' LLaVA knows")
         templated = isinstance(own.chat, TokenizerTemplate)
         chat = flat_template(own.tokenizer.get_chat_template()) if templated else chat_template(asdict(own.chat))
-        tokenizer = multimodal_tokenizer(own.tokenizer, chat)
+        tokenizer = multimodal_tokenizer(own.tokenizer, chat, max_length=own.max_length, begins=not own.chat.writes_bos)
         vision = clip_config(self.vision, own.image.size)
         text = self.language.config.to_dict()
         text["vocab_size"] = padded_rows(text["vocab_size"], max(tokenizer.get_vocab().values()) + 1)
@@ -218,11 +219,7 @@ class LLaVA(PromptedModule):
                 chat_template=chat,
                 num_additional_image_tokens=1,  # the class token, which "default" takes off again
             ),
-            generation=GenerationConfig(
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=own.ends,
-                pad_token_id=tokenizer.pad_token_id,
-            ),
+            generation=generation_config(own, pad_token_id=tokenizer.pad_token_id),
             tensors=lambda: self._hf_tensors(text["vocab_size"]),
             logits=self.logits,
             notes={

@@ -26,11 +26,13 @@ from torch import Tensor
 from lightning_mllm.contracts import IMAGE_MARK, ImageRef, Sample, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.inference import load
+from lightning_mllm.language.lora import fold_lora
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.weights.hf import HfFolder
 
-QUESTION = "What is in the picture?"
-CAPTION = "a picture of squares"
+QUESTIONS = ("What is in the picture?", "Is it red?", "Which of the squares in the picture is the largest one?")
+CAPTIONS = ("a picture of squares", "squares", "squares, one behind the other")
+"""Of unequal lengths: they are compared one by one and as a batch."""
 NEW_TOKENS = 16
 MINUTES = 30
 """A 13B model is read from disk and run in float32 on the CPU."""
@@ -56,7 +58,7 @@ def export_run(run: Path, to: Path) -> Path:
 
 
 def export_module(module: MultimodalModule, to: Path) -> Path:
-    """As `export_run`, for a built net, which is left in float32."""
+    """As `export_run`, for a built net, which is left in float32, its adapters folded into what they adapt."""
     refuse_full(to)
     if not isinstance(module, Exportable):
         raise ValueError(f"{type(module).__name__}: has no layout in transformers, expected an architecture with hf()")
@@ -66,7 +68,7 @@ def export_module(module: MultimodalModule, to: Path) -> Path:
         layout = module.hf()
         layout.write(folder)
         case = Path(beside, "case")
-        write_case(module.float().eval(), layout, case)
+        write_case(module, layout, case)
         verify(folder, case, layout.caveat)
         if to.is_dir():
             to.rmdir()
@@ -80,37 +82,67 @@ def refuse_full(to: Path) -> None:
         raise ValueError(f"{to}: found files there, expected an empty or absent folder")
 
 
-@torch.inference_mode()
 def write_case(module: MultimodalModule, layout: HfFolder, case: Path) -> None:
-    """What our net does with one image and one text: files for `verify`, which compares transformers with them."""
+    """What our net does with some images and texts: files for `verify`, which compares transformers with them.
+
+    The net is in float32 afterwards, and its adapters are folded into what they adapt and rounded as in the files; what
+    it says before that is in the case too.
+    """
     case.mkdir()
-    processor = module.processor
-    size = processor.image.size
-    # At the tower's own size no resizing filter is involved, whose rounding differs between backends.
-    square, wide = drawing(size, size), drawing(2 * size, size)
-    sample = pair(square) if layout.compared == "pairs" else question(square)
-    batch = processor.collate([processor.encode(sample, generate=layout.compared == "answers")], padding="left")
-    tensors: dict[str, Tensor] = {
-        "square": torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).view(size, size, 3),
-        "wide": torch.frombuffer(bytearray(wide.tobytes()), dtype=torch.uint8).view(size, 2 * size, 3),
-        "wide_pixels": processor.image(wide)[0],
-        "tokens": batch.tokens[0],
-        "kinds": batch.kinds[0],
+    module, rows = module.eval(), range(len(QUESTIONS))
+    dtypes = {name: tensor.dtype for name, tensor in module.state_dict().items()}
+    module.float()
+    apart = [_said(module, layout, _sample(module, layout, i), logits=True) for i in rows]
+    if module.lora is not None:
+        fold_lora(module, module.lora.scale, dtypes)
+    processor, size = module.processor, module.processor.image.size
+    tensors: dict[str, Tensor] = {}
+    for i in rows:
+        sample = _sample(module, layout, i)
+        tensors |= {f"{i}.{name}": tensor for name, tensor in _said(module, layout, sample).items()}
+        tensors[f"{i}.unmerged"] = apart[i]["logits"]
+        tensors[f"{i}.square"] = _pixels(_square(size, i))
+    wide = drawing(2 * size, size)
+    tensors |= {"wide": _pixels(wide), "wide_pixels": processor.image(wide)[0]}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, case / "case.safetensors")
+    facts = {
+        "compared": layout.compared,
+        "texts": CAPTIONS if layout.compared == "pairs" else QUESTIONS if layout.asks else [""] * len(rows),
+        "new_tokens": NEW_TOKENS,
+        "code": sorted(file.name for file in layout.code),
     }
-    if layout.compared == "answers":
+    (case / "case.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _sample(module: MultimodalModule, layout: HfFolder, i: int) -> Sample:
+    image = _square(module.processor.image.size, i)
+    return pair(image, CAPTIONS[i]) if layout.compared == "pairs" else question(image, QUESTIONS[i])
+
+
+def _square(size: int, i: int) -> Image.Image:
+    """Of the tower's own size: no resizing filter is involved, whose rounding differs between backends."""
+    return drawing(size, size).rotate(90 * i)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
+
+
+@torch.inference_mode()
+def _said(module: MultimodalModule, layout: HfFolder, sample: Sample, logits: bool = False) -> dict[str, Tensor]:
+    """What our net reads and says of one sample; with `logits`, only these."""
+    processor, asked = module.processor, layout.compared == "answers"
+    batch = processor.collate([processor.encode(sample, generate=asked)], padding="left")
+    tensors: dict[str, Tensor] = {"tokens": batch.tokens[0], "kinds": batch.kinds[0]}
+    if asked and not logits:
         tensors["answer"] = torch.tensor(module.generate(batch, Decoding(max_new_tokens=NEW_TOKENS))[0]).long()
-        if processor.seq2seq:
-            batch = processor.with_answers(batch, [CAPTION])
-            assert batch.targets is not None
-            tensors["targets"] = batch.targets[0]
+    if asked and processor.seq2seq:
+        batch = processor.with_answers(batch, [CAPTIONS[0]])
+        assert batch.targets is not None
+        tensors["targets"] = batch.targets[0]
     if batch.query_text is not None:
         tensors["query_text"] = batch.query_text[0]
-    tensors["logits"] = layout.logits(batch)[0].float()
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, case / "case.safetensors")
-    text = CAPTION if layout.compared == "pairs" else QUESTION if layout.asks else ""
-    code = sorted(file.name for file in layout.code)
-    facts = {"compared": layout.compared, "text": text, "new_tokens": NEW_TOKENS, "code": code}
-    (case / "case.json").write_text(json.dumps(facts), encoding="utf-8")
+    return {**tensors, "logits": layout.logits(batch)[0].float()}
 
 
 def verify(folder: Path, case: Path, caveat: str = "") -> None:
@@ -133,9 +165,9 @@ def verify(folder: Path, case: Path, caveat: str = "") -> None:
         raise ValueError(f"the export differs from the net, so it was removed: {reason}{caveat}")
 
 
-def question(image: Image.Image) -> Sample:
-    """The question that is compared."""
-    turn = Turn(role="user", text=f"{IMAGE_MARK}\n{QUESTION}")
+def question(image: Image.Image, text: str = QUESTIONS[0]) -> Sample:
+    """A question that is compared."""
+    turn = Turn(role="user", text=f"{IMAGE_MARK}\n{text}")
     drawn: ImageRef = Drawn(image)
     return Sample(id="export", turns=(turn,), images=(drawn,))
 
@@ -151,9 +183,9 @@ def drawing(width: int, height: int) -> Image.Image:
     return Image.frombytes("RGB", (width, height), pixels)
 
 
-def pair(image: Image.Image) -> Sample:
-    """The image and the text that are compared."""
-    turns = (Turn(role="user", text=IMAGE_MARK), Turn(role="assistant", text=CAPTION))
+def pair(image: Image.Image, text: str = CAPTIONS[0]) -> Sample:
+    """An image and a text that are compared."""
+    turns = (Turn(role="user", text=IMAGE_MARK), Turn(role="assistant", text=text))
     drawn: ImageRef = Drawn(image)
     return Sample(id="export", turns=turns, images=(drawn,))
 

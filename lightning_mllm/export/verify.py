@@ -25,6 +25,10 @@ from lightning_mllm.contracts import TokenKind
 LOGITS = 1e-5
 """Largest difference, relative to the largest logit (or to 1): float32 through two implementations of the tower."""
 
+ROUNDINGS = 16
+"""How many roundings of 16-bit numbers logits may differ by, relative to the largest: each of some six results a block
+is rounded once, independently, and the errors of the 240 of 40 blocks add up as their root."""
+
 REMOTE = Path(__file__).resolve().parents[1] / "weights" / "remote"
 """The code that travels inside folders; no other is ever run."""
 
@@ -54,12 +58,30 @@ def compare(folder: Path, ours: dict[str, Tensor], facts: dict[str, Any]) -> str
         if loading[kind]:
             return f"{kind.replace('_', ' ')}: {sorted(map(str, loading[kind]))[:3]}"
     processor: Any = AutoProcessor.from_pretrained(folder, **loaded_as)
-    inputs = _inputs(processor, picture(ours["square"]), facts["text"])
-    if difference := _tokens(model, inputs, ours) or _pixels(processor, ours):
+    rows, texts = [_row(ours, i) for i in range(len(facts["texts"]))], facts["texts"]
+    images = [picture(row["square"]) for row in rows]
+    alone, batch = _inputs(processor, images[:1], texts[:1]), _inputs(processor, images, texts)
+    if difference := _at_once(model, processor, images[0], texts[0], rows[0]) or _pixels(processor, ours):
         return difference
-    if facts["compared"] == "pairs":
-        return _pair(model, inputs, ours)
-    return _answer(model, inputs, ours, facts["new_tokens"])
+    difference = _tokens(model, alone, rows[:1]) or _says(model, alone, rows[:1], facts, LOGITS)
+    if difference := difference or _writes(model, processor, alone, rows[:1], facts):
+        return difference
+    difference = _tokens(model, batch, rows) or _says_at_once(model, processor, batch, rows, facts, LOGITS)
+    if difference := difference or _writes(model, processor, batch, rows, facts):
+        return f"a batch of {len(rows)}: {difference}"
+    # In the numbers of the files, as users have it, beside our net in float32 with its adapters apart.
+    if model.config.dtype not in (None, torch.float32):
+        model = known.from_pretrained(folder, dtype="auto", **loaded_as)
+    exact = [{**row, "logits": row["unmerged"]} for row in rows]
+    tolerance = LOGITS if model.dtype == torch.float32 else ROUNDINGS * torch.finfo(model.dtype).eps / 2
+    alone, batch = alone.to(model.dtype), batch.to(model.dtype)
+    difference = _says(model, alone, exact[:1], facts, tolerance)
+    difference = difference or _says_at_once(model, processor, batch, exact, facts, tolerance)
+    return f"in {str(model.dtype).removeprefix('torch.')}: {difference}" if difference else ""
+
+
+def _row(ours: dict[str, Tensor], i: int) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{i}."): tensor for name, tensor in ours.items() if name.startswith(f"{i}.")}
 
 
 def _code(folder: Path, names: Sequence[str]) -> str:
@@ -78,30 +100,53 @@ def _code(folder: Path, names: Sequence[str]) -> str:
     return ""
 
 
-def _inputs(processor: Any, image: Image.Image, text: str) -> Any:
+def _inputs(processor: Any, images: Sequence[Image.Image], texts: Sequence[str]) -> Any:
+    """A batch as people make one: texts of the chat template, then the processor."""
+    if processor.chat_template:
+        texts = [
+            processor.apply_chat_template(_conversation(image, text), add_generation_prompt=True)
+            for image, text in zip(images, texts, strict=True)
+        ]
+    inputs = processor(images=list(images), text=list(texts), padding=True, return_tensors="pt")
+    if "qformer_input_ids" in inputs:
+        # transformers 5.23 pads them where it pads a decoder's rows, on the left, and a Q-Former counts from the left.
+        read = processor.qformer_tokenizer(list(texts), padding=True, return_tensors="pt")
+        inputs.update({f"qformer_{name}": read[name] for name in ("input_ids", "attention_mask")})
+    return inputs
+
+
+def _conversation(image: Image.Image, text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
+
+
+def _at_once(model: Any, processor: Any, image: Image.Image, text: str, row: dict[str, Tensor]) -> str:
+    """What a template that tokenises too writes."""
     if not processor.chat_template:
-        return processor(images=image, text=text, return_tensors="pt")
-    shown = [{"type": "image", "image": image}, {"type": "text", "text": text}]
-    return processor.apply_chat_template(
-        [{"role": "user", "content": shown}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
+        return ""
+    inputs = processor.apply_chat_template(
+        _conversation(image, text), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
+    return _tokens(model, inputs, [row])
 
 
-def _tokens(model: Any, inputs: Any, ours: dict[str, Tensor]) -> str:
-    expected = ours["tokens"]
-    if (slots := ours["kinds"] == int(TokenKind.IMAGE)).any():
-        expected = torch.where(slots, model.config.image_token_id, expected)
-    pairs = {"tokens": (inputs["input_ids"][0], expected)}
-    if "query_text" in ours:
-        pairs["the Q-Former's tokens"] = (inputs["qformer_input_ids"][0], ours["query_text"])
-    for what, (found, wanted) in pairs.items():
-        if found.tolist() != wanted.tolist():
-            return f"{what}: its processor writes {found.tolist()}, expected {wanted.tolist()}"
+def _tokens(model: Any, inputs: Any, rows: Sequence[dict[str, Tensor]]) -> str:
+    for i, ours in enumerate(rows):
+        expected = ours["tokens"]
+        if (slots := ours["kinds"] == int(TokenKind.IMAGE)).any():
+            expected = torch.where(slots, model.config.image_token_id, expected)
+        pairs = {"tokens": (inputs["input_ids"][i][_real(inputs, i)], expected)}
+        if "query_text" in ours:
+            real = inputs["qformer_attention_mask"][i].bool()
+            pairs["the Q-Former's tokens"] = (inputs["qformer_input_ids"][i][real], ours["query_text"])
+        for what, (found, wanted) in pairs.items():
+            if found.tolist() != wanted.tolist():
+                return f"{what}: its processor writes {found.tolist()}, expected {wanted.tolist()}"
     return ""
+
+
+def _real(inputs: Any, i: int) -> Tensor:
+    """Of a row's tokens, those that are no padding."""
+    return inputs["attention_mask"][i].bool()
 
 
 def _pixels(processor: Any, ours: dict[str, Tensor]) -> str:
@@ -116,35 +161,65 @@ def _pixels(processor: Any, ours: dict[str, Tensor]) -> str:
     return ""
 
 
-def _logits(found: Tensor, ours: Tensor) -> str:
-    off, scale = float((found - ours).abs().max()), max(1.0, float(ours.abs().max()))
-    if not off <= LOGITS * scale:
-        return f"logits: differ by {off:.3g}, expected at most {LOGITS * scale:.3g}"
+def _logits(found: Tensor, ours: Tensor, tolerance: float) -> str:
+    off, scale = float((found.float() - ours).abs().max()), max(1.0, float(ours.abs().max()))
+    if not off <= tolerance * scale:
+        return f"logits: differ by {off:.3g}, expected at most {tolerance * scale:.3g}"
     return ""
 
 
-def _pair(model: Any, inputs: Any, ours: dict[str, Tensor]) -> str:
-    """Of an image and a text the similarity, and the logits of being apart and of belonging together."""
-    similarity, match = (
-        model(**inputs, use_image_text_matching_head=matched).logits_per_image[0] for matched in (False, True)
-    )
-    return _logits(torch.cat([similarity, match]), ours["logits"])
-
-
-def _answer(model: Any, inputs: Any, ours: dict[str, Tensor], new_tokens: int) -> str:
-    """The logits of what is read (of an encoder-decoder, of what is written), and a greedy answer."""
+def _says(model: Any, inputs: Any, rows: Sequence[dict[str, Tensor]], facts: dict[str, Any], tolerance: float) -> str:
+    """The logits of all that one row reads; of an encoder-decoder, of all that it is to write."""
+    if facts["compared"] == "pairs":
+        return _pairs(model, inputs, rows, tolerance)
+    (ours,) = rows
     learned = {"labels": ours["targets"][None]} if "targets" in ours else {}
-    logits = model(**inputs, **learned).logits[0][:, : ours["logits"].shape[-1]]
-    if difference := _logits(logits, ours["logits"]):
-        return difference
+    logits = model(**inputs, **learned).logits[0]
+    return _logits(logits[:, : ours["logits"].shape[-1]], ours["logits"], tolerance)
+
+
+def _says_at_once(model: Any, processor: Any, inputs: Any, rows: Any, facts: dict[str, Any], tolerance: float) -> str:
+    """The logits by which each row of a batch begins its answer: only `generate` knows the positions of padded rows."""
+    if facts["compared"] == "pairs":
+        return _pairs(model, inputs, rows, tolerance)
+    how = {"return_dict_in_generate": True, "output_logits": True, "tokenizer": processor.tokenizer}
+    logits = model.generate(**inputs, **how, do_sample=False, max_new_tokens=1).logits[0]
+    for found, ours in zip(logits, rows, strict=True):
+        expected = ours["logits"][0 if "targets" in ours else -1]
+        if difference := _logits(found[: len(expected)], expected, tolerance):
+            return difference
+    return ""
+
+
+def _pairs(model: Any, inputs: Any, rows: Sequence[dict[str, Tensor]], tolerance: float) -> str:
+    """Of images and texts the similarity, and the logits of being apart and of belonging together."""
+    similarity, match = (
+        model(**inputs, use_image_text_matching_head=matched).logits_per_image for matched in (False, True)
+    )
+    for i, ours in enumerate(rows):
+        # Every image is compared with every text, and matched with its own.
+        found = torch.cat([similarity[i, i : i + 1], match[i]])
+        if difference := _logits(found, ours["logits"], tolerance):
+            return difference
+    return ""
+
+
+def _writes(model: Any, processor: Any, inputs: Any, rows: Sequence[dict[str, Tensor]], facts: dict[str, Any]) -> str:
+    """Greedy answers: each ends where ours does, and nothing but padding follows."""
+    if facts["compared"] == "pairs":
+        return ""
     # A decoder's answer comes behind what it has read, an encoder-decoder's behind its first token.
-    skipped = 1 if learned else len(inputs["input_ids"][0])
-    written = model.generate(**inputs, do_sample=False, max_new_tokens=new_tokens)[0][skipped:].tolist()
-    ends = model.generation_config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
-    written = written[: next((i for i, token in enumerate(written) if token in ends), len(written))]
-    if written != ours["answer"].tolist():
-        return f"greedy answer: {written}, expected {ours['answer'].tolist()}"
+    skipped = 1 if "targets" in rows[0] else inputs["input_ids"].shape[1]
+    settings = {"do_sample": False, "max_new_tokens": facts["new_tokens"], "tokenizer": processor.tokenizer}
+    written = model.generate(**inputs, **settings)[:, skipped:].tolist()
+    how = model.generation_config
+    ends = {how.eos_token_id} if isinstance(how.eos_token_id, int) else set(how.eos_token_id or ())
+    for answer, ours in zip(written, rows, strict=True):
+        expected = ours["answer"].tolist()
+        behind = answer[len(expected) :]
+        ended = not behind or behind[0] in ends or set(behind) == {how.pad_token_id}
+        if answer[: len(expected)] != expected or not ended:
+            return f"greedy answer: {answer}, expected {expected} and its end"
     return ""
 
 

@@ -134,6 +134,24 @@ def merge_lora(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
     return merged
 
 
+@torch.no_grad()
+def fold_lora(model: nn.Module, scale: float, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Folds adapters into the weights that they adapt, in place: rounded as files hold them, and the adapters zero.
+
+    Args:
+        model: With adapters.
+        scale: alpha / r.
+        dtypes: Of each tensor in files, under its name in `model`.
+    """
+    state = model.state_dict()
+    for name, tensor in merge_lora(state, scale).items():
+        layer, _, kind = name.rpartition(".")
+        base = f"{layer}.base_layer.{kind}"
+        if kind == "weight" and base in state:
+            state[base].copy_(tensor.to(dtypes[base]))
+            state[f"{layer}.lora_B.{ADAPTER}.weight"].zero_()
+
+
 def fresh_lora(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
     """The first value of an adapter's tensor: A as a linear layer's weight, B zero, so that nothing changes yet."""
     tensor = torch.zeros(shape)

@@ -391,6 +391,11 @@ class Processor:
         return StopText(self.tokenizer, self.chat.stop) if self.chat.stop and not special else None
 
     @property
+    def stop_strings(self) -> list[str]:
+        """Texts of several tokens that end an answer: what `ends` cannot say."""
+        return [self.chat.stop] if self.chat.stop and len(self._stop_tokens) != 1 else []
+
+    @property
     def _stop_tokens(self) -> list[int]:
         """The template's end as it is learned behind a word; none where it is no tokens of its own."""
         if not self.chat.stop:

@@ -275,6 +275,10 @@ def _shards(source: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[s
 def _save(beside: Path, total: int, path: Path, save: Callable[[Path], None]) -> int:
     try:
         save(beside)
+        # safetensors writes for its owner alone; other files are as the user's mask says.
+        mask = os.umask(0)
+        os.umask(mask)
+        beside.chmod(0o666 & ~mask)
         with beside.open("rb") as stream:
             os.fsync(stream.fileno())
     except (SafetensorError, OSError) as error:

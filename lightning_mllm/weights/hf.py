@@ -25,9 +25,13 @@ from transformers import (
 
 from lightning_mllm.contracts import IMAGE_MARK, Batch
 from lightning_mllm.weights.files import BESIDE, write_tensors, write_text
+from lightning_mllm.weights.hf_tokenizer import writes_around
 
 NOTES = "lightning_mllm.json"
 """What transformers has no place for: read when the folder comes back, ignored by everybody else."""
+
+PLACES = ("_name_or_path", "name_or_path", "is_local", "local_files_only")
+"""What configurations remember of where they come from."""
 
 PAD_TOKEN = "<pad>"
 ROWS = 64
@@ -78,6 +82,21 @@ class HfFolder:
         write_tensors(folder / "model.safetensors", self.tensors())
         if self.beside is not None:
             write_tensors(folder / BESIDE, self.beside())
+        for file in folder.rglob("*config.json"):
+            _forget_places(file)
+
+
+def _forget_places(file: Path) -> None:
+    """Takes out of a configuration where, on the machine that writes it, its parts were read from."""
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: kept(each) for name, each in value.items() if name not in PLACES}
+        return [kept(each) for each in value] if isinstance(value, list) else value
+
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if kept(found) != found:
+        write_text(file, json.dumps(kept(found), indent=2) + "\n")
 
 
 def notes(folder: Path) -> dict[str, Any]:
@@ -129,16 +148,44 @@ def image_fit(settings: Mapping[str, Any]) -> Literal["crop", "pad", "squash"]:
 
 
 def multimodal_tokenizer(
-    tokenizer: PreTrainedTokenizerFast, chat_template: str | None = None
+    tokenizer: PreTrainedTokenizerFast,
+    chat_template: str | None = None,
+    *,
+    max_length: int | None = None,
+    begins: bool = True,
 ) -> PreTrainedTokenizerFast:
-    """A copy with this template, or without any, and with the image and padding tokens that processors need."""
+    """A copy with this template, or without any, and with the image and padding tokens that processors need.
+
+    Rows of a batch are padded on the left: answers are written behind them.
+
+    Args:
+        tokenizer: Of the language model.
+        chat_template: Jinja.
+        max_length: Tokens that a row may have.
+        begins: Whether it puts its begin token before a text; not where the template writes one, so that there is one.
+    """
     own = copy.deepcopy(tokenizer)
+    own.padding_side = own.init_kwargs["padding_side"] = "left"  # what is saved is what it was made with
+    if max_length is not None:
+        own.model_max_length = max_length
     if IMAGE_MARK not in own.get_vocab():
         own.add_tokens([_special(IMAGE_MARK)], special_tokens=True)
     if own.pad_token is None:
         own.add_special_tokens({"pad_token": _special(PAD_TOKEN)})
     own.chat_template = chat_template  # pyright: ignore[reportAttributeAccessIssue]
-    return own
+    return own if begins else writes_around(own)
+
+
+def generation_config(own: Any, **more: Any) -> GenerationConfig:
+    """How transformers writes an answer: it ends where it was learned to end.
+
+    Args:
+        own: A processor, with `ends`, `stop_strings` and `tokenizer`.
+        more: Other fields.
+    """
+    # With such a text transformers asks for the tokenizer: `generate(..., tokenizer=processor.tokenizer)`.
+    texts = {"stop_strings": own.stop_strings} if own.stop_strings else {}
+    return GenerationConfig(bos_token_id=own.tokenizer.bos_token_id, eos_token_id=own.ends, **texts, **more)
 
 
 def pad_rows(tensor: Float[Tensor, "W D"], rows: int, like: int) -> Float[Tensor, "R D"]:

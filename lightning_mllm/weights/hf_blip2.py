@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from tokenizers import Tokenizer, processors
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -32,6 +31,7 @@ from transformers import (
 from lightning_mllm.contracts import IMAGE_MARK, Turn
 from lightning_mllm.weights.hf import (
     HfFolder,
+    generation_config,
     image_fit,
     image_processor,
     image_settings,
@@ -41,11 +41,10 @@ from lightning_mllm.weights.hf import (
     padded_rows,
     spare_token,
 )
+from lightning_mllm.weights.hf_tokenizer import writes_around
 
 ASKED = "the question"
 """Stands for a question where a template is asked what it writes around one."""
-
-NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class Writes(Protocol):
@@ -89,25 +88,10 @@ class Wrap:
         before, asked, after = "".join(piece.text for piece in others).partition(ASKED)
         return cls(before=before, after=after, keeps=bool(asked))
 
-    def tokenizer(self, own: PreTrainedTokenizerFast, side: str) -> PreTrainedTokenizerFast:
+    def tokenizer(self, own: Writes, side: str) -> PreTrainedTokenizerFast:
         """A tokenizer that puts this around every text, pads on `side`, and has an image and a padding token."""
-        full = multimodal_tokenizer(own)
-        backend = Tokenizer.from_str(full.backend_tokenizer.to_str())
-        around: list[Any] = []
-        for place, text in (("before", self.before), ("after", self.after)):
-            if text:
-                ids: list[int] = full(text, add_special_tokens=False)["input_ids"]  # pyright: ignore
-                around.append({"id": place, "ids": ids, "tokens": full.convert_ids_to_tokens(ids)})
-        single = f"{'before ' if self.before else ''}$A{' after' if self.after else ''}"
-        backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=around)  # pyright: ignore
-        # Of the plain class: those of published models (Llama, OPT) make a post-processor of their own when read.
-        return PreTrainedTokenizerFast(
-            tokenizer_object=backend,
-            padding_side=side,
-            clean_up_tokenization_spaces=False,
-            model_max_length=full.model_max_length,
-            **{name: token for name in NAMES if (token := getattr(full, name)) is not None},
-        )
+        full = multimodal_tokenizer(own.tokenizer, max_length=own.max_length)
+        return writes_around(full, self.before, self.after, side)
 
 
 class Net(Protocol):
@@ -155,7 +139,7 @@ def question_folder(
             " transformers' BLIP-2 projects to"
         )
     wrap = Wrap.of(own)
-    tokenizer = wrap.tokenizer(own.tokenizer, "right" if language.config.is_encoder_decoder else "left")
+    tokenizer = wrap.tokenizer(own, "right" if language.config.is_encoder_decoder else "left")
     text, ends = language.config.to_dict(), own.ends
     text["vocab_size"] = padded_rows(text["vocab_size"], max(tokenizer.get_vocab().values()) + 1)
     # The language model generates by its own settings, not by those of the whole.
@@ -178,9 +162,8 @@ def question_folder(
     return HfFolder(
         config=config,
         processor=kind(*parts, num_query_tokens=own.vectors_per_image),
-        generation=GenerationConfig(
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=ends,
+        generation=generation_config(
+            own,
             pad_token_id=tokenizer.pad_token_id,
             decoder_start_token_id=getattr(language.config, "decoder_start_token_id", None),
         ),
@@ -209,7 +192,7 @@ def pair_folder(
     pieces = own.chat.render((Turn(role="assistant", text=ASKED),))
     before, _, after = "".join(piece.text for piece in pieces).partition(ASKED)
     before = "".join(own.tokenizer.convert_ids_to_tokens(own.prefix)) + before
-    tokenizer = Wrap(before=before, after=after).tokenizer(own.tokenizer, "right")
+    tokenizer = Wrap(before=before, after=after).tokenizer(own, "right")
 
     def named(beside: bool) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in net.state_dict().items():

@@ -16,10 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import GenerationConfig
 
 from lightning_mllm.weights.files import resource
-from lightning_mllm.weights.hf import HfFolder, image_fit, image_processor, image_settings, language_tensors, notes
+from lightning_mllm.weights.hf import (
+    HfFolder,
+    generation_config,
+    image_fit,
+    image_processor,
+    image_settings,
+    language_tensors,
+    notes,
+)
 from lightning_mllm.weights.remote.configuration_cogvlm import CogVLMConfig
 from lightning_mllm.weights.remote.processing_cogvlm import CogVLMProcessor
 
@@ -65,6 +72,8 @@ def cogvlm_folder(
         raise ValueError(f"image.views: found {own.image.num_views}, expected 1, all that CogVLM's layout knows")
     tokenizer = copy.deepcopy(own.tokenizer)
     tokenizer.chat_template = chat
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+    tokenizer.model_max_length = own.max_length
     mean, std = (tuple(each.flatten().tolist()) for each in (net.vision.mean, net.vision.std))
     versions = {name: version for version, name in TEMPLATES.items()}
     config = CogVLMConfig(
@@ -93,9 +102,7 @@ def cogvlm_folder(
     return HfFolder(
         config=config,
         processor=processor,
-        generation=GenerationConfig(
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=own.ends, pad_token_id=own.pad_id
-        ),
+        generation=generation_config(own, pad_token_id=own.pad_id),
         tensors=lambda: _tensors(net, rename(language_tensors(tensors(), language, rows, 0))),
         logits=net.logits,
         code=tuple(sorted(resource("package:weights/remote").glob("*_cogvlm.py"))),

@@ -76,7 +76,10 @@ class CogVLMProcessor(ProcessorMixin):
     def row(self, text: str) -> tuple[list[int], list[int]]:
         """Tokens and their types."""
         first, *others = text.split(IMAGE_MARK)
-        tokens = [*self.begin(), *self.tokens(first)]
+        begin = self.begin()
+        # A template may have written what the tokenizer would put before it.
+        written = "".join(self.tokenizer.convert_ids_to_tokens(begin))
+        tokens = [*([] if written and text.startswith(written) else begin), *self.tokens(first)]
         types = [0] * len(tokens)
         for piece in others:
             said = self.tokens(piece)

@@ -1,0 +1,41 @@
+"""Tokenizers as folders of transformers hold them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import Tokenizer, processors
+from transformers import PreTrainedTokenizerFast
+
+NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def writes_around(
+    own: PreTrainedTokenizerFast, before: str = "", after: str = "", side: str = "left"
+) -> PreTrainedTokenizerFast:
+    """A copy that puts this around every text, and nothing else.
+
+    Args:
+        own: A tokenizer; its template, its padding token and its length are kept.
+        before: Written before every text.
+        after: Written behind every text.
+        side: Where rows of a batch are padded.
+    """
+    backend = Tokenizer.from_str(own.backend_tokenizer.to_str())
+    around: list[Any] = []
+    for name, text in (("before", before), ("after", after)):
+        if text:
+            ids: list[int] = own(text, add_special_tokens=False)["input_ids"]  # pyright: ignore
+            around.append({"id": name, "ids": ids, "tokens": own.convert_ids_to_tokens(ids)})
+    single = f"{'before ' if before else ''}$A{' after' if after else ''}"
+    backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=around)  # pyright: ignore
+    # Of the plain class: those of published models (Llama, OPT) make a post-processor of their own when read.
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        padding_side=side,
+        clean_up_tokenization_spaces=False,
+        model_max_length=own.model_max_length,
+        **{name: token for name in NAMES if (token := getattr(own, name)) is not None},
+    )
+    made.chat_template = own.chat_template
+    return made
