@@ -46,11 +46,13 @@ class MultimodalDataModule(TalliedDataModule):
         test: sets answered by a test, each with its blind twin unless it says otherwise; also those of predict.
         weights: share of each source in a data epoch; None for the union of all.
         text: plain text that every optimizer step takes beside the global batch.
-        group: "length", "similar_length" or "modality_length" bring samples of one kind together (see Order).
+        group: "length", "similar_length", "modality_length", "modality_similar_length" or "source" bring samples of one
+            kind together (see Order).
         epochs: passes over the data, where no steps are given.
         steps: optimizer steps, in place of epochs: as many passes over the data as they take.
         global_batch: samples of one optimizer step, over all processes and micro-batches.
         micro_batch: samples of one forward pass.
+        per_device_batch: samples that `group: source` takes from one source, a number of the recipe.
         text_micro_batch: rows of plain text of one forward pass.
         eval_batch: samples answered at once.
         workers: processes that read samples ahead, for each training process.
@@ -73,6 +75,7 @@ class MultimodalDataModule(TalliedDataModule):
         steps: int | None = None,
         global_batch: int = 1,
         micro_batch: int = 1,
+        per_device_batch: int | None = None,
         text_micro_batch: int = 1,
         eval_batch: int = 32,
         workers: int = 0,
@@ -85,6 +88,11 @@ class MultimodalDataModule(TalliedDataModule):
         self.group: Group = group
         self.global_batch, self.micro_batch, self.eval_batch = global_batch, micro_batch, eval_batch
         self.text_micro_batch, self.workers, self.seed, self.processor = text_micro_batch, workers, seed, processor
+        self.per_device_batch = per_device_batch
+        if group == "source" and per_device_batch is None:
+            raise ValueError(
+                "data.group: found 'source', expected stage.per_device_batch to say how many samples share one"
+            )
         self._order: Order | None = None
         self._rows: TextRows | None = None
         for name, sets in (("val", self.val), ("test", self.test)):
@@ -110,6 +118,7 @@ class MultimodalDataModule(TalliedDataModule):
                 lengths=self._length,
                 modalities=lambda name, index: self.train[name].has_image(index),
                 batch=self.global_batch,
+                run=self.per_device_batch or 1,
             )
         return self._order
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, get_args
 
 import torch
 
-Group = Literal["none", "length", "similar_length", "modality_length"]
+Group = Literal["none", "length", "similar_length", "modality_length", "modality_similar_length", "source"]
 
 WINDOW = 50
 """Most global batches whose samples are sorted together for batches of similar length, as in transformers' sampler."""
@@ -50,11 +50,18 @@ class Order:
             those of up to WINDOW batches being sorted and then cut (transformers' `group_by_length`).
             "modality_length": as "length", but a global batch holds samples with images or samples without, but for at
             most one mixed batch an epoch and those on the border of two epochs (LLaVA's released
-            `group_by_modality_length`, whose mega-batch is the global batch too). Which batch comes when is random, and
-            but for similar lengths also which samples share one.
+            `group_by_modality_length`, whose mega-batch is the global batch too). "modality_similar_length": as that,
+            and all samples of a kind are sorted from short to long and then cut, so that a global batch is of one kind
+            and of like lengths (LLaMA2-Accessory's `FinetuneDistSampler` over its sorted annotations, accessory/data/
+            alpaca.py, which leaves out the longest ones that fill no batch; here they share the mixed batches). Which
+            batch comes when is random, and but for similar lengths also which samples share one.
+            "source": each `run` samples are of one source, drawn by the shares (LAVIS's `MultiIterLoader`, whose ranks
+            fill each micro-batch from one data set).
         lengths: words of sample `index` of a source; needed to group.
         modalities: whether sample `index` of a source has an image; needed to group by modality.
         batch: the global batch, in samples.
+        run: samples in a row that are of one source, where grouped by source. A data epoch then has as many whole runs
+            as the sources fill together, and a source its share of them, also without weights.
 
     Raises:
         ValueError: a source is empty or would never be seen, or the weights name other sources.
@@ -69,6 +76,7 @@ class Order:
         lengths: Callable[[str, int], int] | None = None,
         modalities: Callable[[str, int], bool] | None = None,
         batch: int = 1,
+        run: int = 1,
     ) -> None:
         if not sizes:
             raise ValueError("train: found no source, expected at least one")
@@ -76,17 +84,20 @@ class Order:
             raise ValueError(f"train.{empty[0]}: found 0 samples, expected at least one")
         if group not in get_args(Group):
             raise ValueError(f"group: found {group!r}, expected one of {', '.join(get_args(Group))}")
-        assert group == "none" or lengths, "grouping by length needs lengths"
-        assert group != "modality_length" or modalities, "grouping by modality needs modalities"
+        assert group in ("none", "source") or lengths, "grouping by length needs lengths"
+        assert not group.startswith("modality") or modalities, "grouping by modality needs modalities"
         self.sizes, self.seed, self.group, self.batch = dict(sizes), seed, group, batch
         self._lengths, self._modalities = lengths, modalities
-        self.counts = self.sizes if weights is None else _shares(self.sizes, weights)
+        self.run = run if group == "source" else 1
+        whole = self.run == 1 and weights is None
+        shares = self.sizes if whole else _shares(self.sizes, weights or self.sizes, self.run)
+        self.counts = {name: share * self.run for name, share in shares.items()}
         """Samples of each source in one data epoch."""
         self._cached: tuple[int, list[tuple[str, int]]] | None = None
 
     def __len__(self) -> int:
         """Samples of a data epoch."""
-        return sum(self.sizes.values())
+        return sum(self.counts.values())
 
     def effective_epochs(self) -> dict[str, float]:
         """How often one data epoch shows each source."""
@@ -102,8 +113,10 @@ class Order:
         if self._cached is None or self._cached[0] != epoch:
             drawn = [(name, index) for name in self.sizes for index in self._drawn(name, epoch)]
             random = seeded(self.seed, "epoch", epoch)
-            shuffled = [drawn[k] for k in torch.randperm(len(drawn), generator=random).tolist()]
-            self._cached = (epoch, shuffled if self.group == "none" else self._grouped(shuffled, epoch, random))
+            runs = torch.randperm(len(drawn) // self.run, generator=random).tolist()
+            shuffled = [place for k in runs for place in drawn[k * self.run : (k + 1) * self.run]]
+            plain = self.group in ("none", "source")
+            self._cached = (epoch, shuffled if plain else self._grouped(shuffled, epoch, random))
         return self._cached[1]
 
     def _drawn(self, name: str, epoch: int) -> list[int]:
@@ -131,9 +144,11 @@ class Order:
             windows = (places[k : k + span] for k in range(0, len(places), span))
             places = [place for window in windows for place in sorted(window, key=lambda place: -words[place])]
         pools = [places]
-        if self.group == "modality_length":
+        if self.group.startswith("modality"):
             assert modalities is not None
             pools = [[place for place in places if modalities(*place) is kind] for kind in (True, False)]
+        if self.group == "modality_similar_length":
+            pools = [sorted(pool, key=lambda place: words[place]) for pool in pools]
         head = min(-epoch * len(places) % size, len(places))
         whole = (len(places) - head) // size
         pure = [pool[k : k + size] for pool in pools for k in range(0, len(pool) - size + 1, size)]
@@ -146,8 +161,8 @@ class Order:
         return [place for group in groups for place in sorted(group, key=lambda place: -words[place])]
 
 
-def _shares(sizes: dict[str, int], weights: dict[str, float]) -> dict[str, int]:
-    """The samples of one epoch shared out by weight, rounded by largest remainder."""
+def _shares(sizes: dict[str, int], weights: Mapping[str, float], run: int = 1) -> dict[str, int]:
+    """The runs of one epoch, each of so many samples, shared out by weight, rounded by largest remainder."""
     if odd := sorted(set(weights) - set(sizes)):
         near = difflib.get_close_matches(odd[0], sizes, n=1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
@@ -156,7 +171,7 @@ def _shares(sizes: dict[str, int], weights: dict[str, float]) -> dict[str, int]:
         raise ValueError(f"weights: found none for '{missing[0]}', expected one for each source")
     if wrong := [name for name, weight in weights.items() if not (math.isfinite(weight) and weight > 0)]:
         raise ValueError(f"weights.{wrong[0]}: found {weights[wrong[0]]}, expected a finite number above 0")
-    total, sum_of_weights = sum(sizes.values()), math.fsum(weights.values())
+    total, sum_of_weights = sum(sizes.values()) // run, math.fsum(weights.values())
     exact = {name: total * weights[name] / sum_of_weights for name in sizes}
     counts = {name: math.floor(share) for name, share in exact.items()}
     by_remainder = sorted(sizes, key=lambda name: counts[name] - exact[name])
@@ -164,6 +179,7 @@ def _shares(sizes: dict[str, int], weights: dict[str, float]) -> dict[str, int]:
         counts[name] += 1
     if unseen := [name for name, count in counts.items() if count == 0]:
         raise ValueError(
-            f"weights.{unseen[0]}: found {weights[unseen[0]]}, expected enough for one of the epoch's {total} samples"
+            f"weights.{unseen[0]}: found {weights[unseen[0]]}, expected enough for one of the epoch's {total}"
+            f" {'samples' if run == 1 else f'runs of {run} samples of one source'}"
         )
     return counts

@@ -37,6 +37,11 @@ from lightning_mllm.training.stage import StageSettings
 DEFAULTS = Path(str(files("lightning_mllm") / "defaults" / "fit.yaml"))
 
 
+def published(per_device_batch: int | None, micro_batch: int | None) -> int | None:
+    """Samples of a micro-batch of the original, where the stage states them (`StageSettings.together`)."""
+    return micro_batch if per_device_batch is None else per_device_batch
+
+
 def averages(callbacks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those that decide which weights a stage hands over, without where they are held meanwhile."""
     chosen = [
@@ -104,6 +109,9 @@ class CLI(LightningCLI):
         parser.link_arguments("stage.steps", "data.init_args.steps")
         parser.link_arguments(
             ("stage.micro_batch", "hardware.micro_batch"), "data.init_args.micro_batch", compute_fn=at_once
+        )
+        parser.link_arguments(
+            ("stage.per_device_batch", "stage.micro_batch"), "data.init_args.per_device_batch", compute_fn=published
         )
         for name in ("text_micro_batch", "workers", "eval_batch"):
             parser.link_arguments(f"hardware.{name}", f"data.init_args.{name}")

@@ -23,6 +23,7 @@ def grouped(kind: Any, size: int = 53, batch: int = 8, seed: int = 0) -> Order:
         lengths=lambda _, index: source.length(index),
         modalities=lambda _, index: source.has_image(index),
         batch=batch,
+        run=4,
     )
 
 
@@ -35,7 +36,9 @@ def test_without_weights_an_epoch_is_the_union() -> None:
     assert order.effective_epochs() == {"a": 1.0, "b": 1.0, "c": 1.0}
 
 
-@pytest.mark.parametrize("group", ["none", "length", "similar_length", "modality_length"])
+@pytest.mark.parametrize(
+    "group", ["none", "length", "similar_length", "modality_length", "modality_similar_length", "source"]
+)
 def test_an_epoch_is_a_pure_function_of_seed_and_number(group: str) -> None:
     forwards = [grouped(group).epoch(epoch) for epoch in (0, 1, 2)]
     order = grouped(group)
@@ -77,7 +80,7 @@ def test_only_the_proportion_of_weights_matters() -> None:
     assert Order(SIZES, small, seed=4).epoch(2) == Order(SIZES, large, seed=4).epoch(2)
 
 
-@pytest.mark.parametrize("kind", ["length", "similar_length", "modality_length"])
+@pytest.mark.parametrize("kind", ["length", "similar_length", "modality_length", "modality_similar_length"])
 @pytest.mark.parametrize(("size", "batch"), [(53, 8), (48, 8), (7, 8), (20, 1), (9, 4)])
 def test_grouping_keeps_the_epoch(kind: str, size: int, batch: int) -> None:
     order = grouped(kind, size, batch)
@@ -130,6 +133,65 @@ def test_global_batches_are_of_one_modality_but_for_the_rest() -> None:
     pure = [kind for number, kind in enumerate(kinds) if number not in borders and len(kind) == 1]
     assert {True} in pure and {False} in pure
     assert pure != sorted(pure, key=lambda kind: True in kind), "their order is shuffled"
+
+
+def accessory_batches(lengths: dict[int, int], image: dict[int, bool], batch: int) -> set[frozenset[int]]:
+    """LLaMA2-Accessory: annotations of a type sorted by length, cut into global batches; what fills none is left out."""
+    kinds = [[index for index in lengths if image[index] is kind] for kind in (True, False)]
+    pools = [sorted(kind, key=lambda index: lengths[index]) for kind in kinds]
+    return {frozenset(pool[k : k + batch]) for pool in pools for k in range(0, len(pool) // batch * batch, batch)}
+
+
+def test_batches_of_one_kind_and_of_like_lengths_are_those_of_llama2_accessory() -> None:
+    size, batch = 4096, 32
+    lengths = {index: (index * 2654435761) % 379 for index in range(size)}
+    order = Order(
+        {"a": size},
+        None,
+        0,
+        "modality_similar_length",
+        lengths=lambda _, index: lengths[index] * 4096 + index,  # no two alike
+        modalities=lambda _, index: index % 3 != 0,
+        batch=batch,
+    )
+    places = [index for _, index in order.epoch(0)]
+    found = [frozenset(places[k : k + batch]) for k in range(0, size, batch)]
+    words = {index: lengths[index] * 4096 + index for index in lengths}
+    expected = accessory_batches(words, {index: index % 3 != 0 for index in lengths}, batch)
+    assert len(expected) == 127 and expected <= set(found)
+    ranges = sorted(max(map(lengths.get, each)) - min(map(lengths.get, each)) for each in expected)  # type: ignore
+    assert ranges[len(ranges) // 2] <= 8, "words, within a global batch"
+    firsts = [min(map(lengths.get, each)) for each in found]  # type: ignore
+    assert 40 < sum(a < b for a, b in pairwise(firsts)) < 87, "neither from short to long nor from long to short"
+
+
+def test_runs_of_one_source_are_drawn_by_the_shares() -> None:
+    sizes, weights, run = {"a": 100, "b": 230, "c": 41}, {"a": 0.5, "b": 0.25, "c": 0.25}, 8
+    order = Order(sizes, weights, seed=1, group="source", batch=32, run=run)
+    assert len(order) == 371 // 8 * 8
+    assert order.counts == {"a": 23 * 8, "b": 12 * 8, "c": 11 * 8}  # 23, 11.5 and 11.5 of 46 runs
+    seen: Counter[tuple[str, int]] = Counter()
+    following: Counter[tuple[str, str]] = Counter()
+    for epoch in range(12):
+        places = order.epoch(epoch)
+        runs = [{name for name, _ in places[k : k + run]} for k in range(0, len(places), run)]
+        assert all(len(names) == 1 for names in runs), "one source a run"
+        names = [name for each in runs for name in each]
+        assert Counter(names) == {"a": 23, "b": 12, "c": 11}
+        following.update(pairwise(names))
+        seen.update(places)
+        for name, size in sizes.items():
+            counts = [seen[name, index] for index in range(size)]
+            assert max(counts) - min(counts) <= 1, "a permutation of the chain is used up before the next begins"
+    assert following["a", "a"] > 80 and following["b", "c"] > 15, "which source comes next is random"
+
+
+def test_runs_of_one_source_without_weights_go_as_the_sizes() -> None:
+    order = Order({"a": 80, "b": 160}, seed=1, group="source", batch=16, run=8)
+    assert order.counts == {"a": 80, "b": 160}
+    assert sorted(order.epoch(0)) == sorted((name, k) for name, size in (("a", 80), ("b", 160)) for k in range(size))
+    with pytest.raises(ValueError, match=r"weights.c: .*expected enough for one of the epoch's 4 runs of 8 samples"):
+        Order(SIZES, {"a": 10, "b": 10, "c": 1}, group="source", run=8)
 
 
 @pytest.mark.parametrize(
