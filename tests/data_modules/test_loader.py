@@ -264,3 +264,22 @@ def test_a_source_of_bad_samples_is_an_error() -> None:
         ValueError, match=r"data\.train\.s: found 2 bad samples in a row, the first: file\.json: record 0"
     ):
         samples[Place(0, "s", 0)]
+
+
+def test_a_micro_batch_of_the_published_size_is_of_one_source_on_any_number_of_ranks() -> None:
+    def loaders(world: int, micro: int) -> list[ResumableLoader]:
+        order = Order({name: len(source) for name, source in SOURCES.items()}, seed=5, group="source", batch=4, run=2)
+        given: dict[str, Any] = {"collate_fn": Collate(Echo(), "right"), "steps": 6, "world": world}
+        shares = [(Share("stage.global_batch", 4, micro), order)]
+        return [ResumableLoader(TrainingSamples(SOURCES, Echo(), 5), shares, rank=r, **given) for r in range(world)]
+
+    (alone,), two = loaders(1, 4), loaders(2, 2)
+    whole, ranks = list(alone), [list(each) for each in two]
+    named = [{id[0] for id in batch["ids"]} for rank in ranks for batch in rank]
+    assert all(len(names) == 1 for names in named) and {"a"} in named and {"b"} in named
+    assert any(one["ids"][0][0] != other["ids"][0][0] for one, other in zip(*ranks, strict=True)), "ranks draw apart"
+    for step, batch in enumerate(whole):
+        assert batch["ids"] == ranks[0][step]["ids"] + ranks[1][step]["ids"]
+    (again,) = loaders(1, 4)
+    again.load_state_dict({"position": 12})
+    assert list(again) == whole[3:]

@@ -136,7 +136,7 @@ def test_global_batches_are_of_one_modality_but_for_the_rest() -> None:
 
 
 def accessory_batches(lengths: dict[int, int], image: dict[int, bool], batch: int) -> set[frozenset[int]]:
-    """LLaMA2-Accessory: annotations of a type sorted by length, cut into global batches; what fills none is left out."""
+    """LLaMA2-Accessory: annotations of a type sorted by length and cut into global batches; the rest is left out."""
     kinds = [[index for index in lengths if image[index] is kind] for kind in (True, False)]
     pools = [sorted(kind, key=lambda index: lengths[index]) for kind in kinds]
     return {frozenset(pool[k : k + batch]) for pool in pools for k in range(0, len(pool) // batch * batch, batch)}
