@@ -28,6 +28,7 @@ from torch import Tensor
 
 from lightning_mllm.contracts import Batch, Evaluation, Output, Stage, Train
 from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.evaluation.predictions import Predictions
 from lightning_mllm.evaluation.results import write_results
 from lightning_mllm.evaluation.retrieval import Retrieval
 from lightning_mllm.evaluation.scores import Scores
@@ -103,6 +104,7 @@ class MultimodalModule(LightningModule):
         self._row: dict[str, float] = {}
         self._check: GradientCheck | None = None
         self._scores: list[Scores | Retrieval | TextScores] = []
+        self._predictions: Predictions | None = None
         self._started = 0.0
 
     @classmethod
@@ -423,10 +425,18 @@ class MultimodalModule(LightningModule):
         if self.trainer.is_global_zero:
             write_results(Path(self.trainer.default_root_dir) / "test.json", self._scores, seconds)
 
+    def on_predict_epoch_start(self) -> None:
+        datamodule: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        self._predictions = Predictions([each for each in datamodule.evaluations("test") if not each.blind])
+
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, str]]:
-        if unanswered := {"retrieval", "perplexity"} & set(batch.tasks):
-            raise ValueError(
-                f"predict: found a set of the task '{unanswered.pop()}', expected one that is answered in text"
-            )
-        rows = zip(batch.ids, batch.prompts, self.answers(batch), strict=True)
-        return [{"id": id, "prompt": prompt, "answer": answer} for id, prompt, answer in rows]
+        assert self._predictions is not None
+        part = self._predictions.sets[dataloader_idx].part
+        return self._predictions.update(batch, self.answers(batch, part), dataloader_idx)
+
+    def on_predict_epoch_end(self) -> None:
+        assert self._predictions is not None
+        main = self.trainer.is_global_zero
+        path, count = self._predictions.write(Path(self.trainer.default_root_dir), main=main)
+        if main:
+            print(f"{path} ({count:,} answers)")

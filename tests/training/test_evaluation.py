@@ -133,8 +133,52 @@ def test_predictions_are_the_chosen_candidates() -> None:
     batch = processor.collate([processor.encode(sample, generate=True) for sample in samples], padding="left")
     with torch.inference_mode():
         assert all(answer in COLOURS for answer in module.answers(batch))
-    with pytest.raises(ValueError, match="found a set of the task 'retrieval'"):
-        module.predict_step(replace(batch, tasks=["retrieval"] * 3), 0)
+
+
+def asked() -> MultimodalDataModule:
+    sets = {
+        "closed": EvaluationSet(source=Closed(10), task="choice"),
+        "written": EvaluationSet(source=Squares(7), task="exact", part="novel"),
+    }
+    return MultimodalDataModule(test=sets, eval_batch=3, processor=ToyProcessor())
+
+
+def predicted(folder: Path, **settings: Any) -> list[dict[str, str]]:
+    trainer(folder, logger=False, callbacks=[], **settings).predict(net(), datamodule=asked())
+    return [json.loads(line) for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_predict_writes_every_answer_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = predicted(tmp_path)
+    assert capsys.readouterr().out.strip().endswith(f"{tmp_path / 'answers.jsonl'} (17 answers)")
+    sources = [("choice", "", Closed(10)), ("exact", "novel", Squares(7))]
+    samples = [
+        (task, part, source.sample(k, torch.Generator())) for task, part, source in sources for k in range(len(source))
+    ]
+    assert [(row["task"], row["part"], row["id"]) for row in rows] == [(task, part, s.id) for task, part, s in samples]
+    assert [row["prompt"] for row in rows] == [s.turns[0].text.replace("<image>", "") for _, _, s in samples]
+    assert all(row["answer"] in COLOURS for row in rows[:10])
+    assert [path.name for path in tmp_path.iterdir() if "answers" in path.name] == ["answers.jsonl"]
+
+
+def test_two_ranks_predict_as_one(tmp_path: Path) -> None:
+    def work(rank: int) -> None:
+        strategy = DDPStrategy(process_group_backend="gloo")
+        own = trainer(tmp_path / "two", devices=2, strategy=strategy, logger=False, callbacks=[])
+        own.predict(net(), datamodule=asked())
+
+    on_two_ranks(work)
+    one = predicted(tmp_path / "one")
+    assert (tmp_path / "two" / "answers.jsonl").read_text() == (tmp_path / "one" / "answers.jsonl").read_text()
+    assert len(one) == 17, "what fills up the ranks stands there once"
+
+
+def test_what_is_not_answered_in_text_is_not_predicted(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="predict: found a set of the task 'retrieval', expected sets that are answered"
+    ):
+        trainer(tmp_path, logger=False, callbacks=[]).predict(net(), datamodule=data())
+    assert not (tmp_path / "answers.jsonl").exists()
 
 
 def test_an_architecture_that_cannot_says_so(tmp_path: Path) -> None:
