@@ -56,6 +56,13 @@ def vicuna_text(system: str, texts: Sequence[str]) -> str:
     return text
 
 
+def vicuna_v0_text(system: str, turns: Sequence[Turn]) -> str:
+    """A header, then every turn behind "### " and before a line end, and "### " behind all."""
+    roles = {"user": "Human", "assistant": "Assistant"}
+    said = "".join(f"### {roles[turn.role]}: {moved(turn.text)}\n" for turn in turns)
+    return f"{system}\n\n{said}### "
+
+
 def llama_2_text(system: str, texts: Sequence[str]) -> str:
     """`Conversation.get_prompt` in the style LLAMA_2."""
     text = ""

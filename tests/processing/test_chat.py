@@ -87,8 +87,8 @@ def test_vicuna() -> None:
 
 def test_llava_v0() -> None:
     pieces = template("llava_v0").render(turns("<image>\nq", "a", "r", "b", system="S."))
-    assert text(pieces) == "S.###Human: <image>\nq###Assistant: a###Human: r###Assistant: b###"
-    assert learned(pieces) == [" a###", " b###"]
+    assert text(pieces) == "S.\n\n### Human: <image>\nq\n### Assistant: a\n### Human: r\n### Assistant: b\n### "
+    assert learned(pieces) == [" a\n###", " b\n###"]
 
 
 def test_llama_2() -> None:

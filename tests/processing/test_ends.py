@@ -37,7 +37,7 @@ def test_every_template_of_the_package_has_the_end_that_it_learns() -> None:
         assert all(other.stop == template.stop for other in others)
     assert {name: stop for name, stop in stops.items() if stop} == {
         **dict.fromkeys(("blip2", "blip2_caption", "blip2_text", "plain"), "\n"),
-        "llava_v0": "###",
+        "llava_v0": "\n###",
         "sphinx": "\n###",
     }
 

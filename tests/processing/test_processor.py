@@ -384,7 +384,7 @@ def test_decode_is_the_answer(form: Callable[[list[int]], list[int] | torch.Tens
 
 
 def test_decode_stops_where_the_template_ends_an_answer() -> None:
-    for chat, rest in (("plain", "a dog.\nred red"), ("llava_v0", "a dog.###Human: and")):
+    for chat, rest in (("plain", "a dog.\nred red"), ("llava_v0", "a dog.\n### Human: and")):
         used = processor(chat)
         assert used.decode(used.tokenizer(rest)["input_ids"]) == "a dog."
 

@@ -111,6 +111,17 @@ def vicuna_labels(used: Processor, record: dict[str, Any]) -> tuple[list[int], l
     return published.round_labels(text, " ASSISTANT: ", used.tokenizer, "image" in record, used.max_length)
 
 
+def test_vicuna_v0_texts_are_the_published_ones() -> None:
+    """200 of 200 conversations, to the character; what is asked is the beginning of what was trained."""
+    used = processor("llava_v0", vectors=1).chat
+    assert isinstance(used, ChatTemplate)
+    for conversation in conversations(seed=5, count=200):
+        trained = "".join(piece.text for piece in used.render(conversation))
+        assert trained == published.vicuna_v0_text(used.system, conversation)
+        asked = "".join(piece.text for piece in used.render(conversation[:-1], generate=True))
+        assert trained == f"{asked} {published.moved(conversation[-1].text)}\n### "
+
+
 @pytest.mark.parametrize(("normalised", "max_length"), [(False, 2048), (True, 120)])
 def test_vicuna_labels_are_the_published_ones(tmp_path: Path, normalised: bool, max_length: int) -> None:
     """Read from a file, by the policy `published`; 120 tokens are too few for about half of the records."""
