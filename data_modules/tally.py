@@ -30,6 +30,8 @@ class Tally:
     def add(self, batch: Any) -> None:
         """Counts the notes of a batch; a note is a kind, or a kind, ": " and a sentence."""
         notes: Sequence[tuple[str, ...]] = getattr(batch, "notes", ())
+        if not notes:
+            return
         sources: Sequence[str] = getattr(batch, "sources", ()) or [""] * len(notes)
         for source, row in zip(sources, notes, strict=True):
             for note in row:
