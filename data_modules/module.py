@@ -13,6 +13,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from data_modules.evaluation import EvaluationSamples, EvaluationSet
+from data_modules.geometry import check_frames
 from data_modules.loader import (
     Collate,
     Places,
@@ -170,6 +171,8 @@ class MultimodalDataModule(TalliedDataModule):
 
     def setup(self, stage: str) -> None:
         """Loads what the Trainer's verb needs; before training, prints how often each source is shown."""
+        if self.processor is not None:
+            check_frames(self.processor, self.train if stage == "fit" else {}, {"val": self.val, "test": self.test})
         with Console(stderr=True, quiet=rank_zero_only.rank != 0).status("reading the data"):
             sets = {"fit": self.val, "validate": self.val}.get(stage, self.test)
             for each in sets.values():

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +15,10 @@ from PIL import Image
 from lightning_mllm.contracts import IMAGE_MARK, ImageFile, ImageRef, Sample, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.export.importing import import_folder
+from lightning_mllm.processing.decode import ImageInMemory
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.weights.lineage import RECORD, WEIGHTS, starts_from
-
-
-@dataclass(frozen=True)
-class ImageInMemory:
-    """A picture that is already open."""
-
-    image: Image.Image
-
-    @property
-    def name(self) -> str:
-        return "the given picture"
-
-    def read(self, max_bytes: int) -> bytes:
-        stream = io.BytesIO()
-        self.image.save(stream, format="PNG")
-        if stream.tell() > max_bytes:
-            raise ValueError(f"{self.name}: found {stream.tell()} bytes as PNG, expected at most {max_bytes}")
-        return stream.getvalue()
-
 
 Picture = str | Path | Image.Image
 """A file, or a picture that is open."""
@@ -59,9 +39,12 @@ class Model:
             decoding: How to generate; None takes the net's own settings for questions.
 
         Raises:
-            ValueError: A picture cannot be read, or the question marks another number of them than are given.
+            ValueError: A picture cannot be read or is of another kind, or the question marks another number of them
+                than are given.
         """
-        given = [image] if isinstance(image, str | Path | Image.Image) else image or ()
+        given = (
+            [image] if isinstance(image, str | Path | Image.Image) else [] if image is None else list(_listed(image))
+        )
         images: tuple[ImageRef, ...] = tuple(
             ImageInMemory(each) if isinstance(each, Image.Image) else ImageFile(Path(each)) for each in given
         )
@@ -73,6 +56,16 @@ class Model:
         chosen = decoding or self.module.decoding.get("answer") or Decoding(max_new_tokens=128)
         with torch.inference_mode():
             return processor.decode(self.module.generate(batch, chosen)[0])
+
+
+def _listed(images: Any) -> Sequence[Picture]:
+    """Several pictures; ValueError for arrays and tensors, which do not say what their numbers are."""
+    several = isinstance(images, list | tuple)
+    odd = next((each for each in images if not isinstance(each, Picture)), None) if several else images
+    if odd is not None:
+        kind = f"{type(odd).__module__}.{type(odd).__qualname__}"
+        raise ValueError(f"image: found a {kind}, expected a path or an open picture (PIL.Image.fromarray makes one)")
+    return images
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Model:

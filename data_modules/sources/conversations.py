@@ -10,6 +10,7 @@ import torch
 from data_modules.sources.files import BadRecords, Entry, FileSource
 from data_modules.sources.records import MAX_TEXT, RecordError, field, parse, records_in, refused, text_of, unique_id
 from data_modules.sources.source import Published
+from lightning_mllm.boxes import FRAMES, Frame
 from lightning_mllm.contracts import IMAGE_MARK, Role, Sample, Turn
 
 ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
@@ -46,6 +47,7 @@ class LlavaConversations(FileSource):
         annotations: the file.
         images: the folder that image names are relative to; empty for text alone.
         records: 'strict', or 'published' for LLaVA's own reading.
+        frame: what coordinates in the texts are shares of (see BoxSource); None where there are none.
         marks: 'given', or 'front' to put missing image marks in front of the first human turn.
         bad_records: as in FileSource: 'refuse' or 'skip'.
     """
@@ -72,9 +74,13 @@ class LlavaConversations(FileSource):
         images: str = "",
         records: Records = "strict",
         marks: Marks = "given",
+        frame: Frame | None = None,
         bad_records: BadRecords = "refuse",
     ) -> None:
         super().__init__(annotations, images, bad_records)
+        if frame not in (None, *FRAMES):
+            raise ValueError(f"frame: found {frame!r}, expected {' or '.join(map(repr, FRAMES))}")
+        self.frame = frame
         if records not in get_args(Records):
             raise ValueError(f"records: found {records!r}, expected 'strict' or 'published'")
         if marks not in get_args(Marks):
@@ -235,7 +241,7 @@ class LlavaPretrain(LlavaConversations):
         marks: Marks = "given",
         bad_records: BadRecords = "refuse",
     ) -> None:
-        super().__init__(annotations, images, records, marks, bad_records)
+        super().__init__(annotations, images, records, marks, bad_records=bad_records)
 
     def _checked(self, record: Any, changed: list[str]) -> tuple[list[str], Turns]:
         images, turns = super()._checked(record, changed)

@@ -51,7 +51,7 @@ class CocoObjects(RegionSource):
             if len(boxes) == 1:
                 ((id, box),) = boxes
                 name = f"the {self._categories[category]}"
-                yield self._region(str(id), field(record, "file_name", str), name, box)
+                yield self._region(str(id), field(record, "file_name", str), name, box, size_of(record))
 
 
 class CocoDetection(BoxSource):
@@ -111,7 +111,7 @@ class CocoDetection(BoxSource):
                 name, text = self._categories[category], self.text(*sorted(box for _, box in boxes))
                 image = field(record, "file_name", str)
                 fields = {"expression": name, "plural": plural(name)}
-                yield Question(f"{record['id']}-{category}", [image], name, text, fields=fields)
+                yield Question(f"{record['id']}-{category}", [image], name, text, fields=fields, size=size_of(record))
 
 
 PLURALS = {"person": "people", "mouse": "mice", "knife": "knives", "tooth": "teeth", "foot": "feet"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, get_args
 
 from data_modules.sources.records import ImageFolder, Packed, located, packed
@@ -97,8 +97,10 @@ class FileSource(Source):
         assert self._places is not None, "call load first"
         return located(self._asked_in, self._places[index])
 
-    def _images(self, *names: str) -> tuple[ImageFile, ...]:
-        return tuple(ImageFile(self._folder.path(name)) for name in names)
+    def _images(self, *names: str, size: Sequence[int] = ()) -> tuple[ImageFile, ...]:
+        """Images by name, all of `size` (width, height) where the annotations say so."""
+        told = (size[0], size[1]) if size else None
+        return tuple(ImageFile(self._folder.path(name), told) for name in names)
 
     def __len__(self) -> int:
         assert self._entries is not None, "call load first"

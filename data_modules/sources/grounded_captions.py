@@ -65,7 +65,7 @@ class GroundedCaptions(BoxSource):
             text += f"{caption[start:end]} {self.text(*behind[end])}"
             start = end
         text = (text + caption[start:]).strip()
-        yield Question(str(record["id"]), [field(record, "file_name", str)], "", text, [text, caption])
+        yield Question(str(record["id"]), [field(record, "file_name", str)], "", text, [text, caption], size=size)
 
 
 def _end(annotation: Any, length: int) -> int:

@@ -75,7 +75,8 @@ class CocoPose(BoxSource):
             except RecordError as rule:
                 raise RecordError(f"annotation {person['id']}: {rule}") from None
             answer = ", ".join(f"{name} {point}" for name, point in joints)
-            yield Question(str(person["id"]), [field(record, "file_name", str)], box, answer, fields={"box": box})
+            image = field(record, "file_name", str)
+            yield Question(str(person["id"]), [image], box, answer, fields={"box": box}, size=size)
 
     def _where(self, person: Any, size: tuple[int, int]) -> list[tuple[str, str]]:
         """Name and point of each labelled joint."""

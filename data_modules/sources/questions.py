@@ -43,6 +43,8 @@ class Question(NamedTuple):
     """What else a template of the source may name ('expression', 'box')."""
     candidates: Sequence[str] = ()
     """The closed set of answers, where the published protocol ranks one; of a multiple choice its options."""
+    size: Sequence[int] = ()
+    """Width and height of the image, in pixels, that boxes and points in the texts are told for."""
 
     @property
     def accepted(self) -> tuple[str, ...]:
@@ -188,7 +190,7 @@ class QuestionSource(FileSource):
         return Sample(
             id=asked.id,
             turns=(Turn(role="user", text=prompt), Turn(role="assistant", text=answer)),
-            images=self._images(*asked.images),
+            images=self._images(*asked.images, size=asked.size),
             references=asked.accepted,
             candidates=tuple(asked.candidates),
             task=self.task,

@@ -41,8 +41,9 @@ class RefCoco(RegionSource):
         if len(boxes) != 1:
             raise RecordError(f"has {len(boxes)} annotations, expected the one that the expression means")
         expression = text_of(record, "caption", MAX_CAPTION)
-        box = self.box(numbers_of(boxes[0], "bbox", 4), size_of(record))
-        yield self._region(str(record["id"]), field(record, "file_name", str), expression, box)
+        size = size_of(record)
+        box = self.box(numbers_of(boxes[0], "bbox", 4), size)
+        yield self._region(str(record["id"]), field(record, "file_name", str), expression, box, size)
 
 
 class RefCocoRefs(RegionSource):
@@ -104,7 +105,8 @@ class RefCocoRefs(RegionSource):
         image, annotation = self._boxes[thing]
         if image["id"] != own:
             raise RecordError(f"image_id is {own}, expected {image['id']} as of annotation {thing} in {self.instances}")
-        box = self.box(numbers_of(annotation, "bbox", 4), size_of(image))
+        size = size_of(image)
+        box = self.box(numbers_of(annotation, "bbox", 4), size)
         sentences = field(record, "sentences", list)
         if not sentences:
             raise RecordError("'sentences' is empty, expected at least one")
@@ -112,7 +114,7 @@ class RefCocoRefs(RegionSource):
         for place, (each, text) in enumerate(zip(sentences, texts, strict=True)):
             others = [*texts[:place], *texts[place + 1 :]]
             name = field(image, "file_name", str)
-            yield self._region(str(field(each, "sent_id", int)), name, text, box, others)
+            yield self._region(str(field(each, "sent_id", int)), name, text, box, size, others)
 
 
 def refuse_pickle(path: str) -> None:

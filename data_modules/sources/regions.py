@@ -33,8 +33,9 @@ class BoxSource(QuestionSource):
         images: the folder that image names are relative to.
         dialect: how boxes are spelled: 'cogvlm', 'ferret' or 'llava' (lightning_mllm/boxes.py).
         frame: what coordinates are shares of: the 'image', or the 'square' that it is padded to. It must be what the
-            model sees: 'square' where the processor's `fit` is 'pad', 'image' where it is 'squash'; 'crop' and random
-            areas show another part of the image than the boxes tell of.
+            model sees, or training is refused: 'square' where the processor's `fit` is 'pad', 'image' where it is
+            'squash'; 'crop' and random areas show another part of the image than the boxes tell of. An image of another
+            size than the annotations say is a bad sample.
         prompt, bad_records: as in QuestionSource.
     """
 
@@ -56,7 +57,7 @@ class BoxSource(QuestionSource):
         if frame not in FRAMES:
             raise ValueError(f"frame: found {frame!r}, expected {' or '.join(map(repr, FRAMES))}")
         self.dialect = dialect
-        self.frame: Frame = frame
+        self.frame: Frame = frame  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def box(self, box: Sequence[float], size: tuple[int, int]) -> Box:
         """From left, top, width and height in an image of `size`; RecordError for what is no box there."""
@@ -105,12 +106,14 @@ class RegionSource(BoxSource):
             self.family, self.task, self.asks, self.knows = "region", "caption", ("box",), ("box",)
         super().__init__(annotations, images, dialect, frame, prompt, bad_records)
 
-    def _region(self, id: str, image: str, expression: str, box: Box, others: Sequence[str] = ()) -> Question:
-        """The question about one region; `others` are further expressions that people gave it."""
+    def _region(
+        self, id: str, image: str, expression: str, box: Box, size: tuple[int, int], others: Sequence[str] = ()
+    ) -> Question:
+        """The question about a region of an image of `size`; `others` are further expressions that people gave it."""
         text = self.text(box)
         if self.ask == "box":
-            return Question(id, [image], expression, text, fields={"expression": expression})
-        return Question(id, [image], text, expression, [expression, *others], fields={"box": text})
+            return Question(id, [image], expression, text, fields={"expression": expression}, size=size)
+        return Question(id, [image], text, expression, [expression, *others], fields={"box": text}, size=size)
 
 
 def size_of(record: Any) -> tuple[int, int]:

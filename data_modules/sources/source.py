@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from lightning_mllm.boxes import Frame
 from lightning_mllm.contracts import Sample
 
 BadRecords = Literal["refuse", "skip"]
@@ -44,6 +45,8 @@ class Source(ABC):
     """Whether each sample is one image and one text about it."""
     bad_records: BadRecords = "refuse"
     """Whether a sample that turns out to be bad stops training or is replaced by the next one."""
+    frame: Frame | None = None
+    """What coordinates in its texts are shares of; None where it tells none."""
     changed: Mapping[str, int] = MappingProxyType({})
     """Of the records that are read otherwise than they are written: how, and how many."""
 
@@ -80,7 +83,7 @@ class Wrapped(Source):
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.bad_records = source.bad_records
+        self.bad_records, self.frame = source.bad_records, source.frame
 
     def load(self) -> None:
         self.source.load()

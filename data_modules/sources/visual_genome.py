@@ -85,8 +85,9 @@ class VisualGenomeRegions(RegionSource):
             if own != image:
                 raise RecordError(f"region {id} is in the image {own}, expected {image} as its record")
             phrase = text_of(region, "phrase", MAX_CAPTION)
-            box = _inside(self, region, ("x", "y", "width", "height"), size_in(self.sizes, self._sizes, image), id)
-            yield self._region(str(id), f"{image}.jpg", phrase, box)
+            size = size_in(self.sizes, self._sizes, image)
+            box = _inside(self, region, ("x", "y", "width", "height"), size, id)
+            yield self._region(str(id), f"{image}.jpg", phrase, box, size)
 
 
 class VisualGenomeObjects(VisualGenomeRegions):
@@ -110,8 +111,9 @@ class VisualGenomeObjects(VisualGenomeRegions):
         counts = Counter(name for _, name, _ in objects)
         for id, name, each in objects:
             if counts[name] == 1:
-                box = _inside(self, each, ("x", "y", "w", "h"), size_in(self.sizes, self._sizes, image), id)
-                yield self._region(str(id), f"{image}.jpg", f"the {name}", box)
+                size = size_in(self.sizes, self._sizes, image)
+                box = _inside(self, each, ("x", "y", "w", "h"), size, id)
+                yield self._region(str(id), f"{image}.jpg", f"the {name}", box, size)
 
 
 class VisualGenomeRelations(BoxSource):
@@ -177,7 +179,7 @@ class VisualGenomeRelations(BoxSource):
                 box = _inside(self, thing, ("x", "y", "w", "h"), size, id)
                 named |= {role: _name(thing), f"{role}_box": self.text(box)}
             name = self.image_pattern.format(image_id=image)
-            yield Question(str(id), [name], " ".join(named.values()), predicate, fields=named)
+            yield Question(str(id), [name], " ".join(named.values()), predicate, fields=named, size=size)
 
 
 def sizes_in(path: str) -> dict[int, tuple[int, int]]:

@@ -8,17 +8,32 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
 from io import BytesIO
+from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from lightning_mllm.contracts import ImageRef
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
+ORIENTATION = 0x0112
+"""The tag of EXIF that says how the camera was held."""
+
 # Pillow's names of single-channel 16-bit pixels.
 GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+Decode = Literal["upright", "stored"]
+"""How pixels become RGB.
+
+upright: The camera's orientation (EXIF) is applied, transparency is put over white, 16 bits are scaled to 8.
+stored: None of this, as in the released code of LAVIS (caption_datasets.py), LLaVA (train.py), CogVLM
+    (utils/utils/dataset.py) and LLaMA2-Accessory (conversation/dataset.py): `Image.open(path).convert("RGB")`.
+"""
 
 
 class ImageError(ValueError):
@@ -34,23 +49,55 @@ class ImageLimits:
     max_side: int = 20_000
 
 
-def decode_image(ref: ImageRef, limits: ImageLimits = ImageLimits()) -> Image.Image:
-    """The first frame of `ref` as an upright RGB image: EXIF orientation applied, transparency over white.
+@dataclass(frozen=True)
+class ImageInMemory:
+    """A picture that is open already; it becomes RGB as its file would, and is known by its content."""
+
+    image: Image.Image
+
+    @cached_property
+    def name(self) -> str:
+        """Tells pictures of different content apart."""
+        image = self.image
+        try:
+            pixels = image.tobytes()
+        except Exception:
+            return "the given picture"  # decoding says what is wrong with it
+        facts = (image.mode, image.size, dict(image.getexif()).get(ORIENTATION), image.info.get("transparency"))
+        palette = b"" if image.palette is None else bytes(image.palette.palette)
+        digest = blake2b(pixels + palette + repr(facts).encode(), digest_size=8)
+        return f"the given picture {digest.hexdigest()}"
+
+    def read(self, max_bytes: int) -> Image.Image:
+        return self.image
+
+
+def decode_image(ref: ImageRef, limits: ImageLimits = ImageLimits(), decode: Decode = "upright") -> Image.Image:
+    """The first frame of `ref`, or a picture that is open, as an RGB image.
 
     Raises:
-        ImageError: missing, too large, truncated, damaged, of another format than `FORMATS`, or with pixels
-            (floating point, 32-bit integer) whose range the file does not state.
+        ImageError: missing, too large, truncated, damaged, of another format than `FORMATS`, with pixels (floating
+            point, 32-bit integer) whose range the file does not state, or of another size than its annotations say.
     """
     try:
         data = ref.read(limits.max_bytes)
-        if len(data) > limits.max_bytes:
-            raise ValueError(f"found {len(data)} bytes, expected at most {limits.max_bytes}")
         with warnings.catch_warnings():
             # Pillow warns of large images and of odd metadata; size is ours to judge, just below.
             warnings.simplefilter("ignore")
+            if isinstance(data, Image.Image):
+                return _rgb(data, limits, decode)
+            if len(data) > limits.max_bytes:
+                raise ValueError(f"found {len(data)} bytes, expected at most {limits.max_bytes}")
             with Image.open(BytesIO(data), formats=FORMATS) as image:
-                _check_size(image.size, limits)
-                return _upright_rgb(image)
+                pixels = _rgb(image, limits, decode)
+        if (size := getattr(ref, "size", None)) is not None and pixels.size != tuple(size):
+            (width, height), (told, high) = pixels.size, size
+            turned = " (as the camera was held: EXIF)" if (height, width) == (told, high) else ""
+            raise ValueError(
+                f"found {width} x {height} pixels{turned}, expected {told} x {high} as the annotations say: their"
+                " coordinates would be of another picture"
+            )
+        return pixels
     except UnidentifiedImageError as error:
         formats = ", ".join(FORMATS)
         raise ImageError(f"{ref.name}: found bytes of no known image format, expected one of {formats}") from error
@@ -72,11 +119,20 @@ def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
         raise ValueError(f"found {width} x {height} = {width * height} pixels, expected at most {limits.max_pixels}")
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, limits: ImageLimits, decode: Decode) -> Image.Image:
+    _check_size(image.size, limits)
     if image.mode in ("F", "I"):
         kind = "floating-point" if image.mode == "F" else "32-bit integer"
         raise ValueError(f"found {kind} pixels, expected 8 or 16 bits a channel")
     image.load()
+    if image.mode == "LAB":
+        image = ImageOps.exif_transpose(image) if decode == "upright" else image
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None
+        return converted
+    if decode == "stored":
+        return image.convert("RGB")
     image = ImageOps.exif_transpose(image)
     if image.mode in GREY_16:
         # Pillow's own conversion clips at 255 instead of scaling.

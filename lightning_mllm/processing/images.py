@@ -23,6 +23,9 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from lightning_mllm.boxes import Frame
+from lightning_mllm.processing.decode import Decode
+
 Fit = Literal["crop", "pad", "squash"]
 
 # Beyond this the published order (enlarge, then cut) would build hundreds of megabytes of pixels for one thin image.
@@ -47,6 +50,8 @@ class ImagePolicy:
     """In training: a random part with a share of the area between these, from 3:4 to 4:3 (`random_part`)."""
     random_flip: float = 0.0
     """In training: how often an image is mirrored, left to right."""
+    decode: Decode = "upright"
+    """How pixels become RGB (`Decode`): upright and over white, or as they are stored, as released code does."""
     views: int = 1
     """Squares that one image becomes: 1, or the whole and its k x k parts (5, 10, 17, ...)."""
 
@@ -58,10 +63,23 @@ class ImagePolicy:
             raise ValueError(f"image.random_flip: found {self.random_flip}, expected a share from 0 to 1")
         if self.size < 1:
             raise ValueError(f"image.size: found {self.size}, expected at least 1")
+        if self.decode not in get_args(Decode):
+            raise ValueError(f"image.decode: found {self.decode!r}, expected one of {', '.join(get_args(Decode))}")
         if self.fit not in get_args(Fit):
             raise ValueError(f"image.fit: found {self.fit!r}, expected one of {', '.join(get_args(Fit))}")
         if self.views != 1 and (self.views < 5 or math.isqrt(self.views - 1) ** 2 != self.views - 1):
             raise ValueError(f"image.views: found {self.views}, expected 1, or 1 + k x k for k from 2 (5, 10, ...)")
+
+    @property
+    def frame(self) -> Frame | None:
+        """What coordinates in the squares are shares of: the image, or the square around it; None where it is cut."""
+        frames: dict[Fit, Frame | None] = {"squash": "image", "pad": "square", "crop": None}
+        return frames[self.fit]
+
+    @property
+    def random(self) -> bool:
+        """Whether training shows other coordinates than evaluation."""
+        return self.random_area is not None or self.random_flip > 0
 
     @property
     def num_views(self) -> int:

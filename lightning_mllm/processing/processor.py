@@ -170,7 +170,7 @@ class Processor:
                 raise ValueError(f"found {marks} {IMAGE_MARK} marks for {len(sample.images)} images, expected as many")
             row, targets = self._tokenize(pieces, generate)
             (tokens, labels, kinds), refs = self._fit(row, generate or self.seq2seq, sample.images)
-            views = [self.image(decode_image(ref, self.limits), random) for ref in refs]
+            views = [self.image(decode_image(ref, self.limits, self.image.decode), random) for ref in refs]
         except ImageError as error:
             raise ImageError(f"sample {sample.id!r}: {error}") from error
         except ValueError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,14 @@ import torch
 from PIL import Image
 
 from data_modules.evaluation import EvaluationSamples, EvaluationSet
+from data_modules.geometry import check_frames
 from data_modules.loader import Collate, ResumableLoader, Share, TrainingSamples
+from data_modules.module import InstructionDataModule
 from data_modules.order import Order
-from data_modules.sources import CocoCaptions, LlavaConversations
+from data_modules.sources import CocoCaptions, LlavaConversations, RefCoco
 from data_modules.sources.source import Source
+from lightning_mllm.contracts import Sample, Turn
+from lightning_mllm.processing.images import ImagePolicy
 from tests.data_modules.files import write
 from tests.data_modules.sources.test_conversations import turns
 from tests.processing.test_processor import processor
@@ -88,9 +94,69 @@ def test_captions_know_their_record(tmp_path: Path) -> None:
 
 
 def test_half_a_character_of_an_own_source() -> None:
-    from lightning_mllm.contracts import Sample, Turn
-
     used, sample = processor(), Sample(id="q", turns=(Turn(role="user", text="a \ud83d?"),))
     with pytest.raises(ValueError, match=r"^sample 'q': found half of a character \('.ud83d'\), expected whole ones$"):
         used.encode(sample, generate=True)
     assert torch.is_tensor(used.encode(Sample(id="q", turns=(Turn(role="user", text="a ?"),)), generate=True).tokens)
+
+
+def turned(folder: Path) -> tuple[str, str]:
+    """A photo of 60 x 40 stored pixels that is to be shown upright, 40 x 60, and COCO's file about 60 x 40."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40), (9, 9, 9)).save(folder / "0.jpg", exif=exif)
+    record = {"id": 0, "file_name": "0.jpg", "width": 60, "height": 40, "caption": "it"}
+    things = [{"id": 5, "image_id": 0, "bbox": [1, 2, 30, 20]}]
+    return write(folder / "refs.json", {"images": [record], "annotations": things}), str(folder)
+
+
+def test_an_image_of_another_size_than_its_boxes_say(tmp_path: Path) -> None:
+    made = RefCoco(*turned(tmp_path), dialect="cogvlm")
+    made.load()
+    samples = TrainingSamples({"boxes": made}, processor(), seed=1)
+    place = Order({"boxes": 1}, seed=1).at(0)
+    with pytest.raises(
+        ValueError, match=r"refs\.json: images\[0\]: sample '0': .*0\.jpg: found 40 x 60 pixels \(as the"
+    ) as e:
+        samples[place]
+    assert "expected 60 x 40 as the annotations say" in str(e.value)
+    samples.processor.image = replace(samples.processor.image, decode="stored")
+    assert samples[place].images.shape == (1, 3, 8, 8)
+    Image.new("RGB", (61, 40)).save(tmp_path / "0.jpg")
+    with pytest.raises(ValueError, match="found 61 x 40 pixels, expected 60 x 40"):
+        samples[place]
+
+
+FRAMES = [
+    ("image", {"fit": "squash"}, ""),
+    ("square", {"fit": "pad"}, ""),
+    (
+        "image",
+        {"fit": "pad"},
+        "found boxes told as shares of the image, expected frame: square, which is what image.fit: pad",
+    ),
+    ("square", {"fit": "squash"}, "shares of the square, expected frame: image, which is what image.fit: squash shows"),
+    ("image", {"fit": "crop"}, "of which image.fit: crop shows a part, expected fit: pad or squash"),
+    ("image", {"fit": "squash", "random_flip": 0.5}, "training shows random parts or mirror images"),
+    ("square", {"fit": "pad", "random_area": (0.9, 1.0)}, "training shows random parts or mirror images"),
+]
+
+
+@pytest.mark.parametrize(("frame", "policy", "rule"), FRAMES)
+def test_boxes_are_told_in_what_is_shown(tmp_path: Path, frame: Any, policy: dict[str, Any], rule: str) -> None:
+    used = processor()
+    used.image = ImagePolicy(size=8, **policy)
+    annotations, images = turned(tmp_path)
+    boxes = RefCoco(annotations, images, dialect="cogvlm", frame=frame)
+    words = LlavaConversations(annotations, images, frame=frame)
+    for given in (boxes, words):
+        for part in ("train", "val", "test"):
+            sets = {"refs": given if part == "train" else EvaluationSet(source=given, task="grounding")}
+            module = InstructionDataModule(**{part: sets}, processor=used)
+            refused = rule and (part == "train" or "random" not in rule)
+            # Refused before the sources are read.
+            with pytest.raises(ValueError, match=rf"^data\.{part}\.refs: .*{rule}") if refused else nullcontext():
+                check_frames(used, module.train, {"val": module.val, "test": module.test})
+            if refused:
+                with pytest.raises(ValueError, match=rf"^data\.{part}\.refs: "):
+                    module.setup("fit")

@@ -9,13 +9,14 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile, PngImagePlugin
+from PIL import Image, ImageCms, ImageFile, PngImagePlugin
 
 from lightning_mllm.contracts import ImageFile as FileRef
-from lightning_mllm.processing.decode import FORMATS, ImageError, ImageLimits, decode_image
+from lightning_mllm.processing.decode import FORMATS, ImageError, ImageInMemory, ImageLimits, decode_image
 
 PHOTOS = Path(__file__).resolve().parents[2] / "../shared/data/coco_mini/val2017"
 
@@ -189,6 +190,83 @@ def test_exif_orientation_is_applied(kind: str) -> None:
     pixels = decoded(saved(PHOTO, kind, exif=exif, **options))
     assert pixels.shape == (24, 16, 3)
     assert np.abs(pixels - np.rot90(gradient(), -1)).max() <= 12
+
+
+OPEN: dict[str, Image.Image] = {
+    "rgb": PHOTO,
+    "grey": Image.fromarray(GREY),
+    "1-bit": Image.fromarray(GREY > 127),
+    "16-bit": Image.fromarray(SHADES),
+    "palette": palette_with_hole(),
+    "rgba": RGBA,
+    "grey and alpha": LA,
+    "cmyk": CMYK,
+    "ycbcr": PHOTO.convert("YCbCr"),
+    "lab": ImageCms.profileToProfile(
+        PHOTO, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    ),  # pyright: ignore[reportAssignmentType]
+}
+KINDS = {"cmyk": "TIFF", "ycbcr": "TIFF", "lab": "TIFF"}
+
+
+@pytest.mark.parametrize("decode", ["upright", "stored"])
+@pytest.mark.parametrize("name", OPEN)
+def test_a_picture_given_open_is_its_file(name: str, decode: Any) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    hole = {"transparency": 0} if name == "palette" else {}
+    data = saved(OPEN[name], KINDS.get(name, "PNG"), exif=exif, **hole)
+    opened = Image.open(io.BytesIO(data))
+    before = opened.mode
+    given = decode_image(ImageInMemory(opened), decode=decode)
+    assert given.mode == "RGB" and opened.mode == before
+    # Pillow itself turns TIFFs.
+    upright = decode == "upright" or name in KINDS
+    assert given.size == ((16, 24) if upright else (24, 16))
+    assert np.array_equal(np.asarray(given), np.asarray(decode_image(Bytes(data), decode=decode)))
+    if name in ("ycbcr", "lab"):
+        assert np.abs(np.asarray(given).astype(int) - np.rot90(gradient(), 1)).mean() < 2
+
+
+def test_stored_pixels_are_those_of_pillow() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for image, kind, options in (
+        (PHOTO, "JPEG", {"exif": exif}),
+        (RGBA, "PNG", {"exif": exif}),
+        (palette_with_hole(), "PNG", {"transparency": 0}),
+        (LA, "PNG", {}),
+        (Image.fromarray(SHADES), "PNG", {}),
+    ):
+        data = saved(image, kind, **options)
+        expected = Image.open(io.BytesIO(data)).convert("RGB")
+        assert np.array_equal(np.asarray(decode_image(Bytes(data), decode="stored")), np.asarray(expected))
+        assert not np.array_equal(np.asarray(decode_image(Bytes(data))), np.asarray(expected))
+
+
+def test_open_pictures_are_known_by_their_content() -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    pictures = [
+        PHOTO,
+        RGBA,
+        Image.open(io.BytesIO(saved(PHOTO, exif=turned))),
+        Image.fromarray(GREY),
+        palette_with_hole(),
+    ]
+    names = [ImageInMemory(picture).name for picture in pictures]
+    assert len(set(names)) == len(names) and all(name.startswith("the given picture ") for name in names)
+    assert ImageInMemory(Image.open(io.BytesIO(PNG))).name == ImageInMemory(PHOTO.copy()).name == names[0]
+
+
+def test_open_pictures_are_refused_as_files_are() -> None:
+    for picture, limits, reason in (
+        (PHOTO, ImageLimits(max_pixels=383), "24 x 16 = 384 pixels, expected at most 383"),
+        (Image.fromarray(GREY / 255.0).convert("F"), ImageLimits(), "found floating-point pixels"),
+        (Image.open(io.BytesIO(JPEG[:-60])), ImageLimits(), "truncated"),
+    ):
+        with pytest.raises(ImageError, match=reason):
+            decode_image(ImageInMemory(picture), limits)
 
 
 def test_the_extension_does_not_matter(tmp_path: Path) -> None:
