@@ -4,7 +4,7 @@ A video is a folder of frames, taken from it at any even rate beforehand and num
 
     frames/VIDEO/NUMBER.jpg        e.g. ffmpeg -i VIDEO.mp4 -vf fps=2 frames/VIDEO/%04d.jpg
 
-Of these some are shown, as several images (sec. 2.4: four frames, spread uniformly).
+Of these some are shown, as several images (sec. 2.4: four frames, spread uniformly); `spread` says which.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
@@ -29,9 +29,15 @@ PEOPLE = 5
 """So many answered each question of iVQA (arXiv 2012.00451, sec. 5)."""
 
 
-def spread(frames: Sequence[str], count: int) -> list[str]:
-    """`count` of the frames: the centres of as many equal segments."""
-    return [frames[(2 * k + 1) * len(frames) // (2 * count)] for k in range(count)]
+Spread = Literal["centres", "starts"]
+"""Which frame of each of some equal segments is shown: the one in its middle (ours), or its first one, as LAVIS does
+(released lavis/datasets/data_utils.py: load_video, sampling "uniform")."""
+
+
+def spread(frames: Sequence[str], count: int, which: Spread = "centres") -> list[str]:
+    """`count` of the frames: one of each of as many equal segments."""
+    half = which == "centres"
+    return [frames[(2 * k + half) * len(frames) // (2 * count)] for k in range(count)]
 
 
 class VideoQuestions(QuestionSource):
@@ -41,6 +47,7 @@ class VideoQuestions(QuestionSource):
         annotations: the file.
         images: the folder of the videos' folders of frames.
         frames: how many of a video's frames are shown.
+        spread: which ones: 'centres' or 'starts' of equal segments (see Spread).
         prompt, bad_records: as in QuestionSource; `<image>` stands for all frames.
     """
 
@@ -51,13 +58,17 @@ class VideoQuestions(QuestionSource):
         annotations: str,
         images: str,
         frames: int = 4,
+        spread: Spread = "centres",
         prompt: str = "vqa/short_answer",
         bad_records: BadRecords = "refuse",
     ) -> None:
         super().__init__(annotations, images, prompt, bad_records=bad_records)
         if frames < 1:
             raise ValueError(f"frames: found {frames}, expected at least 1")
+        if spread not in get_args(Spread):
+            raise ValueError(f"spread: found {spread!r}, expected 'centres' or 'starts'")
         self.frames = frames
+        self.spread: Spread = spread
         self._shown: dict[str, list[str]] = {}
 
     def _frames(self, video: str) -> list[str]:
@@ -72,7 +83,7 @@ class VideoQuestions(QuestionSource):
                 raise RecordError(
                     f"video {folder} has {len(numbered)} frames NUMBER.jpg, expected at least {self.frames}"
                 )
-            self._shown[video] = spread([f"{video}/{name}" for _, name in numbered], self.frames)
+            self._shown[video] = spread([f"{video}/{name}" for _, name in numbered], self.frames, self.spread)
         return self._shown[video]
 
 
@@ -88,7 +99,7 @@ class MsvdQa(VideoQuestions):
         images: the folder of the videos' folders of frames; video 1 is vid1 (see video.py).
         vocabulary: a file {answer: number}, such as LAVIS' train_ans2label.json, whose answers are ranked, as
             InstructBLIP does (sec. 2.4); what is not in it cannot be answered right. Empty for answers in writing.
-        frames, prompt, bad_records: as in VideoQuestions.
+        frames, spread, prompt, bad_records: as in VideoQuestions.
     """
 
     published: ClassVar[tuple[Published, ...]] = (
@@ -111,10 +122,11 @@ class MsvdQa(VideoQuestions):
         images: str,
         vocabulary: str = "",
         frames: int = 4,
+        spread: Spread = "centres",
         prompt: str = "vqa/short_answer",
         bad_records: BadRecords = "refuse",
     ) -> None:
-        super().__init__(annotations, images, frames, prompt, bad_records)
+        super().__init__(annotations, images, frames, spread, prompt, bad_records)
         self.vocabulary = str(vocabulary)
         self._candidates: tuple[str, ...] = ()
 
@@ -142,7 +154,7 @@ class MsrvttQa(MsvdQa):
     Args:
         annotations: the file.
         images: the folder of the videos' folders of frames; video 7010 is video7010 (see video.py).
-        vocabulary, frames, prompt, bad_records: as in MsvdQa.
+        vocabulary, frames, spread, prompt, bad_records: as in MsvdQa.
     """
 
     published: ClassVar[tuple[Published, ...]] = (replace(MsvdQa.published[0], title="MSRVTT-QA"),)
@@ -156,7 +168,7 @@ class IVqa(VideoQuestions):
         annotations: the file.
         images: the folder of the clips' folders of frames; a clip is called VIDEO_ID_START_END, in whole seconds, as
             the published clips are (see video.py).
-        frames, prompt, bad_records: as in VideoQuestions.
+        frames, spread, prompt, bad_records: as in VideoQuestions.
     """
 
     published: ClassVar[tuple[Published, ...]] = (

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_modules.sources import IVqa, MsrvttQa, MsvdQa
@@ -86,6 +87,21 @@ def test_msvd_refuses(tmp_path: Path, changes: dict[str, Any], rule: str) -> Non
     source = msvd(tmp_path, [asked(), asked(**{"id": 1, **changes})], names)
     with pytest.raises(ValueError, match=rf"test_qa.json: record 1 \(id \d\): {rule}"):
         source.load()
+
+
+def test_frames_are_the_centres_or_the_starts_of_segments(tmp_path: Path) -> None:
+    """LAVIS: numpy.arange(0, n, n / 4) as whole numbers."""
+    for count in (4, 5, 9, 10, 23):
+        names = frames("vid1", range(count))
+        for which in ("centres", "starts"):
+            folder = tmp_path / f"{count}_{which}"
+            folder.mkdir()
+            (sample,) = samples(msvd(folder, [asked()], names, spread=which))
+            starts = np.arange(0, count, count / 4).astype(int).tolist()
+            centres = [int((k + 0.5) * count / 4) for k in range(4)]
+            assert [int(Path(name).stem) for name in shown(sample)] == (starts if which == "starts" else centres)
+    with pytest.raises(ValueError, match="spread: found 'ends', expected 'centres' or 'starts'"):
+        msvd(tmp_path, [asked()], spread="ends")
 
 
 def test_frames_settings_and_folder(tmp_path: Path) -> None:
