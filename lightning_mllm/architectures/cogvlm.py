@@ -24,7 +24,7 @@ Legend: B rows, T tokens, N images, V vectors an image, Dv and D widths of tower
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -41,7 +41,7 @@ from lightning_mllm.language.causal import TINY_LLAMA
 from lightning_mllm.language.lora import merge_lora
 from lightning_mllm.language.tokenizer import language_tokenizer
 from lightning_mllm.language.visual_expert import VisualExpertLM, idle_names, shared_positions
-from lightning_mllm.processing.chat import TokenizerTemplate, load_template
+from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy, fitting
 from lightning_mllm.processing.processor import Processor
 from lightning_mllm.training.prompted import PromptedModule
@@ -50,7 +50,7 @@ from lightning_mllm.vision.cogvlm_hf import COGVLM_TOWER_KEYS, cogvlm_tower, cog
 from lightning_mllm.vision.eva2 import TINY_EVA2, Eva2Tower
 from lightning_mllm.vision.tower import OpenClipTower
 from lightning_mllm.weights.cogvlm_keys import COGVLM_KEYS
-from lightning_mllm.weights.hf import HfFolder, chat_template, flat_template
+from lightning_mllm.weights.hf import HfFolder, folder_template
 from lightning_mllm.weights.hf_cogvlm import Facts, cogvlm_folder
 from lightning_mllm.weights.keymap import KeyMap
 
@@ -159,11 +159,10 @@ class CogVLM(PromptedModule):
         if not isinstance(self.connector, Glu):
             found = type(self.parts["connector"]).__name__
             raise ValueError(f"connector: found {found}, expected GluConnector to be exported")
-        templated = isinstance(own.chat, TokenizerTemplate)
         return cogvlm_folder(
             self,
             vision=cogvlm_vision(self.vision, own.image.size),
-            chat=flat_template(own.tokenizer.get_chat_template()) if templated else chat_template(asdict(own.chat)),
+            chat=folder_template(own.chat),
             tensors=self._merged,
             rename=HF_KEYS.to_theirs,
         )

@@ -32,7 +32,7 @@ from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
 from lightning_mllm.language.lora import merge_lora
 from lightning_mllm.language.tokenizer import language_tokenizer
-from lightning_mllm.processing.chat import TokenizerTemplate, load_template
+from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy, fitting
 from lightning_mllm.processing.processor import Masks, Processor
 from lightning_mllm.training.prompted import PromptedModule
@@ -42,8 +42,7 @@ from lightning_mllm.vision.clip_keys import CLIP_KEYS
 from lightning_mllm.vision.tower import OpenClipTower, VisionTower
 from lightning_mllm.weights.hf import (
     HfFolder,
-    chat_template,
-    flat_template,
+    folder_template,
     generation_config,
     image_fit,
     image_processor,
@@ -191,8 +190,7 @@ class LLaVA(PromptedModule):
         own: Processor = self.processor
         if own.image.views != 1:
             raise ValueError(f"image.views: found {own.image.views}, expected 1, all that transformers' LLaVA knows")
-        templated = isinstance(own.chat, TokenizerTemplate)
-        chat = flat_template(own.tokenizer.get_chat_template()) if templated else chat_template(asdict(own.chat))
+        chat = folder_template(own.chat)
         tokenizer = multimodal_tokenizer(own.tokenizer, chat, max_length=own.max_length, begins=not own.chat.writes_bos)
         vision = clip_config(self.vision, own.image.size)
         text = self.language.config.to_dict()

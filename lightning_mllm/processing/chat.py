@@ -11,38 +11,22 @@ token, and `</s>` in a turn is text (`Piece.special`).
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
 from importlib.resources import files
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from transformers import PreTrainedTokenizerFast
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from lightning_mllm.contracts import IMAGE_MARK, Turn
 from lightning_mllm.processing.ends import stop_of
+from lightning_mllm.processing.pieces import Piece, count_images, join_pieces, split_images, split_system
+from lightning_mllm.processing.tokenizer_template import TokenizerTemplate
 
 TEMPLATES = files("lightning_mllm.processing") / "templates"
 
-GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-PROTECTED = re.compile("\ufdd2([0-9]+)\ufdd3")
-"""What stands for a special token of a turn while a tokenizer's template is rendered; noncharacters of Unicode."""
-
 Images = Literal["front", "before", "first", "stay", "only"]
-
-
-class Piece(NamedTuple):
-    """A run of text that is wholly learned or wholly not, or the place of an image."""
-
-    text: str
-    learn: bool
-    image: bool = False
-    special: bool = False
-    """Whether the template wrote it: special tokens written in it are special tokens. In other pieces they are text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,99 +203,6 @@ class ChatTemplate:
         yield self._own(after, learn)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenizerTemplate:
-    """A tokenizer's own chat template (jinja); learned spans from its `{% generation %}` marks, else from prefixes."""
-
-    tokenizer: PreTrainedTokenizerFast
-
-    name: ClassVar[str] = "tokenizer"
-    stop: ClassVar[str] = ""
-    writes_bos: ClassVar[bool] = True
-
-    def of(self, task: str) -> TokenizerTemplate:
-        """As `ChatTemplate.of`: one way for all."""
-        return self
-
-    def render(self, turns: Sequence[Turn], *, generate: bool = False) -> list[Piece]:
-        """As `ChatTemplate.render`; images stay where they are written.
-
-        Raises:
-            ValueError: also if the template loses or adds image marks, or (without generation marks) writes earlier
-                turns differently once later ones follow, so that no span can be called the answer.
-        """
-        split_system(turns, generate)
-        text, spans = self._jinja(turns, generate)
-        if not spans:
-            spans = list(self._answer_spans(turns, text))
-        marks = sum(map(count_images, turns))
-        if text.count(IMAGE_MARK) != marks:
-            found = text.count(IMAGE_MARK)
-            raise ValueError(f"the tokenizer's template writes {found} {IMAGE_MARK} marks, expected {marks}")
-        pieces, end = [], 0
-        for start, stop in [*spans, (len(text), len(text))]:
-            pieces += [*self._read(text[end:start], False), *self._read(text[start:stop], True)]
-            end = stop
-        return join_pieces(pieces)
-
-    def found_rounds(self, turns: Sequence[Turn]) -> list[Turn]:
-        """As `ChatTemplate.found_rounds`: nothing is searched for."""
-        return list(turns)
-
-    def answer(self, text: str) -> list[Piece]:
-        """As `ChatTemplate.answer`."""
-        return self.render((Turn(role="user", text="a"), Turn(role="assistant", text=text)))
-
-    def _read(self, text: str, learn: bool) -> Iterator[Piece]:
-        """Rendered text as pieces: what stands for special tokens of a turn is text again."""
-        for i, part in enumerate(PROTECTED.split(text)):
-            if i % 2:
-                yield Piece(self._protected[int(part)], learn)
-            elif learn:
-                yield Piece(part, learn, special=True)
-            else:
-                yield from (piece._replace(special=not piece.image) for piece in split_images(part))
-
-    @cached_property
-    def _protected(self) -> list[str]:
-        """What a turn may hold and a template must not mistake: special tokens, and what stands for them."""
-        special = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
-        return ["\ufdd2", *sorted({*special, IMAGE_MARK} - {""}, key=len, reverse=True)]
-
-    def _protect(self, turn: Turn) -> str:
-        """The text of a turn, special tokens in it replaced by what `_read` turns back; marks of images stay."""
-        kept = {IMAGE_MARK} if turn.role == "user" and not turn.literal else set()
-        pattern = "|".join(re.escape(each) for each in self._protected if each not in kept)
-        return re.sub(pattern, lambda found: f"\ufdd2{self._protected.index(found[0])}\ufdd3", turn.text)
-
-    def _jinja(self, turns: Sequence[Turn], generate: bool) -> tuple[str, list[tuple[int, int]]]:
-        template = self.tokenizer.get_chat_template()
-        tokens: dict[str, Any] = self.tokenizer.special_tokens_map
-        # Declared to return a str; it returns the texts and, for each text, the spans between generation marks.
-        rendered: Any = render_jinja_template(
-            conversations=[[{"role": turn.role, "content": self._protect(turn)} for turn in turns]],
-            chat_template=template,
-            return_assistant_tokens_mask=GENERATION_MARK.search(template) is not None,
-            add_generation_prompt=generate,
-            **tokens,
-        )
-        texts, spans = rendered
-        return texts[0], [(start, stop) for start, stop in spans[0]] if spans else []
-
-    def _answer_spans(self, turns: Sequence[Turn], text: str) -> Iterator[tuple[int, int]]:
-        for i, turn in enumerate(turns):
-            if turn.role != "assistant":
-                continue
-            prompt, _ = self._jinja(turns[:i], generate=True)
-            answered, _ = self._jinja(turns[: i + 1], generate=False)
-            if not (text.startswith(answered) and answered.startswith(prompt)):
-                raise ValueError(
-                    f"the tokenizer's template rewrites what stands before turn {i + 1} as turns are added, "
-                    "expected a template that only appends, or one with generation marks"
-                )
-            yield len(prompt), len(answered)
-
-
 Chat = ChatTemplate | TokenizerTemplate
 
 
@@ -360,56 +251,6 @@ def names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in TEMPLATES.iterdir() if entry.name.endswith(".yaml"))
 
 
-def split_system(turns: Sequence[Turn], generate: bool = False) -> tuple[str | None, tuple[Turn, ...]]:
-    """The system text, if a first turn brings one, and the turns after it.
-
-    Raises:
-        ValueError: an unknown role, a system turn elsewhere, two turns of one role in a row, a conversation opened by
-            the assistant (unless it is a lone text), or an answer where one is asked for.
-    """
-    for i, turn in enumerate(turns):
-        if turn.role not in ("system", "user", "assistant"):
-            raise ValueError(f"turn {i + 1}: found role {turn.role!r}, expected system, user or assistant")
-        if turn.role == "system" and i:
-            raise ValueError(f"turn {i + 1}: found a system turn, expected it first or not at all")
-        if i and turn.role == turns[i - 1].role:
-            raise ValueError(f"turn {i + 1}: found a second {turn.role} turn in a row, expected turns to alternate")
-    system = turns[0].text if turns and turns[0].role == "system" else None
-    rest = tuple(turns[system is not None :])
-    if len(rest) > 1 and rest[0].role == "assistant":
-        raise ValueError("found an assistant turn first, expected a user turn")
-    if generate and rest and rest[-1].role == "assistant":
-        raise ValueError("found an answer at the end, expected the question to be answered")
-    return system, rest
-
-
 def _wordless(turns: Sequence[Turn]) -> bool:
     asked = [turn for turn in turns if turn.role == "user"]
     return bool(asked) and not any(turn.literal or turn.text.replace(IMAGE_MARK, "").strip() for turn in asked)
-
-
-def count_images(turn: Turn) -> int:
-    """How many images a turn shows; in other turns than the user's, an image's mark is text."""
-    return turn.text.count(IMAGE_MARK) if turn.role == "user" and not turn.literal else 0
-
-
-def split_images(text: str) -> Iterator[Piece]:
-    """Masked text, cut at its image marks."""
-    for i, part in enumerate(text.split(IMAGE_MARK)):
-        if i:
-            yield Piece(IMAGE_MARK, False, image=True)
-        yield Piece(part, False)
-
-
-def join_pieces(pieces: Sequence[Piece] | Iterator[Piece]) -> list[Piece]:
-    """The same text with empty pieces gone and neighbours of one kind joined."""
-    joined: list[Piece] = []
-    for piece in pieces:
-        last = joined[-1] if joined else None
-        if not piece.text:
-            continue
-        if last and not piece.image and not last.image and piece[1:] == last[1:]:
-            joined[-1] = last._replace(text=last.text + piece.text)
-        else:
-            joined.append(piece)
-    return joined

@@ -387,8 +387,8 @@ class Processor:
     @property
     def stop(self) -> StopText | None:
         """The text that ends an answer where no special token does: it may be written in several ways."""
-        special = len(self._stop_tokens) == 1 and self._stop_tokens[0] in self._special
-        return StopText(self.tokenizer, self.chat.stop) if self.chat.stop and not special else None
+        one = self.tokenizer.added_tokens_decoder.get(self._stop_tokens[0]) if len(self._stop_tokens) == 1 else None
+        return StopText(self.tokenizer, self.chat.stop) if self.chat.stop and not (one and one.special) else None
 
     @property
     def stop_strings(self) -> list[str]:

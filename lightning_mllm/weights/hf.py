@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -278,9 +279,36 @@ def _turns_template(wraps: Mapping[str, Any]) -> str:
     )
 
 
-def flat_template(template: str) -> str:
-    """A template for turns of text, also taking turns whose content is a list of images and texts."""
-    return template if template.startswith(FLATTEN) else FLATTEN + template
+@runtime_checkable
+class OwnTemplate(Protocol):
+    """A tokenizer's own chat template."""
+
+    @property
+    def jinja(self) -> str: ...
+
+    @property
+    def trims(self) -> bool:
+        """Whether blanks at the end of its generation prompt are left out: an answer's first token brings them."""
+        ...
+
+    @property
+    def lists(self) -> bool:
+        """Whether it reads lists of images and texts, and no plain texts."""
+        ...
+
+
+def folder_template(chat: Any) -> str:
+    """The chat template (jinja) of a folder: what ours writes, for turns of text and for lists of images and texts.
+
+    Args:
+        chat: A `ChatTemplate`, or an `OwnTemplate`, which stays what it is: one for plain texts also takes lists.
+    """
+    if not isinstance(chat, OwnTemplate):
+        return chat_template(asdict(chat))
+    template = chat.jinja
+    if chat.trims:
+        template = f"{TRIM}{GENERATION_MARKS.sub('', template)}{TRIMMED}"
+    return template if chat.lists or template.startswith(FLATTEN) else FLATTEN + template
 
 
 FLATTEN = """\
@@ -303,6 +331,11 @@ FLATTEN = """\
 {%- set messages = ns.turns -%}
 """
 """Opens a template: messages whose content is a list of images and texts become messages of text with marks."""
+
+GENERATION_MARKS = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+
+TRIM = "{%- set written -%}"
+TRIMMED = "{%- endset -%}{{- written.rstrip(' ') if add_generation_prompt else written -}}"
 
 WORDLESS = (
     "{%- set ns.words = '' -%}{%- set ns.asked = false -%}"

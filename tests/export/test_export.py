@@ -22,6 +22,7 @@ from lightning_mllm.language.tokenizer import byte_tokenizer
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.weights.handover import ancestor_tensors, write_stage
+from tests.processing.test_tokenizer_template import TEMPLATES
 
 
 def net(seed: int = 0, spread: bool = True, **settings: Any) -> LLaVA:
@@ -229,17 +230,21 @@ def test_a_difference_leaves_nothing_behind(
     assert [each.name for each in to.parent.iterdir()] == ["folder"] and not any(to.iterdir())
 
 
-def test_a_tokenizers_own_template_goes_along(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["llama 3", "chatml", "lists, a blank behind the prompt", "a text of several tokens"])
+def test_a_tokenizers_own_template_goes_along(tmp_path: Path, name: str) -> None:
+    """With its ends and one begin token, whether it writes one (llama 3) or leaves it to the tokenizer."""
     tokenizer = byte_tokenizer()
-    # Brings the begin token itself, as published templates do.
-    tokenizer.chat_template = (
-        "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
-    )
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<|eot_id|>"], special_tokens=True)
+    tokenizer.chat_template = TEMPLATES[name][0]
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     module = net(language=replace(TINY["language"], model=str(tmp_path / "tokenizer")), chat="tokenizer")
     written(module, tmp_path / "folder")
     assert difference(module, tmp_path / "folder", tmp_path / "case") == ""
+    generation = json.loads((tmp_path / "folder/generation_config.json").read_text())
+    end = TEMPLATES[name][2]
+    token = tokenizer.get_vocab().get(end)
+    assert generation["eos_token_id"] == ([2] if token in (None, 2) else [2, token])
+    assert generation.get("stop_strings", []) == ([end] if token is None else [])
     back = import_folder(tmp_path / "folder")
     back.configure_model()
     assert isinstance(back, LLaVA) and same_state(module, back) and back.processor.chat.name == "tokenizer"

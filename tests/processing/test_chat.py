@@ -262,7 +262,7 @@ def test_a_tokenizers_own_template(jinja: str, end: str) -> None:
 
 def test_a_template_that_rewrites_the_past_is_refused() -> None:
     # As reasoning models do: an answer is shortened once another turn follows.
-    forgetful = UNMARKED.replace("{{ message['content'] }}<|end|>\n{% e", "{{ message['content'] if loop.last }}{% e")
+    forgetful = CHATML.replace("ANSWER", "{{ message['content'] if loop.last else '' }}<|end|>\n")
     with pytest.raises(ValueError, match="rewrites what stands before turn 2"):
         own(forgetful).render(turns("q", "a", "r", "b"))
 

@@ -1,0 +1,223 @@
+"""A tokenizer's own chat template, read as data: where its answers begin, what ends them, and which of it is learned.
+
+    rendered   <s> <|user|> q <|end|> <|assistant|> a  <|end|> \n     <|end|> ends an answer: generation stops there
+    learned     -     -     -    -         -        a  <|end|>
+
+What stands before an answer is, to the letter, what the template writes where one is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from lightning_mllm.contracts import IMAGE_MARK, Turn
+from lightning_mllm.processing.ends import stop_of
+from lightning_mllm.processing.pieces import Piece, count_images, join_pieces, split_images, split_system
+
+GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+PROTECTED = re.compile("\ufdd2([0-9]+)\ufdd3")
+"""What stands for a special token of a turn while a template is rendered; noncharacters of Unicode."""
+
+ASKED, ANSWERED = "What is asked?", "What is answered."
+"""Stand for a question and an answer where a template is asked what it writes around them."""
+
+Spans = list[tuple[int, int]]
+
+
+class Probe(NamedTuple):
+    """What a template writes around a question and its answer."""
+
+    before: str
+    tail: str
+    """Behind the answer."""
+    unmarked: str
+    """Of the answer's end, what stands behind the generation marks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerTemplate:
+    """A tokenizer's own chat template (jinja).
+
+    An answer is learned from where its generation prompt ends, blanks at the end of that prompt included: a word is one
+    token with the blank before it. It is learned to the end of the `{% generation %}` marks and, where these stop
+    before what ends an answer, to that end; without marks, to the end of what is written for the turn.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+
+    name: ClassVar[str] = "tokenizer"
+
+    @property
+    def jinja(self) -> str:
+        """The template's text."""
+        return self.tokenizer.get_chat_template()
+
+    @cached_property
+    def stop(self) -> str:
+        """The text that ends an answer, as written behind one; empty if nothing is."""
+        return self._stop(self._probe.tail)
+
+    @property
+    def writes_bos(self) -> bool:
+        """As for `ChatTemplate`: not where the tokenizer puts a token first that the template leaves out."""
+        first: list[int] = self.tokenizer("a")["input_ids"][:1]  # pyright: ignore
+        return self._probe.before.startswith("".join(self.tokenizer.convert_ids_to_tokens(first)))
+
+    @cached_property
+    def trims(self) -> bool:
+        """Whether the generation prompt ends with a blank, which is left out: it belongs to an answer's first token."""
+        return self._jinja((Turn(role="user", text=ASKED),), generate=True)[0].endswith(" ")
+
+    def of(self, task: str) -> TokenizerTemplate:
+        """As `ChatTemplate.of`: one way for all."""
+        return self
+
+    def render(self, turns: Sequence[Turn], *, generate: bool = False) -> list[Piece]:
+        """As `ChatTemplate.render`; images stay where they are written.
+
+        Raises:
+            ValueError: also if the template refuses the turns, loses or adds image marks, writes nothing that ends an
+                answer, or writes before an answer something else than where one is asked for.
+        """
+        split_system(turns, generate)
+        text, marked = self._jinja(turns, generate)
+        marks = sum(map(count_images, turns))
+        if text.count(IMAGE_MARK) != marks:
+            found = text.count(IMAGE_MARK)
+            raise ValueError(f"the tokenizer's template writes {found} {IMAGE_MARK} marks, expected {marks}")
+        text = text.rstrip(" ") if generate else text
+        pieces, end = [], 0
+        for start, stop in [*self._spans(turns, text, marked), (len(text), len(text))]:
+            pieces += [*self._read(text[end:start], False), *self._read(text[start:stop], True)]
+            end = stop
+        return join_pieces(pieces)
+
+    def found_rounds(self, turns: Sequence[Turn]) -> list[Turn]:
+        """As `ChatTemplate.found_rounds`: nothing is searched for."""
+        return list(turns)
+
+    def answer(self, text: str) -> list[Piece]:
+        """As `ChatTemplate.answer`."""
+        return self.render((Turn(role="user", text="a"), Turn(role="assistant", text=text)))
+
+    def _spans(self, turns: Sequence[Turn], text: str, marked: Spans) -> Iterator[tuple[int, int]]:
+        """Where in the text of a conversation its answers stand, each with its end."""
+        answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+        if answers and not self.stop:
+            tail = self._probe.tail
+            raise ValueError(f"the tokenizer's template writes {tail!r} behind an answer, expected what ends it")
+        starts = [len(self._prompt(turns[:i], text).rstrip(" ")) for i in answers]
+        for i, start, limit in zip(answers, starts, [*starts[1:], len(text)], strict=False):
+            end = self._marked_end(text, marked, start, limit) if marked else self._end(turns[: i + 1], text)
+            if end > start:
+                yield start, end
+
+    def _prompt(self, turns: Sequence[Turn], text: str) -> str:
+        """What is written where an answer to `turns` is asked for; `text` begins with it."""
+        prompt, _ = self._jinja(turns, generate=True)
+        if not text.startswith(prompt):
+            at = next(i for i in range(len(prompt)) if not text.startswith(prompt[: i + 1]))
+            raise ValueError(
+                f"the tokenizer's template writes {text[at : at + 20]!r} before the answer in turn {len(turns) + 1} and"
+                f" {prompt[at : at + 20]!r} where it is asked for, expected the same"
+            )
+        return prompt
+
+    def _marked_end(self, text: str, marked: Spans, start: int, limit: int) -> int:
+        end = max((stop for _, stop in marked if start < stop <= limit), default=0)
+        # A last answer may end as earlier ones do not.
+        return end + len(self._probe.unmarked) if end and text.startswith(self._probe.unmarked, end) else end
+
+    def _end(self, turns: Sequence[Turn], text: str) -> int:
+        answered, _ = self._jinja(turns, generate=False)
+        if not text.startswith(answered):
+            raise ValueError(
+                f"the tokenizer's template rewrites what stands before turn {len(turns)} as turns are added,"
+                " expected a template that only appends, or one with generation marks"
+            )
+        return len(answered)
+
+    @cached_property
+    def _probe(self) -> Probe:
+        text, marked = self._jinja((Turn(role="user", text=ASKED), Turn(role="assistant", text=ANSWERED)), False)
+        before, found, tail = text.rpartition(ANSWERED)
+        if not found:
+            raise ValueError(f"the tokenizer's template does not write the answer {ANSWERED!r}, expected it to")
+        inside = max((stop for _, stop in marked), default=len(text)) - len(before) - len(found)
+        end = self._stop(tail)
+        return Probe(before, tail, tail[max(inside, 0) : tail.index(end) + len(end)])
+
+    def _stop(self, tail: str) -> str:
+        return stop_of(tail, {*self.tokenizer.get_added_vocab(), *map(str, self.tokenizer.all_special_tokens)})
+
+    def _read(self, text: str, learn: bool) -> Iterator[Piece]:
+        """Rendered text as pieces: what stands for special tokens of a turn is text again."""
+        for i, part in enumerate(PROTECTED.split(text)):
+            if i % 2:
+                yield Piece(self._protected[int(part)], learn)
+            elif learn:
+                yield Piece(part, learn, special=True)
+            else:
+                yield from (piece._replace(special=not piece.image) for piece in split_images(part))
+
+    @cached_property
+    def _protected(self) -> list[str]:
+        """What a turn may hold and a template must not mistake: special tokens, and what stands for them."""
+        special = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+        return ["\ufdd2", *sorted({*special, IMAGE_MARK} - {""}, key=len, reverse=True)]
+
+    def _protect(self, turn: Turn) -> str:
+        """The text of a turn, special tokens in it replaced by what `_read` turns back; marks of images stay."""
+        kept = {IMAGE_MARK} if turn.role == "user" and not turn.literal else set()
+        pattern = "|".join(re.escape(each) for each in self._protected if each not in kept)
+        return re.sub(pattern, lambda found: f"\ufdd2{self._protected.index(found[0])}\ufdd3", turn.text)
+
+    @cached_property
+    def lists(self) -> bool:
+        """Whether the template reads turns as lists of images and texts: the words of a plain text would be lost."""
+        try:
+            return ASKED not in self._render([{"role": "user", "content": ASKED}], generate=True)[0]
+        except (TemplateError, TypeError):
+            return True
+
+    def _content(self, turn: Turn) -> str | list[dict[str, str]]:
+        text = self._protect(turn)
+        if not self.lists:
+            return text
+        first, *others = text.split(IMAGE_MARK)
+        content = [{"type": "text", "text": first}] if first or not others else []
+        for part in others:
+            # Such templates put a line end behind an image themselves.
+            said = part.removeprefix("\n")
+            content += [{"type": "image"}, *([{"type": "text", "text": said}] if said else [])]
+        return content
+
+    def _jinja(self, turns: Sequence[Turn], generate: bool) -> tuple[str, Spans]:
+        """A conversation as text, and where its generation marks stand."""
+        try:
+            return self._render([{"role": turn.role, "content": self._content(turn)} for turn in turns], generate)
+        except (TemplateError, TypeError) as error:
+            raise ValueError(f"the tokenizer's template refuses the conversation ({error})") from error
+
+    def _render(self, messages: list[dict[str, Any]], generate: bool) -> tuple[str, Spans]:
+        template = self.jinja
+        tokens: dict[str, Any] = self.tokenizer.special_tokens_map
+        # Declared to return a str; it returns the texts and, for each text, the spans between generation marks.
+        rendered: Any = render_jinja_template(
+            conversations=[messages],
+            chat_template=template,
+            return_assistant_tokens_mask=GENERATION_MARK.search(template) is not None,
+            add_generation_prompt=generate,
+            **tokens,
+        )
+        texts, spans = rendered
+        return texts[0], [(start, stop) for start, stop in spans[0]] if spans else []
