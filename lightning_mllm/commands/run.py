@@ -156,6 +156,9 @@ def run_experiment(
     for stage in chosen:
         if stage in waiting:
             compose(command("fit", stage))
+            if not (run / stage / "weights" / "stage.json").is_file():
+                say(f"{run}: no test and no report, for {stage} is not done")
+                return run
         else:
             say(f"{run / stage} is done")
     tested = [stage for stage in chosen if has_tests(parsed[stage])]

@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import jsonargparse
 import yaml
 from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -25,6 +27,7 @@ from lightning_mllm.commands.config import ConfigError, import_class
 from lightning_mllm.commands.explain import explain
 from lightning_mllm.commands.finished import checkpoint_of, clear, is_done
 from lightning_mllm.commands.hardware import Hardware, accumulation, at_once
+from lightning_mllm.commands.lock import locked
 from lightning_mllm.training.callbacks.averaging import Averaging
 from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
@@ -42,11 +45,13 @@ def published(per_device_batch: int | None, micro_batch: int | None) -> int | No
     return micro_batch if per_device_batch is None else per_device_batch
 
 
-def averages(callbacks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+DECIDING: tuple[type, ...] = (Averaging, EarlyStopping)
+"""Callbacks that decide which weights a stage hands over."""
+
+
+def deciding(callbacks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those that decide which weights a stage hands over, without where they are held meanwhile."""
-    chosen = [
-        each for each in callbacks if issubclass(import_class(each["class_path"], "trainer.callbacks"), Averaging)
-    ]
+    chosen = [each for each in callbacks if issubclass(import_class(each["class_path"], "trainer.callbacks"), DECIDING)]
     return [{**each, "init_args": {k: v for k, v in each["init_args"].items() if k != "device"}} for each in chosen]
 
 
@@ -59,7 +64,7 @@ def recipe_of(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the result in a resolved configuration: everything but hardware and places."""
     chosen = {name: resolved[name] for name in ("model", "data", "stage", "seed_everything")}
     limits = {name: resolved["trainer"].get(name) for name in ("max_steps", "max_epochs", "limit_train_batches")}
-    if callbacks := averages(resolved["trainer"].get("callbacks") or []):
+    if callbacks := deciding(resolved["trainer"].get("callbacks") or []):
         limits["callbacks"] = callbacks
     return {**chosen, "trainer": limits}
 
@@ -81,17 +86,18 @@ class CLI(LightningCLI):
 
     def __init__(self, arguments: Sequence[str], overwrite: bool = False) -> None:
         self.verb, self.overwrite = arguments[0], overwrite
-        super().__init__(
-            MultimodalModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            args=list(arguments),
-            parser_kwargs={"prog": "mllm", "exit_on_error": False},
-        )
+        with ExitStack() as self._held:
+            super().__init__(
+                MultimodalModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                args=list(arguments),
+                parser_kwargs={"prog": "mllm", "exit_on_error": False},
+            )
 
     def subcommands(self) -> dict[str, set[str]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # Only the verb that was called: each of the four parsers takes a quarter of a second to make.
@@ -160,6 +166,7 @@ class CLI(LightningCLI):
         self.resolved = self._parser(self.subcommand).dump(self.settings, skip_unset=False)
         self.known_recipe = self.recipe()
         if self.subcommand == "fit":
+            self._held.enter_context(locked(self.run_dir))
             self._go_on()
         sources = self.settings["stage"]["init_from"]
         if self.subcommand != "fit" and not self.settings.get("ckpt_path"):
@@ -228,6 +235,8 @@ class CLI(LightningCLI):
     @rank_zero_only
     def write_config(self) -> None:
         """`config.yaml` in the run folder: every value, defaults included; `mllm fit --config` takes it again."""
+        if self.trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            return
         if self.overwrite:
             clear(self.run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)

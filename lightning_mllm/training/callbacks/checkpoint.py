@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, Timer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lightning_mllm.training.callbacks.ending import signal_name, tell
 
 
 class SafeCheckpointIO(CheckpointIO):
@@ -62,6 +65,9 @@ class SafeCheckpointIO(CheckpointIO):
 class StageCheckpoint(Checkpoint):
     """Saves `checkpoints/last.ckpt` in the run folder every `every_n_steps` optimizer steps, and after the last one.
 
+    The last one is also that at which the time is up (`trainer.max_time`) or a callback wants to stop: whoever wants it
+    waits for the end of the optimizer step that has begun. The Trainer calls this callback after all others.
+
     Args:
         every_n_steps: Optimizer steps between two savings; 0 saves nothing.
         folder: Where; None is `checkpoints` in the Trainer's `default_root_dir`.
@@ -74,6 +80,7 @@ class StageCheckpoint(Checkpoint):
         self.folder = folder
         self.path = Path()
         self._saved_step = 0
+        self._stopping = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.path = Path(self.folder or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
@@ -84,13 +91,40 @@ class StageCheckpoint(Checkpoint):
         # Inside an accumulation window `global_step` stays at the last saved step: without this, the first micro-batch
         # after a restart would replace the file by one whose loader is ahead of its weights.
         self._saved_step = trainer.global_step
+        self._stopping = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._stop_after_a_step(trainer, batch_idx)
         step = trainer.global_step
-        if not self.every_n_steps or step == self._saved_step:
+        if not self.every_n_steps or step == self._saved_step or trainer.fast_dev_run:  # pyright: ignore
             return
-        if step % self.every_n_steps == 0 or step >= trainer.estimated_stepping_batches:
+        if step % self.every_n_steps == 0 or step >= trainer.estimated_stepping_batches or trainer.should_stop:
             self._saved_step = step
             trainer.save_checkpoint(self.path, weights_only=False)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._stop_after_a_step(trainer, trainer.fit_loop.epoch_loop.batch_idx)
+
+    def _stop_after_a_step(self, trainer: Trainer, batch_idx: int) -> None:
+        """Keeps a wish to stop until an optimizer step ends: what was learned of half a step would be lost."""
+        self._stopping = self._stopping or trainer.should_stop
+        if self._stopping:
+            trainer.should_stop = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # A Timer counts the time of the runs before too: one whose time was up could never go on.
+        for each in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(each, Timer):
+                checkpoint["callbacks"].pop(each.state_key, None)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        name = signal_name(exception)
+        if not name or trainer.state.fn != TrainerFn.FITTING:
+            return
+        kept = f"the same command goes on after step {self._saved_step}, from {self.path}"
+        none = "there is no checkpoint yet, and the same command begins anew"
+        told = f"{trainer.default_root_dir}: {name} ended the training in step {trainer.global_step + 1}"
+        tell(trainer, f"{told}; {kept if self._saved_step else none}", error=True)

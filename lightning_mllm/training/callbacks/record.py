@@ -10,6 +10,7 @@ from typing import Any, cast
 from lightning import Callback, LightningModule, Trainer
 
 from lightning_mllm.training.callbacks.averaging import KEY, Averaging, averaged
+from lightning_mllm.training.callbacks.ending import FAST_DEV_RUN, STEPS, ended_by, is_complete, tell
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.initialise import summary
 from lightning_mllm.training.module import MultimodalModule
@@ -18,6 +19,9 @@ from lightning_mllm.weights.handover import write_stage
 
 class StageRecord(Callback):
     """Writes `weights/` into the run folder at the end of training; until then the stage counts as unfinished.
+
+    A training that a callback ended, such as EarlyStopping, is at its end too; `stage.json` says which. One whose time
+    was up (`trainer.max_time`) is not, and a `fast_dev_run` leaves nothing.
 
     Where a callback averages the weights, `weights/` is the average.
 
@@ -36,16 +40,25 @@ class StageRecord(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCsv):
                 logger.truncate(trainer.global_step)
+        if step := trainer.global_step:
+            total = trainer.estimated_stepping_batches
+            tell(trainer, f"{trainer.default_root_dir}: {step} of {total} steps are done, step {step + 1} is next")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step < trainer.estimated_stepping_batches:
+        ended, step, total = ended_by(trainer), trainer.global_step, trainer.estimated_stepping_batches
+        told = f"{trainer.default_root_dir}: {ended} ended the training after step {step} of {total}"
+        if not is_complete(ended):
+            more = "nothing is kept" if ended == FAST_DEV_RUN else "the same command goes on from there"
+            tell(trainer, f"{told}; the stage is not done, {more}")
             return
+        if ended != STEPS:
+            tell(trainer, f"{told}; the stage is done")
         module = cast(MultimodalModule, pl_module)
         with averaged(trainer, module) as average:
-            self._write(trainer, module, average)
+            self._write(trainer, module, average, ended)
         trainer.strategy.barrier("StageRecord")
 
-    def _write(self, trainer: Trainer, module: MultimodalModule, average: dict[str, Any] | None) -> None:
+    def _write(self, trainer: Trainer, module: MultimodalModule, average: dict[str, Any] | None, ended: str) -> None:
         assert module.stage is not None
         tensors = module.trained_tensors()
         if trainer.is_global_zero:
@@ -54,6 +67,7 @@ class StageRecord(Callback):
                 "provenance": summary(module.provenance),
                 "seconds": self.seconds(),
                 "average": average,
+                "ended_by": ended,
             }
             write_stage(
                 Path(trainer.default_root_dir),

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lightning_mllm.commands.config import ConfigError
+from lightning_mllm.commands.lock import LOCK, locked
+
+
+def hold(folder: Path) -> None:
+    with locked(folder):
+        time.sleep(60)
+
+
+def held(folder: Path) -> int:
+    """The process id of another process that trains in the folder."""
+    process = multiprocessing.get_context("fork").Process(target=hold, args=(folder,), daemon=True)
+    process.start()
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        if (folder / LOCK).is_file() and (folder / LOCK).read_text():
+            break
+        time.sleep(0.01)
+    assert process.pid is not None
+    return process.pid
+
+
+def test_a_second_run_is_refused_and_a_dead_ones_folder_is_taken_over(tmp_path: Path) -> None:
+    pid = held(tmp_path)
+    with (
+        pytest.raises(ConfigError, match=rf"is being trained by process {pid} on {socket.gethostname()}, expected one"),
+        locked(tmp_path),
+    ):
+        pass
+    assert json.loads((tmp_path / LOCK).read_text())["pid"] == pid, "the refused one takes nothing away"
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert (tmp_path / LOCK).is_file()
+    with locked(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+        with pytest.raises(ConfigError, match=f"process {os.getpid()}"), locked(tmp_path):
+            pass
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_ranks_of_one_run_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with locked(tmp_path):
+        monkeypatch.setattr(rank_zero_only, "rank", 1)
+        with locked(tmp_path):
+            pass
+        assert (tmp_path / LOCK).is_file()
+
+
+def test_of_another_machine_nothing_is_known(tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_text(json.dumps({"host": "elsewhere", "pid": 7}))
+    sentence = r"process 7 on elsewhere, .*if that process is gone, delete .*\.lock"
+    with pytest.raises(ConfigError, match=sentence), locked(tmp_path):
+        pass
+    assert json.loads((tmp_path / LOCK).read_text())["host"] == "elsewhere"
