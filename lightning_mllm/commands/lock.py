@@ -30,6 +30,7 @@ def locked(run_dir: Path) -> Iterator[None]:
     if rank_zero_only.rank:
         yield
         return
+    new = not run_dir.exists()
     run_dir.mkdir(parents=True, exist_ok=True)
     file = _taken(run_dir / LOCK)
     try:
@@ -37,6 +38,8 @@ def locked(run_dir: Path) -> Iterator[None]:
     finally:
         (run_dir / LOCK).unlink(missing_ok=True)
         os.close(file)
+        if new and not any(run_dir.iterdir()):
+            run_dir.rmdir()
 
 
 def _taken(path: Path) -> int:

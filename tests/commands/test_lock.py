@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lightning_mllm.cli import main
 from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.commands.lock import LOCK, locked
+from tests.commands.conftest import TOY
+from tests.test_cli import refused
 
 
 def hold(folder: Path) -> None:
@@ -65,3 +68,32 @@ def test_of_another_machine_nothing_is_known(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=sentence), locked(tmp_path):
         pass
     assert json.loads((tmp_path / LOCK).read_text())["host"] == "elsewhere"
+
+
+def test_the_command_says_who_trains_there_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit = ("fit", f"--config={TOY}", "--run_dir=run", "--stage.epochs=1", "--trainer.enable_progress_bar=false")
+    pid = held(Path("run"))
+    assert f"run_dir: run is being trained by process {pid} on" in refused(capsys, *fit)
+    assert [each.name for each in Path("run").iterdir()] == [LOCK]
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    main(fit)
+    assert Path("run/weights/stage.json").is_file() and not Path("run", LOCK).exists()
+
+
+def test_a_fast_dev_run_of_an_experiment_ends_without_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "align.yaml").write_text(TOY.read_text())
+    hardware = f"--hardware={TOY.parents[1] / 'experiments/_hardware/cpu.yaml'}"
+    given = ("--hardware.micro_batch=4", "--trainer.fast_dev_run=true", "--trainer.enable_progress_bar=false")
+    main(["run", "toy", hardware, *given])
+    out = capsys.readouterr().out
+    assert "runs/toy/align: fast_dev_run ended the training after step 1 of 1; the stage is not done, nothing is" in out
+    assert out.endswith("runs/toy: no test and no report, for align is not done\n")
+    assert not (tmp_path / "runs" / "toy" / "align").exists() and not list(tmp_path.rglob("report.*"))
