@@ -98,6 +98,48 @@ def test_every_published_number_is_stated(stage: Path) -> None:
     assert "min_lr" in stated or stage.parent.name.startswith("llava")
 
 
+def unsourced(text: str) -> list[str]:
+    """Lines of the `stage` block that state a value and no source: beside it, above it, or on a key around it."""
+    found: list[str] = []
+    heads: list[tuple[int, bool]] = []
+    inside = above = False
+    for line in text.splitlines():
+        indent, said = len(line) - len(line.lstrip()), bool(re.search(r"(^|\s)#\s*\w", line))
+        if line.lstrip().startswith("#"):
+            above = True
+            continue
+        if indent == 0:
+            inside, heads = line.startswith("stage:"), []
+        key, _, value = line.split(" #")[0].strip().partition(": ")
+        heads = [head for head in heads if head[0] < indent]
+        sourced = said or (above and indent > 0) or any(each for _, each in heads)
+        if inside and value and not sourced and (indent, key) != (2, "name"):
+            found.append(line)
+        if not value:
+            heads.append((indent, sourced))
+        above = False
+    return found
+
+
+@pytest.mark.parametrize("stage", PUBLISHED, ids=name)
+def test_every_value_of_a_stage_names_its_source(stage: Path) -> None:
+    """Paper and section, released file and line, or `ours`."""
+    assert unsourced(stage.read_text(encoding="utf-8")) == []
+
+
+def test_a_value_without_a_source_is_found() -> None:
+    assert unsourced("stage:\n  name: a\n  lr: 1.0\n  train:  # sec. 3\n    'a.*': {lr: 2.0}\n") == ["  lr: 1.0"]
+    assert unsourced("# sec. 1\nstage:  # ours\n  lr: 1.0\ndata: 3\n") == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_no_value_rests_on_memory(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert not re.search("recall|rememb|from memory|not checked", text, re.IGNORECASE)
+    if file.relative_to(EXPERIMENTS).parts[0] in ONE_DEVICE:
+        assert text.startswith("# All values are ours.\n")
+
+
 ADAM, BLIP2_ADAM, COGVLM_ADAM, SPHINX_ADAM = [0.9, 0.999], [0.9, 0.98], [0.9, 0.95], [0.9, 0.95]
 TABLE = {
     # global batch, length, peak rate, where it ends, betas, weight decay, warm-up
@@ -124,13 +166,17 @@ TABLE = {
     "cogvlm_17b/caption": (8192, {"steps": 120_000}, 1e-4, 0, COGVLM_ADAM, 0.05, 12_000),
     "cogvlm_17b/grounding_224": (1024, {"steps": 30_000}, 1e-5, 0, COGVLM_ADAM, 0.05, 1200),
     "cogvlm_17b/grounding_490": (1024, {"steps": 30_000}, 1e-5, 0, COGVLM_ADAM, 0.05, 1200),
-    "cogvlm_17b/chat": (1024, {"steps": 6000}, 1e-5, 0, COGVLM_ADAM, 0.1, 50),
+    **{
+        f"cogvlm_17b/{model}": (1024, {"steps": 6000}, 1e-5, 0, COGVLM_ADAM, 0.1, 0.02)
+        for model in ("chat", "chat_grounding")
+    },
+    "cogvlm_17b/chat_lora": (32, {"steps": 800}, 1e-5, 1e-6, COGVLM_ADAM, 0.05, 0.02),
     **{
         f"sphinx_13b/pretrain_{domain}": (640, {"steps": 180_000}, 5e-5, 5e-6, SPHINX_ADAM, 0.1, 2000)
         for domain in ("real", "synthetic")
     },
     **{
-        f"sphinx_{size}13b/instruct": (128, {"epochs": 1}, 2e-5, 0, SPHINX_ADAM, 0, 0.01) for size in ("", "1k_", "2k_")
+        f"sphinx_{size}13b/instruct": (128, {"epochs": 1}, 2e-5, 0, SPHINX_ADAM, 0, 0.03) for size in ("", "1k_", "2k_")
     },
     **{
         f"instructblip_{lm}/instruct": (batch, {"steps": 60_000}, 1e-5, 0, ADAM, 0.05, 1000)
@@ -164,6 +210,32 @@ def test_cogvlms_second_pretraining_is_one_schedule_of_two_sizes() -> None:
         for stage in ("caption", "grounding_224", "grounding_490", "chat")
     }
     assert [each["image_size"] for each in sizes.values()] == [224, 224, 490, 490]
+
+
+def test_fine_tuned_blip2_takes_the_layer_decay_of_its_tables() -> None:
+    """Tables 7, 8 and 9 of arXiv 2301.12597; LAVIS's cosine by epochs, which none of them speaks of."""
+    tables = {
+        **{f"blip2_{lm}/caption": decay for lm, decay in {"flant5xl": 1.0, "opt2.7b": 1.0, "opt6.7b": 0.95}.items()},
+        **{f"blip2_{lm}/vqa": decay for lm, decay in {"flant5xl": 0.95, "opt2.7b": 0.95, "opt6.7b": 0.9}.items()},
+        "blip2/retrieval": 0.95,
+    }
+    for path, decay in tables.items():
+        stage = yaml.safe_load((EXPERIMENTS / f"{path}.yaml").read_text())["stage"]
+        assert stage.get("train", {}).get("vision.*", {}).get("layer_decay", 1.0) == decay, path
+        assert (stage["decay"], stage["warmup_lr"]) == ("cosine_epochs", 1e-8), path
+
+
+def test_cogvlm_fine_tunes_two_models_from_one() -> None:
+    """Sec. 2.3 of arXiv 2311.03079v2: one to talk, one to find things; neither sees the other's sets."""
+    sets = {}
+    for model in ("chat", "chat_grounding"):
+        content = yaml.safe_load((EXPERIMENTS / f"cogvlm_17b/{model}.yaml").read_text())
+        assert content["stage"]["init_from"] == {"grounding_490": 1.0}
+        init_args = content["data"]["init_args"]
+        sets[model] = {*init_args["train"], *init_args["test"]}
+        kinds = {each.get("init_args", {}).get("dialect") for each in init_args["train"].values()}
+        assert kinds == ({"cogvlm"} if model == "chat_grounding" else {None})
+    assert sets["chat"].isdisjoint(sets["chat_grounding"])
 
 
 @pytest.mark.parametrize(("size", "tokens"), [("", 291), ("1k_", 1455), ("2k_", 2910)])
