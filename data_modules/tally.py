@@ -100,8 +100,9 @@ class TalliedDataModule(LightningDataModule):
         totals = Counter[str]()
         for (_, kind), count in counts.items():
             totals[f"{split}/samples {kind}"] += count
-        for logger in [] if self.trainer is None else self.trainer.loggers:
-            logger.log_metrics(dict(totals), step=self.trainer.global_step)
+        if self.trainer is not None:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(dict(totals), step=self.trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         return self._tallies["train"].state_dict()

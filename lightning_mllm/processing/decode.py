@@ -55,9 +55,13 @@ class ImageInMemory:
 
     image: Image.Image
 
-    @cached_property
+    @property
     def name(self) -> str:
         """Tells pictures of different content apart."""
+        return self._name
+
+    @cached_property
+    def _name(self) -> str:
         image = self.image
         try:
             pixels = image.tobytes()

@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -15,12 +17,13 @@ from lightning_mllm.architectures.llava import HF_KEYS, ORIGINAL_KEYS, TINY, LLa
 from lightning_mllm.connectors.projector import LinearConnector, MlpConnector
 from lightning_mllm.contracts import Batch, TokenKind
 from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.inference import Model
 from lightning_mllm.language.decode import decode, head
 from lightning_mllm.language.lora import Lora
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.weights.files import TensorFiles, write_tensors
-from tests.architectures.samples import ONE, OTHER, TEXT, TWO, batch_of, gradients, packed
+from tests.architectures.samples import ONE, OTHER, TEXT, TWO, batch_of, gradients, packed, sample
 
 IMAGE_TOKEN = 271
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 0.0}
@@ -370,3 +373,31 @@ def test_an_image_in_five_views_is_shown_as_five_images() -> None:
     assert gradients(module, batch)["connector.linear_1.weight"].any()
     # A text-only batch carries one blank image all the same.
     assert gradients(module, batch_of(module, TEXT))["connector.linear_1.weight"].eq(0).all()
+
+
+def test_rows_that_teach_nothing_are_kept_by_name() -> None:
+    """LLaVA's published policy: what max_length cuts off is not learned, and a batch of it has the loss 0."""
+    long = sample("What is it? " * 20, "A cube.", 1)
+    with pytest.raises(ValueError, match="cutting the end would leave no answer"):
+        batch_of(LLaVA.tiny(max_length=300), long)
+    module = built(max_length=300, masks="published")
+    batch = batch_of(module, long)
+    assert batch.notes == [("cut", "nothing learned")] and batch.tokens.shape == (1, 300)
+    output = module(batch)
+    assert output.loss == 0 and output.count == 0
+    assert not any(gradient.any() for gradient in gradients(module, batch).values())
+    both, alone = module(batch_of(module, long, ONE)), module(batch_of(module, ONE))
+    torch.testing.assert_close(both.loss, alone.loss)
+    with pytest.raises(ValueError, match="masks: found 'none', expected one of strict, published"):
+        LLaVA.tiny(masks="none")
+
+
+def test_pictures_are_given_as_files_or_open() -> None:
+    module = built()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 9, 3), dtype=np.uint8))
+    model = Model(module)
+    decoding = Decoding(max_new_tokens=3)
+    assert isinstance(model.answer([picture, picture.convert("CMYK")], "What?", decoding), str)
+    for odd in (np.asarray(picture), torch.zeros(3, 9, 9), [np.asarray(picture)]):
+        with pytest.raises(ValueError, match=r"^image: found a \w+\.\w+, expected a path or an open picture \(PIL"):
+            model.answer(odd, "What?", decoding)

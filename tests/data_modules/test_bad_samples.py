@@ -151,7 +151,7 @@ def test_boxes_are_told_in_what_is_shown(tmp_path: Path, frame: Any, policy: dic
     words = LlavaConversations(annotations, images, frame=frame)
     for given in (boxes, words):
         for part in ("train", "val", "test"):
-            sets = {"refs": given if part == "train" else EvaluationSet(source=given, task="grounding")}
+            sets: Any = {"refs": given if part == "train" else EvaluationSet(source=given, task="grounding")}
             module = InstructionDataModule(**{part: sets}, processor=used)
             refused = rule and (part == "train" or "random" not in rule)
             # Refused before the sources are read.

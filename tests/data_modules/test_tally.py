@@ -6,12 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from lightning.pytorch.loggers import Logger
 
 from data_modules.tally import SENTENCES, Tally
 from lightning_mllm.contracts import Sample
 from tests.data_modules.files import Echo
 from tests.data_modules.test_module import Watcher, data, trainer
+from tests.distributed.ranks import on_two_ranks
 
 
 class Row(dict[str, Any]):
@@ -80,3 +82,16 @@ def test_counts_go_on_after_a_resume() -> None:
     counts, sentences = other.gathered()
     assert counts == {("a", "cut"): 2, ("b", "cut"): 1, ("b", "nothing learned"): 1, ("a", "replaced"): 9}
     assert sentences == ["s"] * SENTENCES
+
+
+def test_counts_of_all_ranks() -> None:
+    def work(rank: int) -> Any:
+        dist.init_process_group("gloo")
+        tally = Tally()
+        tally.load_state_dict({"notes": [["a", "cut", 5]]})
+        tally.add(SimpleNamespace(notes=[("cut",)] * (rank + 1) + [(f"replaced: {rank}",)], sources=["a"] * (rank + 2)))
+        return tally.gathered(), tally.state_dict()
+
+    for (counts, sentences), state in on_two_ranks(work):
+        assert counts == {("a", "cut"): 5 + 1 + 2, ("a", "replaced"): 2} and sentences == ["0", "1"]
+        assert state == {"notes": [["a", "cut", 8], ["a", "replaced", 2]]}
