@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import IMAGE_MARK
+from lightning_mllm.language.sentencepiece_folder import sentencepiece_folder
 from lightning_mllm.weights.files import resource
 
 BEGIN, END, PAD = "<s>", "</s>", "<pad>"
@@ -43,13 +44,18 @@ def language_tokenizer(language: LanguageModel) -> PreTrainedTokenizerFast:
 def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
     """The fast tokenizer of a folder (may start with `package:`) or of a name on the hub; "" is `byte_tokenizer()`.
 
+    SentencePiece's `tokenizer.model` is read as `sentencepiece_folder` says, all else as transformers reads it.
+
     Raises:
         ValueError: There is none, or only one without character offsets.
     """
     if not model:
         return byte_tokenizer()
+    place = str(resource(model))
+    if (own := sentencepiece_folder(place)) is not None:
+        return own
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(resource(model)), use_fast=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"tokenizer: found {model!r}, expected a folder or a name on the hub ({reason})") from None

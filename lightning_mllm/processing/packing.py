@@ -8,18 +8,21 @@ positions   0  1  2  3  4    0  1  2  3    0  1  2
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import IGNORE, Documents, Encoded, Sample, TokenKind
+from lightning_mllm.processing.chat import Piece
+from lightning_mllm.processing.text_tokenizer import TextTokenizer
 
 
 def pack(
     sample: Sample,
     documents: Documents,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: TextTokenizer,
     begin: list[int],
     most: int,
     images: UInt8[Tensor, "0 3 H W"],
@@ -42,7 +45,8 @@ def pack(
     length = most if documents.length is None else documents.length
     if length > most:
         raise ValueError(f"found a row of {length} tokens, expected at most {most} = max_length of the net")
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    last_token: Any = tokenizer.tokenizer.eos_token_id
+    end = [] if last_token is None else [int(last_token)]
     tokens: list[int] = []
     labels: list[int] = []
     segments: list[int] = []
@@ -50,8 +54,7 @@ def pack(
     for place, text in enumerate(documents.texts):
         if len(tokens) >= length:
             break
-        coded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
-        words: list[int] = coded["input_ids"]  # pyright: ignore[reportAssignmentType]
+        words, _ = tokenizer([Piece(text, True)])
         if words:
             learned = words if documents.continued and place == last else [*words, *end]
             tokens += [*begin, *learned]

@@ -140,7 +140,8 @@ class Processor:
         self.prefix: list[int] = [] if chat.writes_bos else self.begin
         self.image_slots = image_slots(image_ends, self.image_id, vectors, vocabulary)
         # A tokenizer's own template writes a whole string, as transformers tokenises it.
-        self.text = TextTokenizer(tokenizer, isinstance(chat, ChatTemplate), special_in_turns)
+        self.text = TextTokenizer(tokenizer, begins=isinstance(chat, ChatTemplate))
+        self.special_in_turns = special_in_turns
 
     def encode(self, sample: Sample, *, generate: bool = False, random: torch.Generator | None = None) -> Encoded:
         """Tokens, labels, kinds i64/i64/u8[T] and images u8[N, 3, S, S], N = images x views.
@@ -215,7 +216,7 @@ class Processor:
         try:
             if self.seq2seq:
                 raise ValueError("found documents for an encoder-decoder, expected a causal language model")
-            return pack(sample, documents, self.tokenizer, self.begin, self.max_length, self._blank(0))
+            return pack(sample, documents, self.text, self.begin, self.max_length, self._blank(0))
         except ValueError as error:
             raise ValueError(f"sample {sample.id!r}: {error}") from error
 
@@ -285,7 +286,7 @@ class Processor:
 
     def _tokenize_run(self, run: Sequence[Piece]) -> Row:
         """A run of text between images, tokenised as a whole."""
-        tokens, learned = self.text(run)
+        tokens, learned = self.text([piece._replace(special=piece.special or self.special_in_turns) for piece in run])
         labels = [token if learn else IGNORE for token, learn in zip(tokens, learned, strict=True)]
         return tokens, labels, [int(TokenKind.TEXT)] * len(tokens)
 

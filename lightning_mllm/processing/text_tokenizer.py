@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -21,20 +21,18 @@ class TextTokenizer:
     """Tokenises a run of pieces as one string, so that pieces cannot change how words are cut.
 
     What the tokenizer does around special tokens (a blank put before the text behind one, say) is what it does to the
-    whole string. The string goes through a copy of its pipeline that takes special tokens for text; where the template
-    wrote one, a stand-in with the same flags is written, and its id replaced by the special token's.
+    whole string. The string goes through a copy of its pipeline that knows stand-ins in place of special tokens, each
+    with the flags of its own: where the template wrote a special token, its stand-in is written, and its id read back.
 
     Args:
         tokenizer: A fast tokenizer.
         begins: Whether special tokens at the start of a run stand before the text, as those do that a tokenizer puts
             there: the text behind them is tokenised as one of its own.
-        special_in_turns: Whether special tokens written in turns are special tokens too, as those of the template.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, begins: bool = True, special_in_turns: bool = False) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, begins: bool = True) -> None:
         self.tokenizer = tokenizer
         self.begins = begins
-        self.special_in_turns = special_in_turns
 
     def __call__(self, pieces: Sequence[Piece]) -> tuple[list[int], list[bool]]:
         """Tokens T, and for each whether it is learned: whether its last character is.
@@ -49,9 +47,10 @@ class TextTokenizer:
             learned += [piece.learn] * len(written)
         begin = self._begin.match(text).end() if self.begins and self._special else 0  # pyright: ignore
         tokens, marks = [], []
+        backend, ids = self._backend
         for start, stop in ((0, begin), (begin, len(text))):
-            coded = self._backend.encode(text[start:stop], add_special_tokens=False)
-            tokens += [self._ids.get(token, token) for token in coded.ids]
+            coded = backend.encode(text[start:stop], add_special_tokens=False)
+            tokens += [ids.get(token, token) for token in coded.ids]
             # The end is 0 for a token that stands for no character: a blank put before the first one.
             marks += [learned[start + max(end - 1, 0)] for _, end in coded.offsets]
         return tokens, marks
@@ -59,49 +58,67 @@ class TextTokenizer:
     def _written(self, piece: Piece) -> str:
         if STAND_IN in piece.text:
             raise ValueError(f"found the noncharacters {STAND_IN!a} in a text, expected none")
-        if not (piece.special or self.special_in_turns) or not self._special:
+        if not piece.special or not self._special:
             return piece.text
         return self._pattern.sub(lambda found: found[0] + STAND_IN, piece.text)
 
     @cached_property
-    def _special(self) -> dict[int, AddedToken]:
-        return {i: token for i, token in self.tokenizer.added_tokens_decoder.items() if token.special and token.content}
+    def _special(self) -> list[str]:
+        """The texts of special tokens, longest first."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        return sorted((token.content for token in added if token.special and token.content), key=len, reverse=True)
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        longest_first = sorted((token.content for token in self._special.values()), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)))
+        return re.compile("|".join(map(re.escape, self._special)))
 
     @cached_property
     def _begin(self) -> re.Pattern[str]:
         return re.compile(f"(?:(?:{self._pattern.pattern}){STAND_IN})*")
 
     @cached_property
-    def _ids(self) -> dict[int, int]:
-        """Ids of the stand-ins -> those of the special tokens."""
-        stand_ins = {i: self._backend.token_to_id(token.content + STAND_IN) for i, token in self._special.items()}
-        return {stand_in: i for i, stand_in in stand_ins.items() if stand_in is not None}
-
-    @cached_property
-    def _backend(self) -> Tokenizer:
-        backend: Any = copy.deepcopy(self.tokenizer.backend_tokenizer)
-        backend.encode_special_tokens = True
-        backend.no_truncation()
-        backend.no_padding()
-        for token in self._special.values():
-            content = token.content + STAND_IN
+    def _backend(self) -> tuple[Tokenizer, dict[int, int]]:
+        """The copy, and what its ids of added tokens are in the tokenizer."""
+        state = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        state |= {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
+        state["normalizer"] = self._standing_in(state["normalizer"])
+        self._part_special(state["model"])
+        backend: Any = Tokenizer.from_str(json.dumps(state))
+        ids: dict[int, int] = {}
+        for i, token in sorted(self.tokenizer.added_tokens_decoder.items()):
+            content = token.content + STAND_IN if token.special else token.content
             kept = backend.normalizer is None or backend.normalizer.normalize_str(content) == content
-            stand_in = AddedToken(
+            own = AddedToken(
                 content,
                 special=False,
-                normalized=token.normalized and kept,
+                normalized=token.normalized and (kept or not token.special),
                 lstrip=token.lstrip,
                 rstrip=token.rstrip,
                 single_word=token.single_word,
             )
-            backend.add_tokens([stand_in])
-        return backend
+            backend.add_tokens([own])
+            ids[backend.token_to_id(content)] = i
+        return backend, ids
+
+    def _standing_in(self, normalizer: Any) -> Any:
+        """A normalizer (JSON) that takes heed of special tokens (`language/sentencepiece_tokenizer.py`) as one that
+        takes heed of their stand-ins."""
+        if isinstance(normalizer, list):
+            return [self._standing_in(each) for each in normalizer]
+        if isinstance(normalizer, dict):
+            return {name: self._standing_in(each) for name, each in normalizer.items()}
+        if isinstance(normalizer, str) and "(?" in normalizer and self._special:
+            escaped = "|".join(re.escape(re.escape(content)) for content in self._special)
+            return re.sub(rf"(?<=[!=|])({escaped})(?=[|)])", lambda found: found[0] + STAND_IN, normalizer)
+        return normalizer
+
+    def _part_special(self, model: dict[str, Any]) -> None:
+        """Takes care that a model (JSON) makes no special token of text."""
+        special = set(self._special)
+        if model["type"] == "Unigram":
+            model["vocab"] = [[piece + STAND_IN * (piece in special), score] for piece, score in model["vocab"]]
+        elif model["type"] == "BPE":
+            model["merges"] = [pair for pair in model["merges"] if "".join(pair) not in special]
 
     def __getstate__(self) -> dict[str, Any]:
-        # The copy is built again: what takes special tokens for text is no part of a pickled pipeline.
-        return {"tokenizer": self.tokenizer, "begins": self.begins, "special_in_turns": self.special_in_turns}
+        return {"tokenizer": self.tokenizer, "begins": self.begins}

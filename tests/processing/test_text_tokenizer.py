@@ -65,8 +65,6 @@ def test_special_tokens_in_a_turn_are_text(name: str) -> None:
     # A special token that is put together of both is none.
     tokens, _ = text([Piece("a<", False, special=True), Piece("/s>", True)])
     assert tokenizer.eos_token_id not in tokens
-    taken, _ = TextTokenizer(tokenizer, special_in_turns=True)([Piece(said, True)])
-    assert taken == ids(tokenizer, said) and taken.count(end_of(tokenizer)) == 2
 
 
 def test_text_behind_a_begin_token_is_one_of_its_own() -> None:
@@ -104,7 +102,7 @@ def test_only_the_template_ends_an_answer(chat: str) -> None:
     learned = odd.labels[odd.labels != IGNORE].tolist()
     assert learned.count(end) == 1 and odd.kinds.eq(TokenKind.TEXT).all()
     assert decoded(used.tokenizer, learned[:-1]).strip() == "a </s> <s> <image> dog"
-    used.text = TextTokenizer(used.tokenizer, special_in_turns=True)
+    used.special_in_turns = True
     assert used.encode(sample("what is it?", "a </s> dog")).tokens.tolist().count(end) == plain + 1
 
 
