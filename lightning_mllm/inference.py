@@ -39,8 +39,8 @@ class Model:
             decoding: How to generate; None takes the net's own settings for questions.
 
         Raises:
-            ValueError: A picture cannot be read or is of another kind, or the question marks another number of them
-                than are given.
+            ValueError: A picture cannot be read or is of another kind, the question marks another number of them than
+                are given, or it is longer than what the net reads.
         """
         given = (
             [image] if isinstance(image, str | Path | Image.Image) else [] if image is None else list(_listed(image))
@@ -52,7 +52,13 @@ class Model:
             text = f"{IMAGE_MARK}\n" * len(images) + text
         sample = Sample(id="question", turns=(Turn(role="user", text=text),), images=images)
         processor = self.module.processor
-        batch = processor.collate([processor.encode(sample, generate=True)], padding="left").to(self.module.device)
+        row = processor.encode(sample, generate=True)
+        if "cut" in row.notes:
+            found = len(processor.tokenizer(row.prompt, add_special_tokens=False, verbose=False)["input_ids"])
+            read = processor.query_text
+            limit = min(each for each in (processor.text_limits.prompt, read and read.max_length) if each)
+            raise ValueError(f"found a question of {found} tokens, expected at most {limit}: the net reads no more")
+        batch = processor.collate([row], padding="left").to(self.module.device)
         chosen = decoding or self.module.decoding.get("answer") or Decoding(max_new_tokens=128)
         with torch.inference_mode():
             return processor.decode(self.module.generate(batch, chosen)[0])
@@ -68,18 +74,25 @@ def _listed(images: Any) -> Sequence[Picture]:
     return images
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> Model:
+def load(path: str | Path, device: str | torch.device = "cpu", chat: str | None = None) -> Model:
     """A trained model.
 
     Args:
         path: A run (its last stage is taken), a stage of a run, or a folder in the layout of transformers.
         device: Where it answers.
+        chat: How conversations are written, for a folder of transformers that does not say it, or another way than it
+            says: a template of `processing/templates`.
 
     Raises:
-        ValueError: `path` is none of these.
+        ValueError: `path` is none of these, or a folder without a chat template and none is named.
     """
     folder = Path(path)
-    module = import_folder(folder) if (folder / "config.json").is_file() else _from_run(stage_of(folder))
+    if (folder / "config.json").is_file():
+        module = import_folder(folder, chat)
+    elif chat is not None:
+        raise ValueError(f"chat: found {chat!r} for {folder}, expected none: a run knows its own")
+    else:
+        module = _from_run(stage_of(folder))
     module.configure_model()
     return Model(module.to(device))
 

@@ -177,7 +177,7 @@ class Blip2(PromptedModule):
         )
 
     @classmethod
-    def from_hf(cls, folder: Path) -> Self:
+    def from_hf(cls, folder: Path, chat: str | None = None) -> Self:
         """The net of a folder of transformers' BLIP-2, its parts without weights.
 
         Template, limits and the epsilon of `ln_vision` are those that an export of ours notes; other folders take
@@ -193,7 +193,7 @@ class Blip2(PromptedModule):
             qformer=qformer_spec(config.qformer_config, config.num_query_tokens, "none"),
             language=language,
             ln_vision=LayerNormConnector(eps=facts.ln_vision_eps),
-            chat=known.get("chat", "blip2_t5" if isinstance(language, Seq2SeqLM) else "blip2"),
+            chat=chat or known.get("chat", "blip2_t5" if isinstance(language, Seq2SeqLM) else "blip2"),
             image=ImagePolicy(**facts.image),
             max_length=known.get("max_length", 512),
             text_limits=TextLimits(**known.get("text_limits", {})),

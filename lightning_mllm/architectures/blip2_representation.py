@@ -354,12 +354,14 @@ class Blip2Representation(MultimodalModule):
         )
 
     @classmethod
-    def from_hf(cls, folder: Path) -> Self:
+    def from_hf(cls, folder: Path, chat: str | None = None) -> Self:
         """The net of a folder of transformers' BLIP-2 for retrieval, its parts without weights.
 
         Raises:
             ValueError: A tower or a Q-Former that this architecture does not have.
         """
+        if chat is not None:
+            raise ValueError(f"chat: found {chat!r}, expected none: captions have no template to choose")
         facts = Facts.read(folder)
         config, known = facts.config, facts.notes
         return cls(

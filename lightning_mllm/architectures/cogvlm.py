@@ -172,7 +172,7 @@ class CogVLM(PromptedModule):
         return state if self.lora is None else merge_lora(state, self.lora.scale)
 
     @classmethod
-    def from_hf(cls, folder: Path) -> Self:
+    def from_hf(cls, folder: Path, chat: str | None = None) -> Self:
         """The net of a folder in the public checkpoints' layout, its parts without weights; no code in it is run.
 
         Template, image policy and limits are those that an export of ours notes; other folders take the template that
@@ -193,7 +193,7 @@ class CogVLM(PromptedModule):
                 **facts.experts,
             ),
             connector=GluConnector(inner=config.vision_config["adapter_size"] or config.intermediate_size),
-            chat=facts.chat,
+            chat=chat or facts.chat,
             image=ImagePolicy(**facts.image),
             max_length=known.get("max_length", 2048),
             decoding={task: Decoding(**how) for task, how in known.get("decoding", {}).items()},

@@ -206,7 +206,7 @@ class InstructBlip(PromptedModule):
         )
 
     @classmethod
-    def from_hf(cls, folder: Path) -> Self:
+    def from_hf(cls, folder: Path, chat: str | None = None) -> Self:
         """The net of a folder of transformers' InstructBLIP, its parts without weights.
 
         Template, limits and the epsilon of `ln_vision` are those that an export of ours notes; other folders take
@@ -223,7 +223,7 @@ class InstructBlip(PromptedModule):
             language=language,
             ln_vision=LayerNormConnector(eps=facts.ln_vision_eps),
             reader=str(folder / READER),
-            chat=known.get("chat", "blip2_t5" if isinstance(language, Seq2SeqLM) else "instructblip"),
+            chat=chat or known.get("chat", "blip2_t5" if isinstance(language, Seq2SeqLM) else "instructblip"),
             image=ImagePolicy(**facts.image),
             max_length=known.get("max_length", 512),
             text_limits=TextLimits(**known["text_limits"]) if "text_limits" in known else LIMITS,

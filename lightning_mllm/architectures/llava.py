@@ -31,7 +31,7 @@ from lightning_mllm.contracts import IMAGE_MARK, Batch, Stage, Train
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
 from lightning_mllm.language.lora import merge_lora
-from lightning_mllm.language.tokenizer import language_tokenizer
+from lightning_mllm.language.tokenizer import folder_chat, language_tokenizer
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy, fitting
 from lightning_mllm.processing.processor import Masks, Processor
@@ -244,14 +244,18 @@ class LLaVA(PromptedModule):
             yield "multi_modal_projector.linear_2.bias", torch.zeros_like(bias)
 
     @classmethod
-    def from_hf(cls, folder: Path) -> Self:
+    def from_hf(cls, folder: Path, chat: str | None = None) -> Self:
         """The net of a folder of transformers' LLaVA, its parts without weights.
 
-        Chat template and image policy are those that an export of ours notes; other folders take Vicuna's (LLaVA-1.5)
-        and the folder's image settings.
+        Chat template and image policy are those that an export of ours notes, or else the folder's own.
+
+        Args:
+            folder: Of transformers.
+            chat: Another template than the folder's.
 
         Raises:
-            ValueError: A tower or connector that this architecture does not have.
+            ValueError: A tower or connector that this architecture does not have, or a folder without a chat template
+                where none is named.
         """
         config: Any = AutoConfig.from_pretrained(folder)
         known, images, text = notes(folder), image_settings(folder), config.text_config
@@ -276,7 +280,7 @@ class LLaVA(PromptedModule):
                 dtype=str(config.dtype or "float32").removeprefix("torch."),
                 config={"model_type": text.model_type, **text.to_diff_dict()},
             ),
-            chat=known.get("chat", "vicuna_v1"),
+            chat=chat or known.get("chat") or folder_chat(folder),
             image=ImagePolicy(**{**policy, "mean": tuple(policy["mean"])}),
             max_length=known.get("max_length", 2048),
             decoding={task: Decoding(**how) for task, how in known.get("decoding", {}).items()},

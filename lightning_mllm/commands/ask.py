@@ -22,6 +22,7 @@ def main(arguments: Sequence[str]) -> None:
         help="a JPEG, PNG, WebP, GIF, BMP or TIFF; may be said several times, for pictures that follow one another",
     )
     parser.add_argument("--device", default="cpu", help="where to answer (cpu)")
+    parser.add_argument("--chat", metavar="NAME", help="a chat template, for a folder that has none or another")
     given = parser.parse_args(arguments)
     for each in given.image:
         if not each.is_file():
@@ -29,4 +30,4 @@ def main(arguments: Sequence[str]) -> None:
 
     from lightning_mllm.inference import load
 
-    print(load(given.model, given.device).answer(given.image, given.question))
+    print(load(given.model, given.device, given.chat).answer(given.image, given.question))

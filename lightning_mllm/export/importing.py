@@ -26,8 +26,8 @@ class Importable(Protocol):
     """As in `architectures` of the folder's config.json."""
 
     @classmethod
-    def from_hf(cls, folder: Path) -> MultimodalModule:
-        """The net of a folder, not yet built; its parts may come without weights."""
+    def from_hf(cls, folder: Path, chat: str | None = None) -> MultimodalModule:
+        """The net of a folder, not yet built; its parts may come without weights. `chat` is another template."""
         ...
 
 
@@ -52,18 +52,23 @@ class ImportedPart:
         return self.spec.blocks(module)
 
 
-def import_folder(folder: Path) -> MultimodalModule:
+def import_folder(folder: Path, chat: str | None = None) -> MultimodalModule:
     """A net, not yet built, whose parts read their weights from a folder of transformers.
 
+    Args:
+        folder: Of transformers.
+        chat: A template of `processing/templates`, in place of the folder's.
+
     Raises:
-        ValueError: It is no such folder, no architecture here reads it, or a tensor of it has no place in the net.
+        ValueError: It is no such folder, no architecture here reads it, it has no chat template,
+            or a tensor of it has no place in the net.
     """
     config = _config(folder)
     names = config.get("architectures") or ["none"]
     known = {each.hf_class: each for each in architectures() if isinstance(each, Importable)}
     if names[0] not in known:
         raise ValueError(f"{folder / 'config.json'}: found a {names[0]}, expected one of {', '.join(sorted(known))}")
-    module = known[names[0]].from_hf(folder)
+    module = known[names[0]].from_hf(folder, chat)
     files = TensorFiles(folder)
     more = TensorFiles(folder / BESIDE) if (folder / BESIDE).is_file() else {}
     beside = {name: (lambda name=name: more[name]) for name in more}

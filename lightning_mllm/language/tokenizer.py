@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Protocol
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -61,7 +63,25 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
         raise ValueError(f"tokenizer: found {model!r}, expected a folder or a name on the hub ({reason})") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"{model}: found the slow tokenizer {type(tokenizer).__name__}, expected a fast one")
+    # Where processors of transformers kept theirs before chat_template.jinja.
+    file = Path(resource(model)) / "chat_template.json"
+    if not tokenizer.chat_template and file.is_file():
+        tokenizer.chat_template = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
     return tokenizer
+
+
+def folder_chat(folder: Path) -> str:
+    """Whose chat template a folder of transformers brings: "tokenizer".
+
+    Raises:
+        ValueError: It has none.
+    """
+    if load_tokenizer(str(folder)).chat_template:
+        return "tokenizer"
+    raise ValueError(
+        f"{folder}: found no chat template (chat_template.jinja), expected one, or the name of one:"
+        ' load(FOLDER, chat="vicuna_v1"), mllm ask --chat vicuna_v1'
+    )
 
 
 def reader_tokenizer(model: str, vocab: int) -> PreTrainedTokenizerFast:

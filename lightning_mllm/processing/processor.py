@@ -168,7 +168,10 @@ class Processor:
                 pieces = [piece._replace(learn=False) for piece in pieces]
             marks = sum(map(count_images, turns))
             if marks != len(sample.images):
-                raise ValueError(f"found {marks} {IMAGE_MARK} marks for {len(sample.images)} images, expected as many")
+                hint = f"; write {IMAGE_MARK} where an image stands" if marks < len(sample.images) else ""
+                raise ValueError(
+                    f"found {marks} {IMAGE_MARK} marks for {len(sample.images)} images, expected as many{hint}"
+                )
             row, targets = self._tokenize(pieces, generate)
             (tokens, labels, kinds), refs = self._fit(row, generate or self.seq2seq, sample.images)
             views = [self.image(decode_image(ref, self.limits, self.image.decode), random) for ref in refs]
@@ -179,7 +182,8 @@ class Processor:
         asked = [turn for turn in turns if turn.role == "user"]
         questions = [(turn.text if turn.literal else turn.text.replace(IMAGE_MARK, "")).strip() for turn in asked]
         self.truncated = min(self.truncated, truncated + 1)  # prompt and answer may both have been cut
-        notes = ["cut"] if self.truncated > truncated else []
+        read = "\n".join(questions)
+        notes = ["cut"] if self.truncated > truncated or (self.query_text and self.query_text.cuts(read)) else []
         if targets is None and not generate and not any(label != IGNORE for label in labels[1:]):
             notes.append("nothing learned")
         return Encoded(
@@ -189,7 +193,7 @@ class Processor:
             kinds=torch.tensor(kinds, dtype=torch.uint8),
             images=torch.cat(views) if views else self._blank(0),
             targets=targets,
-            query_text=None if self.query_text is None else self.query_text("\n".join(questions)),
+            query_text=None if self.query_text is None else self.query_text(read),
             image_ids=tuple(_number(ref.name) for ref in refs),
             references=sample.references,
             candidates=sample.candidates,

@@ -22,6 +22,10 @@ class QueryText:
         if self.max_length < 3:
             raise ValueError(f"query text: found a length of {self.max_length}, expected at least 3")
 
+    def cuts(self, text: str) -> bool:
+        """Whether a text is too long."""
+        return len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"]) > self.max_length
+
     def __call__(self, text: str) -> Int[Tensor, " L"]:
         self.tokenizer.truncation_side = "left"
         coded = self.tokenizer(text, truncation=True, max_length=self.max_length, verbose=False)

@@ -1,0 +1,97 @@
+"""Trained models for use: pictures in order, nothing cut without a word, folders that say how they are asked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lightning_mllm.architectures.blip2 import Blip2
+from lightning_mllm.architectures.llava import TINY, LLaVA
+from lightning_mllm.commands import ask
+from lightning_mllm.inference import Model, load
+from lightning_mllm.language.tokenizer import byte_tokenizer
+from lightning_mllm.processing.processor import TextLimits
+from lightning_mllm.processing.query_text import QueryText
+from tests.architectures.blip2s import built, eva
+from tests.export.test_export import net
+from tests.processing.test_tokenizer_template import TEMPLATES
+
+RED, BLUE = Image.new("RGB", (20, 30), (200, 0, 0)), Image.new("RGB", (30, 20), (0, 0, 200))
+
+
+def foreign(module: LLaVA, folder: Path, jinja: str, file: str = "chat_template.jinja") -> Path:
+    """A folder as somebody else would write it: without notes of ours, and with another template."""
+    module.hf().write(folder)
+    for name in ("lightning_mllm.json", "chat_template.jinja"):
+        (folder / name).unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    if jinja:
+        (folder / file).write_text(json.dumps({"chat_template": jinja}) if file.endswith(".json") else jinja)
+    return folder
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "chat_template.json"])
+@pytest.mark.parametrize("name", ["mistral", "lists, a blank behind the prompt"])
+def test_a_folder_of_somebody_else_is_asked_in_its_own_way(tmp_path: Path, name: str, file: str) -> None:
+    module, jinja = net(), TEMPLATES[name][0]
+    found = load(foreign(module, tmp_path / "folder", jinja, file))
+    assert found.module.processor.chat.name == "tokenizer" and found.module.processor.ends == [2]
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = jinja
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    expected = net(language=replace(TINY["language"], model=str(tmp_path / "tokenizer")), chat="tokenizer")
+    assert found.answer(RED, "What?") == Model(expected).answer(RED, "What?") != Model(module).answer(RED, "What?")
+
+
+def test_a_folder_that_does_not_say_how_it_is_asked_is_told(tmp_path: Path) -> None:
+    module = net()
+    folder = foreign(module, tmp_path / "folder", "")
+    with pytest.raises(ValueError, match=r"folder: found no chat template \(chat_template.jinja\), expected one, or"):
+        load(folder)
+    named = load(folder, chat="vicuna_v1")
+    assert named.answer(RED, "What?") == Model(module).answer(RED, "What?")
+    with pytest.raises(ValueError, match=r"chat: found 'vicuna_v1' for .*run, expected none: a run knows its own"):
+        load(tmp_path / "run", chat="vicuna_v1")
+
+
+def test_pictures_stand_in_order_before_a_text_that_names_none(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    module = net()
+    module.hf().write(tmp_path / "folder")
+    files = [tmp_path / "red.png", tmp_path / "blue.png"]
+    for image, file in zip((RED, BLUE), files, strict=True):
+        image.save(file)
+    model = Model(module)
+    both = model.answer([RED, BLUE], "Same?")
+    assert both == model.answer([RED, BLUE], "<image>\n<image>\nSame?") != model.answer(RED, "Same?")
+    ask.main([str(tmp_path / "folder"), "--image", str(files[0]), "--image", str(files[1]), "Same?"])
+    assert capsys.readouterr().out.strip() == both.strip()
+    ask.main([str(tmp_path / "folder"), "2 + 2?"])
+    assert capsys.readouterr().out.strip() == model.answer(None, "2 + 2?").strip()
+    with pytest.raises(ValueError, match="found 1 <image> marks for 2 images, expected as many; write <image> where"):
+        model.answer([RED, BLUE], "<image> Same?")
+
+
+def test_a_question_that_would_be_cut_is_refused_with_both_numbers() -> None:
+    module = built(Blip2, **eva("opt", text_limits=TextLimits(prompt=60), max_length=300))
+    model = Model(module)
+    assert model.answer(RED, "Is it?") is not None
+    with pytest.raises(ValueError, match="found a question of 119 tokens, expected at most 60: the net reads no more"):
+        model.answer(RED, "Is it so? " * 12)
+    module = net(max_length=200)
+    with pytest.raises(ValueError, match=r"found a prompt of \d+ tokens, expected at most 200"):
+        Model(module).answer(None, "word " * 5000)
+
+
+def test_what_a_q_former_reads_is_not_cut_without_a_word() -> None:
+    reads = QueryText(tokenizer=byte_tokenizer(), max_length=16)
+    assert not reads.cuts("Is it?") and reads.cuts("Is it red or blue?")
+    module = net()
+    module.processor.query_text = reads
+    with pytest.raises(ValueError, match="found a question of 18 tokens, expected at most 16"):
+        Model(module).answer(None, "Is it red or blue?")
