@@ -380,7 +380,7 @@ def test_rows_that_teach_nothing_are_kept_by_name() -> None:
     long = sample("What is it? " * 20, "A cube.", 1)
     with pytest.raises(ValueError, match="cutting the end would leave no answer"):
         batch_of(LLaVA.tiny(max_length=300), long)
-    module = built(max_length=300, masks="published")
+    module = built(max_length=300, masks="published", stage=StageSettings(name="instruct"))
     batch = batch_of(module, long)
     assert batch.notes == [("cut", "nothing learned")] and batch.tokens.shape == (1, 300)
     output = module(batch)

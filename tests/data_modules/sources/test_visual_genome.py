@@ -74,7 +74,8 @@ def test_a_region_is_asked_for_its_box(tmp_path: Path) -> None:
     records = [{"id": 1, "regions": [region(), region(1383, phrase="a tree")]}]
     found = samples(boxed(VisualGenomeRegions, tmp_path, records, prompt="referring/region"))
     assert turns(found[0]) == [
-        "<image>\nPlease provide the bounding box coordinate of the region this sentence describes: the clock is green",
+        "<image>\nPlease provide the bounding box coordinate of the region this sentence describes:"
+        " the clock is green.",
         "[[500,100,600,300]]",
     ]
     assert [each.id for each in found] == ["1382", "1383"] and score(found) == 1.0
