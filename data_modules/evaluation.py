@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch.utils.data import Dataset
@@ -11,7 +11,9 @@ from torch.utils.data import Dataset
 from data_modules.loader import TRIES, contained, named
 from data_modules.order import seeded
 from data_modules.sources.source import Source
-from lightning_mllm.contracts import Evaluation, Sample
+from lightning_mllm.contracts import IMAGE_MARK, Evaluation, Sample
+
+Turns = Literal["one", "last", "each"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,9 @@ class EvaluationSet:
         blind: whether a test also answers the set with the images exchanged, as a model that cannot see would; plain
             text (the task 'perplexity') has none.
         limit: answer only so many samples, a fixed random choice.
+        turns: what is asked of a conversation of several questions: "one" refuses it, for a score of one answer says
+            nothing of the others; "last" asks the last question behind the rest as it stands in the data; "each" asks
+            every question, behind the answers that stand in the data, and what stands behind it is its reference.
     """
 
     source: Source
@@ -32,8 +37,11 @@ class EvaluationSet:
     part: str = ""
     blind: bool = True
     limit: int | None = None
+    turns: Turns = "one"
 
     def __post_init__(self) -> None:
+        if self.turns not in get_args(Turns):
+            raise ValueError(f"turns: found {self.turns!r}, expected {', '.join(get_args(Turns))}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit: found {self.limit}, expected at least 1")
 
@@ -49,6 +57,49 @@ class EvaluationSet:
             return list(range(total))
         return sorted(torch.randperm(total, generator=seeded("limit"))[: self.limit].tolist())
 
+    def questions(self) -> list[tuple[int, int | None]]:
+        """Index in the source and number of every question, counted from 0; None where its sample has no other."""
+        if self.turns != "each":
+            return [(index, None) for index in self.chosen()]
+        return [(index, n) for index in self.chosen() for n in range(max(1, len(_asked(self._sample(index)))))]
+
+    def sample(self, index: int, question: int | None) -> Sample:
+        """One of `questions`, with the task of the set.
+
+        Raises:
+            ValueError: several questions in a conversation, of which the set does not say which are asked.
+        """
+        sample = replace(self._sample(index), task=self.task)
+        asked = _asked(sample)
+        if self.turns == "one" and len(asked) > 1:
+            raise ValueError(
+                f"sample {sample.id}: found a conversation of {len(asked)} questions, expected one for the task"
+                f" '{self.task}'; set turns: each to ask and score every one of them, or turns: last"
+            )
+        return sample if question is None or not asked else _one(sample, question, asked[question])
+
+    def _sample(self, index: int) -> Sample:
+        return self.source.sample(index, seeded("evaluation", index))
+
+
+def _asked(sample: Sample) -> list[int]:
+    return [place for place, turn in enumerate(sample.turns) if turn.role == "user"]
+
+
+def _one(sample: Sample, number: int, place: int) -> Sample:
+    """A conversation up to the answer to the question at `place`; all of its questions are of one cluster."""
+    turns = sample.turns[: place + 2]
+    marks = sum(turn.text.count(IMAGE_MARK) for turn in turns if turn.role == "user" and not turn.literal)
+    answered = turns[-1].role == "assistant"
+    return replace(
+        sample,
+        id=f"{sample.id} question {number + 1}",
+        turns=turns,
+        images=sample.images[:marks],
+        references=(turns[-1].text,) if answered else sample.references,
+        cluster=sample.cluster or (*sorted({image.name for image in sample.images}), f"conversation {sample.id}"),
+    )
+
 
 class EvaluationSamples(Dataset):
     """Rank `rank`'s share of an evaluation set, encoded for generation.
@@ -63,8 +114,9 @@ class EvaluationSamples(Dataset):
     """
 
     def __init__(self, chosen: EvaluationSet, processor: Any, *, blind: bool, rank: int = 0, world: int = 1) -> None:
-        self.source, self.task, self.processor, self.blind = chosen.source, chosen.task, processor, blind
-        self.indices = chosen.chosen()
+        self.chosen, self.source, self.processor, self.blind = chosen, chosen.source, processor, blind
+        self.questions = chosen.questions()
+        self.indices = [index for index, _ in self.questions]
         self.places = [(rank + k * world) % len(self.indices) for k in range(-(-len(self.indices) // world))]
 
     def __len__(self) -> int:
@@ -94,12 +146,11 @@ class EvaluationSamples(Dataset):
         """Sample `place` of the chosen ones, its images exchanged where blind."""
         sample = self._sample(place)
         cluster = sample.cluster or tuple(sorted({image.name for image in sample.images}))
-        sample = replace(sample, task=self.task, index=place, cluster=cluster)
+        sample = replace(sample, index=place, cluster=cluster)
         return replace(sample, images=self._other_images(place, sample)) if self.blind and sample.images else sample
 
     def _sample(self, place: int) -> Sample:
-        index = self.indices[place]
-        return self.source.sample(index, seeded("evaluation", index))
+        return self.chosen.sample(*self.questions[place])
 
     def _other_images(self, place: int, sample: Sample) -> Any:
         """Those of the next sample, from half the set away on, that has as many images and different ones."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -29,7 +30,7 @@ from data_modules.sources.plain_text import TextSource
 from data_modules.sources.source import Source
 from data_modules.tally import TalliedDataModule
 from data_modules.text import TextRows, TextShare
-from lightning_mllm.contracts import Evaluation
+from lightning_mllm.contracts import Evaluation, Sample
 
 IMAGE_WORDS = 128
 """Words that an image counts for where samples are grouped by length (LLaVA, released train.py, `lengths`)."""
@@ -229,6 +230,20 @@ class MultimodalDataModule(TalliedDataModule):
         """What each loader of the split is about; only a test has blind twins."""
         sets = self.test if split == "test" else self.val
         return [each for chosen in sets.values() for each in chosen.evaluations(twins=split == "test")]
+
+    def evaluation_samples(self, split: Literal["val", "test"]) -> Iterator[tuple[str, Evaluation, Iterator[Sample]]]:
+        """Each set of the split: its name, what it is scored by, and what is asked, without pixels; reads the sources.
+
+        Raises:
+            ValueError: a set cannot be read.
+        """
+        for name, chosen in (self.test if split == "test" else self.val).items():
+            try:
+                chosen.source.load()
+            except ValueError as error:
+                raise ValueError(f"data.{split}.{name}: {error}") from error
+            samples = (chosen.sample(*question) for question in chosen.questions())
+            yield name, chosen.evaluations(twins=False)[0], samples
 
     def val_dataloader(self) -> list[DataLoader]:
         return self._evaluation_loaders(self.val, twins=False)

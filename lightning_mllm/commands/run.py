@@ -14,7 +14,7 @@ from rich.table import Table
 from lightning_mllm.commands.arguments import Arguments
 from lightning_mllm.commands.command_line import SETTINGS
 from lightning_mllm.commands.config import Config, ConfigError, nearest, read_yaml
-from lightning_mllm.commands.trainer import CLI, ParsedCLI, compose, say
+from lightning_mllm.commands.trainer import CLI, CheckedCLI, ParsedCLI, compose, say
 from lightning_mllm.evaluation.report import write_report
 
 
@@ -154,6 +154,9 @@ def run_experiment(
     for stage in waiting:
         parsed[stage].checkpoint()
     for stage in chosen:
+        if has_tests(parsed[stage]) and (stage in waiting or not _is_tested(run, stage)):
+            compose(command("fit", stage), CheckedCLI)
+    for stage in chosen:
         if stage in waiting:
             compose(command("fit", stage))
             if not (run / stage / "weights" / "stage.json").is_file():
@@ -183,9 +186,13 @@ def _names_tests(parsed: CLI) -> bool:
     return "test" in parsed.settings["data"]["init_args"]
 
 
-def _test(command: list[str], run: Path, stage: str) -> None:
+def _is_tested(run: Path, stage: str) -> bool:
     results, weights = run / stage / "test.json", run / stage / "weights" / "stage.json"
-    if results.is_file() and results.stat().st_mtime >= weights.stat().st_mtime:
+    return results.is_file() and results.stat().st_mtime >= weights.stat().st_mtime
+
+
+def _test(command: list[str], run: Path, stage: str) -> None:
+    if _is_tested(run, stage):
         say(f"{run / stage} is tested")
         return
     compose([*command, "--verbose=false"])

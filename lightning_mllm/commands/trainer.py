@@ -28,6 +28,7 @@ from lightning_mllm.commands.explain import explain
 from lightning_mllm.commands.finished import checkpoint_of, clear, is_done
 from lightning_mllm.commands.hardware import Hardware, accumulation, at_once
 from lightning_mllm.commands.lock import locked
+from lightning_mllm.evaluation.checks import check_sets
 from lightning_mllm.training.callbacks.averaging import Averaging
 from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
@@ -257,6 +258,16 @@ class ParsedCLI(CLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
+
+
+class CheckedCLI(ParsedCLI):
+    """The same, and the sets that the stage is scored on are read: no net is built, no image is opened."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        parser = jsonargparse.ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(LightningDataModule, "data", required=True)
+        resolved = yaml.safe_load(self._parser(self.config.subcommand).dump(self.settings, skip_unset=False))
+        check_sets(parser.instantiate(parser.parse_object({"data": resolved["data"]}))["data"])
 
 
 def compose(arguments: Sequence[str], kind: type[CLI] = CLI) -> CLI:

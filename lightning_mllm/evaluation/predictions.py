@@ -7,12 +7,9 @@ from pathlib import Path
 
 from lightning_mllm.contracts import Batch, Evaluation
 from lightning_mllm.evaluation.results import write_lines
-from lightning_mllm.evaluation.scores import gather, indices_of
+from lightning_mllm.evaluation.scores import OTHERS, Key, gather, keys_of
 
 ANSWERS = "answers.jsonl"
-
-UNANSWERED = ("retrieval", "perplexity")
-"""Tasks that are scored without an answer in text."""
 
 
 class Predictions:
@@ -26,12 +23,12 @@ class Predictions:
     """
 
     def __init__(self, sets: Sequence[Evaluation]) -> None:
-        if unanswered := [each.task for each in sets if each.task in UNANSWERED]:
+        if unanswered := [each.task for each in sets if each.task in OTHERS]:
             raise ValueError(
                 f"predict: found a set of the task '{unanswered[0]}', expected sets that are answered in text"
             )
         self.sets = list(sets)
-        self._rows: dict[tuple[int, int], dict[str, str]] = {}
+        self._rows: dict[tuple[int, Key], dict[str, str]] = {}
 
     def update(self, batch: Batch, answers: Sequence[str], number: int) -> list[dict[str, str]]:
         """Adds the answers to the rows of a batch of set `number`, and gives them: task, part, id, prompt, answer."""
@@ -40,7 +37,7 @@ class Predictions:
             {"task": own.task, "part": own.part, "id": id, "prompt": prompt, "answer": answer}
             for id, prompt, answer in zip(batch.ids, batch.prompts, answers, strict=True)
         ]
-        self._rows |= {(number, index): row for index, row in zip(indices_of(batch), rows, strict=True)}
+        self._rows |= {(number, index): row for index, row in zip(keys_of(batch), rows, strict=True)}
         return rows
 
     def write(self, folder: Path, *, main: bool) -> tuple[Path, int]:
@@ -49,7 +46,7 @@ class Predictions:
         Args:
             main: whether this rank writes; the others only tell it theirs.
         """
-        everywhere: dict[tuple[int, int], dict[str, str]] = {}
+        everywhere: dict[tuple[int, Key], dict[str, str]] = {}
         for rows in gather(self._rows):
             everywhere = rows | everywhere
         if main:

@@ -24,7 +24,7 @@ from torch import Tensor
 from lightning_mllm.contracts import Batch, Evaluation
 from lightning_mllm.evaluation.bootstrap import Interval, cluster_numbers, interval
 from lightning_mllm.evaluation.metrics.recall import CUTS, chance, highest, recalls, reranked
-from lightning_mllm.evaluation.scores import Example, encode_picture, gather, indices_of, spread
+from lightning_mllm.evaluation.scores import Example, Key, encode_picture, gather, keys_of, spread
 
 Side = dict[str, Tensor]
 """What a net keeps of images, or of texts: named tensors with a row for each, alike in all other sizes.
@@ -89,10 +89,10 @@ class _Image:
 class _Gallery:
     """All images of all ranks, each once, in the order of the set, and their captions in that of their images."""
 
-    def __init__(self, everyone: Sequence[dict[int, _Image]]) -> None:
+    def __init__(self, everyone: Sequence[dict[Key, _Image]]) -> None:
         owner = {index: rank for rank in reversed(range(len(everyone))) for index in everyone[rank]}
         self.indices = sorted(owner)
-        """Positions in the set."""
+        """Keys of the samples."""
         self.images = [everyone[owner[index]][index] for index in self.indices]
         self.owned = [
             [n for n, each in enumerate(self.indices) if owner[each] == rank] for rank in range(len(everyone))
@@ -139,8 +139,8 @@ class Retrieval:
         self.evaluation = evaluation
         self.net: Any = net
         self.num_examples = num_examples
-        self._images: dict[int, _Image] = {}
-        self._pictures: dict[int, str] = {}
+        self._images: dict[Key, _Image] = {}
+        self._pictures: dict[Key, str] = {}
         self._image_sides: list[Side] = []
         self._text_sides: list[Side] = []
         self._num_images = self._num_texts = 0
@@ -170,8 +170,9 @@ class Retrieval:
             self._image_sides.append(_kept(self.net.embed_images(batch)))
             self._text_sides.append(_kept(self.net.embed_texts(texts)))
         start = self._num_images
-        indices = indices_of(batch)
-        rows = zip(indices, batch.ids, batch.clusters, batch.prompts, batch.references, strict=True)
+        indices = keys_of(batch)
+        clusters = batch.clusters or [()] * len(batch.ids)
+        rows = zip(indices, batch.ids, clusters, batch.prompts, batch.references, strict=True)
         for row, (index, id, cluster, prompt, captions) in enumerate(rows):
             new = _Image(
                 row=start + row,
@@ -184,8 +185,9 @@ class Retrieval:
             known = self._images.setdefault(index, new)
             if (known.id, known.captions) != (new.id, new.captions):
                 raise ValueError(
-                    f"sample {id}: found position {index} of the evaluation set 'retrieval{self.evaluation.suffix}'"
-                    f" twice, first as {known.id}, expected one image with its captions at each position"
+                    f"sample {id}: found in the place of {known.id} in the evaluation set"
+                    f" 'retrieval{self.evaluation.suffix}', with other captions, expected one sample at each position,"
+                    " or unique ids"
                 )
             self._num_texts += len(captions)
         self._num_images += len(batch.ids)

@@ -58,7 +58,13 @@ TASKS: dict[str, tuple[type[SampleMetric[Any]], ...]] = {
 }
 """What is asked -> its scores, the headline first. Retrieval has scores of its own (evaluation/retrieval.py)."""
 
+OTHERS = ("retrieval", "perplexity")
+"""Tasks with scores of another kind (evaluation/retrieval.py, evaluation/text_scores.py)."""
+
 T = TypeVar("T")
+
+Key = tuple[int, str]
+"""The position of a sample in its set; where a data module gives none, -1 and the sample's id."""
 
 PICTURE_SIDE = 224
 LOSSLESS_SIDE = 96
@@ -95,8 +101,9 @@ class Scores:
     """Collects the answers to one evaluation set.
 
     Each rank calls `update` (written answers) or `rank` (closed sets) with its own batches, then all of them call
-    `compute`. A sample is known by its position in the set (`Batch.indices`): one that several ranks answered (loaders
-    repeat some to give every rank equally many) counts once, two that read alike count twice.
+    `compute`. A sample is known by its position in the set (`Batch.indices`; by its id where a data module gives none):
+    one that several ranks answered (loaders repeat some to give every rank equally many) counts once, two that read
+    alike count twice.
 
     Intervals draw pictures with all their questions (`Batch.clusters`). So do those of a blind twin, by the questions'
     own pictures and not by those that were shown instead: what chance gave the set is its pictures, with the questions
@@ -109,18 +116,13 @@ class Scores:
     """
 
     def __init__(self, evaluation: Evaluation, *, num_examples: int = 24) -> None:
-        if evaluation.task not in TASKS:
-            near = difflib.get_close_matches(evaluation.task, [*TASKS, "retrieval", "perplexity"], n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise ValueError(
-                f"evaluation: task is '{evaluation.task}', expected one of {', '.join(TASKS)}, retrieval,"
-                f" perplexity{hint}"
-            )
+        check_task(evaluation.task)
+        assert evaluation.task in TASKS, evaluation.task
         self.evaluation = evaluation
         self.num_examples = num_examples
         self._ranked = any(issubclass(kind, RankMetric) for kind in TASKS[evaluation.task])
-        self._answers: dict[int, _Answer] = {}
-        self._pictures: dict[int, str] = {}
+        self._answers: dict[Key, _Answer] = {}
+        self._pictures: dict[Key, str] = {}
         self._intervals: dict[str, Interval] | None = None
         self._examples: list[Example] = []
         self.num_answers = 0
@@ -153,8 +155,9 @@ class Scores:
     def _update(self, batch: Batch, answers: Sequence[str], rankings: Sequence[Ranking | None]) -> None:
         assert len(answers) == len(batch.ids) == len(batch.references) == len(batch.prompts)
         assert self._intervals is None, "compute was called already"
-        rows = zip(batch.ids, batch.clusters, batch.prompts, answers, batch.references, rankings, strict=True)
-        indices = indices_of(batch)
+        clusters = batch.clusters or [()] * len(batch.ids)
+        rows = zip(batch.ids, clusters, batch.prompts, answers, batch.references, rankings, strict=True)
+        indices = keys_of(batch)
         for index, (id, cluster, prompt, answer, references, ranking) in zip(indices, rows, strict=True):
             if not references:
                 raise ValueError(f"sample {id}: found no reference, expected at least one to score its answer")
@@ -169,8 +172,8 @@ class Scores:
     def compute(self) -> dict[str, Interval]:
         """Score name with the set's suffix -> value and interval, over the answers of all ranks; the same on each."""
         if self._intervals is None:
-            everywhere: dict[int, _Answer] = {}
-            pictures: dict[int, str] = {}
+            everywhere: dict[Key, _Answer] = {}
+            pictures: dict[Key, str] = {}
             for answers, some in gather((self._answers, self._pictures)):
                 pictures |= some
                 for index, answer in answers.items():
@@ -187,7 +190,7 @@ class Scores:
         assert self._intervals is not None, "call compute first, on every rank"
         return self._examples
 
-    def _score(self, known: dict[int, _Answer], pictures: dict[int, str]) -> None:
+    def _score(self, known: dict[Key, _Answer], pictures: dict[Key, str]) -> None:
         indices = sorted(known)  # so that intervals do not depend on how many ranks there were
         answers = [known[index] for index in indices]
         references = [each.references for each in answers]
@@ -229,24 +232,28 @@ class Scores:
             for index in shown
         ]
 
-    def _add(self, answers: dict[int, _Answer], index: int, new: _Answer) -> None:
+    def _add(self, answers: dict[Key, _Answer], index: Key, new: _Answer) -> None:
         known = answers.setdefault(index, new)
         if (known.id, known.prompt, known.references) != (new.id, new.prompt, new.references):
             raise ValueError(
-                f"sample {new.id}: found position {index} of the evaluation set"
-                f" '{self.evaluation.task}{self.evaluation.suffix}' twice, first as {known.id} with another prompt or"
-                " other references, expected one sample at each position"
+                f"sample {new.id}: found in the place of {known.id} in the evaluation set"
+                f" '{self.evaluation.task}{self.evaluation.suffix}', with another prompt or other references, expected"
+                " one sample at each position, or unique ids"
             )
 
 
-def indices_of(batch: Batch) -> list[int]:
-    """The position of each row in its evaluation set; ValueError if there is none."""
-    found = [index for index in batch.indices if index is not None]
-    if len(found) != len(batch.ids):
-        raise ValueError(
-            f"sample {batch.ids[0]}: found no position in the evaluation set, expected `Sample.index` to be set"
-        )
-    return found
+def keys_of(batch: Batch) -> list[Key]:
+    """What tells each row's sample from the others of its set."""
+    indices = batch.indices or [None] * len(batch.ids)
+    return [(-1, id) if index is None else (index, "") for index, id in zip(indices, batch.ids, strict=True)]
+
+
+def check_task(task: str) -> None:
+    """Raises ValueError, with the nearest one, if no score knows the task."""
+    if task not in TASKS and task not in OTHERS:
+        near = difflib.get_close_matches(task, [*TASKS, *OTHERS], n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        raise ValueError(f"task is '{task}', expected one of {', '.join([*TASKS, *OTHERS])}{hint}")
 
 
 def picture(batch: Batch, row: int) -> str:
@@ -268,8 +275,8 @@ def encode_picture(pixels: UInt8[Tensor, "3 H W"]) -> str:
     return f"data:image/{'png' if lossless else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def spread(ids: Mapping[int, str], most: int) -> list[int]:
-    """The positions of the first `most` samples in the order of the hashes of their ids: mixed, and the same however
+def spread(ids: Mapping[Key, str], most: int) -> list[Key]:
+    """The keys of the first `most` samples in the order of the hashes of their ids: mixed, and the same however
     the set was divided."""
     return sorted(ids, key=lambda index: (hashlib.sha256(ids[index].encode()).digest(), index))[:most]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_mllm.contracts import Batch, Evaluation
 from lightning_mllm.evaluation.bootstrap import Interval, cluster_numbers, metric_intervals
 from lightning_mllm.evaluation.metrics.perplexity import DocumentLoss, Perplexity
-from lightning_mllm.evaluation.scores import Example, gather, indices_of
+from lightning_mllm.evaluation.scores import Example, Key, gather, keys_of
 
 
 class _Read(NamedTuple):
@@ -32,7 +32,7 @@ class TextScores:
         self.evaluation = evaluation
         self.examples: list[Example] = []
         """None: nothing is answered."""
-        self._losses: dict[int, _Read] = {}
+        self._losses: dict[Key, _Read] = {}
         self._intervals: dict[str, Interval] | None = None
         self.num_answers = 0
         """Documents, over all ranks; known after `compute`."""
@@ -52,7 +52,8 @@ class TextScores:
             ValueError: A row is no document, or its loss is not finite.
         """
         assert self._intervals is None, "compute was called already"
-        rows = zip(indices_of(batch), batch.ids, batch.clusters, losses.tolist(), counts.tolist(), strict=True)
+        clusters = batch.clusters or [()] * len(batch.ids)
+        rows = zip(keys_of(batch), batch.ids, clusters, losses.tolist(), counts.tolist(), strict=True)
         for index, id, cluster, loss, count in rows:
             if not count or batch.num_images:
                 raise ValueError(f"sample {id}: found an image or nothing to predict, expected plain text")
@@ -63,7 +64,7 @@ class TextScores:
     def compute(self) -> dict[str, Interval]:
         """Score name with the set's suffix -> value and interval, over the documents of all ranks; the same on each."""
         if self._intervals is None:
-            everywhere: dict[int, _Read] = {}
+            everywhere: dict[Key, _Read] = {}
             for losses in gather(self._losses):
                 everywhere |= losses
             # Ordered, so that intervals do not depend on how many ranks there were.

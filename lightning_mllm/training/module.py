@@ -27,6 +27,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from lightning_mllm.contracts import Batch, Evaluation, Output, Stage, Train
+from lightning_mllm.evaluation.checks import check_sets
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.evaluation.predictions import Predictions
 from lightning_mllm.evaluation.results import write_results
@@ -213,6 +214,15 @@ class MultimodalModule(LightningModule):
         return freeze_table(self, self.trained, self.table, lr=lr, weight_decay=decay)
 
     # ---- training ----------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            # Before the net is built: what cannot be scored is not worth training for.
+            data: Any = getattr(self.trainer, "datamodule", None)
+            check_sets(data)
+            for split in ("val", "test") if hasattr(data, "evaluations") else ():
+                for each in data.evaluations(split):
+                    self._scores_of(each)
 
     def on_fit_start(self) -> None:
         assert self.stage is not None, "training needs a stage"

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from data_modules.evaluation import EvaluationSamples, EvaluationSet
 from data_modules.sources import CocoCaptions, KarpathyCaptions, Source
-from lightning_mllm.contracts import Evaluation
+from lightning_mllm.contracts import Evaluation, ImageFile, Sample, Turn
 from tests.data_modules.files import Echo, Numbers, touch, write
 
 
@@ -106,3 +107,53 @@ def test_rows_know_their_position_and_their_own_pictures() -> None:
             assert row.cluster == (f"n{row.index // 2}.png",)
             assert (row.images[0].name == row.cluster[0]) is not blind
     assert [row.cluster for row in rows(Numbers(4, mixed=True))] == [(), ("n0.png",), ("n1.png",), ()]
+
+
+class Talks(Numbers):
+    """Sample k is a conversation of k % 3 + 1 questions; the second question shows a picture of its own."""
+
+    def sample(self, index: int, generator: torch.Generator) -> Sample:
+        turns, images = [Turn(role="system", text="Be kind.")], []
+        for n in range(index % 3 + 1):
+            mark = "<image>" if n < 2 and self.has_image(index) else ""
+            images += [ImageFile(Path(f"{index}-{n}.png"))] if mark else []
+            turns += [Turn(role="user", text=f"{mark}question {n}"), Turn(role="assistant", text=f"{index}.{n}")]
+        references = (turns[-1].text, "or so")
+        return Sample(id=f"t{index}", turns=tuple(turns), images=tuple(images), references=references)
+
+
+def test_a_conversation_of_several_questions_is_refused_unless_it_is_said_which_are_scored() -> None:
+    with pytest.raises(
+        ValueError,
+        match="sample t1: found a conversation of 2 questions, expected one for the task 'vqa'; set turns: each",
+    ):
+        rows(Talks(4))
+    assert [row.id for row in rows(Talks(1))] == ["t0"]
+    last = rows(Talks(3), turns="last")
+    assert [(row.id, len(row.turns), row.references) for row in last] == [
+        (f"t{k}", 3 + 2 * k, (f"{k}.{k}", "or so")) for k in range(3)
+    ]
+    with pytest.raises(ValueError, match="turns: found 'all', expected one, last, each"):
+        rows(Talks(3), turns="all")
+
+
+def test_each_question_of_a_conversation_is_asked_behind_the_answers_before_it() -> None:
+    found = rows(Talks(6, mixed=True), turns="each")
+    assert [row.id for row in found[:6]] == [
+        "t0 question 1",
+        *(f"t1 question {k}" for k in (1, 2)),
+        *(f"t2 question {k}" for k in (1, 2, 3)),
+    ]
+    assert [row.index for row in found] == list(range(12)) and {row.task for row in found} == {"vqa"}
+    assert [row.references for row in found[3:6]] == [("2.0",), ("2.1",), ("2.2",)]
+    assert [row.turns[-1].text for row in found[3:6]] == ["2.0", "2.1", "2.2"]
+    assert [len(row.images) for row in found[:6]] == [0, 1, 2, 1, 2, 2], "only what has been shown"
+    clusters = [row.cluster for row in found]
+    assert clusters[3] == clusters[4] == clusters[5] != clusters[1] and "2-1.png" in clusters[3]
+    assert clusters[6] == ("conversation t3",), "of text alone, the conversation"
+    assert len({row.id for row in found}) == 12
+
+
+def test_a_limit_is_of_conversations() -> None:
+    ids = [row.id for row in rows(Talks(30), turns="each", limit=5)]
+    assert len({id.split()[0] for id in ids}) == 5 and len(ids) > 5

@@ -209,7 +209,7 @@ def test_what_cannot_retrieve_or_be_retrieved_is_refused() -> None:
     found.update(images([1]))
     other = images([1])
     other.references = [("text 9 z",)]
-    with pytest.raises(ValueError, match="sample q1: found position 1 of the evaluation set"):
+    with pytest.raises(ValueError, match="sample q1: found in the place of q1 in the evaluation set"):
         found.update(other)
     with pytest.raises(ValueError, match="no image to score"):
         Retrieval(SET, Net()).compute()

@@ -49,13 +49,19 @@ class RankMetric(SampleMetric[Ranking]):
     """A score of ranked candidates; at least one reference of each sample is among them."""
 
     def update(self, answers: Sequence[Ranking], references: Sequence[Sequence[str]]) -> None:
+        for ranking, accepted in zip(answers, references, strict=False):
+            self.check_sample(accepted, ranking.candidates)
         super().update(answers, references)
-        for ranking, accepted in zip(answers, references, strict=True):
-            if not set(accepted) & set(ranking.candidates):
-                raise ValueError(
-                    f"{self.names[0]}: found the references {list(accepted)}, expected one of the"
-                    f" {len(ranking.candidates)} candidates {list(ranking.candidates[:5])}"
-                )
+
+    def check_sample(self, references: Sequence[str], candidates: Sequence[str]) -> None:
+        super().check_sample(references, candidates)
+        if not candidates:
+            raise ValueError(f"{self.names[0]}: found no candidates, expected some to rank")
+        if not set(references) & set(candidates):
+            raise ValueError(
+                f"{self.names[0]}: found the references {list(references)}, expected one of the"
+                f" {len(candidates)} candidates {list(candidates[:5])}"
+            )
 
     def _places(self) -> list[tuple[int, int, int]]:
         return [ranking.place(accepted) for ranking, accepted in zip(self.answers, self.references, strict=True)]
@@ -101,11 +107,10 @@ class RocAuc(RankMetric):
         if len(references) != 1 or references[0] not in ("yes", "no"):
             raise ValueError(f"auc: found the references {list(references)}, expected one, 'yes' or 'no'")
 
-    def update(self, answers: Sequence[Ranking], references: Sequence[Sequence[str]]) -> None:
-        for ranking in answers:
-            if sorted(ranking.candidates) != ["no", "yes"]:
-                raise ValueError(f"auc: found the candidates {list(ranking.candidates)}, expected 'yes' and 'no'")
-        super().update(answers, references)
+    def check_sample(self, references: Sequence[str], candidates: Sequence[str]) -> None:
+        if sorted(candidates) != ["no", "yes"]:
+            raise ValueError(f"auc: found the candidates {list(candidates)}, expected 'yes' and 'no'")
+        super().check_sample(references, candidates)
 
     def statistics(self) -> np.ndarray:
         """f64[N, 2]: the log-odds of yes, which is in the order of its probability but never rounds to 1; and whether

@@ -55,6 +55,10 @@ class SampleMetric(Metric, Generic[Answer]):
         if not references:
             raise ValueError(f"{type(self).__name__}: found a sample without a reference, expected at least one")
 
+    def check_sample(self, references: Sequence[str], candidates: Sequence[str]) -> None:
+        """Raises ValueError if a sample that is still to be answered cannot be scored."""
+        self.check(references)
+
     @abstractmethod
     def statistics(self) -> np.ndarray:
         """f64[N, K]: what each sample adds to the sums."""

@@ -1,0 +1,60 @@
+"""Whether test sets can be scored: asked before a net is built or trained, of annotations alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from lightning_mllm.contracts import Evaluation, Sample
+from lightning_mllm.evaluation.scores import TASKS, check_task
+
+Split = Literal["val", "test"]
+
+
+@runtime_checkable
+class HasSets(Protocol):
+    """A data module whose sets can be checked."""
+
+    def evaluation_samples(self, split: Split) -> Iterator[tuple[str, Evaluation, Iterator[Sample]]]:
+        """Name of each set, what it is scored by, and its samples without pixels.
+
+        Raises:
+            ValueError: a set cannot be read.
+        """
+        ...
+
+
+def check_sets(data: Any) -> None:
+    """Reads the sets that a data module validates and tests with, if it has any; no image is opened.
+
+    Raises:
+        ValueError: in one sentence with the set's name: a file cannot be read, no score knows the task, or a sample has
+            no references of the kind that its score needs.
+    """
+    if isinstance(data, HasSets):
+        for split in ("val", "test"):
+            for name, evaluation, samples in data.evaluation_samples(split):
+                try:
+                    _check_set(evaluation, samples)
+                except ValueError as error:
+                    raise ValueError(f"data.{split}.{name}: {error}") from error
+
+
+def _check_set(evaluation: Evaluation, samples: Iterator[Sample]) -> None:
+    check_task(evaluation.task)
+    metrics = [kind() for kind in TASKS.get(evaluation.task, ())]
+    for sample in samples:
+        try:
+            if (sample.documents is None) is (evaluation.task == "perplexity"):
+                found, expected = ("no", "one") if sample.documents is None else ("a", "a question")
+                raise ValueError(f"found {found} document, expected {expected} for the task '{evaluation.task}'")
+            if evaluation.task == "perplexity":
+                return  # of plain text, a document is as good as any
+            if not sample.references:
+                raise ValueError("found no reference, expected at least one")
+            if evaluation.task == "retrieval" and len(sample.images) != 1:
+                raise ValueError(f"found {len(sample.images)} images, expected one to retrieve captions")
+            for metric in metrics:
+                metric.check_sample(sample.references, sample.candidates)
+        except ValueError as error:
+            raise ValueError(f"sample {sample.id}: {error}") from None
