@@ -11,7 +11,8 @@ from pathlib import Path
 HELP = """\
 mllm: train, test, ask and export multimodal language models.
 
-  mllm run EXPERIMENT               train every stage of a folder of YAML, test the last one, write a report
+  mllm experiments                  the experiments that ship with the package; copy NAME makes one yours
+  mllm run EXPERIMENT               train every stage of a folder of YAML, test them, write a report
   mllm ask RUN --image F QUESTION   one answer of a trained model
   mllm export RUN --to DIR          a folder that transformers loads, checked in a fresh process
   mllm mix A=0.5 B=0.5 --to DIR     weights between those of runs; --sweep scores all of them
@@ -21,11 +22,14 @@ mllm: train, test, ask and export multimodal language models.
   mllm fit --config F [--config F]  train one stage
   mllm validate | test | predict    the same files, another verb
 
-EXPERIMENT is a folder such as experiments/quickstart/llava; RUN is what it wrote, such as runs/quickstart/llava.
-Every value of a YAML file can be set on the command line: --stage.lr=1e-3, --model.connector.depth=1.
+EXPERIMENT is a name such as quickstart/llava or a folder of YAML; RUN is what it wrote, such as runs/quickstart/llava.
+Every value of a YAML file can be set on the command line, for all stages or for the one that is named first:
+
+  mllm run quickstart/llava --hardware.micro_batch=8 --model.connector.depth=3 --instruct.stage.lr=1e-3
+
 Later files win over earlier ones, and the command line wins over all of them.
 
-mllm VERB --help tells more.
+mllm VERB --help tells more; mllm fit --model.help CLASS, --data.help CLASS and --stage.help what a key takes.
 """
 
 
@@ -53,6 +57,12 @@ def _export(arguments: Sequence[str]) -> None:
     main(arguments[1:])
 
 
+def _experiments(arguments: Sequence[str]) -> None:
+    from lightning_mllm.commands.experiments import main
+
+    main(arguments[1:])
+
+
 def _mix(arguments: Sequence[str]) -> None:
     from lightning_mllm.commands.mix import main
 
@@ -72,6 +82,7 @@ def _data(arguments: Sequence[str]) -> None:
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    "experiments": _experiments,
     "run": _run,
     "ask": _ask,
     "export": _export,
@@ -91,6 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not given or given[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return
+    if given[0] == "--version":
+        print(f"mllm {_version()}")
+        return
     if given[0] not in VERBS:
         import difflib
 
@@ -100,8 +114,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         VERBS[given[0]](given)
     except KeyboardInterrupt:
-        print("mllm: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        goes_on = "; the same command goes on from the last checkpoint" if given[0] in ("run", "fit") else ""
+        print(f"mllm: stopped{goes_on}", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Who reads what is printed has seen enough, as `head` has.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except Exception as error:
         sentence = _meant_for_the_user(error)
         if not sentence or os.environ.get("MLLM_TRACEBACK"):
@@ -109,16 +128,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _refuse(sentence)
 
 
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("lightning-mllm")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
 def _meant_for_the_user(error: BaseException | None) -> str:
-    """The sentence of the ValueError that our own code raised, if one is behind `error`."""
+    """The sentence of what is behind `error`: a ValueError that our own code raised, a file, or memory that ran out."""
     package = Path(__file__).resolve().parent
     # Lightning tears down after an error, and an error of the teardown would hide the first one.
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
+        sentence = " ".join(str(error).split())
         if isinstance(error, ValueError) and frames:
             origin = Path(frames[-1].filename).resolve()
             if origin.is_relative_to(package) or origin.is_relative_to(package.with_name("data_modules")):
-                return str(error)
+                return sentence or f"{origin.name}:{frames[-1].lineno}: {frames[-1].line}"
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            return f"{error.filename}: {error.strerror}"
+        if type(error).__name__ == "OutOfMemoryError":
+            return f"{sentence}; hardware.micro_batch and hardware.eval_batch say how much is computed at once"
         error = error.__cause__ or error.__context__
     return ""
 

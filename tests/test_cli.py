@@ -414,7 +414,7 @@ def test_nothing_is_built_when_refused(
 
 
 def test_missing_experiment_and_hardware(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "the nearest is 'toy'" in refused(capsys, "run", "experiments/colours/tay")
+    assert "the nearest is 'experiments/colours/toy'" in refused(capsys, "run", "experiments/colours/tay")
     assert "the nearest is 'cpu'" in refused(capsys, "run", "experiments/colours/toy", "--hardware=cpus")
     assert "the nearest is 'begin'" in refused(capsys, "run", "experiments/colours/toy", "--only=begn")
     assert "no finished stage" in refused(capsys, "ask", "runs/none", "--image", str(experiment / "net.yaml"), "?")

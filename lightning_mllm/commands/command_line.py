@@ -24,6 +24,7 @@ from lightning_mllm.commands.config import (
     option_tree,
     read_yaml,
 )
+from lightning_mllm.commands.experiments import below_experiments
 from lightning_mllm.commands.hardware import Hardware
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
@@ -81,14 +82,6 @@ def default_run_dir(configs: Sequence[Path], runs: str = "runs") -> Path:
     if not stages:
         return Path(runs, "unnamed")
     return Path(runs, *below_experiments(stages[-1].resolve().with_suffix("")))
-
-
-def below_experiments(path: Path) -> tuple[str, ...]:
-    """The part of an absolute path behind its last folder called `experiments`; else its last two names."""
-    parts = path.parts
-    if "experiments" not in parts[:-1]:
-        return parts[-2:]
-    return parts[len(parts) - parts[::-1].index("experiments") :]
 
 
 def read_command_line(arguments: Sequence[str]) -> tuple[list[str], Config]:

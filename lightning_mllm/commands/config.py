@@ -63,8 +63,10 @@ def read_yaml(path: Path, config: Config, under: KeyPath = ()) -> Any:
         raise ConfigError(f"{path}: cannot read the configuration file ({reason}){_nearest_file(path)}") from None
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            raise ConfigError(f"{path}: found an empty file, expected a mapping such as stage: {{lr: 1.0e-3}}")
         _note_places(node, under, str(path), config)
-        return yaml.safe_load(text) if node is not None else {}
+        return yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: found no valid YAML: {error.problem or error.context}") from None
@@ -124,11 +126,18 @@ def import_class(name: str, where: str) -> type:
     """
     module, _, leaf = name.rpartition(".")
     try:
-        found = importlib.import_module(module) if module else None
+        found = importlib.import_module(module) if module.strip(".") else None
     except ModuleNotFoundError as error:
+        absent = f"{where}: found class '{name}', but there is no module '{error.name}'"
         if error.name and not (module == error.name or module.startswith(error.name + ".")):
-            raise
-        raise ConfigError(f"{where}: found class '{name}', but there is no module '{error.name}'") from None
+            raise ConfigError(f"{absent}, which its module imports") from error
+        raise ConfigError(
+            f"{absent}, expected one that is installed, in the working directory or beside the file"
+        ) from None
+    except Exception as error:
+        raise ConfigError(
+            f"{where}: found class '{name}', but its module cannot be imported ({type(error).__name__}: {error})"
+        ) from error
     result = getattr(found, leaf, None)
     if not isinstance(result, type):
         names = [each for each, value in vars(found).items() if isinstance(value, type)] if found else []
@@ -160,7 +169,7 @@ def check_keys(value: Any, hint: Any, config: Config, path: KeyPath = ()) -> Non
     Raises:
         ConfigError: Names file and line, the key, what was expected and the nearest valid key.
     """
-    options = [each for each in _union(hint) if each is not type(None)]
+    options = options_of(hint)
     if isinstance(value, Mapping):
         _check_mapping(value, options, config, path)
     elif isinstance(value, int | float) and options and all(_is_composed(each) for each in options):
@@ -183,7 +192,7 @@ def _check_mapping(value: Mapping[str, Any], options: list[Any], config: Config,
         where = f"{config.place((*path, 'class_path'))}: {'.'.join(path)}"
         cls = import_class(str(value["class_path"]), where)
         bases = [each for each in options if inspect.isclass(each)]
-        if bases and len(bases) == len(options) and not any(_fits(cls, base) for base in bases):
+        if bases and len(bases) == len(options) and not any(fits(cls, base) for base in bases):
             wanted = " or ".join(base.__name__ for base in bases)
             raise ConfigError(f"{where}: found class '{cls.__name__}', expected a {wanted}")
         config.classes[path] = cls
@@ -233,6 +242,11 @@ def _head(config: Config, path: KeyPath) -> str:
     return f"{place}: {'.'.join(path)}" if place else ".".join(path)
 
 
+def options_of(hint: Any) -> list[Any]:
+    """The members of a union other than None; of another type that itself."""
+    return [each for each in _union(hint) if each is not type(None)]
+
+
 def _union(hint: Any) -> tuple[Any, ...]:
     if _origin(hint) in (Union, types.UnionType):
         return tuple(part for each in typing.get_args(hint) for part in _union(each))
@@ -245,8 +259,8 @@ def _origin(hint: Any) -> Any:
     return typing.get_origin(hint) or hint
 
 
-def _fits(cls: type, base: type) -> bool:
-    # Of a protocol with properties `issubclass` may not be asked.
+def fits(cls: type, base: type) -> bool:
+    """Whether the class may stand where `base` is expected; of a protocol with properties that cannot be asked."""
     return getattr(base, "_is_protocol", False) or issubclass(cls, base)
 
 

@@ -10,7 +10,9 @@ _KEY = re.compile(r'^\s*(?:- )?Parser key "([^"]+)":\s*(.*)$')
 _NOISE = re.compile(
     r"^(- )?(Expected a <class 'NoneType'>|Does not validate against|Subtypes:|Errors:|Given value|"
     r"Subclasses are disabled|Problem with given class_path|Expected a path but|Validation failed|"
-    r"Subclass types expect one of|a class path \(str\)|a dict with)"
+    r"Subclass types expect one of|a class path \(str\)|a dict with|"
+    # Another member of a union: its keys have been checked against all of them before.
+    r"\w+\.__init__\(\) (got an unexpected keyword|missing \d+ required))"
 )
 
 
@@ -73,9 +75,11 @@ def _say(leaf: str, config: Config) -> tuple[str, KeyPath]:
         methods = "build, pretrained and blocks" + (" and vectors" if found[2].startswith("Views") else "")
         return f"found {found[1]}, expected a frozen dataclass with {methods} (see connectors/spec.py)", ()
     if found := re.match(r"([a-z_]+(?:\.[a-z_]+)+|run_dir): ", leaf):
-        # Our own settings name their key themselves.
-        place = config.place(_keys(found[1]))
-        return f"{place + ': ' if place else ''}{leaf}", ()
+        # Our own settings name their key themselves, perhaps without what it belongs to.
+        key = _keys(found[1])
+        whole = next((each for each in config.places if each[-len(key) :] == key), key)
+        place = config.place(whole)
+        return f"{place + ': ' if place else ''}{'.'.join(whole)}: {leaf[found.end() :]}", ()
     return " ".join(leaf.split()), ()
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from graphlib import CycleError, TopologicalSorter
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -13,68 +12,10 @@ from rich.table import Table
 
 from lightning_mllm.commands.arguments import Arguments
 from lightning_mllm.commands.command_line import SETTINGS
-from lightning_mllm.commands.config import Config, ConfigError, nearest, read_yaml
+from lightning_mllm.commands.config import ConfigError, nearest
+from lightning_mllm.commands.experiments import experiment_folder, experiment_name, hardware_file, order_of_stages
 from lightning_mllm.commands.trainer import CLI, CheckedCLI, ParsedCLI, compose, say
 from lightning_mllm.evaluation.report import write_report
-
-
-def experiment_name(folder: Path) -> str:
-    """The path of `folder` under `experiments`, or its own name elsewhere."""
-    parts = folder.resolve().parts
-    return "/".join(parts[parts.index("experiments") + 1 :]) if "experiments" in parts[:-1] else parts[-1]
-
-
-def order_of_stages(folder: Path) -> list[str]:
-    """The stages of `folder` (its YAML files but `net.yaml`), each after those it starts from.
-
-    Raises:
-        ConfigError: There is no such folder or no stage in it, or the stages start from one another in a circle.
-    """
-    if not folder.is_dir():
-        siblings = [each.name for each in folder.parent.glob("*/")] if folder.parent.is_dir() else []
-        raise ConfigError(f"{folder}: found no such folder, expected an experiment{nearest(folder.name, siblings)}")
-    files = sorted(each for each in folder.glob("*.yaml") if each.stem != "net")
-    if not files:
-        raise ConfigError(f"{folder}: found no stage, expected a YAML file a stage beside net.yaml")
-    name = experiment_name(folder)
-    parents = {}
-    for file in files:
-        tree = read_yaml(file, Config())
-        stage = tree.get("stage") if isinstance(tree, Mapping) else None
-        sources = stage.get("init_from") if isinstance(stage, Mapping) else None
-        parents[file.stem] = [_sibling(each, name, files) for each in sources or {}]
-    graph = {stage: sorted(each for each in before if each) for stage, before in parents.items()}
-    try:
-        return list(TopologicalSorter(graph).static_order())
-    except CycleError as error:
-        circle = " -> ".join(error.args[1])
-        raise ConfigError(f"{folder}: found stages that start from one another: {circle}") from None
-
-
-def _sibling(source: str, name: str, files: Sequence[Path]) -> str:
-    stage = str(source).removeprefix(f"{name}/")
-    return stage if any(stage == file.stem for file in files) else ""
-
-
-def hardware_file(folder: Path, name: str) -> Path:
-    """`_hardware/NAME.yaml` in the nearest folder above the experiment; `name` may also be a file.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    if name.endswith(".yaml"):
-        return Path(name)
-    for above in (folder, *folder.resolve().parents):
-        if (above / "_hardware").is_dir():
-            file = above / "_hardware" / f"{name}.yaml"
-            known = sorted(each.stem for each in file.parent.glob("*.yaml"))
-            if not file.is_file():
-                raise ConfigError(
-                    f"--hardware: found '{name}', expected one of {', '.join(known)}{nearest(name, known)}"
-                )
-            return file
-    raise ConfigError(f"--hardware: found no folder _hardware above {folder}, expected one with {name}.yaml")
-
 
 ONE_STAGE = ("stage.name", "stage.init_from", "stage.train", "data.train", "data.val", "data.test", "model", "data")
 """What can only be meant for one stage; the last two as a whole, not their keys."""
@@ -133,6 +74,7 @@ def run_experiment(
         ConfigError: Something in the files or on the command line is wrong.
     """
     started = time.monotonic()
+    folder = experiment_folder(folder)
     stages = order_of_stages(folder)
     if only is not None and only not in stages:
         raise ConfigError(f"--only: found '{only}', expected one of {', '.join(stages)}{nearest(only, stages)}")

@@ -27,6 +27,7 @@ from lightning_mllm.commands.config import ConfigError, import_class
 from lightning_mllm.commands.explain import explain
 from lightning_mllm.commands.finished import checkpoint_of, clear, is_done
 from lightning_mllm.commands.hardware import Hardware, accumulation, at_once
+from lightning_mllm.commands.help import asks_for_help, show_help
 from lightning_mllm.commands.lock import locked
 from lightning_mllm.evaluation.checks import check_sets
 from lightning_mllm.training.callbacks.averaging import Averaging
@@ -219,8 +220,8 @@ class CLI(LightningCLI):
             loggers += [each] if isinstance(each, Logger) else []
         try:
             return super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
-        except MisconfigurationException as error:
-            raise ConfigError(f"trainer: {' '.join(str(error).split())}") from None
+        except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
+            raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
     def before_fit(self) -> None:
         stage, hardware, world = self.settings["stage"], self.settings["hardware"], self.trainer.world_size
@@ -321,8 +322,10 @@ def _quieten() -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """`mllm fit ...` and the three other verbs of LightningCLI; `arguments[0]` is the verb."""
-    if "--help" in arguments or "-h" in arguments:
-        os.environ.setdefault("COLUMNS", "120")
+    os.environ.setdefault("COLUMNS", "120")
+    if asks_for_help(arguments):
+        show_help(arguments[1:])
+    elif "--help" in arguments or "-h" in arguments:
         CLI(arguments)
     else:
         try:

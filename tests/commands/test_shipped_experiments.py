@@ -1,0 +1,59 @@
+"""`mllm experiments`: what ships is listed, copied with what it uses, and found by name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lightning_mllm.cli import main
+from lightning_mllm.commands.experiments import experiment_folder, hardware_file, names, order_of_stages, shipped
+from tests.test_cli import refused
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_list_agrees_with_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["experiments"])
+    lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["name", "stages", "hardware", "what"] and all(len(line) == 4 for line in lines)
+    listed = {name: hardware for name, _, hardware, _ in lines[1:]}
+    rows = re.findall(r"^\| `experiments/([\w/.]+)` \|.*\| ([^|]+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    told = {name: hardware.replace("`", "") for name, hardware in rows}
+    assert {name: hardware for name, hardware in listed.items() if "backbones" not in name} == {
+        name: hardware for name, hardware in told.items() if "backbones" not in name
+    }
+    assert dict((name, stages) for name, stages, _, _ in lines)["quickstart/llava"] == "align, instruct"
+
+
+def test_a_copy_has_all_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in names(shipped()):
+        main(["experiments", "copy", name])
+    copied = {each.relative_to("experiments"): each.read_bytes() for each in Path("experiments").rglob("*.yaml")}
+    used = {each.relative_to(shipped()): each.read_bytes() for each in shipped().rglob("*.yaml")}
+    assert copied == used
+    assert "it starts from quickstart/blip2/representation: mllm run quickstart/blip2" in capsys.readouterr().out
+    Path("experiments/_parts/small_clip.yaml").write_text("layer: -1\n")
+    sentence = refused(capsys, "experiments", "copy", "quickstart/instructblip")
+    assert sentence.startswith("experiments/_parts/small_clip.yaml: found another file")
+    assert "the nearest is 'quickstart/llava'" in refused(capsys, "experiments", "copy", "quickstart/lava")
+    assert "found 'paste x'" in refused(capsys, "experiments", "paste", "x")
+
+
+def test_a_name_is_found_here_first_and_then_in_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("quickstart/llava", "experiments/quickstart/llava"):
+        assert experiment_folder(name) == shipped() / "quickstart/llava"
+    own = Path("experiments/quickstart/llava")
+    own.mkdir(parents=True)
+    (own / "only.yaml").write_text("stage: {name: align}\n")
+    assert order_of_stages(Path("quickstart/llava")) == ["only"]
+    # Without hardware files of its own it takes the shipped ones.
+    assert hardware_file(own, "cpu") == shipped() / "_hardware/cpu.yaml"
+    assert "the nearest is 'quickstart/cogvlm'" in refused(capsys, "run", "quickstart/cogvml")
