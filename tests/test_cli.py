@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Colours:
         return [
             Sample(
                 id=str(index),
+                index=index,
                 turns=(Turn(role="user", text="<image>?"), Turn(role="assistant", text=image.name)),
                 images=(image,),
                 references=(image.name,),
@@ -80,10 +81,15 @@ class ColourData(LightningDataModule):
         self.epochs, self.micro_batch, self.eval_batch = int(epochs), micro_batch, eval_batch
         self.processor = processor
         self.optimizer_steps = len(self.samples) * self.epochs // global_batch
+        self.accumulate = global_batch // micro_batch
 
     def train_dataloader(self) -> Any:
-        rows = [self.processor.encode(sample) for sample in self.samples]
-        return DataLoader(rows * self.epochs, batch_size=self.micro_batch, collate_fn=self.processor.collate)  # pyright: ignore[reportArgumentType]
+        rows = [self.processor.encode(sample) for sample in self.samples] * self.epochs
+        size = self.micro_batch
+        batches = [self.processor.collate(rows[first : first + size]) for first in range(0, len(rows), size)]
+        for first in range(0, len(batches), self.accumulate):
+            batches[first] = replace(batches[first], step=tuple(batches[first : first + self.accumulate]))
+        return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)  # pyright: ignore[reportArgumentType]
 
     def test_dataloader(self) -> Any:
         rows = [self.processor.encode(sample, generate=True) for sample in self.samples]

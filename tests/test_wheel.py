@@ -49,7 +49,7 @@ def test_an_installed_package_draws_a_world_trains_and_is_asked(target: Path, tm
         ["experiments"],
         ["world", "data/world", "--images", "40", "--texts", "8"],
         ["run", "quickstart/llava", *two_steps, *small],
-        ["ask", "runs/quickstart/llava", "2 + 2?"],
+        ["ask", "runs/quickstart/llava", "--image", "data/world/images/train/000000000000.png", "?"],
         ["experiments", "copy", "quickstart/llava", "--to", "mine"],
     ]
     code = LAUNCH.format(root=str(ROOT), target=str(target), commands=commands)
