@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
+import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,11 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from lightning_mllm.cli import VERBS, main
+from lightning_mllm.cli import HELP, VERBS, main
+from lightning_mllm.commands.command_line import SETTINGS, check_tree, read_command_line
+from lightning_mllm.commands.config import Config, option_tree
+from lightning_mllm.commands.help import asks_for_help, show_help
+from tests.commands.conftest import TOY
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,14 +38,56 @@ def test_fits_in_one_sitting() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_exist(command: str) -> None:
+def test_commands_exist(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     program, *arguments = command.split()
     if program == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
         assert arguments[0] in targets
     else:
         assert program.removeprefix(".venv/bin/") == "mllm"
-        assert arguments[0] in VERBS
+        parses(*shlex.split(command)[1:])
+
+
+def parses(verb: str, *given: str) -> None:
+    """The verb and its options exist; a verb that takes settings takes these."""
+    assert verb in VERBS
+    asked = [each for each in given if asks_for_help([each])]
+    if verb in ("fit", "validate", "test", "predict"):
+        show_help(given) if asked else read_command_line(given)
+        return
+    known = f"{run_help(verb)} "
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not each.startswith("--") or re.search(rf"{name}[ ,\]\n]", known):
+            continue
+        assert verb in ("run", "mix") and equals, f"{verb} has no {name}"
+        stage, _, rest = name.removeprefix("--").partition(".")
+        check_tree(option_tree(name.removeprefix("--") if stage in SETTINGS else rest, value), Config())
+
+
+@cache
+def run_help(verb: str) -> str:
+    """What `mllm VERB --help` prints."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        main([verb, "--help"])
+    return shown.getvalue()
+
+
+@pytest.mark.parametrize("command", ["mllm run x --hardwear=cpu", "mllm world d --image 3", "mllm fit --stage.lrr=1"])
+def test_a_command_that_does_not_parse_is_seen(command: str) -> None:
+    with pytest.raises((AssertionError, ValueError)):
+        parses(*command.split()[1:])
+
+
+def test_the_commands_of_the_help_parse() -> None:
+    lines = [line.split("   ")[0].strip() for line in HELP.splitlines() if line.startswith("  mllm")]
+    commands = [re.sub(r" \[.*", "", line) for line in lines]
+    assert len(commands) > 8
+    for command in commands:
+        for each in command.removeprefix("mllm ").split(" | "):
+            parses(*each.replace("--config F", f"--config={TOY}").split())
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\b(?:experiments|tests|requirements)[\w./]*\w", TEXT))))

@@ -12,7 +12,7 @@ import yaml
 
 from lightning_mllm.commands.config import ConfigError
 
-MADE_BY_TRAINING = ("weights", "checkpoints", "metrics.csv", "test.json")
+MADE_BY_TRAINING = ("weights", "checkpoints", "metrics.csv", "test.json", "test_answers.jsonl", "answers.jsonl")
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

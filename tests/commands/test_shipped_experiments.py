@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from lightning_mllm.cli import main
 from lightning_mllm.commands.experiments import experiment_folder, hardware_file, names, order_of_stages, shipped
 from tests.test_cli import refused
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def _values(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, dict | list):
+        for each in tree.values() if isinstance(tree, dict) else tree:
+            yield from _values(each)
+    else:
+        yield tree
 
 
 def test_the_list_agrees_with_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,11 +42,19 @@ def test_a_copy_has_all_that_it_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in names(shipped()):
+    for name in ("quickstart/instructblip", "blip2_opt2.7b"):
+        assert name in names(shipped())
         main(["experiments", "copy", name])
-    copied = {each.relative_to("experiments"): each.read_bytes() for each in Path("experiments").rglob("*.yaml")}
-    used = {each.relative_to(shipped()): each.read_bytes() for each in shipped().rglob("*.yaml")}
-    assert copied == used
+    files = list(Path("experiments").rglob("*.yaml"))
+    assert all(each.read_bytes() == (shipped() / each.relative_to("experiments")).read_bytes() for each in files)
+    # Every file that a file names by its place came along, through other files too; nothing else did.
+    mentioned = {
+        (file.parent / str(value)).resolve()
+        for file in files
+        for value in _values(yaml.safe_load(file.read_text()))
+        if str(value).endswith(".yaml")
+    }
+    assert mentioned == {each.resolve() for each in files if each.parent.name == "_parts"} and len(mentioned) > 5
     assert "it starts from quickstart/blip2/representation: mllm run quickstart/blip2" in capsys.readouterr().out
     Path("experiments/_parts/small_clip.yaml").write_text("layer: -1\n")
     sentence = refused(capsys, "experiments", "copy", "quickstart/instructblip")
