@@ -22,7 +22,8 @@ class EvaluationSet:
 
     Args:
         source: where the samples come from.
-        task: which scores are computed, and which decoding settings are used.
+        task: which scores are computed, and which decoding settings are used; of "loss" nothing is answered, it is the
+            loss of the samples' own answers (`val/loss`), as in training.
         part: names a part of the test data ('novel'); empty for the main one.
         blind: whether a test also answers the set with the images exchanged, as a model that cannot see would; plain
             text (the task 'perplexity') has none.
@@ -59,7 +60,7 @@ class EvaluationSet:
 
     def questions(self) -> list[tuple[int, int | None]]:
         """Index in the source and number of every question, counted from 0; None where its sample has no other."""
-        if self.turns != "each":
+        if self.turns != "each" or self.task == "loss":
             return [(index, None) for index in self.chosen()]
         return [(index, n) for index in self.chosen() for n in range(max(1, len(_asked(self._sample(index)))))]
 
@@ -69,7 +70,11 @@ class EvaluationSet:
         Raises:
             ValueError: several questions in a conversation, of which the set does not say which are asked.
         """
-        sample = replace(self._sample(index), task=self.task)
+        sample = self._sample(index)
+        if self.task == "loss":
+            # That of training, of all answers, with the template of the sample's own task.
+            return sample
+        sample = replace(sample, task=self.task)
         asked = _asked(sample)
         if self.turns == "one" and len(asked) > 1:
             raise ValueError(
@@ -102,7 +107,7 @@ def _one(sample: Sample, number: int, place: int) -> Sample:
 
 
 class EvaluationSamples(Dataset):
-    """Rank `rank`'s share of an evaluation set, encoded for generation.
+    """Rank `rank`'s share of an evaluation set, encoded for generation, or where its task is "loss" as for training.
 
     Every rank has equally many, so the last ones may repeat samples of the beginning; `Sample.index` tells them. A
     sample's `cluster` is its own pictures, also where a blind twin shows others. Where the source says
@@ -130,7 +135,7 @@ class EvaluationSamples(Dataset):
         bad: list[str] = []
         for other in ((place + step) % len(self.indices) for step in range(min(TRIES, len(self.indices)))):
             try:
-                encoded = self.processor.encode(self.sample(other), generate=True)
+                encoded = self.processor.encode(self.sample(other), generate=self.chosen.task != "loss")
             except ValueError as error:
                 where = self.source.where(self.indices[other])
                 if self.source.bad_records == "refuse":

@@ -44,7 +44,8 @@ class MultimodalDataModule(TalliedDataModule):
 
     Args:
         train: sources by name.
-        val: sets answered in the course of training.
+        val: sets answered in the course of training, every `stage.validate_every` steps or at its end; those of the
+            task "loss" give `val/loss`.
         test: sets answered by a test, each with its blind twin unless it says otherwise; also those of predict.
         weights: share of each source in a data epoch; None for the union of all.
         text: plain text that every optimizer step takes beside the global batch.
@@ -264,7 +265,7 @@ class MultimodalDataModule(TalliedDataModule):
             SampleLoader(
                 EvaluationSamples(chosen, self._processor(), blind=each.blind, rank=rank, world=world),
                 batch_size=self.eval_batch,
-                collate_fn=Collate(self._processor(), "left"),
+                collate_fn=Collate(self._processor(), "right" if chosen.task == "loss" else "left"),
                 **loading(self.workers),
             )
             for chosen in sets.values()

@@ -31,6 +31,7 @@ from lightning_mllm.commands.help import asks_for_help, show_help
 from lightning_mllm.commands.lock import locked
 from lightning_mllm.evaluation.checks import check_sets
 from lightning_mllm.training.callbacks.averaging import Averaging
+from lightning_mllm.training.callbacks.best import BestWeights
 from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.callbacks.progress import StageProgress
@@ -47,7 +48,7 @@ def published(per_device_batch: int | None, micro_batch: int | None) -> int | No
     return micro_batch if per_device_batch is None else per_device_batch
 
 
-DECIDING: tuple[type, ...] = (Averaging, EarlyStopping)
+DECIDING: tuple[type, ...] = (Averaging, BestWeights, EarlyStopping)
 """Callbacks that decide which weights a stage hands over."""
 
 
@@ -232,6 +233,9 @@ class CLI(LightningCLI):
             if own is None
             else own(world)
         )
+        if (every := stage["validate_every"]) is not None:
+            self.trainer.val_check_interval = every * self.trainer.accumulate_grad_batches
+            self.trainer.check_val_every_n_epoch = None
         self.write_config()
 
     @rank_zero_only

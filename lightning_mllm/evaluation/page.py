@@ -38,13 +38,19 @@ LABELS = {
     "image_retrieval_r5": "Image retrieval R@5",
     "image_retrieval_r10": "Image retrieval R@10",
     "perplexity": "Perplexity",
+    "loss": "Loss, nats a token",
     "pope_f1": "POPE F1",
     "pope_accuracy": "POPE accuracy",
     "pope_precision": "POPE precision",
     "pope_recall": "POPE recall",
     "pope_yes_ratio": "POPE yes ratio",
 }
-HEADLINES = {kinds[0].names[0] for kinds in TASKS.values()} | {"text_retrieval_r1", "image_retrieval_r1", "perplexity"}
+HEADLINES = {kinds[0].names[0] for kinds in TASKS.values()} | {
+    "text_retrieval_r1",
+    "image_retrieval_r1",
+    "perplexity",
+    "loss",
+}
 TASK_TITLES = {
     "vqa": "Questions",
     "vqa_official": "Questions",

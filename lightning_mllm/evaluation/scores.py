@@ -58,7 +58,7 @@ TASKS: dict[str, tuple[type[SampleMetric[Any]], ...]] = {
 }
 """What is asked -> its scores, the headline first. Retrieval has scores of its own (evaluation/retrieval.py)."""
 
-OTHERS = ("retrieval", "perplexity")
+OTHERS = ("retrieval", "perplexity", "loss")
 """Tasks with scores of another kind (evaluation/retrieval.py, evaluation/text_scores.py)."""
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""How well a language model predicts one evaluation set of plain text, gathered over ranks."""
+"""How well a model predicts one evaluation set, plain text or given answers, gathered over ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_mllm.contracts import Batch, Evaluation
 from lightning_mllm.evaluation.bootstrap import Interval, cluster_numbers, metric_intervals
-from lightning_mllm.evaluation.metrics.perplexity import DocumentLoss, Perplexity
+from lightning_mllm.evaluation.metrics.perplexity import DocumentLoss, Loss, Perplexity
 from lightning_mllm.evaluation.scores import Example, Key, gather, keys_of
 
 
@@ -21,7 +21,9 @@ class _Read(NamedTuple):
 
 
 class TextScores:
-    """Collects the losses of documents; the interface is that of `Scores`.
+    """Collects the losses of documents, or of samples of the task "loss"; the interface is that of `Scores`.
+
+    A sample that has nothing to learn, as some policies of reading mask it, has no loss.
 
     Each rank calls `update` with its own batches, then all of them call `compute`. A document that several ranks read
     counts once. Intervals draw documents, not tokens; rows that one document is cut into are drawn together
@@ -55,7 +57,9 @@ class TextScores:
         clusters = batch.clusters or [()] * len(batch.ids)
         rows = zip(keys_of(batch), batch.ids, clusters, losses.tolist(), counts.tolist(), strict=True)
         for index, id, cluster, loss, count in rows:
-            if not count or batch.num_images:
+            if self.evaluation.task == "loss" and not count:
+                continue
+            if not count or (batch.num_images and self.evaluation.task != "loss"):
                 raise ValueError(f"sample {id}: found an image or nothing to predict, expected plain text")
             if not math.isfinite(loss):
                 raise ValueError(f"sample {id}: found a loss of {loss}, expected a finite one")
@@ -70,7 +74,9 @@ class TextScores:
             # Ordered, so that intervals do not depend on how many ranks there were.
             documents = [everywhere[index] for index in sorted(everywhere)]
             clusters = cluster_numbers([each.cluster for each in documents])
-            metric = Perplexity()
+            if not documents:
+                raise ValueError(f"{self.evaluation.task}: found nothing to predict in the whole set, expected some")
+            metric = Loss() if self.evaluation.task == "loss" else Perplexity()
             metric.update([each.loss for each in documents], [()] * len(documents))
             found = metric_intervals(metric, clusters)
             self._intervals = {name + self.evaluation.suffix: value for name, value in found.items()}

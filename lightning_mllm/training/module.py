@@ -46,7 +46,7 @@ from lightning_mllm.training.freezing import (
 )
 from lightning_mllm.training.initialise import Provenance, build_empty, initialise, materialise
 from lightning_mllm.training.optimizer import parameter_groups
-from lightning_mllm.training.reduction import MicroBatchWeights, step_weights
+from lightning_mllm.training.reduction import MicroBatchWeights, held_out_loss, step_weights
 from lightning_mllm.training.sharding import all_reduce, local, shard, whole
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.weights.handover import ancestor_tensors
@@ -392,14 +392,15 @@ class MultimodalModule(LightningModule):
     def _scores_of(self, evaluation: Evaluation) -> Scores | Retrieval | TextScores:
         if evaluation.task == "retrieval":
             return Retrieval(evaluation, self)
-        return TextScores(evaluation) if evaluation.task == "perplexity" else Scores(evaluation)
+        return TextScores(evaluation) if evaluation.task in ("perplexity", "loss") else Scores(evaluation)
 
     def _evaluate(self, batch: Batch, dataloader_idx: int) -> None:
         scores = self._scores[dataloader_idx]
         if isinstance(scores, Retrieval):
             scores.update(batch)
         elif isinstance(scores, TextScores):
-            scores.update(batch, *self.losses(batch))
+            rows = held_out_loss(self(batch)) if scores.evaluation.task == "loss" else self.losses(batch)
+            scores.update(batch, *rows)
         elif any(batch.candidates):
             scores.rank(batch, self.likelihoods(batch))
         else:

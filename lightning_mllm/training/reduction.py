@@ -124,3 +124,16 @@ def step_weights(
                 tokens=columns[number][rank], of_tokens=of_tokens, of_rows=torch.full_like(of_tokens, row)
             )
     return [found[number] for number in range(len(batches))]
+
+
+def held_out_loss(output: Output) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
+    """The loss of each row and of how many items it is the sum: the supervised tokens where the loss has one term.
+
+    Several terms are added as each row's means, times their weights; a row is one item then.
+    """
+    terms = [term for term in output.terms.values() if term.weight]
+    if len(terms) == 1 and terms[0].tokens is not None:
+        return terms[0].weight * terms[0].losses, terms[0].tokens
+    means = [term.losses if term.tokens is None else term.losses / term.tokens.clamp(min=1) for term in terms]
+    total = torch.stack([term.weight * mean for term, mean in zip(terms, means, strict=True)]).sum(0)
+    return total, torch.ones_like(total, dtype=torch.long)

@@ -68,6 +68,9 @@ class StageSettings:
     published schedule, such as the size of the images, it is that of several stages, each with its part of it."""
     steps_after: int = 0
     """Optimizer steps of the schedule that are left to later stages."""
+    validate_every: int | None = None
+    """Optimizer steps between two validations (`data.val`); None leaves it to `trainer.val_check_interval`, once at the
+    end of the stage."""
     gradient_clip: float = 0.0
     """Largest L2 norm of all gradients together; 0 does not clip."""
     lora: Lora | None = None
@@ -97,6 +100,8 @@ class StageSettings:
             raise ValueError(f"stage.steps: found {self.steps}, expected at least 1")
         if self.epochs is not None and (self.epochs <= 0 or not math.isfinite(self.epochs)):
             raise ValueError(f"stage.epochs: found {self.epochs}, expected a finite number above 0")
+        if self.validate_every is not None and self.validate_every < 1:
+            raise ValueError(f"stage.validate_every: found {self.validate_every}, expected at least 1")
         if self.lr <= 0:
             raise ValueError(f"stage.lr: found {self.lr}, expected a number above 0")
         for name in ("weight_decay", "warmup", "warmup_lr", "min_lr", "steps_before", "steps_after", "gradient_clip"):

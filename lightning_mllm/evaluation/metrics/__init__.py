@@ -7,7 +7,7 @@ from lightning_mllm.evaluation.metrics.cider import CiderD
 from lightning_mllm.evaluation.metrics.detection import DetectionScores
 from lightning_mllm.evaluation.metrics.exact_match import ExactMatch, SphinxExactMatch
 from lightning_mllm.evaluation.metrics.ivqa_accuracy import IvqaAccuracy
-from lightning_mllm.evaluation.metrics.perplexity import DocumentLoss, Perplexity
+from lightning_mllm.evaluation.metrics.perplexity import DocumentLoss, Loss, Perplexity
 from lightning_mllm.evaluation.metrics.pope import PopeScores
 from lightning_mllm.evaluation.metrics.ranking import Choice, Ranking, RankMetric, ReciprocalRank, RocAuc
 from lightning_mllm.evaluation.metrics.relaxed_accuracy import RelaxedAccuracy
@@ -25,6 +25,7 @@ __all__ = [
     "DocumentLoss",
     "ExactMatch",
     "IvqaAccuracy",
+    "Loss",
     "OfficialVqaAccuracy",
     "Perplexity",
     "PopeScores",

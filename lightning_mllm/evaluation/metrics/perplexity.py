@@ -36,3 +36,12 @@ class Perplexity(SampleMetric[DocumentLoss]):
 
     def values(self, sums: np.ndarray, samples: np.ndarray) -> np.ndarray:
         return np.exp(sums[..., :1] / sums[..., 1:])
+
+
+class Loss(Perplexity):
+    """`loss` in nats a token, over the tokens of all samples; lower is better. There are no references."""
+
+    names = ("loss",)
+
+    def values(self, sums: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        return sums[..., :1] / sums[..., 1:]

@@ -10,6 +10,7 @@ from typing import Any, cast
 from lightning import Callback, LightningModule, Trainer
 
 from lightning_mllm.training.callbacks.averaging import KEY, Averaging, averaged
+from lightning_mllm.training.callbacks.best import best
 from lightning_mllm.training.callbacks.ending import FAST_DEV_RUN, STEPS, ended_by, is_complete, tell
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.initialise import summary
@@ -23,7 +24,8 @@ class StageRecord(Callback):
     A training that a callback ended, such as EarlyStopping, is at its end too; `stage.json` says which. One whose time
     was up (`trainer.max_time`) is not, and a `fast_dev_run` leaves nothing.
 
-    Where a callback averages the weights, `weights/` is the average.
+    Where a callback averages the weights, `weights/` is the average; where one keeps the best (`BestWeights`), it is
+    those, and `stage.json` says of which step and score.
 
     Args:
         settings: What identifies the stage (the resolved configuration), kept as a hash in `stage.json`; None keeps the
@@ -60,9 +62,12 @@ class StageRecord(Callback):
 
     def _write(self, trainer: Trainer, module: MultimodalModule, average: dict[str, Any] | None, ended: str) -> None:
         assert module.stage is not None
-        tensors = module.trained_tensors()
+        chosen = best(trainer)
+        tensors = module.trained_tensors() if chosen is None else {}
         if trainer.is_global_zero:
+            tensors = tensors if chosen is None else chosen.tensors()
             facts = {
+                "best": None if chosen is None else chosen.facts(),
                 "freeze_table": [asdict(row) for row in module.freeze_rows()],
                 "provenance": summary(module.provenance),
                 "seconds": self.seconds(),

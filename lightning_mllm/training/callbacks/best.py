@@ -1,0 +1,120 @@
+"""The weights of the best validation, which a stage hands over in place of its last ones."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from lightning_mllm.training.callbacks.averaging import averaged
+from lightning_mllm.training.callbacks.checkpoint import SafeCheckpointIO
+from lightning_mllm.training.callbacks.ending import tell
+from lightning_mllm.training.module import MultimodalModule
+
+
+class BestWeights(Callback):
+    """Keeps what the stage trained, as it was at the best validation, in `checkpoints/best.ckpt` of the run folder.
+
+    Whole tensors under plain names, however they were sharded; where a callback averages the weights, it is the average
+    that was validated. The file is what a resumed run compares with. It may be of a step behind the checkpoint that the
+    run goes on from: that step will be taken again, from the same samples.
+
+    Args:
+        monitor: The score of the validation sets (`data.val`) that decides, as it is logged: `val/loss`,
+            `val/vqa_accuracy`, ...
+        mode: Whether a smaller or a larger one is better.
+
+    Raises:
+        ValueError: The mode is another one.
+    """
+
+    def __init__(self, monitor: str = "val/loss", mode: Literal["min", "max"] = "min") -> None:
+        if mode not in ("min", "max"):
+            raise ValueError(f"BestWeights.mode: found {mode!r}, expected min or max")
+        self.monitor, self.mode = monitor, mode
+        self.path = Path()
+        self.score, self.step = math.nan, 0
+        """Of the best validation so far; step 0 is before the first."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        datamodule: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if not getattr(datamodule, "val", True):
+            raise ValueError("trainer.callbacks: found BestWeights and no data.val, expected sets that decide")
+        self.path = Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt"
+        self.score, self.step = math.nan, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        expected = self.step if trainer.global_step else 0
+        found: dict[str, Any] | None = None
+        if trainer.is_global_zero and trainer.global_step and self.path.is_file():
+            found = {name: value for name, value in self._read().items() if name != "tensors"}
+        found = trainer.strategy.broadcast(found)
+        if expected and found is None:
+            raise ValueError(f"{self.path}: found no file, expected the weights of step {expected}; train anew")
+        if found is None:
+            self.score, self.step = math.nan, 0
+            if trainer.is_global_zero:
+                self.path.unlink(missing_ok=True)
+        else:
+            self.score, self.step = found["score"], found["step"]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or trainer.fast_dev_run:  # pyright: ignore
+            return
+        scores = trainer.callback_metrics
+        if self.monitor not in scores:
+            known = sorted(name for name in scores if name.startswith("val/"))
+            raise ValueError(
+                f"trainer.callbacks: BestWeights found no score {self.monitor!r}, expected one of {', '.join(known)}"
+            )
+        score = float(scores[self.monitor])
+        if math.isnan(score) or (self.step and not self._better(score)):
+            return
+        self.score, self.step = score, trainer.global_step
+        net = cast(MultimodalModule, pl_module)
+        with averaged(trainer, net):
+            tensors = net.trained_tensors()
+        if trainer.is_global_zero:
+            SafeCheckpointIO().save_checkpoint({**self.facts(), "tensors": tensors}, self.path)
+
+    def _better(self, score: float) -> bool:
+        return score < self.score if self.mode == "min" else score > self.score
+
+    def facts(self) -> dict[str, Any]:
+        """Which validation was the best; for `stage.json`."""
+        return {"monitor": self.monitor, "mode": self.mode, "score": self.score, "step": self.step}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights of that validation."""
+        return self._read()["tensors"]
+
+    def _read(self) -> dict[str, Any]:
+        return SafeCheckpointIO().load_checkpoint(self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.facts()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name in ("monitor", "mode"):
+            if state_dict[name] != getattr(self, name):
+                raise ValueError(
+                    f"the checkpoint was written with BestWeights.{name} = {state_dict[name]!r}, expected"
+                    f" {getattr(self, name)!r} as configured now; delete it to start the stage anew"
+                )
+        self.score, self.step = state_dict["score"], state_dict["step"]
+
+
+def best(trainer: Trainer) -> BestWeights | None:
+    """The callback whose weights the stage hands over; None where it is its last ones."""
+    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    chosen = next((each for each in callbacks if isinstance(each, BestWeights)), None)
+    if chosen is not None and not chosen.step:
+        tell(trainer, f"{trainer.default_root_dir}: no validation took place, the last weights are handed over")
+        return None
+    return chosen
