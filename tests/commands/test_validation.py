@@ -50,4 +50,6 @@ def test_validations_count_optimizer_steps_and_the_choice_is_part_of_the_recipe(
     changed = Path("best.yaml").read_text().replace("mode: max", "mode: min")
     Path("best.yaml").write_text(changed)
     assert "run: found weights trained under other settings (trainer.callbacks)" in refused(capsys, *fit)
-    assert "stage.validate_every: found 0, expected at least 1" in refused(capsys, *fit, "--stage.validate_every=0")
+    assert "stage.validate_every: found 0, expected at least 1" in refused(
+        capsys, "fit", f"--config={TOY}", "--run_dir=other", "--stage.validate_every=0"
+    )
