@@ -136,6 +136,8 @@ def test_a_value_without_a_source_is_found() -> None:
 def test_no_value_rests_on_memory(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert not re.search("recall|rememb|from memory|not checked", text, re.IGNORECASE)
+    vague = r"# .*released (code|configurations?|scripts|loader|processor|demonstration)\b(?!/)"
+    assert not re.search(vague, text), "which file?"
     if file.relative_to(EXPERIMENTS).parts[0] in ONE_DEVICE:
         assert text.startswith("# All values are ours.\n")
 
