@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -55,11 +55,8 @@ class ImageRef(Protocol):
         """How error messages call it."""
         ...
 
-    def read(self, max_bytes: int) -> Any:
-        """The encoded bytes, or a picture that is open already (PIL).
-
-        Raises ValueError, naming the image, if missing or larger than `max_bytes`.
-        """
+    def read(self, max_bytes: int) -> bytes:
+        """The encoded bytes; raises ValueError, naming the image, if missing or larger than `max_bytes`."""
         ...
 
 

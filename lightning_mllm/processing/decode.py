@@ -72,8 +72,13 @@ class ImageInMemory:
         digest = blake2b(pixels + palette + repr(facts).encode(), digest_size=8)
         return f"the given picture {digest.hexdigest()}"
 
-    def read(self, max_bytes: int) -> Image.Image:
-        return self.image
+    def read(self, max_bytes: int) -> bytes:
+        """For what reads files alone: a PNG of the upright picture; `decode_image` takes the picture itself."""
+        stream = BytesIO()
+        _rgb(self.image, ImageLimits(), "upright").save(stream, format="PNG")
+        if stream.tell() > max_bytes:
+            raise ValueError(f"{self.name}: found {stream.tell()} bytes as PNG, expected at most {max_bytes}")
+        return stream.getvalue()
 
 
 def decode_image(ref: ImageRef, limits: ImageLimits = ImageLimits(), decode: Decode = "upright") -> Image.Image:
@@ -84,12 +89,13 @@ def decode_image(ref: ImageRef, limits: ImageLimits = ImageLimits(), decode: Dec
             point, 32-bit integer) whose range the file does not state, or of another size than its annotations say.
     """
     try:
-        data = ref.read(limits.max_bytes)
+        opened = ref.image if isinstance(ref, ImageInMemory) else None
+        data = b"" if opened is not None else ref.read(limits.max_bytes)
         with warnings.catch_warnings():
             # Pillow warns of large images and of odd metadata; size is ours to judge, just below.
             warnings.simplefilter("ignore")
-            if isinstance(data, Image.Image):
-                return _rgb(data, limits, decode)
+            if opened is not None:
+                return _rgb(opened, limits, decode)
             if len(data) > limits.max_bytes:
                 raise ValueError(f"found {len(data)} bytes, expected at most {limits.max_bytes}")
             with Image.open(BytesIO(data), formats=FORMATS) as image:

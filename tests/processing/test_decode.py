@@ -224,6 +224,9 @@ def test_a_picture_given_open_is_its_file(name: str, decode: Any) -> None:
     upright = decode == "upright" or name in KINDS
     assert given.size == ((16, 24) if upright else (24, 16))
     assert np.array_equal(np.asarray(given), np.asarray(decode_image(Bytes(data), decode=decode)))
+    # What reads files alone is given the upright picture.
+    again = decode_image(Bytes(ImageInMemory(opened).read(2**20)))
+    assert np.array_equal(np.asarray(again), np.asarray(decode_image(Bytes(data))))
     if name in ("ycbcr", "lab"):
         assert np.abs(np.asarray(given).astype(int) - np.rot90(gradient(), 1)).mean() < 2
 
