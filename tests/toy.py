@@ -175,7 +175,8 @@ class ToyProcessor:
 def _pixels(ref: Any) -> Tensor:
     import io
 
-    with Image.open(io.BytesIO(ref.read(1 << 20))) as image:
+    content = ref.read(1 << 20)
+    with content if isinstance(content, Image.Image) else Image.open(io.BytesIO(content)) as image:
         small = image.convert("RGB").resize((SIDE, SIDE))
     return torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(SIDE, SIDE, 3).permute(2, 0, 1).clone()
 
