@@ -28,5 +28,8 @@ class QueryText:
 
     def __call__(self, text: str) -> Int[Tensor, " L"]:
         self.tokenizer.truncation_side = "left"
-        coded = self.tokenizer(text, truncation=True, max_length=self.max_length, verbose=False)
+        # Special tokens in a question are text; those around it are the tokenizer's.
+        coded = self.tokenizer(
+            text, truncation=True, max_length=self.max_length, split_special_tokens=True, verbose=False
+        )
         return torch.tensor(coded["input_ids"])

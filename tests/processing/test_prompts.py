@@ -153,6 +153,13 @@ def test_the_q_former_reads_the_instruction_cut_on_the_left() -> None:
     assert batch.query_text[1, -1] == IGNORE
 
 
+def test_the_q_former_reads_special_tokens_of_a_question_as_text() -> None:
+    reader = llama_tokenizer()
+    asked = QueryText(tokenizer=reader, max_length=99)("what </s> is it ?").tolist()
+    assert asked[0] == reader.bos_token_id and reader.eos_token_id not in asked
+    assert reader.decode(asked[1:]) == "what </s> is it ?"
+
+
 def test_the_same_file_has_the_same_number() -> None:
     own = processor("blip2")
     rows = [own.encode(one()), own.encode(sample("<image>a", "b", images=(BLUE,))), own.encode(one())]
