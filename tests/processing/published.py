@@ -76,12 +76,17 @@ def llama_2_text(system: str, texts: Sequence[str]) -> str:
 
 
 def round_labels(
-    text: str, answer_mark: str, tokenizer: PreTrainedTokenizerFast, image: bool, most: int = 2048
+    text: str, answer_mark: str, tokenizer: PreTrainedTokenizerFast, image: bool, most: int = 2048, less: int = 0
 ) -> tuple[list[int], list[int]]:
     """Tokens and labels of a conversation whose answers follow `answer_mark` and end with `</s>`.
 
     `preprocess_v1` and `preprocess_llama_2`, then the cut of the collator. Of a row with an image the cut counts the
     image as one token, and there is another one behind the image's vectors: with one vector they are the same.
+
+    Args:
+        less: By what rounds but the first one are shorter than alone: 1 for tokenizers that are not `legacy`, whose
+            "USER" is one token behind an end token and two at the beginning of a text (LLaVA:
+            IS_TOKENIZER_GREATER_THAN_0_14).
     """
 
     def coded(part: str) -> list[int]:
@@ -90,16 +95,17 @@ def round_labels(
     tokens = coded(text) if image else coded(text)[:most]
     labels, total, at = list(tokens), len(tokens), 1
     labels[:at] = [IGNORE]
-    for part in text.split("</s>"):
+    for i, part in enumerate(text.split("</s>")):
         if not part:
             break
         instruction, *answers = part.split(answer_mark)
         if len(answers) != 1:
             break
-        masked = len(coded(instruction + answer_mark)) - 2
-        for i in range(at, min(at + masked, total)):
-            labels[i] = IGNORE
-        at += len(coded(part))
+        shorter = less if i else 0
+        masked = len(coded(instruction + answer_mark)) - 2 - shorter
+        for place in range(at, min(at + masked, total)):
+            labels[place] = IGNORE
+        at += len(coded(part)) - shorter
     labels[at:] = [IGNORE] * len(labels[at:])
     if at < most and at != total:
         labels = [IGNORE] * total  # "tokenization mismatch (ignored)"

@@ -19,7 +19,7 @@ from tests.data_modules.files import SHARED
 from tests.processing import published
 from tests.processing.test_chat import turns
 from tests.processing.test_processor import IMAGE, RED, TEXT, processor, sample, supervised
-from tests.processing.tokenizer import WORDS, byte_level_tokenizer, llama_tokenizer
+from tests.processing.tokenizer import WORDS, byte_level_tokenizer, first_space_tokenizer, llama_tokenizer
 
 
 def words(rng: random.Random, most: int) -> str:
@@ -135,6 +135,23 @@ def test_vicuna_labels_are_the_published_ones(tmp_path: Path, normalised: bool, 
         seen["gpt first"] += record["turns"][0]["from"] == "gpt"
     assert min(seen["image"], seen["text"], seen["gpt first"], seen["nothing learned"]) > 20
     assert (seen["cut"] > 60) is (max_length == 120)
+
+
+def test_vicuna_labels_of_a_tokenizer_that_is_not_legacy(tmp_path: Path) -> None:
+    """Where LLaVA's code takes one token off each round but the first."""
+    used = published_processor("vicuna_v1", tokenizer=first_space_tokenizer())
+    ids = used.tokenizer
+    alone, behind = (ids(text, add_special_tokens=False)["input_ids"] for text in ("USER", "</s>USER"))
+    assert len(alone) == 2 and len(behind) == 2, "an end token and USER"
+    given, seen = records(seed=8, count=60), Counter[str]()
+    for record, read_sample in zip(given, read(tmp_path, given, records="published"), strict=True):
+        assert isinstance(used.chat, ChatTemplate)
+        text = published.vicuna_text(used.chat.system, published.dropped(record))
+        expected = published.round_labels(text, " ASSISTANT: ", ids, "image" in record, less=1)
+        encoded = used.encode(read_sample)
+        same_labels(encoded, *expected, learned=False)
+        seen.update([*encoded.notes, "all"])
+    assert seen["all"] - seen["nothing learned"] > 40
 
 
 @pytest.mark.skipif(not (SHARED / "format_samples").is_dir(), reason="excerpts of published files are not here")
