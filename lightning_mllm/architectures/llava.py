@@ -178,8 +178,8 @@ class LLaVA(PromptedModule):
         Blocks behind the used layer are no part of the net: the folder's tower ends there, and its last layer is read.
 
         Raises:
-            ValueError: A connector that is neither of LLaVA's, or of more than two layers, a norm behind the tower or
-                several views of an image, for which transformers has no place.
+            ValueError: A connector that is neither of LLaVA's, or of more than two layers, a norm behind the tower,
+                several views of an image, or embeddings narrower than the language model: transformers has no place.
         """
         linear = isinstance(self.connector, Linear)
         if not isinstance(self.connector, Linear | Mlp):
@@ -195,12 +195,23 @@ class LLaVA(PromptedModule):
         vision = clip_config(self.vision, own.image.size)
         text = self.language.config.to_dict()
         text["vocab_size"] = padded_rows(text["vocab_size"], max(tokenizer.get_vocab().values()) + 1)
+        if (width := self.language.get_input_embeddings().embedding_dim) != (
+            hidden := self.language.config.hidden_size
+        ):
+            raise ValueError(
+                f"language.word_embed_proj_dim: found {width}, expected {hidden}, the width that transformers' LLaVA"
+                " projects to"
+            )
+        if not hasattr(self.language.base_model, "embed_tokens"):
+            # transformers' LLaVA ties a head to that name alone; OPT's table has another, so its head is written too.
+            text["tie_word_embeddings"] = False
         select = "full" if self.vision.keep_cls else "default"
         mean, std = (tuple(each.flatten().tolist()) for each in (self.vision.mean, self.vision.std))
         return HfFolder(
             config=LlavaConfig(
                 vision_config=vision,
                 text_config=AutoConfig.for_model(**text),
+                tie_word_embeddings=text["tie_word_embeddings"],
                 image_token_index=tokenizer.get_vocab()[IMAGE_MARK],
                 image_seq_length=own.vectors_per_image,
                 projector_hidden_act="linear" if linear else "gelu",
@@ -218,7 +229,7 @@ class LLaVA(PromptedModule):
                 num_additional_image_tokens=1,  # the class token, which "default" takes off again
             ),
             generation=generation_config(own, pad_token_id=tokenizer.pad_token_id),
-            tensors=lambda: self._hf_tensors(text["vocab_size"]),
+            tensors=lambda: self._hf_tensors(text["vocab_size"], text["tie_word_embeddings"]),
             logits=self.logits,
             notes={
                 "chat": own.chat.name,
@@ -228,12 +239,12 @@ class LLaVA(PromptedModule):
             },
         )
 
-    def _hf_tensors(self, rows: int) -> Iterator[tuple[str, Tensor]]:
+    def _hf_tensors(self, rows: int, tied: bool) -> Iterator[tuple[str, Tensor]]:
         state = self.state_dict()
         if self.lora is not None:
             state = merge_lora(state, self.lora.scale)
         like = spare_token(self.processor.tokenizer)
-        yield from HF_KEYS.to_theirs(language_tensors(state, self.language, rows, like))
+        yield from HF_KEYS.to_theirs(language_tensors(state, self.language, rows, like, tied))
         # transformers builds the norm behind the tower, and never runs it.
         width = self.vision.class_embedding
         yield f"{CLASSIC}post_layernorm.weight", torch.ones_like(width)

@@ -50,8 +50,8 @@ def compare(folder: Path, ours: dict[str, Tensor], facts: dict[str, Any]) -> str
     """What differs, or nothing."""
     if difference := _code(folder, facts["code"]):
         return difference
-    names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
-    known: Any = AutoModelForCausalLM if facts["code"] else getattr(transformers, names[0])
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    known: Any = AutoModelForCausalLM if facts["code"] else getattr(transformers, settings["architectures"][0])
     loaded_as = {"local_files_only": True, "trust_remote_code": bool(facts["code"])}
     model, loading = known.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **loaded_as)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -70,7 +70,7 @@ def compare(folder: Path, ours: dict[str, Tensor], facts: dict[str, Any]) -> str
     if difference := difference or _writes(model, processor, batch, rows, facts):
         return f"a batch of {len(rows)}: {difference}"
     # In the numbers of the files, as users have it, beside our net in float32 with its adapters apart.
-    if model.config.dtype not in (None, torch.float32):
+    if settings.get("dtype") not in (None, "float32"):
         model = known.from_pretrained(folder, dtype="auto", **loaded_as)
     exact = [{**row, "logits": row["unmerged"]} for row in rows]
     tolerance = LOGITS if model.dtype == torch.float32 else ROUNDINGS * torch.finfo(model.dtype).eps / 2

@@ -198,7 +198,9 @@ def pad_rows(tensor: Float[Tensor, "W D"], rows: int, like: int) -> Float[Tensor
     return torch.cat([tensor, tensor[like].expand(rows - len(tensor), -1)])
 
 
-def language_tensors(state: Mapping[str, Tensor], language: Any, rows: int, like: int) -> Iterator[tuple[str, Tensor]]:
+def language_tensors(
+    state: Mapping[str, Tensor], language: Any, rows: int, like: int, tied: bool = True
+) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a net as files hold them: tied ones once, embedding and head of the language model padded.
 
     Args:
@@ -206,12 +208,13 @@ def language_tensors(state: Mapping[str, Tensor], language: Any, rows: int, like
         language: The language model.
         rows: Of embedding and head.
         like: As for `pad_rows`.
+        tied: Whether one of the two is enough where they are tied.
     """
     tables = {each.weight.data_ptr() for each in (language.get_input_embeddings(), language.get_output_embeddings())}
     seen: set[int] = set()
     for name, tensor in state.items():
         if name.startswith("language."):
-            if tensor.data_ptr() in seen:
+            if tied and tensor.data_ptr() in seen:
                 continue
             seen.add(tensor.data_ptr())
         yield name, pad_rows(tensor, rows, like) if tensor.data_ptr() in tables else tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from lightning_mllm.connectors.projector import LinearConnector, MlpConnector
 from lightning_mllm.export import export, verify
 from lightning_mllm.export.importing import import_folder
 from lightning_mllm.inference import Model, load
+from lightning_mllm.language.causal import CausalLM
 from lightning_mllm.language.tokenizer import byte_tokenizer
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.weights.handover import ancestor_tensors, write_stage
+from tests.architectures.blip2s import OPT
 from tests.processing.test_tokenizer_template import TEMPLATES
 
 
@@ -66,6 +69,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "squash, v0": {"image": ImagePolicy(size=16, fit="squash"), "chat": "llava_v0"},
     "plain": {"chat": "plain"},
     "tied": {"language": replace(TINY["language"], config={**TINY["language"].config, "tie_word_embeddings": True})},
+    "opt": {"language": CausalLM(config=OPT.config)},
     "full vocabulary": {"language": replace(TINY["language"], config={**TINY["language"].config, "vocab_size": 259})},
 }
 
@@ -257,6 +261,9 @@ def test_what_transformers_has_no_place_for_is_refused(tmp_path: Path) -> None:
         net(spread=False, connector=MlpConnector(depth=3)).hf()
     with pytest.raises(ValueError, match=r"image\.views: found 5, expected 1, all that transformers' LLaVA knows"):
         net(spread=False, image=ImagePolicy(size=16, fit="pad", views=5)).hf()
+    narrow = CausalLM(config={**(OPT.config or {}), "word_embed_proj_dim": 16})
+    with pytest.raises(ValueError, match=r"word_embed_proj_dim: found 16, expected 32, the width that transf"):
+        net(spread=False, language=narrow).hf()
     with pytest.raises(ValueError, match=r"vision\.norm: found true, expected false"):
         net(spread=False, vision=replace(TINY["vision"], norm=True)).hf()
     (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
@@ -320,3 +327,56 @@ def test_adapters_are_merged_on_export_and_folded_by_the_next_stage(tmp_path: Pa
     assert isinstance(imported, LLaVA) and same_state(plain, imported)
     found = ancestor_tensors({"lora": 1.0}, tmp_path, LLaVA.key_maps)
     assert len(found.adapted) == 14
+
+
+def test_adapters_of_a_16_bit_net_are_merged_in_float32_and_compared_with_the_net_before(tmp_path: Path) -> None:
+    small = replace(TINY["language"], dtype="bfloat16")
+    adapted = LLaVA.tiny(language=small, stage=StageSettings(name="instruct_lora"))
+    adapted.configure_model()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.02 if "lora_B" in name else 0.1))
+    tensors = written(adapted.eval(), tmp_path / "folder")
+    state, name = adapted.state_dict(), "language.model.layers.0.self_attn.q_proj"
+    low, high = (state[f"{name}.lora_{each}.default.weight"].double() for each in "AB")
+    exact = state[f"{name}.base_layer.weight"].double() + 2 * high @ low
+    merged = tensors["language_model.model.layers.0.self_attn.q_proj.weight"]
+    # Rounded once: half a unit of the last of 8 bits.
+    assert merged.dtype == torch.bfloat16 and bool(((merged - exact).abs() <= 1.001 * 2**-8 * exact.abs()).all())
+    with torch.no_grad():
+        for parameter in (each for key, each in adapted.named_parameters() if "lora_B" in key):
+            parameter.mul_(2)
+    written(adapted, tmp_path / "other")
+    assert difference(adapted, tmp_path / "other", tmp_path / "case") == ""
+    # Twice the adapters are told from once.
+    found = verify.compare(
+        tmp_path / "folder",
+        load_file(tmp_path / "case/case.safetensors"),
+        json.loads((tmp_path / "case/case.json").read_text()),
+    )
+    assert found.startswith("logits: differ by")
+
+
+def test_a_folder_says_nothing_of_the_machine_and_all_its_files_may_be_read(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    module = net(spread=False, language=replace(TINY["language"], model=str(tmp_path / "tokenizer")), max_length=777)
+    mask = os.umask(0o022)
+    try:
+        written(module, tmp_path / "folder")
+    finally:
+        os.umask(mask)
+    files = [each for each in (tmp_path / "folder").rglob("*") if each.is_file()]
+    assert {each.stat().st_mode & 0o777 for each in files} == {0o644}
+    told = {each.name: each.read_text() for each in files if each.suffix in (".json", ".jinja")}
+    assert not [name for name, text in told.items() if str(tmp_path) in text or "name_or_path" in text]
+    settings = json.loads(told["tokenizer_config.json"])
+    assert (settings["model_max_length"], settings["padding_side"]) == (777, "left")
+
+
+def test_questions_of_a_batch_that_are_padded_behind_are_told(tmp_path: Path) -> None:
+    module = net()
+    written(module, tmp_path / "folder")
+    file = tmp_path / "folder/tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "padding_side": "right"}))
+    assert difference(module, tmp_path / "folder", tmp_path / "case").startswith("a batch of 3: logits: differ by")
