@@ -54,7 +54,7 @@ def with_widths(spec: Spec, **widths: Any) -> Spec:
         ValueError: It is no dataclass, or lacks one of the fields.
     """
     found: Any = spec
-    names = [each.name for each in fields(found) if each.init] if is_dataclass(found) else []
+    names = [each.name for each in fields(found) if each.init] if is_dataclass(spec) else []
     if missing := [name for name in widths if name not in names]:
         raise ValueError(
             f"connector: {type(spec).__qualname__} has no field {missing[0]!r}, expected a frozen dataclass with"

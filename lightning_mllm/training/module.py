@@ -125,7 +125,8 @@ class MultimodalModule(LightningModule):
                 f" {sorted(name for name, s in cls.stages.items() if s.lora)} or a stage.train that names them"
             )
         lora = stage.lora or (Lora() if adapted and stage.train != {} else None)
-        table = dict(stage.train if stage.train is not None or published is None else published.train)
+        known = stage.train if stage.train is not None else {} if published is None else published.train
+        table = dict(known)
         if lora is not None and not lora.targets and published is not None:
             lora = replace(lora, targets=published.lora_targets)
         if lora is not None and lora.bias == "lora_only":
