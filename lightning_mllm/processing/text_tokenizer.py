@@ -50,9 +50,13 @@ class TextTokenizer:
         backend, ids = self._backend
         for start, stop in ((0, begin), (begin, len(text))):
             coded = backend.encode(text[start:stop], add_special_tokens=False)
-            tokens += [ids.get(token, token) for token in coded.ids]
-            # The end is 0 for a token that stands for no character: a blank put before the first one.
-            marks += [learned[start + max(end - 1, 0)] for _, end in coded.offsets]
+            for token, content, (first, end) in zip(coded.ids, coded.tokens, coded.offsets, strict=True):
+                if STAND_IN in content:
+                    # A special token may hold the blanks behind it (`rstrip`).
+                    end = text.index(STAND_IN, start + first) + len(STAND_IN) - start
+                tokens.append(ids.get(token, token))
+                # The end is 0 for a token that stands for no character: a blank put before the first one.
+                marks.append(learned[start + max(end - 1, 0)])
         return tokens, marks
 
     def _written(self, piece: Piece) -> str:

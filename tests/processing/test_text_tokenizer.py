@@ -4,7 +4,7 @@ import pickle
 from dataclasses import replace
 
 import pytest
-from tokenizers import pre_tokenizers
+from tokenizers import AddedToken, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Sample, TokenKind, Turn
@@ -73,6 +73,22 @@ def test_text_behind_a_begin_token_is_one_of_its_own() -> None:
     begun, _ = TextTokenizer(tokenizer)([Piece("</s>the dog</s>the", False, special=True)])
     assert begun == [tokenizer.eos_token_id, *ids(tokenizer, "the dog</s>the")]
     assert begun[-1] == ids(tokenizer, "</s>the")[-1] != ids(tokenizer, "the")[-1]
+
+
+def test_an_end_token_that_takes_the_blanks_behind_it_is_learned_as_it_is_written() -> None:
+    """As Phi-3's `<|end|>` (`rstrip`), whose line end behind it is not learned."""
+    tokenizer = llama_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|end|>", special=True, rstrip=True, lstrip=True)])
+    pieces = [
+        Piece("a dog ", True),
+        Piece("<|end|>", True, special=True),
+        Piece("\n <|end|>", False, special=True),
+        Piece(" it", True),
+    ]
+    tokens, learned = TextTokenizer(tokenizer)(pieces)
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert tokens == ids(tokenizer, "a dog <|end|>\n <|end|> it")
+    assert [learn for token, learn in zip(tokens, learned, strict=True) if token == end] == [True, False]
 
 
 def test_what_workers_are_sent_takes_no_special_token_from_a_turn_either() -> None:
