@@ -38,7 +38,7 @@ def table() -> str:
     rows: list[tuple[str, ...]] = [HEADINGS]
     for kind, each in published():
         role = {True: "held-in", False: "held-out", None: "-"}[each.held_in]
-        scores, files = ", ".join(each.tasks), ", ".join(each.files)
+        scores, files = ", ".join(each.tasks) or "-", ", ".join(each.files)
         rows.append((each.title, kind.__name__, role, each.family or "-", scores, each.paper, files))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

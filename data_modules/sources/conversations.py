@@ -57,7 +57,7 @@ class LlavaConversations(FileSource):
             title=f"LLaVA-Instruct {title}",
             paper="2304.08485",
             family="",
-            tasks=("conversation",),
+            tasks=(),
             held_in=True,
             files=(file,),
         )

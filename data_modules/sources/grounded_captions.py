@@ -33,7 +33,7 @@ class GroundedCaptions(BoxSource):
             title="Flickr30K Entities",
             paper="1505.04870",
             family="grounded_caption",
-            tasks=("grounded_caption",),
+            tasks=(),
             held_in=None,
             files=("final_flickr_separateGT_train.json",),
         ),

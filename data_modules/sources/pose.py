@@ -33,7 +33,7 @@ class CocoPose(BoxSource):
             title="COCO keypoints",
             paper="1405.0312",
             family="pose",
-            tasks=("pose",),
+            tasks=(),
             held_in=None,
             files=("person_keypoints_train2017.json",),
         ),

@@ -26,7 +26,8 @@ class Published:
     family: str
     """The templates that go with it (see templates.py); empty for data with instructions of their own."""
     tasks: tuple[str, ...]
-    """What is scored: 'vqa', 'exact', 'caption', 'auc', 'mrr', ...; the first is what its samples say."""
+    """What is scored: 'vqa', 'exact', 'caption', 'auc', 'mrr', ...; the first is what its samples say. Empty for data
+    that is trained on alone: no score knows its task."""
     held_in: bool | None
     """Whether InstructBLIP (arXiv 2305.06500, sec. 2.1) trains on it, or only tests; None where it does neither."""
     files: tuple[str, ...]
