@@ -5,15 +5,20 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from data_modules import sources
 from data_modules.sources.source import Published, Source
 
 HELP = """\
-mllm data list    the published data sets that the sources read: class, task, scores, files, paper
+mllm data list               the published data sets that the sources read: class, task, scores, files, paper
+mllm data shares STAGE.yaml  what each training source of a stage counts for in the loss, under each reduction
 
 A class is named in YAML as data_modules.sources.CLASS; its docstring says what its files look like.
 """
+
+LENGTHS = Path(__file__).with_name("lengths") / "instructblip.yaml"
+"""Sizes and mean lengths of InstructBLIP's training sets, for `mllm data shares`."""
 
 HEADINGS = ("data set", "source", "InstructBLIP", "templates", "scores", "paper", "files")
 
@@ -52,4 +57,4 @@ def main(arguments: Sequence[str]) -> None:
     elif list(arguments) == ["list"]:
         print(table(), end="")
     else:
-        raise ValueError(f"data: found '{' '.join(arguments)}', expected list")
+        raise ValueError(f"data: found '{' '.join(arguments)}', expected list or shares")

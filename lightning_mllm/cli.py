@@ -18,6 +18,7 @@ mllm: train, test, ask and export multimodal language models.
   mllm mix A=0.5 B=0.5 --to DIR     weights between those of runs; --sweep scores all of them
   mllm world DIR                    draw the small world: pictures, captions, questions, conversations
   mllm data list                    the published data sets that the sources read
+  mllm data shares STAGE.yaml       what each training source counts for in the loss
 
   mllm fit --config F [--config F]  train one stage
   mllm validate | test | predict    the same files, another verb
@@ -76,8 +77,13 @@ def _world(arguments: Sequence[str]) -> None:
 
 
 def _data(arguments: Sequence[str]) -> None:
-    from data_modules.listing import main
+    from data_modules.listing import LENGTHS, main
 
+    if list(arguments[1:2]) == ["shares"]:
+        from lightning_mllm.commands.shares import main as shares
+
+        shares(arguments[2:], LENGTHS)
+        return
     main(arguments[1:])
 
 

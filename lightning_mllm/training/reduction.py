@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from lightning_mllm.contracts import IGNORE, Batch, Output, Term
@@ -35,7 +35,7 @@ def supervised_tokens(batch: Batch) -> Int[Tensor, " B"]:
     return learned.sum(1)
 
 
-def row_weights(tokens: Int[Tensor, " R"], reduction: Reduction, size: int | None = None) -> Float[Tensor, " R"]:
+def row_weights(tokens: Num[Tensor, " R"], reduction: Reduction, size: int | None = None) -> Float[Tensor, " R"]:
     """What the loss of each row, summed over its tokens, is multiplied by, in float64.
 
     A row without tokens has a loss of 0: it is no sample of `sample_mean`, and an empty micro-batch has a mean of 0.
