@@ -48,7 +48,10 @@ def test_a_stage_learns_and_the_next_stage_starts_from_it(tmp_path: Path) -> Non
     assert scores["test/exact_match_blind"] < 0.5
     assert (tmp_path / "instruct" / "test.json").is_file()
     rows = own.predict(after, datamodule=ToyData())
-    assert rows is not None and rows[0][0] == {"id": "s0", "prompt": "colour", "answer": "red"}
+    assert rows is not None and rows[0][0] == {
+        **{"task": "exact", "part": "", "id": "s0"},
+        **{"prompt": "colour", "answer": "red"},
+    }
 
 
 def test_a_net_may_have_no_place_for_what_an_ancestor_trained(tmp_path: Path) -> None:
