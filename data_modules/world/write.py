@@ -28,13 +28,13 @@ import argparse
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
+from typing import NoReturn
 
 from rich.progress import track
 
@@ -281,9 +281,18 @@ def write_world(folder: Path, settings: Settings) -> None:
     partial.rename(folder)
 
 
+class _Arguments(argparse.ArgumentParser):
+    """Complains in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"world: {message}; mllm world --help tells more")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """`mllm world DIR --images N --seed S`."""
-    parser = argparse.ArgumentParser(prog="mllm world", description="Draw a small world of scenes with known truth.")
+    parser = _Arguments(
+        prog="mllm world", allow_abbrev=False, description="Draw a small world of scenes with known truth."
+    )
     parser.add_argument("folder", type=Path, help="where to write; must be empty or absent")
     parser.add_argument("--images", type=int, default=10_000, help="pictures in all splits together (10000)")
     parser.add_argument("--texts", type=int, help="scenes that are only written (as many as images)")
@@ -305,11 +314,7 @@ def main(arguments: list[str] | None = None) -> None:
         style=given.style,
         grid=given.grid,
     )
-    try:
-        write_world(given.folder, settings)
-    except ValueError as error:
-        print(f"mllm world: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    write_world(given.folder, settings)
 
 
 if __name__ == "__main__":

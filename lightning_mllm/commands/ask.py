@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning_mllm.commands.arguments import Arguments
+
+if TYPE_CHECKING:
+    import torch
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -30,4 +34,23 @@ def main(arguments: Sequence[str]) -> None:
 
     from lightning_mllm.inference import load
 
-    print(load(given.model, given.device, given.chat).answer(given.image, given.question))
+    print(load(given.model, device_called(given.device), given.chat).answer(given.image, given.question))
+
+
+def device_called(name: str) -> torch.device:
+    """The device, if this machine has it.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"--device: found '{name}', expected a device of this machine such as cpu ({reason})"
+        ) from None
+    return device

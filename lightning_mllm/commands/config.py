@@ -178,6 +178,8 @@ def check_keys(value: Any, hint: Any, config: Config, path: KeyPath = ()) -> Non
         place = config.place(path)
         folder = Path(place.rpartition(":")[0]).parent if place != COMMAND_LINE else Path()
         check_keys(read_yaml(folder / value, config, path), hint, config, path)
+    elif isinstance(value, str) and _names_a_class(value, options):
+        import_class(value, _head(config, path))
     elif isinstance(value, Sequence) and not isinstance(value, str):
         items = [typing.get_args(each)[0] for each in options if _origin(each) in (list, tuple, Sequence, set)]
         if not items and options and all(_is_composed(each) for each in options):
@@ -185,6 +187,18 @@ def check_keys(value: Any, hint: Any, config: Config, path: KeyPath = ()) -> Non
         for index, item in enumerate(value):
             if items:
                 check_keys(item, items[0], config, (*path, str(index)))
+
+
+def _names_a_class(value: str, options: list[Any]) -> bool:
+    """Whether a text stands for a class by its dotted path: `--trainer.callbacks=package.Callback`."""
+    dotted = "." in value and all(part.isidentifier() for part in value.split("."))
+    texts = [each for each in options if inspect.isclass(each) and issubclass(each, (str, Enum, PurePath))]
+    return dotted and not texts and any(inspect.isclass(each) and _is_composed(each) for each in _inner(options))
+
+
+def _inner(options: list[Any]) -> list[Any]:
+    """The options, and what lists of them hold."""
+    return [inner for each in options for inner in (each, *(typing.get_args(each) if _origin(each) is list else ()))]
 
 
 def _check_mapping(value: Mapping[str, Any], options: list[Any], config: Config, path: KeyPath) -> None:

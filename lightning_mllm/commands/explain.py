@@ -20,7 +20,7 @@ def explain(message: str, config: Config) -> str:
     """One sentence from the text of an ArgumentError, or of a ValueError raised while settings are checked."""
     path, leaf = _innermost(message)
     sentence, key = _say(leaf, config)
-    path = (*path, *key)
+    path = _written((*path, *key), sentence, config)
     place = config.place(path)
     return ": ".join(part for part in (place, ".".join(path), sentence) if part)
 
@@ -44,7 +44,34 @@ def _innermost(message: str) -> tuple[KeyPath, str]:
             keys[:0] = [part for part in found[1].split(".") if part != "init_args"]
             limit = _indent(line)
     inline = _KEY.match(lines[best])
-    return tuple(keys), (inline[2] if inline else lines[best]).strip().removeprefix("- ")
+    leaf = (inline[2] if inline else lines[best]).strip().removeprefix("- ")
+    return tuple(keys), _with_value(leaf, lines, best)
+
+
+def _with_value(leaf: str, lines: list[str], best: int) -> str:
+    """A line of a union that says only what is expected, with what all its members expect and the value found."""
+    if not re.fullmatch(r"Expected an? .+", leaf) or "Got value" in leaf:
+        return leaf
+    expected: list[str] = []
+    for line in lines[best:]:
+        text = line.strip()
+        if found := re.match(r"- Expected an? (.+)$", text):
+            expected += [found[1]] if "NoneType" not in found[1] else []
+        elif found := re.match(r"Given value: (.*)$", text):
+            return f"Expected a {' or '.join(expected)}. Got value: {found[1]}"
+    return leaf
+
+
+def _written(path: KeyPath, sentence: str, config: Config) -> KeyPath:
+    """The path as it stands in a file: jsonargparse leaves out the names of named entries."""
+    value = re.match(r"found '(.*?)'", sentence)
+    if not path or path in config.places or value is None:
+        return path
+    for each, text in config.values.items():
+        rest = iter(each)
+        if text == value[1] and each[-1] == path[-1] and all(key in rest for key in path):
+            return each
+    return path
 
 
 def _indent(line: str) -> int:
@@ -56,7 +83,7 @@ def _say(leaf: str, config: Config) -> tuple[str, KeyPath]:
     if found := re.match(r"Expected (?:a|an) (.+?)\. Got value: (.*)$", leaf):
         words = re.findall(r"'([^']*)'|\"([^\"]*)\"", found[1]) if "Literal" in found[1] else []
         choices = [one or other for one, other in words]
-        expected = f"one of {', '.join(choices)}" if choices else _type_name(found[1])
+        expected = f"one of {', '.join(choices)}" if choices else " or ".join(map(_type_name, found[1].split(" or ")))
         return f"found '{found[2]}', expected {expected}{nearest(found[2], choices)}", ()
     if found := re.match(r"Option '([^']+)' is not accepted", leaf):
         return "found an unknown key", _keys(found[1])

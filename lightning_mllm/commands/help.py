@@ -111,13 +111,10 @@ def _classes_taken(path: tuple[str, ...], config: Config) -> list[type]:
                 f"{nearest(key, known)}"
             )
         hints = [known[key]] if owners else [each for hint in hints for each in typing.get_args(hint)[-1:]]
-    found = [config.classes[path]] if path in config.classes else _classes(hints)
-    if not found:
+    if path not in config.classes and not _classes(hints):
         kind = ", ".join(str(getattr(hint, "__name__", hint)) for hint in hints) or "nothing"
-        raise ConfigError(
-            f"--{'.'.join(path)}.help: found a key of type {kind}, expected one that takes keys of its own"
-        )
-    return found
+        raise ConfigError(f"--{'.'.join(path)}.help: found a key of type {kind}, expected one with keys of its own")
+    return _classes(hints)
 
 
 def _classes(hints: Sequence[object]) -> list[type]:

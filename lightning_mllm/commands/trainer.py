@@ -168,6 +168,9 @@ class CLI(LightningCLI):
         # Taken before names of sibling stages become paths: a copied experiment is the same recipe.
         self.resolved = self._parser(self.subcommand).dump(self.settings, skip_unset=False)
         self.known_recipe = self.recipe()
+        ckpt_path = self.settings.get("ckpt_path")
+        if ckpt_path and not Path(ckpt_path).is_file():
+            raise ConfigError(f"ckpt_path: found no file {ckpt_path}, expected a checkpoint of this stage")
         if self.subcommand == "fit":
             self._held.enter_context(locked(self.run_dir))
             self._go_on()
@@ -222,7 +225,7 @@ class CLI(LightningCLI):
         try:
             return super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
         except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
-            raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"{_blamed(given, str(error))}: {' '.join(str(error).split())}") from error
 
     def before_fit(self) -> None:
         stage, hardware, world = self.settings["stage"], self.settings["hardware"], self.trainer.world_size
@@ -295,6 +298,14 @@ def compose(arguments: Sequence[str], kind: type[CLI] = CLI) -> CLI:
         if _raised_in_settings(error) or (isinstance(error, ValueError) and _names_a_setting(str(error))):
             raise ConfigError(explain(str(error), config)) from error
         raise
+
+
+def _blamed(given: Any, sentence: str) -> str:
+    """Which setting of the Trainer an error of Lightning's is about: the one whose name or value it quotes."""
+    names = [name for name in vars(given) if re.search(rf"\b{name}=", sentence)]
+    texts = {name: value for name, value in vars(given).items() if isinstance(value, str)}
+    names += [name for name, value in texts.items() if re.search(rf"\b{re.escape(value)}\b", sentence)]
+    return f"trainer.{names[0]}" if names else "trainer"
 
 
 def _names_a_setting(sentence: str) -> bool:
