@@ -81,14 +81,14 @@ class ColourData(LightningDataModule):
         self.epochs, self.micro_batch, self.eval_batch = int(epochs), micro_batch, eval_batch
         self.processor = processor
         self.optimizer_steps = len(self.samples) * self.epochs // global_batch
-        self.accumulate = global_batch // micro_batch
+        self.global_batch = global_batch
 
     def train_dataloader(self) -> Any:
         rows = [self.processor.encode(sample) for sample in self.samples] * self.epochs
-        size = self.micro_batch
+        size, accumulate = self.micro_batch, self.global_batch // self.micro_batch
         batches = [self.processor.collate(rows[first : first + size]) for first in range(0, len(rows), size)]
-        for first in range(0, len(batches), self.accumulate):
-            batches[first] = replace(batches[first], step=tuple(batches[first : first + self.accumulate]))
+        for first in range(0, len(batches), accumulate):
+            batches[first] = replace(batches[first], step=tuple(batches[first : first + accumulate]))
         return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)  # pyright: ignore[reportArgumentType]
 
     def test_dataloader(self) -> Any:
