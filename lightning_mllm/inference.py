@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,15 @@ def load(path: str | Path, device: str | torch.device = "cpu", chat: str | None 
     return Model(module.to(device))
 
 
+def load_apart(path: Path) -> MultimodalModule:
+    """The net of a run or a folder, on the CPU, as `load`; adapters that its last stage trained stay apart."""
+    if (path / "config.json").is_file():
+        return load(path).module
+    module = _from_run(stage_of(path), apart=True)
+    module.configure_model()
+    return module.eval()
+
+
 def stage_of(run: Path) -> Path:
     """The folder of the last finished stage of `run`; `run` itself if it is a stage.
 
@@ -125,14 +135,26 @@ def _settings(stage: Path) -> dict[str, Any]:
     return yaml.safe_load((stage / "config.yaml").read_text(encoding="utf-8"))
 
 
-def _from_run(stage: Path) -> MultimodalModule:
-    """The net of a finished stage: its own configuration, its own weights and those of its ancestors."""
+def _from_run(stage: Path, apart: bool = False) -> MultimodalModule:
+    """The net of a finished stage: its own configuration, its own weights and those of its ancestors.
+
+    Args:
+        stage: Its folder.
+        apart: Whether adapters that it trained are built as such, and not folded into what they adapt.
+    """
     settings = _settings(stage)
+    use: dict[str, Any] = {"name": settings["stage"]["name"], "train": {}, "init_from": {str(stage.resolve()): 1.0}}
+    if apart and (lora := _module(stage, settings, settings["stage"]).lora) is not None:
+        use["lora"] = asdict(lora)
+    return _module(stage, settings, use)
+
+
+def _module(stage: Path, settings: dict[str, Any], use: dict[str, Any]) -> MultimodalModule:
+    """The net that a stage's file describes, not yet built, with settings of its stage."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(MultimodalModule, "model", required=True)
     parser.add_argument("--stage", type=StageSettings)
     parser.link_arguments("stage", "model.init_args.stage")
-    use = {"name": settings["stage"]["name"], "train": {}, "init_from": {str(stage.resolve()): 1.0}}
     try:
         parsed = parser.parse_object({"model": settings["model"], "stage": use})
     except jsonargparse.ArgumentError as error:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from PIL import Image
 
 from lightning_mllm.architectures.blip2 import Blip2
 from lightning_mllm.architectures.llava import TINY, LLaVA
+from lightning_mllm.architectures.sphinx import Sphinx
 from lightning_mllm.commands import ask
-from lightning_mllm.inference import Model, load
+from lightning_mllm.export.export import export_module
+from lightning_mllm.inference import Model, load, load_apart
+from lightning_mllm.language.lora import Lora, merge_lora
 from lightning_mllm.language.tokenizer import byte_tokenizer
 from lightning_mllm.processing.processor import TextLimits
 from lightning_mllm.processing.query_text import QueryText
+from lightning_mllm.training.stage import StageSettings
+from lightning_mllm.weights.handover import write_stage
 from tests.architectures.blip2s import built, eva
 from tests.export.test_export import net
 from tests.processing.test_tokenizer_template import TEMPLATES
@@ -95,3 +102,37 @@ def test_what_a_q_former_reads_is_not_cut_without_a_word() -> None:
     module.processor.query_text = reads
     with pytest.raises(ValueError, match="found a question of 18 tokens, expected at most 16"):
         Model(module).answer(None, "Is it red or blue?")
+
+
+def test_adapters_of_a_run_stay_apart_for_an_export_and_are_folded_for_use(tmp_path: Path) -> None:
+    trained = LLaVA.tiny(stage=StageSettings(name="instruct_lora", lora=Lora(r=4, alpha=8)))
+    trained.configure_model()
+    with torch.no_grad():
+        for parameter in (each for name, each in trained.named_parameters() if "lora_B" in name):
+            parameter.normal_(std=0.1)
+    stage = tmp_path / "run/lora"
+    tensors = trained.trained_tensors()
+    write_stage(stage, tensors, stage="instruct_lora", settings={}, init_from={}, steps=1, lora_scale=2.0)
+    parts = {name: asdict(TINY[name]) for name in ("vision", "language")}
+    connector = {"class_path": "lightning_mllm.connectors.projector.MlpConnector"}
+    settings = {
+        "model": {
+            "class_path": "lightning_mllm.architectures.llava.LLaVA",
+            "init_args": {**parts, "connector": connector},
+        },
+        "stage": {"name": "instruct_lora", "lora": {"r": 4, "alpha": 8}, "init_from": {}},
+        "runs": str(tmp_path),
+    }
+    (stage / "config.yaml").write_text(yaml.safe_dump(settings))
+    apart, folded = load_apart(tmp_path / "run"), load(tmp_path / "run").module
+    assert apart.lora is not None and apart.lora.scale == 2 and folded.lora is None
+    own = apart.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in tensors.items())
+    merged = merge_lora(own, 2.0)
+    assert all(torch.equal(merged[name], tensor) for name, tensor in folded.state_dict().items())
+
+
+def test_an_architecture_without_a_layout_is_refused_by_name(tmp_path: Path) -> None:
+    known = "Blip2, Blip2Representation, CogVLM, InstructBlip, LLaVA"
+    with pytest.raises(ValueError, match=f"Sphinx: has no layout in transformers, expected one of {known}"):
+        export_module(Sphinx.tiny(), tmp_path / "folder")

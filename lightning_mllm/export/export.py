@@ -25,7 +25,8 @@ from torch import Tensor
 
 from lightning_mllm.contracts import IMAGE_MARK, ImageRef, Sample, Turn
 from lightning_mllm.evaluation.generation import Decoding
-from lightning_mllm.inference import load
+from lightning_mllm.export.importing import architectures
+from lightning_mllm.inference import load_apart
 from lightning_mllm.language.lora import fold_lora
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.weights.hf import HfFolder
@@ -54,14 +55,15 @@ def export_run(run: Path, to: Path) -> Path:
         OSError: The disk is full or the folder cannot be written.
     """
     refuse_full(to)
-    return export_module(load(run).module, to)
+    return export_module(load_apart(run), to)
 
 
 def export_module(module: MultimodalModule, to: Path) -> Path:
     """As `export_run`, for a built net, which is left in float32, its adapters folded into what they adapt."""
     refuse_full(to)
     if not isinstance(module, Exportable):
-        raise ValueError(f"{type(module).__name__}: has no layout in transformers, expected an architecture with hf()")
+        known = ", ".join(sorted(each.__name__ for each in architectures() if issubclass(each, Exportable)))
+        raise ValueError(f"{type(module).__name__}: has no layout in transformers, expected one of {known}")
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as beside:
         folder = Path(beside, to.name)
