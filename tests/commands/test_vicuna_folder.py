@@ -22,7 +22,12 @@ from tests.language.sentencepieces import library, llama_model, vicuna_folder
 def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     folder = vicuna_folder(tmp_path / "vicuna", {"tokenizer_class": "LlamaTokenizer", "legacy": False})
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     torch.manual_seed(0)
     rows = len(llama_model().pieces)
     LlamaForCausalLM(LlamaConfig(vocab_size=rows, max_position_embeddings=512, **sizes)).save_pretrained(folder)

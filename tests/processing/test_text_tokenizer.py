@@ -4,8 +4,8 @@ import pickle
 from dataclasses import replace
 
 import pytest
-from tokenizers import AddedToken, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Sample, TokenKind, Turn
 from lightning_mllm.processing.chat import ChatTemplate, Piece
@@ -89,6 +89,23 @@ def test_an_end_token_that_takes_the_blanks_behind_it_is_learned_as_it_is_writte
     end = tokenizer.convert_tokens_to_ids("<|end|>")
     assert tokens == ids(tokenizer, "a dog <|end|>\n <|end|> it")
     assert [learn for token, learn in zip(tokens, learned, strict=True) if token == end] == [True, False]
+
+
+def test_a_model_whose_words_are_its_special_tokens_makes_none_of_text() -> None:
+    """A unigram model, as T5's, finds `</s>` among its pieces; merges may end in one."""
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((each, -2.0) for each in "</s>a")]
+    merges = [("<", "/"), ("s", ">"), ("</", "s>")]
+    names = ["<unk>", "</s>", *"</s>a", "</", "s>"]
+    unigram = models.Unigram(pieces, unk_id=0)
+    merged = models.BPE({name: i for i, name in enumerate(names)}, merges, unk_token="<unk>")
+    for model in (unigram, merged):
+        backend = Tokenizer(model)
+        backend.add_special_tokens(["</s>"])
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+        assert ids(tokenizer, "</s>", special=False) == [1]
+        tokens, _ = TextTokenizer(tokenizer)([Piece("a</s>", True), Piece("</s>", True, special=True)])
+        assert tokens[-1] == 1 and 1 not in tokens[:-1] and 0 not in tokens
+        assert tokenizer.decode(tokens).replace(" ", "") == "a</s></s>"  # pyright: ignore
 
 
 def test_what_workers_are_sent_takes_no_special_token_from_a_turn_either() -> None:
