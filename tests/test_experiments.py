@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -332,3 +333,35 @@ def test_instructblip_has_its_26_sets() -> None:
     for found, kept in ((held_in, True), (held_out, False)):
         assert found == Counter(kind.__name__ for kind, each in published() if each.held_in is kept)
         assert found.total() == 13
+
+
+def sources_in(tree: Any) -> Iterator[Namespace]:
+    """Settings of sources that tell boxes, wherever they stand."""
+    if isinstance(tree, Namespace):
+        init = tree.get("init_args")
+        if isinstance(init, Namespace) and init.get("frame") is not None:
+            yield init
+        tree = vars(tree)
+    for each in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        yield from sources_in(each)
+
+
+def test_boxes_are_told_in_what_the_nets_show() -> None:
+    told = 0
+    for stage in STAGES:
+        settings = resolve(stage, "gpu1" if "gpu1" in HARDWARE else HARDWARE[0]).settings
+        image = settings["model"]["init_args"].get("image")
+        for source in sources_in(settings["data"]["init_args"]):
+            assert image is not None, f"{name(stage)} tells boxes and leaves open how images are fitted"
+            frame = {"pad": "square", "squash": "image"}.get(image["fit"])
+            assert source["frame"] == frame, f"{name(stage)}: {source}"
+            assert image["random_area"] is None and not image["random_flip"], name(stage)
+            told += 1
+    assert told > 20
+
+
+def test_published_recipes_read_pixels_as_released_code() -> None:
+    for stage in STAGES:
+        image = resolve(stage, HARDWARE[0]).settings["model"]["init_args"].get("image")
+        if image is not None and stage.relative_to(EXPERIMENTS).parts[0] not in ONE_DEVICE:
+            assert image["decode"] == "stored", name(stage)

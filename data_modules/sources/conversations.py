@@ -148,13 +148,13 @@ class LlavaConversations(FileSource):
     def sample(self, index: int, generator: torch.Generator) -> Sample:
         id, images, turns = self._entry(index)
         # A record without images may hold marks only where they are words.
-        turns = tuple(Turn(role=role, text=text, literal=not images and IMAGE_MARK in text) for role, text in turns)
-        answered = len(turns) > 1 and turns[-1].role == "assistant"
+        told = [Turn(role=role, text=text, literal=not images and IMAGE_MARK in text) for role, text in turns]
+        answered = len(told) > 1 and told[-1].role == "assistant"
         return Sample(
             id=id,
-            turns=turns,
+            turns=tuple(told),
             images=self._images(*images),
-            references=(turns[-1].text.strip(),) if answered else (),
+            references=(told[-1].text.strip(),) if answered else (),
             task="conversation",
         )
 
