@@ -45,7 +45,7 @@ def data(task: str, source: Any, split: str = "test", **changes: Any) -> Multimo
 PLAIN = Documents(texts=("Once upon a time.",))
 WRONG = [
     ("vqa", Lost(3), "data/lost.json not found"),
-    ("captio", Numbers(3), r"task is 'captio', expected one of vqa, .*perplexity \(did you mean 'caption'\?\)"),
+    ("captio", Numbers(3), r"task is 'captio', expected one of vqa, .*perplexity.* \(did you mean 'caption'\?\)"),
     ("conversation", Numbers(3), "task is 'conversation', expected one of"),
     ("vqa", Changed(references=("a", "b")), "sample n0: vqa_accuracy: found a sample with 2 references, expected 10"),
     ("caption", Changed(references=()), "sample n0: found no reference, expected at least one"),
