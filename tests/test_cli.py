@@ -211,6 +211,9 @@ def test_run_trains_skips_tests_and_reports(experiment: Path, capsys: pytest.Cap
     same = [f"--config={experiment / name}.yaml" for name in ("net", "tune")]
     main(["test", *same, f"--config={experiment.parents[1] / '_hardware/cpu.yaml'}"])
     main(["predict", *same, f"--config={experiment.parents[1] / '_hardware/cpu.yaml'}"])
+    rows = [json.loads(line) for line in (run / "tune/answers.jsonl").read_text().splitlines()]
+    assert len(rows) == 16 and rows[0].keys() == {"task", "part", "id", "prompt", "answer"}
+    assert "tune/answers.jsonl (16 answers)" in capsys.readouterr().out
 
 
 def test_an_experiment_without_test_sets_is_trained_and_says_so(
