@@ -324,6 +324,12 @@ def text_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
+def read(tokenizer: PreTrainedTokenizerFast, tokens: list[int]) -> str:
+    text = tokenizer.decode(tokens)
+    assert isinstance(text, str)
+    return text
+
+
 def steps_of(model) -> list[int]:
     """Counts the passes of a model, in place."""
     counted: list[int] = []
@@ -338,17 +344,17 @@ def test_a_text_of_several_tokens_stops_each_row_as_soon_as_it_is_written(kind: 
     embeds, mask = prompts(model, (3, 9, 6, 1))
     how = Decoding(max_new_tokens=30, num_beams=beams)
     free = generate(model, embeds, mask, how, eos=VOCAB, pad=PAD)
-    text = tokenizer.decode(free[0][3:6])
+    text = read(tokenizer, free[0][3:6])
     stop = StopText(tokenizer, text)
     rows = generate(model, embeds, mask, how, eos=VOCAB, pad=PAD, stop=stop)
-    assert any(text in tokenizer.decode(row) for row in rows)
+    assert any(text in read(tokenizer, row) for row in rows)
     for row in rows:
-        written = tokenizer.decode(row)
+        written = read(tokenizer, row)
         assert len(row) == 30 or (written.endswith(text) and written.count(text) == 1)
     for row, e, m in zip(rows, embeds, mask, strict=True):
         assert generate(model, e[m][None], m[m][None], how, eos=VOCAB, pad=PAD, stop=stop) == [row]
     if beams == 1:
-        first = free[0][: tokenizer.decode(free[0]).index(text) + len(text)]
+        first = free[0][: read(tokenizer, free[0]).index(text) + len(text)]
         assert rows[0] == first
         # The row alone ends there: nothing is computed for the tokens up to the limit.
         counted = steps_of(model)

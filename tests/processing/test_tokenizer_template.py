@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Sample, Turn
-from lightning_mllm.processing.chat import load_template, names
+from lightning_mllm.processing.chat import ChatTemplate, load_template, names
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.processor import Processor
 from tests.processing.test_chat import learned, text, turns
@@ -116,7 +116,8 @@ def same_prefix(used: Processor, conversation: tuple[Turn, ...]) -> None:
     assert len(starts) == len(asked)
     for start, i in zip(starts, asked, strict=True):
         assert encode(conversation[:i], True)[0] == tokens[:start]
-    if (bos := used.tokenizer.bos_token_id) is not None and used.begin == [bos]:
+    bos: Any = used.tokenizer.bos_token_id
+    if bos is not None and used.begin == [bos]:
         assert tokens[:start].count(bos) == (0 if "instructblip" in used.chat.name else 1)
 
 
@@ -139,13 +140,13 @@ SINGLE = {"blip2", "blip2_text", "llama_2"}
 @pytest.mark.parametrize("name", sorted(set(names()) - {"blip2_t5"}))
 def test_training_shows_the_generation_prompt_of_the_packages_templates(name: str, normalised: bool) -> None:
     used = processor(name, llama_tokenizer(normalised=normalised))
-    captions = not hasattr(used.chat, "images") or used.chat.images == "only"
+    assert isinstance(used.chat, ChatTemplate)
     if name == "blip2_caption":  # the begin token is learned, and given where a caption is asked for
         row = used.encode(Sample(id="s", turns=turns("<image>", "A dog."), images=(RED,)))
         asked = used.encode(Sample(id="s", turns=turns("<image>"), images=(RED,)), generate=True)
         assert row.tokens[: len(asked.tokens)].tolist() == asked.tokens.tolist()
         return
-    same_prefix(used, CONVERSATION[:2] if captions or name in SINGLE else CONVERSATION)
+    same_prefix(used, CONVERSATION[:2] if used.chat.images == "only" or name in SINGLE else CONVERSATION)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
