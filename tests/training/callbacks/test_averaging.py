@@ -360,6 +360,6 @@ def test_configured_in_a_stage_file(
     (folder / "align.yaml").write_text(toy.read_text() + CALLBACK.replace("0.9,", "0.8,"))
     assert "under other settings (trainer.callbacks)" in refused(capsys, "run", "experiments/toy")
     (folder / "align.yaml").write_text(toy.read_text() + CALLBACK.replace("decay: 0.9", "decay: 9"))
-    assert "EMA.decay: found 9" in refused(capsys, "fit", f"--config={folder / 'align.yaml'}")
+    assert "EMA.decay: found 9" in refused(capsys, "fit", f"--config={folder / 'align.yaml'}", "--run_dir=runs/other")
     (folder / "align.yaml").write_text(toy.read_text() + CALLBACK.replace("decay", "decoy"))
     assert "'decay'" in refused(capsys, "run", "experiments/toy")
