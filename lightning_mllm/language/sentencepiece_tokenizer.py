@@ -171,12 +171,13 @@ def _check_order(pairs: Sequence[Merge]) -> None:
         grows[left].append(right)
     before: dict[str, list[str]] = defaultdict(list)
     for left, right in pairs:
-        made, nexts = [left + right], [right]
-        while made:
-            piece = made.pop()
-            nexts += grows.get(piece, [])
-            made += [piece + each for each in grows.get(piece, [])]
-        for other in (other for each in nexts for other in before.get(each, [])):
+        # What the pair makes may grow to the right before anything there is merged.
+        made, nexts = {left + right}, {right}
+        for piece in (growing := list(made)):
+            nexts.update(grows.get(piece, ()))
+            growing += (grown := {piece + each for each in grows.get(piece, ())} - made)
+            made |= grown
+        for other in (other for each in nexts for other in before.get(each, ())):
             if len(set(left + right + other)) > 1:
                 raise ValueError(
                     f"found one score for {left + right!r} and {other!r}, expected scores that order the merges"
