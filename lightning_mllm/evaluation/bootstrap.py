@@ -104,6 +104,7 @@ def metric_intervals(
 def paired_intervals(
     first: SampleMetric[Any],
     second: SampleMetric[Any],
+    ids: tuple[Sequence[str], Sequence[str]],
     clusters: Int[np.ndarray, " N"] | None = None,
     *,
     samples: int = 1000,
@@ -117,6 +118,7 @@ def paired_intervals(
     Args:
         first: the answers of one run.
         second: those of another to the same samples in the same order.
+        ids: of the samples of each; references alone do not tell two questions with the answer "yes" apart.
         clusters, samples, seed, level: as in `interval`; both runs are scored on each drawn set.
 
     Raises:
@@ -125,20 +127,27 @@ def paired_intervals(
     if type(first) is not type(second):
         raise ValueError(f"compare: found {type(first).__name__} and {type(second).__name__}, expected one score")
     cluster = _clusters_of(first, clusters)
+    for metric, named in zip((first, second), ids, strict=True):
+        if len(metric.answers) != len(named):
+            raise ValueError(f"compare: found {len(named)} ids of {len(metric.answers)} answers, expected one each")
     if len(first.answers) != len(second.answers):
         raise ValueError(
             f"compare: found {len(first.answers)} and {len(second.answers)} answers, expected those to the same samples"
         )
-    if first.references != second.references:
-        pairs = zip(first.references, second.references, strict=True)
-        where = next(n for n, (one, other) in enumerate(pairs) if one != other)
-        raise ValueError(
-            f"compare: sample {where} has the references {list(first.references[where])} and"
-            f" {list(second.references[where])}, expected the same samples in the same order"
-        )
+    for what, one, other in (("id", *ids), ("references", first.references, second.references)):
+        for where, (found, expected) in enumerate(zip(one, other, strict=True)):
+            if found != expected:
+                raise ValueError(
+                    f"compare: sample {where} has the {what} {_shown(found)} and {_shown(expected)}, expected the same"
+                    " samples in the same order"
+                )
     one, other = first.resampled(cluster), second.resampled(cluster)
     found = _intervals(lambda counts: one(counts) - other(counts), int(cluster.max()) + 1, samples, seed, level)
     return dict(zip(first.names, found, strict=True))
+
+
+def _shown(named: str | Sequence[Any]) -> str:
+    return repr(named) if isinstance(named, str) else str(list(named))
 
 
 def _clusters_of(metric: SampleMetric[Any], clusters: Int[np.ndarray, " N"] | None) -> Int[np.ndarray, " N"]:

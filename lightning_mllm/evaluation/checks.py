@@ -28,8 +28,8 @@ def check_sets(data: Any) -> None:
     """Reads the sets that a data module validates and tests with, if it has any; no image is opened.
 
     Raises:
-        ValueError: in one sentence with the set's name: a file cannot be read, no score knows the task, or a sample has
-            no references of the kind that its score needs.
+        ValueError: in one sentence with the set's name: a file cannot be read, no score knows the task, there is no
+            sample, or a sample has no references of the kind that its score needs.
     """
     if isinstance(data, HasSets):
         for split in ("val", "test"):
@@ -42,11 +42,11 @@ def check_sets(data: Any) -> None:
 
 def _check_set(evaluation: Evaluation, samples: Iterator[Sample]) -> None:
     check_task(evaluation.task)
-    if evaluation.task == "loss":
-        next(samples, None)  # can be read; what it learns is its answer
-        return
     metrics = [kind() for kind in TASKS.get(evaluation.task, ())]
+    sample = None
     for sample in samples:
+        if evaluation.task == "loss":
+            return  # can be read; what it learns is its answer
         try:
             if (sample.documents is None) is (evaluation.task == "perplexity"):
                 found, expected = ("no", "one") if sample.documents is None else ("a", "a question")
@@ -61,3 +61,5 @@ def _check_set(evaluation: Evaluation, samples: Iterator[Sample]) -> None:
                 metric.check_sample(sample.references, sample.candidates)
         except ValueError as error:
             raise ValueError(f"sample {sample.id}: {error}") from None
+    if sample is None:
+        raise ValueError("found no sample, expected at least one")

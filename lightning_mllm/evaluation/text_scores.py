@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ class _Read(NamedTuple):
     id: str
     cluster: tuple[str, ...]
     loss: DocumentLoss
+    text: bytes
+    """Of the tokens that are predicted, a digest."""
 
 
 class TextScores:
@@ -51,26 +54,27 @@ class TextScores:
             counts: Their number.
 
         Raises:
-            ValueError: A row is no document, or its loss is not finite.
+            ValueError: A row is no document, its loss is not finite, or it stands in the place of another document.
         """
         assert self._intervals is None, "compute was called already"
         clusters = batch.clusters or [()] * len(batch.ids)
-        rows = zip(keys_of(batch), batch.ids, clusters, losses.tolist(), counts.tolist(), strict=True)
-        for index, id, cluster, loss, count in rows:
+        rows = zip(keys_of(batch), batch.ids, clusters, losses.tolist(), counts.tolist(), _texts(batch), strict=True)
+        for index, id, cluster, loss, count, text in rows:
             if self.evaluation.task == "loss" and not count:
                 continue
             if not count or (batch.num_images and self.evaluation.task != "loss"):
                 raise ValueError(f"sample {id}: found an image or nothing to predict, expected plain text")
             if not math.isfinite(loss):
                 raise ValueError(f"sample {id}: found a loss of {loss}, expected a finite one")
-            self._losses[index] = _Read(id, cluster, DocumentLoss(loss, count))
+            self._add(self._losses, index, _Read(id, cluster, DocumentLoss(loss, count), text))
 
     def compute(self) -> dict[str, Interval]:
         """Score name with the set's suffix -> value and interval, over the documents of all ranks; the same on each."""
         if self._intervals is None:
             everywhere: dict[Key, _Read] = {}
             for losses in gather(self._losses):
-                everywhere |= losses
+                for index, read in losses.items():
+                    self._add(everywhere, index, read)
             # Ordered, so that intervals do not depend on how many ranks there were.
             documents = [everywhere[index] for index in sorted(everywhere)]
             clusters = cluster_numbers([each.cluster for each in documents])
@@ -86,3 +90,17 @@ class TextScores:
                 for each, cluster in zip(documents, clusters.tolist(), strict=True)
             ]
         return self._intervals
+
+    def _add(self, losses: dict[Key, _Read], index: Key, new: _Read) -> None:
+        known = losses.setdefault(index, new)
+        if (known.id, known.text) != (new.id, new.text):
+            raise ValueError(
+                f"sample {new.id}: found in the place of {known.id} in the evaluation set"
+                f" '{self.evaluation.task}{self.evaluation.suffix}', with another text, expected one sample at each"
+                " position, or unique ids"
+            )
+
+
+def _texts(batch: Batch) -> list[bytes]:
+    learned = batch.labels if batch.targets is None else batch.targets
+    return [hashlib.sha256(row[row >= 0].numpy().tobytes()).digest() for row in learned.cpu()]

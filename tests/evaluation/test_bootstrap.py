@@ -133,6 +133,11 @@ def exact(items: np.ndarray) -> ExactMatch:
     return metric
 
 
+def same(samples: int) -> tuple[list[str], list[str]]:
+    ids = [f"q{sample}" for sample in range(samples)]
+    return ids, ids
+
+
 def test_paired_intervals_hold_the_difference_and_are_narrower_than_unpaired_ones() -> None:
     """Two runs that find the same pictures hard; the first is right a tenth more often."""
     random, held, narrower = np.random.default_rng(8), 0, 0
@@ -141,7 +146,9 @@ def test_paired_intervals_hold_the_difference_and_are_narrower_than_unpaired_one
         picture = np.repeat(np.arange(120), 5)
         second = random.random(600) < 0.9 * chance
         first = random.random(600) < 0.9 * chance + 0.1
-        found = paired_intervals(exact(first), exact(second), picture, samples=200, seed=trial)["exact_match"]
+        found = paired_intervals(exact(first), exact(second), same(600), picture, samples=200, seed=trial)[
+            "exact_match"
+        ]
         held += found.low <= 0.1 <= found.high
         one, other = (
             interval(each.astype(float).tolist(), picture, samples=200, seed=trial) for each in (first, second)
@@ -155,27 +162,35 @@ def test_paired_intervals_hold_the_difference_and_are_narrower_than_unpaired_one
 
 def test_a_run_does_not_differ_from_itself_and_the_draws_go_by_the_seed() -> None:
     items, picture = clustered(np.random.default_rng(1), 30)
-    same = paired_intervals(exact(items), exact(items), picture)["exact_match"]
-    assert (same.value, same.low, same.high) == (0, 0, 0)
+    ids = same(len(items))
+    unchanged = paired_intervals(exact(items), exact(items), ids, picture)["exact_match"]
+    assert (unchanged.value, unchanged.low, unchanged.high) == (0, 0, 0)
     other = clustered(np.random.default_rng(2), 30)[0]
-    drawn = [paired_intervals(exact(items), exact(other), picture, seed=seed)["exact_match"] for seed in (0, 0, 1)]
+    drawn = [paired_intervals(exact(items), exact(other), ids, picture, seed=seed)["exact_match"] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
-    wide = paired_intervals(exact(items), exact(other), picture, level=0.99)["exact_match"]
+    wide = paired_intervals(exact(items), exact(other), ids, picture, level=0.99)["exact_match"]
     assert wide.high - wide.low > drawn[0].high - drawn[0].low
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
     one = exact(np.array([1, 0, 1]))
     with pytest.raises(ValueError, match="found 3 and 2 answers, expected those to the same samples"):
-        paired_intervals(one, exact(np.array([1, 0])))
+        paired_intervals(one, exact(np.array([1, 0])), (same(3)[0], same(2)[0]))
     other = ExactMatch()
     other.update(["yes"] * 3, [("yes",), ("no",), ("yes",)])
     with pytest.raises(ValueError, match=r"sample 1 has the references \['yes'\] and \['no'\]"):
-        paired_intervals(one, other)
+        paired_intervals(one, other, same(3))
     with pytest.raises(ValueError, match="found ExactMatch and VqaAccuracy, expected one score"):
-        paired_intervals(one, VqaAccuracy())
+        paired_intervals(one, VqaAccuracy(), same(3))
     with pytest.raises(ValueError, match="found 2 clusters of 3 samples"):
-        paired_intervals(one, one, np.array([0, 1]))
+        paired_intervals(one, one, same(3), np.array([0, 1]))
+    with pytest.raises(ValueError, match="found 2 ids of 3 answers, expected one each"):
+        paired_intervals(one, one, same(2))
+    # All references are "yes": only the ids tell the samples apart.
+    with pytest.raises(
+        ValueError, match="sample 1 has the id 'q1' and 'q2', expected the same samples in the same order"
+    ):
+        paired_intervals(one, one, (["q0", "q1", "q2"], ["q0", "q2", "q1"]))
 
 
 def test_samples_that_share_a_picture_directly_or_not_are_one_cluster() -> None:

@@ -45,6 +45,7 @@ def data(task: str, source: Any, split: str = "test", **changes: Any) -> Multimo
 PLAIN = Documents(texts=("Once upon a time.",))
 WRONG = [
     ("vqa", Lost(3), "data/lost.json not found"),
+    *((task, Numbers(0), "found no sample, expected at least one") for task in ("vqa", "loss", "perplexity")),
     ("captio", Numbers(3), r"task is 'captio', expected one of vqa, .*perplexity.* \(did you mean 'caption'\?\)"),
     ("conversation", Numbers(3), "task is 'conversation', expected one of"),
     ("vqa", Changed(references=("a", "b")), "sample n0: vqa_accuracy: found a sample with 2 references, expected 10"),

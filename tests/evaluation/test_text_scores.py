@@ -53,3 +53,17 @@ def test_what_is_no_document(images: list[int], loss: float, count: int, sentenc
     arguments: list[Any] = [a_batch([1], images), torch.tensor([loss]), torch.tensor([count])]
     with pytest.raises(ValueError, match=sentence):
         TextScores(SET).update(*arguments)
+
+
+def test_two_documents_of_one_id_are_refused_and_one_read_twice_counts_once() -> None:
+    batch = a_batch([0, 0], [0, 0])
+    batch.indices = []
+    scores = TextScores(SET)
+    scores.update(batch, torch.tensor([3.0, 3.0]), torch.tensor([4, 4]))
+    assert scores.compute() and scores.num_answers == 1
+    batch.labels = batch.labels.clone()
+    batch.labels[1, 0] = 7
+    with pytest.raises(
+        ValueError, match=r"sample q0: found in the place of q0 in .* 'perplexity_web', with another text"
+    ):
+        TextScores(SET).update(batch, torch.tensor([3.0, 3.0]), torch.tensor([4, 4]))

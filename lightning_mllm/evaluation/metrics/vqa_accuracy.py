@@ -3,12 +3,16 @@
 Texts are normalised as in the published evaluation (GT-Vision-Lab/VQA, vqaEval.py), its quirks included: `somebody'd`
 becomes `somebodyd`; a full stop goes unless a digit follows, wherever it stands. When they are is a rule of its own:
 
-* always (`vqa`), as those who published scores do: LLaVA before it submits answers (llava/eval/m4c_evaluator.py,
-  EvalAIAnswerProcessor) and for TextVQA, answers and references alike; LAVIS (lavis/common/vqa_tools/vqa_eval.py, lines
-  215 and 216) and SPHINX (LLaMA2-Accessory, accessory/eval_mm/utils/vqa_eval.py, lines 217 and 218) the answer always,
-  which is the same where references are written as normalised, as those of VQA v2 are;
+* always (`vqa`): the answer and every reference, as LLaVA's TextVQA evaluation (llava/eval/m4c_evaluator.py,
+  TextVQAAccuracyEvaluator), but for the step that comes first there: commas and question marks go, and `'s` is set off;
 * only where the ten people disagree (`vqa_official`), as vqaEval.py does: where all agree, answers are compared as
   written, so that "Yes" is wrong where ten people said "yes".
+
+LAVIS (lavis/common/vqa_tools/vqa_eval.py, `evaluate`) and SPHINX (LLaMA2-Accessory,
+accessory/eval_mm/utils/vqa_eval.py, `evaluate`) have a third rule, which is not here: the answer is always normalised,
+references lose punctuation alone, and only where people disagree. `vqa` gives the same score where every reference is
+its own normalised text. Where one is not it may give more: "two" is right here if ten people said "two", and wrong
+there, where "2" is compared with "two".
 
 LAVIS scores one reference by the same rule (lavis/tasks/vqa.py, GQATask): equal or not, both normalised.
 """
