@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
@@ -126,6 +126,32 @@ class SampleLoader(DataLoader):
             if isinstance(batch, Refusal):
                 raise ValueError(batch.sentence)
             yield batch
+
+
+def shown_ahead(step: Sequence[Batch]) -> list[Batch]:
+    """The micro-batches of an optimizer step; the first knows all of them without their images (`Batch.step`)."""
+    known = tuple(replace(each, images=each.images[:0].clone()) for each in step)
+    return [replace(step[0], step=known), *step[1:]]
+
+
+class StepsAhead:
+    """The micro-batches of a loader of one's own, as training reads them: those of an optimizer step all at once.
+
+    Args:
+        loader: gives batches, anew each time it is iterated.
+        accumulation: micro-batches of an optimizer step (`trainer.accumulate_grad_batches`).
+    """
+
+    def __init__(self, loader: Collection[Batch], accumulation: int) -> None:
+        self.loader, self.accumulation = loader, accumulation
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self.loader)
+        while step := list(islice(batches, self.accumulation)):
+            yield from shown_ahead(step)
 
 
 def loading(workers: int) -> dict[str, Any]:
@@ -287,8 +313,7 @@ class ResumableLoader(SampleLoader):
         while self._handed_out < len(self):
             step = list(islice(batches, self.accumulation - self._handed_out % self.accumulation))
             step = [self._known(batch, self._handed_out + k) for k, batch in enumerate(step)]
-            if isinstance(step[0], Batch):
-                step[0] = replace(step[0], step=tuple(replace(each, images=each.images[:0].clone()) for each in step))
+            step = shown_ahead(step) if isinstance(step[0], Batch) else step
             while step:
                 self._handed_out += 1
                 yield step.pop(0)

@@ -117,6 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         close = difflib.get_close_matches(given[0], VERBS, n=1)
         hint = f"; the nearest is '{close[0]}'" if close else ""
         _refuse(f"found verb '{given[0]}', expected one of {', '.join(VERBS)}{hint}")
+    if (here := os.getcwd()) not in sys.path:
+        # Own classes that a YAML or the record of a run names; last, so that none stands in for an installed package.
+        sys.path.append(here)
     try:
         VERBS[given[0]](given)
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
+from data_modules.loader import StepsAhead
 from lightning_mllm import load
 from lightning_mllm.cli import VERBS, main
 from lightning_mllm.commands.command_line import default_run_dir, split_options
@@ -86,10 +87,7 @@ class ColourData(LightningDataModule):
     def train_dataloader(self) -> Any:
         rows = [self.processor.encode(sample) for sample in self.samples] * self.epochs
         size, accumulate = self.micro_batch, self.global_batch // self.micro_batch
-        batches = [self.processor.collate(rows[first : first + size]) for first in range(0, len(rows), size)]
-        for first in range(0, len(batches), accumulate):
-            batches[first] = replace(batches[first], step=tuple(batches[first : first + accumulate]))
-        return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)  # pyright: ignore[reportArgumentType]
+        return StepsAhead(DataLoader(rows, batch_size=size, collate_fn=self.processor.collate), accumulate)  # pyright: ignore[reportArgumentType]
 
     def test_dataloader(self) -> Any:
         rows = [self.processor.encode(sample, generate=True) for sample in self.samples]

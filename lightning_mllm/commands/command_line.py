@@ -142,11 +142,12 @@ def replaced_length(lengths: Sequence[set[str]]) -> set[str]:
 
 
 def add_to_path(configs: Sequence[Path]) -> None:
-    """Make modules importable that lie in the working directory, beside a file, or beside its folder `experiments`.
+    """Make modules importable that lie beside a file or beside its folder `experiments`; `main` of `mllm` adds the
+    working directory.
 
     They come last, so that none of them stands in for an installed package.
     """
-    folders = [Path.cwd()]
+    folders: list[Path] = []
     for each in configs:
         folder = each.resolve().parent
         folders += [folder, *(above.parent for above in (folder, *folder.parents) if above.name == "experiments")]

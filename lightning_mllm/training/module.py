@@ -260,7 +260,8 @@ class MultimodalModule(LightningModule):
             if len(batches) != accumulate:
                 raise ValueError(
                     f"data: found a loader that shows {len(batches)} micro-batches of an optimizer step ahead"
-                    f" (Batch.step), expected the {accumulate} that it takes"
+                    f" (Batch.step), expected the {accumulate} that it takes; data_modules.loader.StepsAhead shows"
+                    " those of any loader"
                 )
             self._weights = step_weights(batches, self.stage.reduction, self.stage.together, batch.tokens.device)
         return self._weights.pop(0)

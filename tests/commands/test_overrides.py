@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lightning_mllm.cli import main
 from lightning_mllm.commands.arguments import Arguments
 from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.commands.run import overrides_of
@@ -83,11 +84,13 @@ def test_settings_among_the_arguments_of_a_verb() -> None:
 
 
 def test_modules_beside_an_experiment_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the working directory, beside the file that names them, and beside its folder `experiments`."""
+    """In the working directory (of every verb), beside the file that names them, and beside its `experiments`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
     folder = tmp_path / "project/experiments/mine"
     folder.mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        main(["ask", "nowhere", "a question"])
     for number, place in enumerate((tmp_path, folder, tmp_path / "project")):
         module = f"own_net_{number}"
         (place / f"{module}.py").write_text("from tests.toy import Toy\n\n\nclass Net(Toy):\n    pass\n")

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from data_modules import loader as loader_module
-from data_modules.loader import Collate, ResumableLoader, Share, TrainingSamples, optimizer_steps
+from data_modules.loader import Collate, ResumableLoader, Share, StepsAhead, TrainingSamples, optimizer_steps
 from data_modules.order import Order, Place
-from lightning_mllm.contracts import Encoded, Sample
+from lightning_mllm.contracts import Batch, Encoded, Sample
 from tests.data_modules.files import Echo, Numbers
 
 SOURCES = {"a": Numbers(7, "a"), "b": Numbers(4, "b")}
@@ -283,3 +283,29 @@ def test_a_micro_batch_of_the_published_size_is_of_one_source_on_any_number_of_r
     (again,) = loaders(1, 4)
     again.load_state_dict({"position": 12})
     assert list(again) == whole[3:]
+
+
+def test_any_loader_shows_the_micro_batches_of_a_step_ahead() -> None:
+    """The last step of a loader may have fewer; what is shown ahead has no images."""
+    rows = [replace(small_batch(), ids=[str(number)]) for number in range(5)]
+    loader = StepsAhead(rows, accumulation=2)
+    for _ in range(2):
+        shown = [[each.ids[0] for each in batch.step] for batch in loader]
+        assert shown == [["0", "1"], [], ["2", "3"], [], ["4"]] and len(loader) == 5
+    assert all(len(each.images) == 0 for batch in loader for each in batch.step)
+    assert [batch.ids for batch in loader] == [row.ids for row in rows]
+    assert all(len(batch.images) == 1 for batch in loader)
+
+
+def small_batch() -> Batch:
+    row = torch.ones(1, 2, dtype=torch.long)
+    return Batch(
+        ids=["0"],
+        tokens=row,
+        labels=row,
+        kinds=row.to(torch.uint8),
+        segments=row.int(),
+        positions=row,
+        images=torch.zeros(1, 3, 4, 4, dtype=torch.uint8),
+        num_images=0,
+    )
