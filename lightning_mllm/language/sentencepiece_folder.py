@@ -7,19 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
-from transformers.utils.hub import cached_file
 
 from lightning_mllm.language.sentencepiece_tokenizer import pipeline, read_model
+from lightning_mllm.weights.hf_tokenizer import NAMES
 
 LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 OPTIONS = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces", "chat_template")
 
 
 def sentencepiece_folder(model: str) -> PreTrainedTokenizerFast | None:
-    """The tokenizer that `tokenizer.model` gives, token for token as SentencePiece's library.
+    """The tokenizer that `tokenizer.model` gives, token for token as SentencePiece's library but for what `pipeline`
+    says of user-defined symbols and of models that normalise; Llama's has neither.
 
     `tokenizer.model` counts where there is no `tokenizer.json` beside it, and also beside one if the tokenizer is
     Llama's (`tokenizer_class` of tokenizer_config.json, or none named): the published code of that family reads it
@@ -35,8 +37,9 @@ def sentencepiece_folder(model: str) -> PreTrainedTokenizerFast | None:
         None where `tokenizer.model` is missing, of another format, or does not count.
 
     Raises:
-        ValueError: A file that cannot be read, a model that has no like in the tokenizers library, or an added token
-            whose id is not the next one.
+        ValueError: A file with other content than expected, a model of an unsupported type, or an added token whose
+            id is not the next one.
+        OSError: The hub cannot be asked.
     """
     file = _find(model, "tokenizer.model")
     settings = _read(model, "tokenizer_config.json")
@@ -56,11 +59,11 @@ def sentencepiece_folder(model: str) -> PreTrainedTokenizerFast | None:
             proto,
             [token for _, token in added],
             legacy=settings.get("legacy") is not False,
-            blank=settings.get("add_prefix_space") is not False,
+            prefix_space=settings.get("add_prefix_space") is not False,
         )
-        for place, token in added:
-            if place not in (None, found := backend.token_to_id(token.content)):
-                raise ValueError(f"found id {place} for the added token {token.content!r}, expected {found}")
+        for expected, token in added:
+            if expected not in (None, found := backend.token_to_id(token.content)):
+                raise ValueError(f"found id {expected} for the added token {token.content!r}, expected {found}")
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     return PreTrainedTokenizerFast(
@@ -75,10 +78,10 @@ def sentencepiece_folder(model: str) -> PreTrainedTokenizerFast | None:
 
 def _special(proto: Any, settings: dict[str, Any]) -> tuple[dict[str, str | None], list[str]]:
     """The special tokens that have a name, the model's own where nothing is said; and others."""
-    tokens = {name: _content(settings[name]) for name in NAMED if name in settings}
+    tokens = {name: _content(settings[name]) for name in NAMES if name in settings}
     for name in ("bos", "eos", "unk", "pad"):
-        place = getattr(proto.trainer_spec, f"{name}_id")
-        tokens.setdefault(f"{name}_token", proto.pieces[place].piece if 0 <= place < len(proto.pieces) else None)
+        id = getattr(proto.trainer_spec, f"{name}_id")
+        tokens.setdefault(f"{name}_token", proto.pieces[id].piece if 0 <= id < len(proto.pieces) else None)
     extra: Any = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
     return tokens, [_content(each) or "" for each in (extra.values() if isinstance(extra, dict) else extra)]
 
@@ -87,18 +90,18 @@ def _added(model: str, settings: dict[str, Any], special: Sequence[str | None]) 
     """Added tokens with their ids, in that order; behind them special tokens of which no id is known."""
     found: dict[int, dict[str, Any]] = {}
     if "added_tokens_decoder" in settings:
-        found = {int(place): token for place, token in settings["added_tokens_decoder"].items()}
+        found = {int(id): token for id, token in settings["added_tokens_decoder"].items()}
     elif listed := _read(model, "added_tokens.json"):
-        found = {place: {"content": content} for content, place in listed.items()}
+        found = {id: {"content": content} for content, id in listed.items()}
     else:
         found = {token["id"]: token for token in _read(model, "tokenizer.json").get("added_tokens", [])}
-    given = {each["content"]: each for each in (settings.get(name) for name in NAMED) if isinstance(each, dict)}
+    given = {each["content"]: each for each in (settings.get(name) for name in NAMES) if isinstance(each, dict)}
     others = [content for content in dict.fromkeys(special) if content]
     others = [content for content in others if content not in {token["content"] for token in found.values()}]
     every = [*sorted(found.items()), *((None, given.get(content, {"content": content})) for content in others)]
     return [
         (
-            place,
+            id,
             AddedToken(
                 token["content"],
                 special=token["content"] in special or token.get("special", False),
@@ -107,7 +110,7 @@ def _added(model: str, settings: dict[str, Any], special: Sequence[str | None]) 
                 single_word=token.get("single_word", False),
             ),
         )
-        for place, token in every
+        for id, token in every
     ]
 
 
@@ -116,20 +119,39 @@ def _content(token: Any) -> str | None:
 
 
 def _find(model: str, name: str) -> Path | None:
-    """A file of a folder or of a repository on the hub."""
+    """A file of a folder or of a repository on the hub; None if there is no such file.
+
+    Raises:
+        OSError: The hub cannot be asked whether there is; with HF_HUB_OFFLINE what is not on this machine is not there.
+    """
     if Path(model).is_dir():
         file = Path(model) / name
         return file if file.is_file() else None
     try:
-        found = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
-    except OSError:
-        return None
-    return None if found is None else Path(found)
+        return Path(hf_hub_download(model, name))
+    except LocalEntryNotFoundError:
+        if not constants.HF_HUB_OFFLINE:
+            raise
+    except EntryNotFoundError:
+        pass
+    return None
 
 
 def _read(model: str, name: str) -> dict[str, Any]:
     file = _find(model, name)
+    return {} if file is None else read_settings(file)
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """A JSON file that holds settings by name.
+
+    Raises:
+        ValueError: It holds something else.
+    """
     try:
-        return {} if file is None else json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: found a {type(found).__name__}, expected settings by name")
+    return found

@@ -2,11 +2,11 @@
 
     text --special tokens cut out--> chunks --normalizer--> ▁-text --user-defined symbols cut out, BPE--> tokens
 
-The blank that SentencePiece puts before a text (`add_dummy_prefix`) is put before a chunk by the normalizer. What is a
+The space that SentencePiece puts before a text (`add_dummy_prefix`) is put before a chunk by the normalizer. What is a
 chunk depends on `legacy` (transformers 4, tokenization_llama.py; pull requests 24565 and 25224):
 
-    legacy       each piece of text between special tokens is encoded on its own, with a blank of its own
-    not legacy   the whole text has one blank, unless a special token opens it; text behind a special token has none
+    legacy       each piece of text between special tokens is encoded on its own, with a space of its own
+    not legacy   the whole text has one space, unless a special token opens it; text behind a special token has none
 
 so special tokens are matched before the normalizer (`normalized=False`), or behind it (`normalized=True`).
 """
@@ -49,24 +49,32 @@ def read_model(file: Path) -> Any:
     return model if len(model.pieces) else None
 
 
-def pipeline(model: Any, added: Sequence[AddedToken] = (), *, legacy: bool = True, blank: bool = True) -> Tokenizer:
+def pipeline(
+    model: Any, added: Sequence[AddedToken] = (), *, legacy: bool = True, prefix_space: bool = True
+) -> Tokenizer:
     """The model as a pipeline, with `added` tokens and its control pieces as special ones.
+
+    Tokens are those of SentencePiece's library, but for two things that Llama's models do not have:
+
+    * a text that is one user-defined symbol and nothing else is that token alone, without the space token before it;
+    * with a map of characters (`precompiled_charsmap`: nmt_nfkc and others) the tokenizers library replaces a character
+      together with the combining marks behind it, SentencePiece without them: a ligature with an accent loses it.
 
     Args:
         model: `read_model`.
         added: Of the model's pieces, or behind them in this order; when they are matched is decided here.
         legacy: See the head of this file.
-        blank: Whether the text has its blank where not legacy (`add_prefix_space`).
+        prefix_space: Whether a space is put before the text where not legacy (`add_prefix_space`).
 
     Raises:
-        ValueError: A model of words or characters, blanks behind words, unused pieces, or scores that no order of
-            merges gives.
+        ValueError: A model of words or characters, spaces behind words, unused pieces, a unigram model with bytes as
+            pieces, or scores that no order of merges gives.
     """
     pieces, trainer = list(model.pieces), model.trainer_spec
     if trainer.model_type not in (UNIGRAM, BPE):
         raise ValueError(f"found model_type {trainer.model_type}, expected {UNIGRAM} (unigram) or {BPE} (BPE)")
     if trainer.treat_whitespace_as_suffix:
-        raise ValueError("found treat_whitespace_as_suffix, expected blanks before words")
+        raise ValueError("found treat_whitespace_as_suffix, expected spaces before words")
     if unused := [piece.piece for piece in pieces if piece.type == UNUSED]:
         raise ValueError(f"found the unused piece {unused[0]!r}, expected none")
     if trainer.model_type == BPE:
@@ -78,58 +86,63 @@ def pipeline(model: Any, added: Sequence[AddedToken] = (), *, legacy: bool = Tru
             byte_fallback=trainer.byte_fallback,
         )
     else:
-        scores = [(piece.piece, piece.score) for piece in pieces]
-        core = models.Unigram(scores, unk_id=trainer.unk_id, byte_fallback=trainer.byte_fallback)
+        if trainer.byte_fallback:
+            # The library would read the text "<0x41>" as the byte.
+            raise ValueError("found a unigram model with byte_fallback, expected one without")
+        core = models.Unigram([(piece.piece, piece.score) for piece in pieces], unk_id=trainer.unk_id)
     names = {token.content for token in added}
     control = [piece.piece for piece in pieces if piece.type in (CONTROL, UNKNOWN) and piece.piece not in names]
     symbols = [piece.piece for piece in pieces if piece.type == USER_DEFINED and piece.piece not in names]
     every = [*added, *(AddedToken(each, special=True) for each in control)]
     # A picture's mark cuts the text in either case: LLaVA encodes each piece of text between pictures on its own.
-    late = [token for token in every if not legacy and token.content != IMAGE_MARK]
+    normalized = [token for token in every if not legacy and token.content != IMAGE_MARK]
     tokenizer = Tokenizer(core)
-    blank = model.normalizer_spec.add_dummy_prefix if legacy else blank
+    prefix_space = model.normalizer_spec.add_dummy_prefix if legacy else prefix_space
     symbolic = [AddedToken(each, special=False) for each in symbols]
-    tokenizer.normalizer = normalizer(model.normalizer_spec, blank, [*late, *symbolic])
+    tokenizer.normalizer = normalizer(model.normalizer_spec, prefix_space, [*normalized, *symbolic])
     steps: list[Any] = [decoders.Replace(BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if blank else [])])
+    tokenizer.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if prefix_space else [])])
     for token in every:
-        tokenizer.add_tokens([_matched(token, token in late)])
-    tokenizer.add_tokens([_matched(token, True) for token in symbolic])
+        tokenizer.add_tokens([_added(token, token in normalized)])
+    tokenizer.add_tokens([_added(token, True) for token in symbolic])
     return tokenizer
 
 
-def normalizer(spec: Any, blank: bool, late: Sequence[AddedToken]) -> Any:
+def normalizer(spec: Any, prefix_space: bool, normalized: Sequence[AddedToken]) -> Any:
     """SentencePiece's normalizer.
 
     Args:
         spec: `NormalizerSpec`.
-        blank: Whether a blank is put before a chunk; not before one that a special token of `late` opens.
-        late: Tokens that are matched in normalized text, by their own normalized text: so a chunk that is one of them,
-            not special, and nothing else has no blank, which SentencePiece would put.
+        prefix_space: Whether a space is put before a chunk; not before one that a special token of `normalized` opens.
+        normalized: Tokens that are matched in normalized text, by their own normalized text: so a chunk that is one of
+            them, not special, and nothing else has no space before it, where SentencePiece puts one.
     """
     steps: list[Any] = []
     if spec.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+        mapped = normalizers.Precompiled(spec.precompiled_charsmap)
+        # The library maps it as one character.
+        steps.append(normalizers.Replace("\r\n", mapped.normalize_str("\r") + mapped.normalize_str("\n")))
+        steps.append(mapped)
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if spec.escape_whitespaces:
         steps.append(normalizers.Replace(" ", BLANK))
-    # The library takes blanks off beside a token, but not in this form.
-    if behind := [re.escape(token.content) for token in late if token.rstrip]:
+    # The library takes spaces off beside a token, but not in this form.
+    if behind := [re.escape(token.content) for token in normalized if token.rstrip]:
         steps.append(normalizers.Replace(Regex(rf"(?<={'|'.join(behind)})[\s{BLANK}]+"), ""))
-    if before := [re.escape(token.content) for token in late if token.lstrip]:
+    if before := [re.escape(token.content) for token in normalized if token.lstrip]:
         steps.append(normalizers.Replace(Regex(rf"[\s{BLANK}]+(?={'|'.join(before)})"), ""))
-    if blank:
-        without = [r"\z", *(re.escape(token.content) + ("" if token.special else r"\z") for token in late)]
+    if prefix_space:
+        without = [r"\z", *(re.escape(token.content) + ("" if token.special else r"\z") for token in normalized)]
         steps.append(
             normalizers.Replace(Regex(rf"\A(?!{'|'.join(without)})"), BLANK if spec.escape_whitespaces else " ")
         )
     return normalizers.Sequence(steps)
 
 
-def _matched(token: AddedToken, late: bool) -> AddedToken:
+def _added(token: AddedToken, normalized: bool) -> AddedToken:
     sides = {"lstrip": token.lstrip, "rstrip": token.rstrip, "single_word": token.single_word}
-    return AddedToken(token.content, special=token.special, normalized=late, **sides)
+    return AddedToken(token.content, special=token.special, normalized=normalized, **sides)
 
 
 def merges(pieces: Sequence[Any]) -> list[Merge]:
@@ -137,7 +150,7 @@ def merges(pieces: Sequence[Any]) -> list[Merge]:
 
     SentencePiece merges the neighbours that give the piece of the highest score, and the leftmost of equal ones; the
     tokenizers library goes through an ordered list of pairs, and from left to right for one pair. Pieces of one score
-    are in Llama's model the runs of blanks, where the leftmost run grows until there is no longer piece: longer ones
+    are in Llama's model the runs of spaces, where the leftmost run grows until there is no longer piece: longer ones
     stand first in the list.
 
     Raises:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Protocol
 
+from huggingface_hub.errors import HFValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import IMAGE_MARK
-from lightning_mllm.language.sentencepiece_folder import sentencepiece_folder
+from lightning_mllm.language.sentencepiece_folder import read_settings, sentencepiece_folder
 from lightning_mllm.weights.files import resource
 
 BEGIN, END, PAD = "<s>", "</s>", "<pad>"
@@ -49,25 +49,32 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
     SentencePiece's `tokenizer.model` is read as `sentencepiece_folder` says, all else as transformers reads it.
 
     Raises:
-        ValueError: There is none, or only one without character offsets.
+        ValueError: There is none, only one without character offsets, or a file of it cannot be read.
     """
     if not model:
         return byte_tokenizer()
     place = str(resource(model))
-    if (own := sentencepiece_folder(place)) is not None:
-        return own
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"tokenizer: found {model!r}, expected a folder or a name on the hub ({reason})") from None
+        tokenizer = sentencepiece_folder(place)
+    except (OSError, HFValidationError) as error:
+        raise _unreadable(model, error) from None
+    if tokenizer is None:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False)
+        except (OSError, ValueError, ImportError) as error:
+            raise _unreadable(model, error) from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"{model}: found the slow tokenizer {type(tokenizer).__name__}, expected a fast one")
     # Where processors of transformers kept theirs before chat_template.jinja.
-    file = Path(resource(model)) / "chat_template.json"
+    file = Path(place) / "chat_template.json"
     if not tokenizer.chat_template and file.is_file():
-        tokenizer.chat_template = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
+        tokenizer.chat_template = read_settings(file)["chat_template"]
     return tokenizer
+
+
+def _unreadable(model: str, error: Exception) -> ValueError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ValueError(f"tokenizer: found {model!r}, expected a folder or a name on the hub ({reason})")
 
 
 def folder_chat(folder: Path) -> str:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from tokenizers import models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import IMAGE_MARK
-from lightning_mllm.language.tokenizer import language_tokenizer, load_tokenizer
+from lightning_mllm.language import sentencepiece_folder
+from lightning_mllm.language.tokenizer import folder_chat, language_tokenizer, load_tokenizer
 from lightning_mllm.processing.chat import Piece, load_template
 from lightning_mllm.processing.text_tokenizer import TextTokenizer
 from lightning_mllm.weights.hf import multimodal_tokenizer
@@ -84,6 +87,13 @@ def test_settings_beside_it_are_read(tmp_path: Path) -> None:
         ValueError, match=rf"tokenizer.model: found id {rows + 7} for the added token '<x>', expected {rows}"
     ):
         load_tokenizer(str(folder))
+    for name in ("chat_template.json", "special_tokens_map.json", "tokenizer_config.json"):
+        vicuna_folder(folder, VICUNA)
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        (folder / name).write_text("[1]")
+        with pytest.raises(ValueError, match=rf"{name}: found a list, expected settings by name"):
+            load_tokenizer(str(folder))
+        (folder / name).unlink()
     (folder / "tokenizer_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"tokenizer_config\.json: Expecting property name"):
         load_tokenizer(str(folder))
@@ -152,6 +162,30 @@ def test_text_in_turns_has_the_librarys_tokens(tmp_path: Path, legacy: bool) -> 
     whole = TextTokenizer(tokenizer, begins=False)
     for said in ("</s>The dog</s> a", "a </s>The", "<s></s>  The"):
         assert tokenizer.convert_ids_to_tokens(whole([Piece(said, True, special=True)])[0]) == old(said)
+
+
+def test_a_template_beside_it_is_read(tmp_path: Path) -> None:
+    folder = vicuna_folder(tmp_path, VICUNA)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    assert load_tokenizer(str(folder)).chat_template == "{{ messages }}"
+    assert folder_chat(folder) == "tokenizer"
+
+
+def test_a_hub_that_cannot_be_asked_is_no_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = vicuna_folder(tmp_path, VICUNA)
+
+    def download(model: str, name: str) -> str:
+        if name == "tokenizer.model":
+            return str(folder / name)
+        raise LocalEntryNotFoundError("the network is down")
+
+    monkeypatch.setattr(sentencepiece_folder, "hf_hub_download", download)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(ValueError, match=r"found 'a/vicuna', expected .* \(the network is down\)"):
+        load_tokenizer("a/vicuna")
+    # Whoever says so has all there is.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert ids(load_tokenizer("a/vicuna"), "The dog") == library(llama_model()).encode("The dog")
 
 
 # Prompts as the originals have them

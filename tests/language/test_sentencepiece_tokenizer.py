@@ -141,16 +141,16 @@ def test_user_defined_symbols_stay_whole() -> None:
         ]
 
 
-@pytest.mark.parametrize("kind", ["bpe", "unigram"])
-@pytest.mark.parametrize("fallback", [True, False])
-def test_models_that_normalise(kind: str, fallback: bool) -> None:
-    """As T5's: compatible forms are one character, blanks are gathered and taken off the ends."""
+@pytest.mark.parametrize(("kind", "fallback"), [("bpe", True), ("bpe", False), ("unigram", False)])
+@pytest.mark.parametrize("gathered", [True, False])
+def test_models_that_normalise(kind: str, fallback: bool, gathered: bool) -> None:
+    """As T5's: compatible forms are one character; spaces may be gathered, and taken off the ends."""
     model = trained(
         model_type=kind,
         vocab_size=330 if fallback else 100,
         byte_fallback=fallback,
         normalization_rule_name="nmt_nfkc",
-        remove_extra_whitespaces=True,
+        remove_extra_whitespaces=gathered,
         allow_whitespace_only_pieces=False,
     )
     own, alone = pipeline(model), library(model)
@@ -160,17 +160,20 @@ def test_models_that_normalise(kind: str, fallback: bool) -> None:
         " The  dog \n\t sits.  ",
         "\uff34\uff48\uff45 \ufb01sh \u2460",
         "what\u3000is\u00a0it",
+        "the\r\ndog\r\n\r\n is",
         "\u4e2d\u6587 a",
     ):
         assert ids(own, text) == alone.encode(text), text
 
 
-def test_models_that_have_no_like_are_refused() -> None:
+def test_unsupported_models_are_refused() -> None:
     with pytest.raises(ValueError, match=r"found model_type 4, expected 1 \(unigram\) or 2 \(BPE\)"):
         pipeline(trained(model_type="char", vocab_size=340))
+    with pytest.raises(ValueError, match="found a unigram model with byte_fallback, expected one without"):
+        pipeline(trained(model_type="unigram", vocab_size=330))
     model = llama_model()
     model.trainer_spec.treat_whitespace_as_suffix = True
-    with pytest.raises(ValueError, match="found treat_whitespace_as_suffix, expected blanks before words"):
+    with pytest.raises(ValueError, match="found treat_whitespace_as_suffix, expected spaces before words"):
         pipeline(model)
     model = llama_model()
     model.pieces.add(piece="odd", type=5)
