@@ -53,12 +53,7 @@ class Model:
             text = f"{IMAGE_MARK}\n" * len(images) + text
         sample = Sample(id="question", turns=(Turn(role="user", text=text),), images=images)
         processor = self.module.processor
-        row = processor.encode(sample, generate=True)
-        if "cut" in row.notes:
-            found = len(processor.tokenizer(row.prompt, add_special_tokens=False, verbose=False)["input_ids"])
-            read = processor.query_text
-            limit = min(each for each in (processor.text_limits.prompt, read and read.max_length) if each)
-            raise ValueError(f"found a question of {found} tokens, expected at most {limit}: the net reads no more")
+        row = processor.encode(sample, generate=True, may_cut=False)
         batch = processor.collate([row], padding="left").to(self.module.device)
         chosen = decoding or self.module.decoding.get("answer") or Decoding(max_new_tokens=128)
         with torch.inference_mode():

@@ -15,11 +15,12 @@ from lightning_mllm.architectures.blip2 import Blip2
 from lightning_mllm.architectures.llava import TINY, LLaVA
 from lightning_mllm.architectures.sphinx import Sphinx
 from lightning_mllm.commands import ask
+from lightning_mllm.contracts import Sample, Turn
 from lightning_mllm.export.export import export_module
 from lightning_mllm.inference import Model, load, load_apart
 from lightning_mllm.language.lora import Lora, merge_lora
 from lightning_mllm.language.tokenizer import byte_tokenizer
-from lightning_mllm.processing.processor import TextLimits
+from lightning_mllm.processing.limits import TextLimits
 from lightning_mllm.processing.query_text import QueryText
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.weights.handover import write_stage
@@ -85,22 +86,27 @@ def test_pictures_stand_in_order_before_a_text_that_names_none(tmp_path: Path, c
 
 
 def test_a_question_that_would_be_cut_is_refused_with_both_numbers() -> None:
+    """The limit holds the begin token and the template too."""
     module = built(Blip2, **eva("opt", text_limits=TextLimits(prompt=60), max_length=300))
-    model = Model(module)
-    assert model.answer(RED, "Is it?") is not None
-    with pytest.raises(ValueError, match="found a question of 119 tokens, expected at most 60: the net reads no more"):
-        model.answer(RED, "Is it so? " * 12)
+    model, processor = Model(module), module.processor
+    asked = Sample(id="q", turns=(Turn(role="user", text="Is it so? " * 5 + "Is"),))
+    found = len(processor.encode(asked, generate=True, may_cut=False).tokens)
+    assert found <= 60 and model.answer(None, asked.turns[0].text) is not None
+    processor.text_limits = TextLimits(prompt=found - 1)
+    with pytest.raises(ValueError, match=rf"found a prompt of {found} tokens, expected at most {found - 1}$"):
+        model.answer(None, asked.turns[0].text)
+    assert processor.encode(asked, generate=True).notes == ("cut",)
     module = net(max_length=200)
     with pytest.raises(ValueError, match=r"found a prompt of \d+ tokens, expected at most 200"):
         Model(module).answer(None, "word " * 5000)
 
 
 def test_what_a_q_former_reads_is_not_cut_without_a_word() -> None:
-    reads = QueryText(tokenizer=byte_tokenizer(), max_length=16)
-    assert not reads.cuts("Is it?") and reads.cuts("Is it red or blue?")
     module = net()
-    module.processor.query_text = reads
-    with pytest.raises(ValueError, match="found a question of 18 tokens, expected at most 16"):
+    module.processor.query_text = QueryText(tokenizer=byte_tokenizer(), max_length=16)
+    module.processor.text_limits = TextLimits(prompt=10_000)
+    assert Model(module).answer(None, "Is it?") is not None
+    with pytest.raises(ValueError, match=r"found a question of 19 tokens for the Q-Former, expected at most 16$"):
         Model(module).answer(None, "Is it red or blue?")
 
 

@@ -46,7 +46,8 @@ from lightning_mllm.language.slots import texts_of_images
 from lightning_mllm.language.tokenizer import language_tokenizer, reader_tokenizer
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy, fitting
-from lightning_mllm.processing.processor import Processor, TextLimits
+from lightning_mllm.processing.limits import TextLimits
+from lightning_mllm.processing.processor import Processor
 from lightning_mllm.processing.query_text import QueryText
 from lightning_mllm.training.prompted import PromptedModule
 from lightning_mllm.training.stage import StageSettings

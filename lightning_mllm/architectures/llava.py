@@ -34,7 +34,8 @@ from lightning_mllm.language.lora import merge_lora
 from lightning_mllm.language.tokenizer import folder_chat, language_tokenizer
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy, fitting
-from lightning_mllm.processing.processor import Masks, Processor
+from lightning_mllm.processing.limits import Masks
+from lightning_mllm.processing.processor import Processor
 from lightning_mllm.training.prompted import PromptedModule
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.clip_hf import clip_config, open_clip_config

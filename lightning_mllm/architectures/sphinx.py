@@ -30,7 +30,8 @@ from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
 from lightning_mllm.language.tokenizer import language_tokenizer
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy, fitting
-from lightning_mllm.processing.processor import Masks, Processor
+from lightning_mllm.processing.limits import Masks
+from lightning_mllm.processing.processor import Processor
 from lightning_mllm.training.prompted import PromptedModule
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.dino import DINO_KEYS

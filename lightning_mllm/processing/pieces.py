@@ -66,3 +66,11 @@ def join_pieces(pieces: Sequence[Piece] | Iterator[Piece]) -> list[Piece]:
         else:
             joined.append(piece)
     return joined
+
+
+def check_characters(text: str) -> None:
+    """ValueError for half of a surrogate pair (half an emoji), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"found half of a character ({text[error.start]!a}), expected whole ones") from None

@@ -22,14 +22,12 @@ class QueryText:
         if self.max_length < 3:
             raise ValueError(f"query text: found a length of {self.max_length}, expected at least 3")
 
-    def cuts(self, text: str) -> bool:
-        """Whether a text is too long."""
-        return len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"]) > self.max_length
-
-    def __call__(self, text: str) -> Int[Tensor, " L"]:
-        self.tokenizer.truncation_side = "left"
+    def __call__(self, text: str) -> tuple[Int[Tensor, " L"], int]:
+        """Tokens i64[L], L at most `max_length`; and how many the whole text has."""
         # Special tokens in a question are text; those around it are the tokenizer's.
-        coded = self.tokenizer(
-            text, truncation=True, max_length=self.max_length, split_special_tokens=True, verbose=False
-        )
-        return torch.tensor(coded["input_ids"])
+        coded = self.tokenizer(text, split_special_tokens=True, return_special_tokens_mask=True, verbose=False)
+        tokens: list[int] = coded["input_ids"]  # pyright: ignore[reportAssignmentType]
+        mask: list[int] = coded["special_tokens_mask"]  # pyright: ignore[reportAssignmentType]
+        cut = max(len(tokens) - self.max_length, 0)
+        begin = mask.index(0) if cut else 0
+        return torch.tensor(tokens[:begin] + tokens[begin + cut :]), len(tokens)

@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from lightning_mllm.processing.chat import Piece
+from lightning_mllm.processing.pieces import Piece
 
 STAND_IN = "\ufdd0\ufdd1"
 """Noncharacters of Unicode: behind a special token's text they make its stand-in, which no text holds."""

@@ -26,7 +26,7 @@ from lightning_mllm.export.importing import import_folder
 from lightning_mllm.inference import Model, load
 from lightning_mllm.language.tokenizer import byte_tokenizer
 from lightning_mllm.processing.images import ImagePolicy
-from lightning_mllm.processing.processor import TextLimits
+from lightning_mllm.processing.limits import TextLimits
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.weights.files import BESIDE
 from tests.architectures.blip2s import EVA, LANGUAGES, NORM, OPT, built, compared, eva, exported, same_state

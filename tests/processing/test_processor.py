@@ -17,7 +17,8 @@ from lightning_mllm.processing.chat import ChatTemplate, load_template
 from lightning_mllm.processing.decode import ImageError, ImageLimits
 from lightning_mllm.processing.image_slots import ImageEnds
 from lightning_mllm.processing.images import ImagePolicy
-from lightning_mllm.processing.processor import Masks, Processor, TextLimits
+from lightning_mllm.processing.limits import Masks, TextLimits
+from lightning_mllm.processing.processor import Processor
 from tests.processing.test_chat import MARKED, UNMARKED, turns
 from tests.processing.tokenizer import llama_tokenizer
 
@@ -218,7 +219,7 @@ def test_nothing_of_an_image_with_vectors_around_it_is_cut(side: Literal["right"
     used = processor(image_ends="vectors")
     used.text_limits = TextLimits(prompt=2, cut=side)
     cut = used.encode(shown)
-    assert used.truncated == 1 and cut.kinds[cut.kinds != TEXT].tolist() == whole.kinds[whole.kinds != TEXT].tolist()
+    assert cut.notes == ("cut",) and cut.kinds[cut.kinds != TEXT].tolist() == whole.kinds[whole.kinds != TEXT].tolist()
 
 
 def test_generating_ends_where_the_answer_begins() -> None:
@@ -287,11 +288,12 @@ def test_only_the_end_of_an_answer_is_cut() -> None:
     whole = processor().encode(conversation)
     used = processor(max_length=len(whole.tokens) - 9)
     cut = used.encode(conversation)
-    assert used.truncated == 1
+    assert cut.notes == ("cut",)
     for name in ("tokens", "labels", "kinds"):
         assert torch.equal(getattr(cut, name), getattr(whole, name)[:-9])
     used = processor(max_length=len(whole.tokens))
-    assert torch.equal(used.encode(conversation).tokens, whole.tokens) and used.truncated == 0
+    again = used.encode(conversation)
+    assert torch.equal(again.tokens, whole.tokens) and not again.notes
 
 
 def test_no_length_cuts_an_image_or_leaves_nothing_to_learn() -> None:

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from lightning_mllm.contracts import IGNORE, Batch, Sample, TokenKind
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy
-from lightning_mllm.processing.processor import Processor, TextLimits
+from lightning_mllm.processing.limits import TextLimits
+from lightning_mllm.processing.processor import Processor
 from lightning_mllm.processing.query_text import QueryText
 from tests.processing.test_processor import BLUE, RED, sample
 from tests.processing.tokenizer import SPECIAL, llama_tokenizer
@@ -93,7 +94,7 @@ def test_prompts_and_answers_have_limits_of_their_own(cut: Any, chat: str, seq2s
     assert text == ([*kept, own.tokenizer.eos_token_id] if seq2seq else [own.tokenizer.eos_token_id, *kept])
     answer = row.targets if seq2seq else row.labels[row.labels != IGNORE]
     assert answer is not None and answer.tolist() == ids(own, "a small red cube")[:2]
-    assert own.truncated == 1
+    assert row.notes == ("cut",)
 
 
 def around(before: str, after: str) -> PreTrainedTokenizerFast:
@@ -155,9 +156,21 @@ def test_the_q_former_reads_the_instruction_cut_on_the_left() -> None:
 
 def test_the_q_former_reads_special_tokens_of_a_question_as_text() -> None:
     reader = llama_tokenizer()
-    asked = QueryText(tokenizer=reader, max_length=99)("what </s> is it ?").tolist()
+    asked = QueryText(tokenizer=reader, max_length=99)("what </s> is it ?")[0].tolist()
     assert asked[0] == reader.bos_token_id and reader.eos_token_id not in asked
     assert reader.decode(asked[1:]) == "what </s> is it ?"
+
+
+def test_the_q_former_counts_the_tokens_that_it_reads() -> None:
+    """As text `</s>` is several tokens: what is cut is noted, and is what the tokenizer itself would cut."""
+    reader, text = around("<s>", "</s>"), "it " + "</s> " * 5
+    assert len(reader(text)["input_ids"]) <= 14  # pyright: ignore[reportArgumentType]
+    own = processor("blip2", query_text=QueryText(tokenizer=reader, max_length=14))
+    row = own.encode(one(f"<image>{text}"))
+    reader.truncation_side = "left"
+    expected = reader(text.strip(), truncation=True, max_length=14, split_special_tokens=True)["input_ids"]
+    assert row.notes == ("cut",) and row.query_text is not None and row.query_text.tolist() == expected
+    assert own.encode(one("<image>it ?")).notes == ()
 
 
 def test_the_same_file_has_the_same_number() -> None:
