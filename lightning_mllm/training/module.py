@@ -13,7 +13,6 @@ of all rows, before the first backward:
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -21,20 +20,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
-from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from lightning_mllm.contracts import Batch, Evaluation, Output, Stage, Train
-from lightning_mllm.evaluation.checks import check_sets
+from lightning_mllm.contracts import Batch, Output, Stage, Train
 from lightning_mllm.evaluation.generation import Decoding
-from lightning_mllm.evaluation.predictions import Predictions
-from lightning_mllm.evaluation.results import write_results
-from lightning_mllm.evaluation.retrieval import Retrieval
-from lightning_mllm.evaluation.scores import Scores
-from lightning_mllm.evaluation.text_scores import TextScores
 from lightning_mllm.language.lora import Lora, adapted_layers, add_lora
+from lightning_mllm.training.evaluated import EvaluatedModule
 from lightning_mllm.training.freezing import (
     FreezeRow,
     GradientCheck,
@@ -46,7 +38,7 @@ from lightning_mllm.training.freezing import (
 )
 from lightning_mllm.training.initialise import Provenance, build_empty, initialise, materialise
 from lightning_mllm.training.optimizer import parameter_groups
-from lightning_mllm.training.reduction import MicroBatchWeights, held_out_loss, step_weights
+from lightning_mllm.training.reduction import MicroBatchWeights, step_weights
 from lightning_mllm.training.sharding import all_reduce, local, shard, whole
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.weights.handover import ancestor_tensors
@@ -57,7 +49,7 @@ ENTRIES = ("generate", "likelihoods", "losses", "embed_images", "embed_texts", "
 """Methods of an architecture that evaluation calls; like `forward`, they gather the parameters that they use."""
 
 
-class MultimodalModule(LightningModule):
+class MultimodalModule(EvaluatedModule):
     """A multimodal net in one of its training stages.
 
     Args:
@@ -104,9 +96,6 @@ class MultimodalModule(LightningModule):
         self._weights: list[MicroBatchWeights] = []
         self._row: dict[str, float] = {}
         self._check: GradientCheck | None = None
-        self._scores: list[Scores | Retrieval | TextScores] = []
-        self._predictions: Predictions | None = None
-        self._started = 0.0
 
     @classmethod
     def _plan(cls, stage: StageSettings | None) -> tuple[dict[str, Train], Lora | None]:
@@ -142,17 +131,6 @@ class MultimodalModule(LightningModule):
     def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
         """The new tokens of each row, without the end token."""
         raise AssertionError(f"{type(self).__name__} has no generate")
-
-    def likelihoods(self, batch: Batch) -> list[list[float]]:
-        """The log-likelihood of each candidate of each row: minus its loss, summed or a token's mean.
-
-        Where parameters are sharded, every rank must take as many passes, however many candidates its rows have.
-        """
-        raise AssertionError(f"{type(self).__name__} has no likelihoods")
-
-    def losses(self, batch: Batch) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
-        """The cross-entropy of each row, summed over its supervised tokens in nats, and their number."""
-        raise AssertionError(f"{type(self).__name__} has no losses")
 
     def answers(self, batch: Batch, part: str = "") -> list[str]:
         """What the net says to each row of a batch of prompts (left-padded): the likeliest candidate, or a new text.
@@ -215,15 +193,6 @@ class MultimodalModule(LightningModule):
         return freeze_table(self, self.trained, self.table, lr=lr, weight_decay=decay)
 
     # ---- training ----------------------------------------------------------------------------------------------
-
-    def setup(self, stage: str) -> None:
-        if stage == "fit":
-            # Before the net is built: what cannot be scored is not worth training for.
-            data: Any = getattr(self.trainer, "datamodule", None)
-            check_sets(data)
-            for split in ("val", "test") if hasattr(data, "evaluations") else ():
-                for each in data.evaluations(split):
-                    self._scores_of(each)
 
     def on_fit_start(self) -> None:
         assert self.stage is not None, "training needs a stage"
@@ -383,73 +352,3 @@ class MultimodalModule(LightningModule):
                 raise ValueError(
                     f"{name}: the checkpoint has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
                 )
-
-    # ---- evaluation --------------------------------------------------------------------------------------------
-
-    def _begin(self, split: str) -> None:
-        datamodule: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        self._scores = [self._scores_of(each) for each in datamodule.evaluations(split)]
-        self._started = time.perf_counter()
-
-    def _scores_of(self, evaluation: Evaluation) -> Scores | Retrieval | TextScores:
-        if evaluation.task == "retrieval":
-            return Retrieval(evaluation, self)
-        return TextScores(evaluation) if evaluation.task in ("perplexity", "loss") else Scores(evaluation)
-
-    def _evaluate(self, batch: Batch, dataloader_idx: int) -> None:
-        scores = self._scores[dataloader_idx]
-        if isinstance(scores, Retrieval):
-            scores.update(batch)
-        elif isinstance(scores, TextScores):
-            rows = held_out_loss(self(batch)) if scores.evaluation.task == "loss" else self.losses(batch)
-            scores.update(batch, *rows)
-        elif any(batch.candidates):
-            scores.rank(batch, self.likelihoods(batch))
-        else:
-            scores.update(batch, self.answers(batch, scores.evaluation.part))
-
-    def _log_scores(self, split: str) -> None:
-        self.log("step", float(self.trainer.global_step))
-        for scores in self._scores:
-            # Retrieval runs the net here, outside of the steps, to which Lightning gives their precision.
-            with self.trainer.precision_plugin.forward_context():
-                found = scores.compute()
-            for name, interval in found.items():
-                self.log(f"{split}/{name}", interval.value)
-
-    def on_validation_epoch_start(self) -> None:
-        self._begin("val")
-
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, dataloader_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_scores("val")
-
-    def on_test_epoch_start(self) -> None:
-        self._begin("test")
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, dataloader_idx)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_scores("test")
-        seconds = time.perf_counter() - self._started
-        if self.trainer.is_global_zero:
-            write_results(Path(self.trainer.default_root_dir) / "test.json", self._scores, seconds)
-
-    def on_predict_epoch_start(self) -> None:
-        datamodule: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        self._predictions = Predictions([each for each in datamodule.evaluations("test") if not each.blind])
-
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, str]]:
-        assert self._predictions is not None
-        part = self._predictions.sets[dataloader_idx].part
-        return self._predictions.update(batch, self.answers(batch, part), dataloader_idx)
-
-    def on_predict_epoch_end(self) -> None:
-        assert self._predictions is not None
-        main = self.trainer.is_global_zero
-        path, count = self._predictions.write(Path(self.trainer.default_root_dir), main=main)
-        if main:
-            print(f"{path} ({count:,} answers)")

@@ -1,0 +1,130 @@
+"""The hooks of a LightningModule that score a net: which sets there are, and what each batch of them adds.
+
+The net says how batches are answered and judged (`answers`, `likelihoods`, `losses`); `evaluation/` says what that is
+worth. Nothing here trains.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float, Int
+from lightning import LightningModule
+from torch import Tensor
+
+from lightning_mllm.contracts import Batch, Evaluation
+from lightning_mllm.evaluation.checks import check_sets
+from lightning_mllm.evaluation.predictions import Predictions
+from lightning_mllm.evaluation.results import write_results
+from lightning_mllm.evaluation.retrieval import Retrieval
+from lightning_mllm.evaluation.scores import Scores
+from lightning_mllm.evaluation.text_scores import TextScores
+from lightning_mllm.training.reduction import held_out_loss
+
+
+class EvaluatedModule(LightningModule):
+    """Validates, tests and predicts on the sets of a data module (`datamodule.evaluations(split)`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._scores: list[Scores | Retrieval | TextScores] = []
+        self._predictions: Predictions | None = None
+        self._started = 0.0
+
+    def answers(self, batch: Batch, part: str = "") -> list[str]:
+        """What the net says to each row of a batch of prompts (left-padded).
+
+        Args:
+            part: Of the test data, as in `Evaluation`; it may have decoding settings of its own.
+        """
+        raise AssertionError(f"{type(self).__name__} has no answers")
+
+    def likelihoods(self, batch: Batch) -> list[list[float]]:
+        """The log-likelihood of each candidate of each row: minus its loss, summed or a token's mean.
+
+        Where parameters are sharded, every rank must take as many passes, however many candidates its rows have.
+        """
+        raise AssertionError(f"{type(self).__name__} has no likelihoods")
+
+    def losses(self, batch: Batch) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
+        """The cross-entropy of each row, summed over its supervised tokens in nats, and their number."""
+        raise AssertionError(f"{type(self).__name__} has no losses")
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            # Before the net is built: what cannot be scored is not worth training for.
+            data: Any = getattr(self.trainer, "datamodule", None)
+            check_sets(data)
+            for split in ("val", "test") if hasattr(data, "evaluations") else ():
+                for each in data.evaluations(split):
+                    self._scores_of(each)
+
+    def _begin(self, split: str) -> None:
+        datamodule: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        self._scores = [self._scores_of(each) for each in datamodule.evaluations(split)]
+        self._started = time.perf_counter()
+
+    def _scores_of(self, evaluation: Evaluation) -> Scores | Retrieval | TextScores:
+        if evaluation.task == "retrieval":
+            return Retrieval(evaluation, self)
+        return TextScores(evaluation) if evaluation.task in ("perplexity", "loss") else Scores(evaluation)
+
+    def _evaluate(self, batch: Batch, dataloader_idx: int) -> None:
+        scores = self._scores[dataloader_idx]
+        if isinstance(scores, Retrieval):
+            scores.update(batch)
+        elif isinstance(scores, TextScores):
+            rows = held_out_loss(self(batch)) if scores.evaluation.task == "loss" else self.losses(batch)
+            scores.update(batch, *rows)
+        elif any(batch.candidates):
+            scores.rank(batch, self.likelihoods(batch))
+        else:
+            scores.update(batch, self.answers(batch, scores.evaluation.part))
+
+    def _log_scores(self, split: str) -> None:
+        self.log("step", float(self.trainer.global_step))
+        for scores in self._scores:
+            # Retrieval runs the net here, outside of the steps, to which Lightning gives their precision.
+            with self.trainer.precision_plugin.forward_context():
+                found = scores.compute()
+            for name, interval in found.items():
+                self.log(f"{split}/{name}", interval.value)
+
+    def on_validation_epoch_start(self) -> None:
+        self._begin("val")
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._begin("test")
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+        seconds = time.perf_counter() - self._started
+        if self.trainer.is_global_zero:
+            write_results(Path(self.trainer.default_root_dir) / "test.json", self._scores, seconds)
+
+    def on_predict_epoch_start(self) -> None:
+        datamodule: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        self._predictions = Predictions([each for each in datamodule.evaluations("test") if not each.blind])
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, str]]:
+        assert self._predictions is not None
+        part = self._predictions.sets[dataloader_idx].part
+        return self._predictions.update(batch, self.answers(batch, part), dataloader_idx)
+
+    def on_predict_epoch_end(self) -> None:
+        assert self._predictions is not None
+        main = self.trainer.is_global_zero
+        path, count = self._predictions.write(Path(self.trainer.default_root_dir), main=main)
+        if main:
+            print(f"{path} ({count:,} answers)")
