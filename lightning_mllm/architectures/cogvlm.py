@@ -50,8 +50,9 @@ from lightning_mllm.vision.cogvlm_hf import COGVLM_TOWER_KEYS, cogvlm_tower, cog
 from lightning_mllm.vision.eva2 import TINY_EVA2, Eva2Tower
 from lightning_mllm.vision.tower import OpenClipTower
 from lightning_mllm.weights.cogvlm_keys import COGVLM_KEYS
-from lightning_mllm.weights.hf import HfFolder, folder_template
+from lightning_mllm.weights.hf import HfFolder
 from lightning_mllm.weights.hf_cogvlm import Facts, cogvlm_folder
+from lightning_mllm.weights.hf_template import folder_template
 from lightning_mllm.weights.keymap import KeyMap
 
 HF_KEYS = COGVLM_TOWER_KEYS.under("vision.", "model.vision.") + COGVLM_KEYS

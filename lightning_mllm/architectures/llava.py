@@ -43,7 +43,6 @@ from lightning_mllm.vision.clip_keys import CLIP_KEYS
 from lightning_mllm.vision.tower import OpenClipTower, VisionTower
 from lightning_mllm.weights.hf import (
     HfFolder,
-    folder_template,
     generation_config,
     image_fit,
     image_processor,
@@ -54,6 +53,7 @@ from lightning_mllm.weights.hf import (
     padded_rows,
     spare_token,
 )
+from lightning_mllm.weights.hf_template import folder_template
 from lightning_mllm.weights.keymap import KeyMap, Rule
 
 

@@ -22,7 +22,7 @@ from lightning_mllm.contracts import IMAGE_MARK, Turn
 from lightning_mllm.processing.ends import stop_of
 from lightning_mllm.processing.pieces import Piece, count_images, join_pieces, split_images, split_system
 
-GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+GENERATION_MARK = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 
 PROTECTED = re.compile("\ufdd2([0-9]+)\ufdd3")
 """What stands for a special token of a turn while a template is rendered; noncharacters of Unicode."""
@@ -76,6 +76,11 @@ class TokenizerTemplate:
     def trims(self) -> bool:
         """Whether the generation prompt ends with a blank, which is left out: it belongs to an answer's first token."""
         return self._jinja((Turn(role="user", text=ASKED),), generate=True)[0].endswith(" ")
+
+    @property
+    def unmarked(self) -> str:
+        """The template's text without generation marks."""
+        return GENERATION_MARK.sub("", self.jinja)
 
     def of(self, task: str) -> TokenizerTemplate:
         """As `ChatTemplate.of`: one way for all."""

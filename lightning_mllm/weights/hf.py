@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -26,7 +24,7 @@ from transformers import (
 
 from lightning_mllm.contracts import IMAGE_MARK, Batch
 from lightning_mllm.weights.files import BESIDE, write_tensors, write_text
-from lightning_mllm.weights.hf_tokenizer import writes_around
+from lightning_mllm.weights.hf_tokenizer import padded_left, writes_around
 
 NOTES = "lightning_mllm.json"
 """What transformers has no place for: read when the folder comes back, ignored by everybody else."""
@@ -165,10 +163,7 @@ def multimodal_tokenizer(
         max_length: Tokens that a row may have.
         begins: Whether it puts its begin token before a text; not where the template writes one, so that there is one.
     """
-    own = copy.deepcopy(tokenizer)
-    own.padding_side = own.init_kwargs["padding_side"] = "left"  # what is saved is what it was made with
-    if max_length is not None:
-        own.model_max_length = max_length
+    own = padded_left(tokenizer, max_length)
     if IMAGE_MARK not in own.get_vocab():
         own.add_tokens([_special(IMAGE_MARK)], special_tokens=True)
     if own.pad_token is None:
@@ -229,152 +224,6 @@ def spare_token(tokenizer: PreTrainedTokenizerFast) -> int:
 def padded_rows(rows: int, tokens: int) -> int:
     """How many rows hold `tokens` ids where there are `rows`: no more if they suffice."""
     return rows if tokens <= rows else -(-tokens // ROWS) * ROWS
-
-
-def chat_template(wraps: Mapping[str, Any]) -> str:
-    """A chat template (jinja) that writes conversations as ours does.
-
-    Args:
-        wraps: The fields of a `ChatTemplate`: system, system_wrap, system_inside, between, user, assistant_prompt,
-            generation_prompt, assistant, end, images, wordless, bos, eos.
-    """
-    own = _turns_template(wraps)
-    if (other := wraps["wordless"]) is not None:
-        own = f"{WORDLESS}{_turns_template(other)}{{%- else -%}}{own}{{%- endif -%}}"
-    return FLATTEN + own
-
-
-def _turns_template(wraps: Mapping[str, Any]) -> str:
-    def literal(text: str) -> str:
-        return json.dumps(text.replace("{bos}", wraps["bos"]).replace("{eos}", wraps["eos"]))
-
-    def sides(wrap: str) -> tuple[str, str]:
-        before, after = wraps[wrap].split("{text}")
-        return literal(before), literal(after)
-
-    (s_before, s_after), (u_before, u_after), (a_before, a_after) = map(sides, ("system_wrap", "user", "assistant"))
-    opening = literal(wraps["assistant_prompt"] + wraps["generation_prompt"])
-    inside = "true" if wraps["system_inside"] else "false"
-    return "".join(
-        [
-            f"{{%- set ns.system = {literal(wraps['system'])} -%}}",
-            "{%- if messages and messages[0]['role'] == 'system' -%}",
-            "{%- set ns.system = messages[0]['content'] -%}{%- set messages = messages[1:] -%}",
-            "{%- endif -%}",
-            f"{{%- set lead = ({s_before} ~ ns.system ~ {s_after}) if ns.system else '' -%}}",
-            f"{{%- set inside = {inside} and messages and messages[0]['role'] == 'user' -%}}",
-            IMAGES_FIRST if wraps["images"] == "first" else "",
-            "{{- '' if inside else lead -}}",
-            "{%- for message in messages -%}",
-            "{%- set text = message['content'] -%}{%- set images = '' -%}",
-            "{%- if message['role'] == 'user' -%}",
-            PLACE_IMAGES[wraps["images"]],
-            f"{{{{- '' if loop.first else {literal(wraps['between'])} -}}}}",
-            f"{{{{- images ~ {u_before} ~ (lead if inside and loop.first else '') ~ text ~ {u_after} -}}}}",
-            "{%- else -%}",
-            f"{{{{- {literal(wraps['assistant_prompt'])} ~ {a_before} ~ text ~ {a_after} -}}}}",
-            "{%- endif -%}",
-            "{%- endfor -%}",
-            "{%- if messages and messages[-1]['role'] == 'assistant' -%}",
-            f"{{{{- {literal(wraps['end'])} -}}}}{{%- endif -%}}",
-            f"{{%- if add_generation_prompt -%}}{{{{- {opening} -}}}}{{%- endif -%}}",
-        ]
-    )
-
-
-@runtime_checkable
-class OwnTemplate(Protocol):
-    """A tokenizer's own chat template."""
-
-    @property
-    def jinja(self) -> str: ...
-
-    @property
-    def trims(self) -> bool:
-        """Whether blanks at the end of its generation prompt are left out: an answer's first token brings them."""
-        ...
-
-    @property
-    def lists(self) -> bool:
-        """Whether it reads lists of images and texts, and no plain texts."""
-        ...
-
-
-def folder_template(chat: Any) -> str:
-    """The chat template (jinja) of a folder: what ours writes, for turns of text and for lists of images and texts.
-
-    Args:
-        chat: A `ChatTemplate`, or an `OwnTemplate`, which stays what it is: one for plain texts also takes lists.
-    """
-    if not isinstance(chat, OwnTemplate):
-        return chat_template(asdict(chat))
-    template = chat.jinja
-    if chat.trims:
-        template = f"{TRIM}{GENERATION_MARKS.sub('', template)}{TRIMMED}"
-    return template if chat.lists or template.startswith(FLATTEN) else FLATTEN + template
-
-
-FLATTEN = """\
-{%- set ns = namespace(turns=[], system='') -%}
-{%- for message in messages -%}
-{%- set turn = namespace(text='') -%}
-{%- if message['content'] is string -%}
-{%- set turn.text = message['content'] -%}
-{%- else -%}
-{%- for item in message['content'] -%}
-{%- if item['type'] == 'image' -%}
-{%- set turn.text = turn.text ~ '<image>\\n' -%}
-{%- elif item['type'] == 'text' -%}
-{%- set turn.text = turn.text ~ item['text'] -%}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{%- set ns.turns = ns.turns + [{'role': message['role'], 'content': turn.text}] -%}
-{%- endfor -%}
-{%- set messages = ns.turns -%}
-"""
-"""Opens a template: messages whose content is a list of images and texts become messages of text with marks."""
-
-GENERATION_MARKS = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-
-TRIM = "{%- set written -%}"
-TRIMMED = "{%- endset -%}{{- written.rstrip(' ') if add_generation_prompt else written -}}"
-
-WORDLESS = (
-    "{%- set ns.words = '' -%}{%- set ns.asked = false -%}"
-    "{%- for message in messages if message['role'] == 'user' -%}{%- set ns.asked = true -%}"
-    "{%- set ns.words = ns.words ~ message['content'].replace('<image>', '').strip() -%}{%- endfor -%}"
-    "{%- if ns.asked and not ns.words -%}"
-)
-"""Opens what is written where users say nothing but show images."""
-
-IMAGES_FIRST = (
-    "{%- set ns.count = 0 -%}{%- for message in messages if message['role'] == 'user' -%}"
-    "{%- set ns.count = ns.count + message['content'].split('<image>') | length - 1 -%}{%- endfor -%}"
-    "{{- '<image>' * ns.count -}}"
-)
-"""Writes the images of all turns."""
-
-PLACE_IMAGES = {
-    "first": "{%- if '<image>' in text -%}{%- set text = text.replace('<image>', '').strip() -%}{%- endif -%}",
-    "stay": "",
-    "only": (
-        "{%- set count = text.split('<image>') | length - 1 -%}"
-        "{%- if count -%}{%- set text = '<image>' * count -%}{%- endif -%}"
-    ),
-    "before": (
-        "{%- set count = text.split('<image>') | length - 1 -%}"
-        "{%- if count -%}"
-        "{%- set images = '<image>' * count -%}{%- set text = text.replace('<image>', '').strip() -%}"
-        "{%- endif -%}"
-    ),
-    "front": (
-        "{%- set count = text.split('<image>') | length - 1 -%}"
-        "{%- if count -%}"
-        "{%- set text = (('<image>\\n' * count) ~ text.replace('<image>', '').strip()).strip() -%}"
-        "{%- endif -%}"
-    ),
-}
 
 
 def _special(token: str) -> AddedToken:

@@ -9,7 +9,6 @@ What the public layout has no word for stands in config.json too, beside its own
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from lightning_mllm.weights.hf import (
     language_tensors,
     notes,
 )
+from lightning_mllm.weights.hf_tokenizer import padded_left
 from lightning_mllm.weights.remote.configuration_cogvlm import CogVLMConfig
 from lightning_mllm.weights.remote.processing_cogvlm import CogVLMProcessor
 
@@ -70,10 +70,8 @@ def cogvlm_folder(
     own, language = net.processor, net.language
     if own.image.num_views != 1:
         raise ValueError(f"image.views: found {own.image.num_views}, expected 1, all that CogVLM's layout knows")
-    tokenizer = copy.deepcopy(own.tokenizer)
+    tokenizer = padded_left(own.tokenizer, own.max_length)
     tokenizer.chat_template = chat
-    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
-    tokenizer.model_max_length = own.max_length
     mean, std = (tuple(each.flatten().tolist()) for each in (net.vision.mean, net.vision.std))
     versions = {name: version for version, name in TEMPLATES.items()}
     config = CogVLMConfig(

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def padded_left(tokenizer: PreTrainedTokenizerFast, max_length: int | None = None) -> PreTrainedTokenizerFast:
+    """A copy whose rows of a batch are padded on the left: answers are written behind them.
+
+    Args:
+        max_length: Tokens that a row may have; None leaves it as it is.
+    """
+    own = copy.deepcopy(tokenizer)
+    own.padding_side = own.init_kwargs["padding_side"] = "left"  # what is saved is what it was made with
+    if max_length is not None:
+        own.model_max_length = max_length
+    return own
 
 
 def writes_around(

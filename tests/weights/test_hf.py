@@ -1,8 +1,7 @@
-"""What is shared in writing folders of transformers: templates, tokenizers, image settings, added rows."""
+"""What is shared in writing folders of transformers: tokenizers, image settings, added rows."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +12,6 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lightning_mllm.contracts import Turn
-from lightning_mllm.processing.chat import ChatTemplate, load_template, names
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.weights import hf
 
@@ -27,46 +24,6 @@ def byte_tokenizer(*special: str) -> PreTrainedTokenizerFast:
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     made.add_tokens(list(special), special_tokens=True)
     return made
-
-
-CONVERSATIONS = [
-    [("user", "<image>\nWhat is it?")],
-    [("user", " Hm, <image> what? ")],
-    [("user", "hello")],
-    [("user", "<image>\nWhat?"), ("assistant", 'a "cat"\\n'), ("user", "and <image> <image>"), ("assistant", "b")],
-    [("system", "Be\n{brief}."), ("user", "q {text} {{ x }}"), ("assistant", "b"), ("user", "<image>")],
-    [("user", "<image>"), ("assistant", "A caption.")],
-]
-
-
-@pytest.mark.parametrize("name", names())
-def test_the_exported_template_writes_what_ours_writes(name: str) -> None:
-    tokenizer = byte_tokenizer()
-    chat = load_template(name, tokenizer)
-    assert isinstance(chat, ChatTemplate)
-    exported = hf.multimodal_tokenizer(tokenizer, hf.chat_template(asdict(chat)))
-    compared = 0
-    for conversation in CONVERSATIONS:
-        turns = [Turn(role=role, text=text) for role, text in conversation]  # pyright: ignore[reportArgumentType]
-        ask = turns[-1].role == "user"
-        try:
-            ours = "".join(piece.text for piece in chat.render(turns, generate=ask))
-        except ValueError:
-            assert chat.images == "only"
-            continue
-        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-        assert rendered(exported, messages, ask) == ours
-        compared += 1
-    assert compared >= 3
-    image: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
-    asked = rendered(exported, [{"role": "user", "content": image}], True)
-    assert asked == rendered(exported, [{"role": "user", "content": "<image>\nWhat is it?"}], True)
-
-
-def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, Any]], ask: bool) -> str:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-    assert isinstance(text, str)
-    return text
 
 
 def test_missing_tokens_are_added_to_a_copy(tmp_path: Path) -> None:
