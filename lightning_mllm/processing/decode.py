@@ -144,10 +144,17 @@ def _rgb(image: Image.Image, limits: ImageLimits, decode: Decode) -> Image.Image
     if decode == "stored":
         return image.convert("RGB")
     image = ImageOps.exif_transpose(image)
+    transparent = image.info.get("transparency")
     if image.mode in GREY_16:
         # Pillow's own conversion clips at 255 instead of scaling.
         pixels = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8))
+        if isinstance(transparent, int):
+            image.putalpha(Image.fromarray(np.where(pixels == transparent, 0, 255).astype(np.uint8)))
+    elif image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
+        # Pillow keeps the upper byte of 16-bit colours, and both bytes of the transparent one.
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
     if image.has_transparency_data:
         pixels = image.convert("RGBA")
         image = Image.new("RGB", pixels.size, (255, 255, 255))

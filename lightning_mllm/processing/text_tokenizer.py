@@ -20,7 +20,7 @@ STAND_IN = "\ufdd0\ufdd1"
 class TextTokenizer:
     """Tokenises a run of pieces as one string, so that pieces cannot change how words are cut.
 
-    What the tokenizer does around special tokens (a blank put before the text behind one, say) is what it does to the
+    What the tokenizer does around special tokens (a space put before the text behind one, say) is what it does to the
     whole string. The string goes through a copy of its pipeline that knows stand-ins in place of special tokens, each
     with the flags of its own: where the template wrote a special token, its stand-in is written, and its id read back.
 
@@ -50,12 +50,12 @@ class TextTokenizer:
         backend, ids = self._backend
         for start, stop in ((0, begin), (begin, len(text))):
             coded = backend.encode(text[start:stop], add_special_tokens=False)
-            for token, content, (first, end) in zip(coded.ids, coded.tokens, coded.offsets, strict=True):
-                if STAND_IN in content:
-                    # A special token may hold the blanks behind it (`rstrip`).
-                    end = text.index(STAND_IN, start + first) + len(STAND_IN) - start
+            for token, (first, end) in zip(coded.ids, coded.offsets, strict=True):
+                if (mark := text.find(STAND_IN, start + first, start + end)) >= 0:
+                    # A special token may hold the white space behind it (`rstrip`).
+                    end = mark + len(STAND_IN) - start
                 tokens.append(ids.get(token, token))
-                # The end is 0 for a token that stands for no character: a blank put before the first one.
+                # The end is 0 for a token that stands for no character: a space put before the first one.
                 marks.append(learned[start + max(end - 1, 0)])
         return tokens, marks
 
@@ -85,14 +85,14 @@ class TextTokenizer:
         """The copy, and what its ids of added tokens are in the tokenizer."""
         state = json.loads(self.tokenizer.backend_tokenizer.to_str())
         state |= {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
-        state["normalizer"] = self._standing_in(state["normalizer"])
-        self._part_special(state["model"])
+        state["normalizer"] = self._with_stand_ins(state["normalizer"])
+        state["model"] = _without_special(state["model"], frozenset(self._special))
         backend: Any = Tokenizer.from_str(json.dumps(state))
         ids: dict[int, int] = {}
         for i, token in sorted(self.tokenizer.added_tokens_decoder.items()):
             content = token.content + STAND_IN if token.special else token.content
             kept = backend.normalizer is None or backend.normalizer.normalize_str(content) == content
-            own = AddedToken(
+            added = AddedToken(
                 content,
                 special=False,
                 normalized=token.normalized and (kept or not token.special),
@@ -100,29 +100,44 @@ class TextTokenizer:
                 rstrip=token.rstrip,
                 single_word=token.single_word,
             )
-            backend.add_tokens([own])
+            backend.add_tokens([added])
             ids[backend.token_to_id(content)] = i
         return backend, ids
 
-    def _standing_in(self, normalizer: Any) -> Any:
-        """A normalizer (JSON) that takes heed of special tokens (`language/sentencepiece_tokenizer.py`) as one that
-        takes heed of their stand-ins."""
+    def _with_stand_ins(self, normalizer: Any) -> Any:
+        """A normalizer (JSON) whose patterns name special tokens (`language/sentencepiece_tokenizer.py`), with the
+        stand-ins in their place."""
         if isinstance(normalizer, list):
-            return [self._standing_in(each) for each in normalizer]
+            return [self._with_stand_ins(each) for each in normalizer]
         if isinstance(normalizer, dict):
-            return {name: self._standing_in(each) for name, each in normalizer.items()}
+            return {name: self._with_stand_ins(each) for name, each in normalizer.items()}
         if isinstance(normalizer, str) and "(?" in normalizer and self._special:
             escaped = "|".join(re.escape(re.escape(content)) for content in self._special)
             return re.sub(rf"(?<=[!=|])({escaped})(?=[|)])", lambda found: found[0] + STAND_IN, normalizer)
         return normalizer
 
-    def _part_special(self, model: dict[str, Any]) -> None:
-        """Takes care that a model (JSON) makes no special token of text."""
-        special = set(self._special)
-        if model["type"] == "Unigram":
-            model["vocab"] = [[piece + STAND_IN * (piece in special), score] for piece, score in model["vocab"]]
-        elif model["type"] == "BPE":
-            model["merges"] = [pair for pair in model["merges"] if "".join(pair) not in special]
-
     def __getstate__(self) -> dict[str, Any]:
         return {"tokenizer": self.tokenizer, "begins": self.begins}
+
+
+def _without_special(model: dict[str, Any], special: frozenset[str]) -> dict[str, Any]:
+    """A model (JSON) that makes no special token of text: it knows their stand-ins in their place.
+
+    Raises:
+        ValueError: A type of model that tokenizers did not have when this was written.
+    """
+    if model["type"] not in ("Unigram", "BPE", "WordPiece", "WordLevel"):
+        raise ValueError(f"found a tokenizer of type {model['type']}, expected Unigram, BPE, WordPiece or WordLevel")
+
+    def renamed(piece: str | None) -> str | None:
+        return f"{piece}{STAND_IN}" if piece in special else piece
+
+    if model["type"] == "Unigram":
+        return {**model, "vocab": [[renamed(piece), score] for piece, score in model["vocab"]]}
+    changed = {
+        "vocab": {renamed(piece): i for piece, i in model["vocab"].items()},
+        "unk_token": renamed(model["unk_token"]),
+    }
+    if model["type"] == "BPE":
+        changed["merges"] = [pair for pair in model["merges"] if not {*pair, "".join(pair)} & set(special)]
+    return {**model, **changed}

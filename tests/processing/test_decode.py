@@ -55,11 +55,18 @@ def decoded(data: bytes, limits: ImageLimits = ImageLimits()) -> np.ndarray:
 def png_header(width: int, height: int) -> bytes:
     """A PNG that states a size and holds nearly nothing."""
 
+    return png(width, height, 8, 2, bytes(100))
+
+
+def png(width: int, height: int, bits: int, colour: int, pixels: bytes, transparent: bytes = b"") -> bytes:
+    """A PNG of these rows, a filter byte before each; `colour` 0 is grey, 2 is RGB."""
+
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    hole = chunk(b"tRNS", transparent) if transparent else b""
+    return b"\x89PNG\r\n\x1a\n" + head + hole + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
 
 
 def flipped(data: bytes, at: int) -> bytes:
@@ -142,6 +149,16 @@ ACCEPTED: dict[str, tuple[bytes, np.ndarray, float]] = {
     "1-bit": (saved(Image.fromarray(GREY > 127)), BITS, 0),
     "16-bit png": (saved(Image.fromarray(SHADES)), SIXTEEN, 1),
     "16-bit tiff": (saved(Image.fromarray(SHADES), "TIFF"), SIXTEEN, 1),
+    "16-bit grey with a hole": (
+        png(3, 1, 16, 0, struct.pack(">x3H", 0x1234, 0x1235, 0), struct.pack(">H", 0x1234)),
+        np.array([[[255] * 3, [18] * 3, [0] * 3]]),
+        1,
+    ),
+    "16-bit rgb with a hole": (
+        png(2, 1, 16, 2, struct.pack(">x6H", 0x1234, 0, 0, 0x9900, 0, 0), struct.pack(">3H", 0x1234, 0, 0)),
+        np.array([[[255, 255, 255], [0x99, 0, 0]]]),
+        0,
+    ),
     "palette with a hole": (saved(palette_with_hole(), transparency=0), HOLE, 0),
     "rgba": (saved(RGBA), over_white(gradient(), ALPHA), 1),
     "rgba webp": (saved(RGBA, "WEBP", lossless=True, exact=True), over_white(gradient(), ALPHA), 1),

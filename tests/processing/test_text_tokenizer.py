@@ -108,6 +108,26 @@ def test_a_model_whose_words_are_its_special_tokens_makes_none_of_text() -> None
         assert tokenizer.decode(tokens).replace(" ", "") == "a</s></s>"  # pyright: ignore
 
 
+def test_a_word_of_the_vocabulary_that_is_special_is_not_made_of_text() -> None:
+    """Models that look up whole words: WordLevel, WordPiece, and BPE as Llama 3's (`ignore_merges`)."""
+    words = {"<unk>": 0, "</s>": 1, "dog": 2, "<": 3, "/": 4, "s": 5, ">": 6}
+    looked_up = [
+        models.WordLevel(words, unk_token="<unk>"),
+        models.WordPiece(words, unk_token="<unk>"),
+        models.BPE(words, [], unk_token="<unk>", ignore_merges=True),
+    ]
+    for model in looked_up:
+        backend = Tokenizer(model)
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+        backend.add_special_tokens(["</s>", "<unk>"])
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+        assert ids(tokenizer, "dog </s>", special=False) == [2, 1]
+        pieces = [Piece("dog </s> \u4e2d", True), Piece("</s>", False, special=True), Piece(" dog", True)]
+        tokens, learned = TextTokenizer(tokenizer)(pieces)
+        assert tokens == [2, *([3, 4, 5, 6] if isinstance(model, models.BPE) else [0]), 0, 1, 2]
+        assert learned == [True] * (len(tokens) - 2) + [False, True]
+
+
 def test_what_workers_are_sent_takes_no_special_token_from_a_turn_either() -> None:
     text = TextTokenizer(llama_tokenizer())
     pieces = [Piece("a </s>", True), Piece("</s>", True, special=True)]
