@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -32,7 +33,6 @@ from lightning_mllm.contracts import Batch
 
 TIMEOUT = 60
 """Seconds to wait for a batch of a worker: one that cannot send its error would otherwise be waited for without end."""
-
 
 TRIES = 100
 """Bad samples of a source in a row, at which something else is wrong."""
@@ -225,13 +225,17 @@ class _Stream(Sampler[list[Any]]):
         self.accumulation = sum(self.numbers)
         self.total = steps * self.accumulation
         self.start = 0
+        self.ahead: deque[tuple[Share, list[Any]]] = deque()
+        """Given to the workers and not handed out; to ask an order again would draw an old epoch anew."""
 
     def __len__(self) -> int:
         return self.total
 
     def __iter__(self) -> Iterator[list[Any]]:
+        self.ahead = ahead = deque()
         for number in range(self.start, self.total):
-            yield self.places(number)[1]
+            ahead.append(self.places(number))
+            yield ahead[-1][1]
 
     def places(self, number: int) -> tuple[Share, list[Any]]:
         """The share that micro-batch `number` is taken from, and what stands there in its order."""
@@ -311,20 +315,18 @@ class ResumableLoader(SampleLoader):
         self._stream.start = self._handed_out
         batches = super().__iter__()
         while self._handed_out < len(self):
-            step = list(islice(batches, self.accumulation - self._handed_out % self.accumulation))
-            step = [self._known(batch, self._handed_out + k) for k, batch in enumerate(step)]
+            left = self.accumulation - self._handed_out % self.accumulation
+            step = [self._known(batch) for batch in islice(batches, left)]
             step = shown_ahead(step) if isinstance(step[0], Batch) else step
             while step:
                 self._handed_out += 1
                 yield step.pop(0)
 
-    def _known(self, batch: Any, number: int) -> Any:
-        """A batch with what the order knows of it."""
-        if not isinstance(batch, Batch):
-            return batch
-        share, places = self._stream.places(number)
+    def _known(self, batch: Any) -> Any:
+        """The next batch with what the order knows of it."""
+        share, places = self._stream.ahead.popleft()
         sources = [place.source if isinstance(place, Place) else share.name for place in places]
-        return replace(batch, sources=sources, own_mean=share.own_mean)
+        return replace(batch, sources=sources, own_mean=share.own_mean) if isinstance(batch, Batch) else batch
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self._stream.position(self._handed_out)}

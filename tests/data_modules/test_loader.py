@@ -77,6 +77,29 @@ def test_iterating_again_goes_on() -> None:
     assert next(iter(loader)) == whole[3]
 
 
+@pytest.mark.parametrize(("workers", "micro"), [(0, 4), (2, 4), (2, 2)])
+def test_an_epoch_is_drawn_once_though_workers_read_the_next(
+    workers: int, micro: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What workers read ahead reaches over the border of an epoch, and so do the micro-batches of a step."""
+    drawn: list[int] = []
+    draw = Order._drawn
+
+    def count(self: Order, name: str, epoch: int) -> list[int]:
+        drawn.append(epoch)
+        return draw(self, name, epoch)
+
+    monkeypatch.setattr(Order, "_drawn", count)
+
+    class Batches(Echo):
+        def collate(self, rows: Any, *, padding: str = "right") -> Any:
+            return replace(small_batch(), ids=[row.id for row in rows])
+
+    shown = list(make(workers=workers, micro=micro, processor=Batches()))
+    assert drawn == [0, 0, 1, 1, 2, 2], "each of the three epochs once, of both sources"
+    assert all([id[0] for id in batch.ids] == batch.sources for batch in shown)
+
+
 def test_ranks_share_out_each_global_batch() -> None:
     """Which samples are in optimizer step s does not depend on how the step is cut up."""
     one = make(micro=4, batch=4)
