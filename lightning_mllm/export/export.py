@@ -7,14 +7,13 @@ all equal to ours: renamed to DIR               any difference: removed, and an 
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+import warnings
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -23,11 +22,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_mllm.contracts import IMAGE_MARK, ImageRef, Sample, Turn
+from lightning_mllm.contracts import IMAGE_MARK, Sample, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.export.importing import architectures
 from lightning_mllm.inference import load_apart
 from lightning_mllm.language.lora import fold_lora
+from lightning_mllm.processing.decode import ImageInMemory
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.weights.hf import HfFolder
 
@@ -59,7 +59,10 @@ def export_run(run: Path, to: Path) -> Path:
 
 
 def export_module(module: MultimodalModule, to: Path) -> Path:
-    """As `export_run`, for a built net, which is left in float32, its adapters folded into what they adapt."""
+    """As `export_run`, for a built net, which is left in float32, its adapters folded into what they adapt.
+
+    Warns of what users of the folder must do themselves (`HfFolder.advice`).
+    """
     refuse_full(to)
     if not isinstance(module, Exportable):
         known = ", ".join(sorted(each.__name__ for each in architectures() if issubclass(each, Exportable)))
@@ -75,6 +78,8 @@ def export_module(module: MultimodalModule, to: Path) -> Path:
         if to.is_dir():
             to.rmdir()
         shutil.move(folder, to)
+    if layout.advice:
+        warnings.warn(f"{to}: {layout.advice}", stacklevel=2)
     return to
 
 
@@ -111,6 +116,7 @@ def write_case(module: MultimodalModule, layout: HfFolder, case: Path) -> None:
         "compared": layout.compared,
         "texts": CAPTIONS if layout.compared == "pairs" else QUESTIONS if layout.asks else [""] * len(rows),
         "new_tokens": NEW_TOKENS,
+        "adapted": module.lora is not None,
         "code": sorted(file.name for file in layout.code),
     }
     (case / "case.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -170,8 +176,7 @@ def verify(folder: Path, case: Path, caveat: str = "") -> None:
 def question(image: Image.Image, text: str = QUESTIONS[0]) -> Sample:
     """A question that is compared."""
     turn = Turn(role="user", text=f"{IMAGE_MARK}\n{text}")
-    drawn: ImageRef = Drawn(image)
-    return Sample(id="export", turns=(turn,), images=(drawn,))
+    return Sample(id="export", turns=(turn,), images=(ImageInMemory(image),))
 
 
 def drawing(width: int, height: int) -> Image.Image:
@@ -188,18 +193,4 @@ def drawing(width: int, height: int) -> Image.Image:
 def pair(image: Image.Image, text: str = CAPTIONS[0]) -> Sample:
     """An image and a text that are compared."""
     turns = (Turn(role="user", text=IMAGE_MARK), Turn(role="assistant", text=text))
-    drawn: ImageRef = Drawn(image)
-    return Sample(id="export", turns=turns, images=(drawn,))
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A picture that is in no file."""
-
-    image: Image.Image
-    name: str = "the drawing"
-
-    def read(self, max_bytes: int) -> bytes:
-        stream = io.BytesIO()
-        self.image.save(stream, format="PNG")
-        return stream.getvalue()
+    return Sample(id="export", turns=turns, images=(ImageInMemory(image),))

@@ -58,6 +58,8 @@ class HfFolder:
     """Tensors of ours that the class has no place for, under our names."""
     caveat: str = ""
     """What may explain a difference that the check finds."""
+    advice: str = ""
+    """What users of the folder must do themselves, since transformers does it wrong."""
     code: tuple[Path, ...] = ()
     """Files of `weights/remote` that travel along, where transformers has no class for the net."""
 

@@ -43,6 +43,12 @@ from lightning_mllm.weights.hf import (
 )
 from lightning_mllm.weights.hf_tokenizer import writes_around
 
+QUERY_PADDING = (
+    "for a batch of unequal questions take qformer_input_ids and qformer_attention_mask from"
+    " processor.qformer_tokenizer(texts, padding=True); the processor of transformers pads them on the wrong side"
+)
+"""Of transformers 5.23."""
+
 ASKED = "the question"
 """Stands for a question where a template is asked what it writes around one."""
 
@@ -171,6 +177,7 @@ def question_folder(
         logits=net.logits,
         asks=wrap.keeps,
         notes={**_notes(net), "text_limits": asdict(own.text_limits)},
+        advice="" if reader is None or tokenizer.padding_side == "right" else QUERY_PADDING,
         caveat=_caveat(net, vision),
     )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -380,3 +382,38 @@ def test_questions_of_a_batch_that_are_padded_behind_are_told(tmp_path: Path) ->
     file = tmp_path / "folder/tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "padding_side": "right"}))
     assert difference(module, tmp_path / "folder", tmp_path / "case").startswith("a batch of 3: logits: differ by")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lora", "loaded", "compared"),
+    [
+        (torch.float32, False, 1, 1),
+        (torch.float32, True, 1, 2),
+        (torch.bfloat16, False, 2, 2),
+    ],
+)
+def test_nets_are_compared_one_at_a_time_and_none_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, lora: bool, loaded: int, compared: int
+) -> None:
+    module = LLaVA.tiny(stage=StageSettings(name="instruct_lora") if lora else None)
+    module.configure_model()
+    written(module.to(dtype).eval(), tmp_path / "folder")
+    nets: list[weakref.ref[Any]] = []
+    rounds: list[float] = []
+    load_net, says = LlavaForConditionalGeneration.from_pretrained, verify._says
+
+    def watched(*arguments: Any, **settings: Any) -> Any:
+        gc.collect()
+        assert all(net() is None for net in nets), "the net of the first round is still in memory"
+        found: Any = load_net(*arguments, **settings)
+        nets.append(weakref.ref(found[0] if isinstance(found, tuple) else found))
+        return found
+
+    def counted(*arguments: Any) -> str:
+        rounds.append(arguments[-1])
+        return says(*arguments)
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", watched)
+    monkeypatch.setattr(verify, "_says", counted)
+    assert difference(module, tmp_path / "folder", tmp_path / "case") == ""
+    assert (len(nets), len(rounds)) == (loaded, compared)

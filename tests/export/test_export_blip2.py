@@ -135,6 +135,25 @@ def test_the_processor_writes_the_same_for_a_plain_text(tmp_path: Path) -> None:
         assert torch.equal(inputs["qformer_input_ids"][0], row.query_text)
 
 
+def test_the_processor_pads_a_q_formers_texts_on_the_wrong_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this fails, transformers pads them as a Q-Former reads them: `QUERY_PADDING` and `verify._inputs` may go."""
+    module = net("instructblip, llama")
+    monkeypatch.setattr(export, "verify", lambda *_: None)
+    with pytest.warns(UserWarning, match=r"folder: for a batch .* processor\.qformer_tokenizer\(texts, padding=True\)"):
+        export.export_module(module, tmp_path / "folder")
+    processor: Any = AutoProcessor.from_pretrained(tmp_path / "folder")
+    texts, picture = ["Red?", "Which colour is it?"], export.drawing(16, 16)
+    raw = processor(images=[picture] * 2, text=texts, padding=True, return_tensors="pt")["qformer_attention_mask"]
+    right = verify._inputs(processor, [picture] * 2, texts)["qformer_attention_mask"]
+    short = int(right[0].sum())
+    assert short < right.shape[1] and right[0, :short].all() and not right[0, short:].any()
+    assert raw[0, -short:].all() and not raw[0, :-short].any()
+    for name in ("instructblip, flan-t5", "blip2, opt"):
+        assert net(name).hf().advice == ""
+
+
 def corruptions() -> dict[str, tuple[str, Any]]:
     def rewrite(name: str, change: Any) -> Any:
         def corrupt(folder: Path) -> None:
