@@ -1,7 +1,8 @@
 """A tokenizer's own chat template, read as data: where its answers begin, what ends them, and which of it is learned.
 
     rendered   <s> <|user|> q <|end|> <|assistant|> a  <|end|> \n     <|end|> ends an answer: generation stops there
-    learned     -     -     -    -         -        a  <|end|>
+    learned     -     -     -    -         -        a  <|end|> -      with generation marks
+    learned     -     -     -    -         -        a  <|end|> \n     without: all that is written for the turn
 
 What stands before an answer is, to the letter, what the template writes where one is asked for.
 """
@@ -31,6 +32,8 @@ ASKED, ANSWERED = "What is asked?", "What is answered."
 """Stand for a question and an answer where a template is asked what it writes around them."""
 
 Spans = list[tuple[int, int]]
+Messages = list[dict[str, Any]]
+"""Turns as templates read them, special tokens in them protected."""
 
 
 class Probe(NamedTuple):
@@ -56,7 +59,7 @@ class TokenizerTemplate:
 
     name: ClassVar[str] = "tokenizer"
 
-    @property
+    @cached_property
     def jinja(self) -> str:
         """The template's text."""
         return self.tokenizer.get_chat_template()
@@ -75,7 +78,7 @@ class TokenizerTemplate:
     @cached_property
     def trims(self) -> bool:
         """Whether the generation prompt ends with a blank, which is left out: it belongs to an answer's first token."""
-        return self._jinja((Turn(role="user", text=ASKED),), generate=True)[0].endswith(" ")
+        return self._jinja(self._messages((Turn(role="user", text=ASKED),)), generate=True)[0].endswith(" ")
 
     @property
     def unmarked(self) -> str:
@@ -94,14 +97,15 @@ class TokenizerTemplate:
                 answer, or writes before an answer something else than where one is asked for.
         """
         split_system(turns, generate)
-        text, marked = self._jinja(turns, generate)
+        messages = self._messages(turns)
+        text, marked = self._jinja(messages, generate)
         marks = sum(map(count_images, turns))
         if text.count(IMAGE_MARK) != marks:
             found = text.count(IMAGE_MARK)
             raise ValueError(f"the tokenizer's template writes {found} {IMAGE_MARK} marks, expected {marks}")
         text = text.rstrip(" ") if generate else text
         pieces, end = [], 0
-        for start, stop in [*self._spans(turns, text, marked), (len(text), len(text))]:
+        for start, stop in [*self._spans(messages, text, marked), (len(text), len(text))]:
             pieces += [*self._read(text[end:start], False), *self._read(text[start:stop], True)]
             end = stop
         return join_pieces(pieces)
@@ -114,26 +118,26 @@ class TokenizerTemplate:
         """As `ChatTemplate.answer`."""
         return self.render((Turn(role="user", text="a"), Turn(role="assistant", text=text)))
 
-    def _spans(self, turns: Sequence[Turn], text: str, marked: Spans) -> Iterator[tuple[int, int]]:
+    def _spans(self, messages: Messages, text: str, marked: Spans) -> Iterator[tuple[int, int]]:
         """Where in the text of a conversation its answers stand, each with its end."""
-        answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if answers and not self.stop:
             tail = self._probe.tail
             raise ValueError(f"the tokenizer's template writes {tail!r} behind an answer, expected what ends it")
-        starts = [len(self._prompt(turns[:i], text).rstrip(" ")) for i in answers]
+        starts = [len(self._prompt(messages[:i], text).rstrip(" ")) for i in answers]
         for i, start, limit in zip(answers, starts, [*starts[1:], len(text)], strict=False):
-            end = self._marked_end(text, marked, start, limit) if marked else self._end(turns[: i + 1], text)
+            end = self._marked_end(text, marked, start, limit) if marked else self._end(messages, i + 1, text)
             if end > start:
                 yield start, end
 
-    def _prompt(self, turns: Sequence[Turn], text: str) -> str:
-        """What is written where an answer to `turns` is asked for; `text` begins with it."""
-        prompt, _ = self._jinja(turns, generate=True)
+    def _prompt(self, messages: Messages, text: str) -> str:
+        """What is written where an answer to `messages` is asked for; `text` begins with it."""
+        prompt, _ = self._jinja(messages, generate=True)
         if not text.startswith(prompt):
             at = next(i for i in range(len(prompt)) if not text.startswith(prompt[: i + 1]))
             raise ValueError(
-                f"the tokenizer's template writes {text[at : at + 20]!r} before the answer in turn {len(turns) + 1} and"
-                f" {prompt[at : at + 20]!r} where it is asked for, expected the same"
+                f"the tokenizer's template writes {text[at : at + 20]!r} before the answer in turn {len(messages) + 1}"
+                f" and {prompt[at : at + 20]!r} where it is asked for, expected the same"
             )
         return prompt
 
@@ -142,18 +146,22 @@ class TokenizerTemplate:
         # A last answer may end as earlier ones do not.
         return end + len(self._probe.unmarked) if end and text.startswith(self._probe.unmarked, end) else end
 
-    def _end(self, turns: Sequence[Turn], text: str) -> int:
-        answered, _ = self._jinja(turns, generate=False)
+    def _end(self, messages: Messages, count: int, text: str) -> int:
+        """Where in the text of all messages the first of them end."""
+        if count == len(messages):
+            return len(text)
+        answered, _ = self._jinja(messages[:count], generate=False)
         if not text.startswith(answered):
             raise ValueError(
-                f"the tokenizer's template rewrites what stands before turn {len(turns)} as turns are added,"
+                f"the tokenizer's template rewrites what stands before turn {count} as turns are added,"
                 " expected a template that only appends, or one with generation marks"
             )
         return len(answered)
 
     @cached_property
     def _probe(self) -> Probe:
-        text, marked = self._jinja((Turn(role="user", text=ASKED), Turn(role="assistant", text=ANSWERED)), False)
+        turns = Turn(role="user", text=ASKED), Turn(role="assistant", text=ANSWERED)
+        text, marked = self._jinja(self._messages(turns), generate=False)
         before, found, tail = text.rpartition(ANSWERED)
         if not found:
             raise ValueError(f"the tokenizer's template does not write the answer {ANSWERED!r}, expected it to")
@@ -180,11 +188,23 @@ class TokenizerTemplate:
         special = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
         return ["\ufdd2", *sorted({*special, IMAGE_MARK} - {""}, key=len, reverse=True)]
 
+    @cached_property
+    def _patterns(self) -> dict[bool, re.Pattern[str]]:
+        """Of what is protected: without the marks of images (False), and with them (True)."""
+        kept = {False: {IMAGE_MARK}, True: set[str]()}
+        return {
+            every: re.compile("|".join(re.escape(each) for each in self._protected if each not in some))
+            for every, some in kept.items()
+        }
+
+    @cached_property
+    def _numbers(self) -> dict[str, str]:
+        return {each: f"\ufdd2{i}\ufdd3" for i, each in enumerate(self._protected)}
+
     def _protect(self, turn: Turn) -> str:
         """The text of a turn, special tokens in it replaced by what `_read` turns back; marks of images stay."""
-        kept = {IMAGE_MARK} if turn.role == "user" and not turn.literal else set()
-        pattern = "|".join(re.escape(each) for each in self._protected if each not in kept)
-        return re.sub(pattern, lambda found: f"\ufdd2{self._protected.index(found[0])}\ufdd3", turn.text)
+        pattern = self._patterns[turn.role != "user" or turn.literal]
+        return pattern.sub(lambda found: self._numbers[found[0]], turn.text)
 
     @cached_property
     def lists(self) -> bool:
@@ -202,27 +222,33 @@ class TokenizerTemplate:
         content = [{"type": "text", "text": first}] if first or not others else []
         for part in others:
             # Such templates put a line end behind an image themselves.
-            said = part.removeprefix("\n")
-            content += [{"type": "image"}, *([{"type": "text", "text": said}] if said else [])]
+            words = part.removeprefix("\n")
+            content += [{"type": "image"}, *([{"type": "text", "text": words}] if words else [])]
         return content
 
-    def _jinja(self, turns: Sequence[Turn], generate: bool) -> tuple[str, Spans]:
+    def _messages(self, turns: Sequence[Turn]) -> Messages:
+        return [{"role": turn.role, "content": self._content(turn)} for turn in turns]
+
+    def _jinja(self, messages: Messages, generate: bool) -> tuple[str, Spans]:
         """A conversation as text, and where its generation marks stand."""
         try:
-            return self._render([{"role": turn.role, "content": self._content(turn)} for turn in turns], generate)
+            return self._render(messages, generate)
         except (TemplateError, TypeError) as error:
             raise ValueError(f"the tokenizer's template refuses the conversation ({error})") from error
 
-    def _render(self, messages: list[dict[str, Any]], generate: bool) -> tuple[str, Spans]:
-        template = self.jinja
-        tokens: dict[str, Any] = self.tokenizer.special_tokens_map
+    @cached_property
+    def _tokens(self) -> dict[str, Any]:
+        """What a template calls `bos_token`, `eos_token` and so on."""
+        return dict(self.tokenizer.special_tokens_map)
+
+    def _render(self, messages: Messages, generate: bool) -> tuple[str, Spans]:
         # Declared to return a str; it returns the texts and, for each text, the spans between generation marks.
         rendered: Any = render_jinja_template(
             conversations=[messages],
-            chat_template=template,
-            return_assistant_tokens_mask=GENERATION_MARK.search(template) is not None,
+            chat_template=self.jinja,
+            return_assistant_tokens_mask=GENERATION_MARK.search(self.jinja) is not None,
             add_generation_prompt=generate,
-            **tokens,
+            **self._tokens,
         )
         texts, spans = rendered
         return texts[0], [(start, stop) for start, stop in spans[0]] if spans else []

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Sample, Turn
+from lightning_mllm.processing import tokenizer_template
 from lightning_mllm.processing.chat import ChatTemplate, load_template, names
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.processor import Processor
+from lightning_mllm.processing.tokenizer_template import TokenizerTemplate
 from tests.processing.test_chat import learned, text, turns
 from tests.processing.test_processor import RED
 from tests.processing.tokenizer import byte_level_tokenizer, llama_tokenizer
@@ -191,3 +194,25 @@ def test_marks_of_images_become_the_lists_that_a_template_reads() -> None:
     asked = used.chat.render(turns("<image>\nWhat <image>?", "A dog.", "Hm?"), generate=True)
     assert text(asked) == "USER: <image>\nWhat <image>\n? ASSISTANT: A dog.</s>USER: Hm? ASSISTANT:"
     assert [piece.image for piece in asked].count(True) == 2
+
+
+@pytest.mark.parametrize("name", ["chatml", "chatml, the end in the marks"])
+def test_a_long_conversation_costs_little_more_than_its_turns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each turn is read once, the tokenizer's template and tokens once in all, however many turns stand before."""
+    used, calls = own(name), Counter[str]()
+    pieces = used.chat.render(CONVERSATION)
+
+    def counted(owner: Any, method: str) -> None:
+        original = getattr(owner, method)
+
+        def count(*args: Any, **settings: Any) -> Any:
+            calls[method] += 1
+            return original(*args, **settings)
+
+        monkeypatch.setattr(owner, method, count)
+
+    counted(TokenizerTemplate, "_protect")
+    counted(type(used.tokenizer), "get_chat_template")
+    counted(tokenizer_template.re, "escape")
+    assert used.chat.render(CONVERSATION) == pieces
+    assert calls["_protect"] == len(CONVERSATION) and calls.keys() == {"_protect"}
