@@ -106,6 +106,23 @@ class MultimodalDataModule(TalliedDataModule):
 
     # ---- training ----------------------------------------------------------------------------------------------
 
+    def load_training(self) -> None:
+        """Reads the annotations of what is trained on; no image is opened.
+
+        Raises:
+            ValueError: a file cannot be read.
+        """
+        for name, source in self._training_sources().items():
+            try:
+                source.load()
+            except ValueError as error:
+                raise ValueError(f"data.{name}: {error}") from error
+
+    def _training_sources(self) -> dict[str, Source]:
+        """What is trained on, by its key in `data`."""
+        text = {} if self.text is None else {"text.source": self.text.source}
+        return {**{f"train.{name}": source for name, source in self.train.items()}, **text}
+
     @property
     def order(self) -> Order:
         """The order of the training samples; loads the sources."""
@@ -307,6 +324,9 @@ class TextDataModule(MultimodalDataModule):
         if length < 2:
             raise ValueError(f"data.length: found {length}, expected at least 2")
         self.source, self.length = source, length
+
+    def _training_sources(self) -> dict[str, Source]:
+        return {"source": self.source}
 
     @property
     def rows(self) -> TextRows:

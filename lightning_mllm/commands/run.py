@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,12 @@ from lightning_mllm.commands.config import ConfigError, nearest
 from lightning_mllm.commands.experiments import experiment_folder, experiment_name, hardware_file, order_of_stages
 from lightning_mllm.commands.trainer import CLI, CheckedCLI, ParsedCLI, compose, say
 from lightning_mllm.evaluation.report import write_report
+from lightning_mllm.weights.lineage import RECORD, WEIGHTS
 
 ONE_STAGE = ("stage.name", "stage.init_from", "stage.train", "data.train", "data.val", "data.test", "model", "data")
 """What can only be meant for one stage; the last two as a whole, not their keys."""
+NONE_IS_FOR_ALL = ("data.val", "data.test")
+"""What every stage can be told to do without."""
 GIVEN = {"run_dir": "it follows from --runs", "ckpt_path": "a stopped stage goes on from its own checkpoint"}
 """What `mllm run` decides itself."""
 
@@ -39,7 +43,8 @@ def overrides_of(overrides: Sequence[str], stages: Sequence[str], chosen: Sequen
             raise ConfigError(f"--{name}: found a setting of the stage '{stage}', expected one of {', '.join(chosen)}")
         if (reason := GIVEN.get(key if named else name)) is not None:
             raise ConfigError(f"--{name}: found it with mllm run, where {reason}; mllm fit takes it")
-        single = any(name == one or (name.startswith(f"{one}.") and "." in one) for one in ONE_STAGE)
+        without = name in NONE_IS_FOR_ALL and each.partition("=")[2] in ("null", "None")
+        single = not without and any(name == one or (name.startswith(f"{one}.") and "." in one) for one in ONE_STAGE)
         if not named and single and len(chosen) > 1:
             raise ConfigError(
                 f"--{name}: found no stage that it is for, expected one of "
@@ -96,8 +101,10 @@ def run_experiment(
     for stage in waiting:
         parsed[stage].checkpoint()
     for stage in chosen:
-        if has_tests(parsed[stage]) and (stage in waiting or not _is_tested(run, stage)):
+        if stage in waiting:
             compose(command("fit", stage), CheckedCLI)
+        elif has_tests(parsed[stage]) and not _is_tested(run, stage):
+            compose(command("test", stage), CheckedCLI)
     for stage in chosen:
         if stage in waiting:
             compose(command("fit", stage))
@@ -129,8 +136,12 @@ def _names_tests(parsed: CLI) -> bool:
 
 
 def _is_tested(run: Path, stage: str) -> bool:
-    results, weights = run / stage / "test.json", run / stage / "weights" / "stage.json"
-    return results.is_file() and results.stat().st_mtime >= weights.stat().st_mtime
+    """Whether its `test.json` is of its weights, wherever the folder was copied to."""
+    tested, trained = (
+        json.loads(each.read_text(encoding="utf-8")) if each.is_file() else {}
+        for each in (run / stage / "test.json", run / stage / WEIGHTS / RECORD)
+    )
+    return bool(tested) and tested.get("weights") == trained.get("sha256")
 
 
 def _test(command: list[str], run: Path, stage: str) -> None:

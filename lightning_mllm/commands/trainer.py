@@ -29,7 +29,7 @@ from lightning_mllm.commands.finished import checkpoint_of, clear, is_done
 from lightning_mllm.commands.hardware import Hardware, accumulation, at_once
 from lightning_mllm.commands.help import asks_for_help, show_help
 from lightning_mllm.commands.lock import locked
-from lightning_mllm.evaluation.checks import check_sets
+from lightning_mllm.evaluation.checks import check_sets, check_training
 from lightning_mllm.training.callbacks.averaging import Averaging
 from lightning_mllm.training.callbacks.best import BestWeights
 from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
@@ -198,6 +198,7 @@ class CLI(LightningCLI):
             raise ConfigError(
                 f"run_dir: found no weights in {self.run_dir}, expected those of a finished run; train it with mllm fit"
             )
+        say(f"{self.run_dir} is not trained; {self.verb} uses what it would start from: {', '.join(sources)}")
         return sources
 
     def _sibling(self, name: str) -> str:
@@ -269,13 +270,19 @@ class ParsedCLI(CLI):
 
 
 class CheckedCLI(ParsedCLI):
-    """The same, and the sets that the stage is scored on are read: no net is built, no image is opened."""
+    """The same, and the data is read that the verb needs: what `fit` trains on, and what it, and a test, is scored on.
+
+    No net is built, no image is opened.
+    """
 
     def _run_subcommand(self, subcommand: str) -> None:
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(LightningDataModule, "data", required=True)
         resolved = yaml.safe_load(self._parser(self.config.subcommand).dump(self.settings, skip_unset=False))
-        check_sets(parser.instantiate(parser.parse_object({"data": resolved["data"]}))["data"])
+        data = parser.instantiate(parser.parse_object({"data": resolved["data"]}))["data"]
+        check_sets(data, ("val", "test") if subcommand == "fit" else ("test",))
+        if subcommand == "fit":
+            check_training(data)
 
 
 def compose(arguments: Sequence[str], kind: type[CLI] = CLI) -> CLI:

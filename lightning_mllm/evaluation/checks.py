@@ -1,8 +1,8 @@
-"""Whether test sets can be scored: asked before a net is built or trained, of annotations alone."""
+"""Whether a stage's sets can be read and scored: asked before a net is built or trained, of annotations alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from lightning_mllm.contracts import Evaluation, Sample
@@ -24,7 +24,30 @@ class HasSets(Protocol):
         ...
 
 
-def check_sets(data: Any) -> None:
+@runtime_checkable
+class HasTrainingData(Protocol):
+    """A data module whose training data can be read ahead."""
+
+    def load_training(self) -> None:
+        """Reads the annotations of what it trains on.
+
+        Raises:
+            ValueError: a file cannot be read.
+        """
+        ...
+
+
+def check_training(data: Any) -> None:
+    """Reads what a data module trains on, if it can; no image is opened.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
+    if isinstance(data, HasTrainingData):
+        data.load_training()
+
+
+def check_sets(data: Any, splits: Sequence[Split] = ("val", "test")) -> None:
     """Reads the sets that a data module validates and tests with, if it has any; no image is opened.
 
     Raises:
@@ -32,7 +55,7 @@ def check_sets(data: Any) -> None:
             sample, or a sample has no references of the kind that its score needs.
     """
     if isinstance(data, HasSets):
-        for split in ("val", "test"):
+        for split in splits:
             for name, evaluation, samples in data.evaluation_samples(split):
                 try:
                     _check_set(evaluation, samples)

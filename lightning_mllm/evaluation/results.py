@@ -4,7 +4,8 @@
  "samples": {"vqa": 1200, "vqa_novel": 400, ...},                       task + suffix -> answers scored
  "clusters": {"vqa": 400, "vqa_novel": 133, ...},                       task + suffix -> pictures that intervals draw
  "examples": [{"task", "part", "blind", "id", "prompt", "answer", "references", "picture", "score"}],
- "seconds": 41.3}
+ "seconds": 41.3,
+ "weights": "9f86d0..."}                                                SHA-256 of the tested weights, of `stage.json`
 
 `test_answers.jsonl` beside it has a line for every answer, in the order of the sets, for comparisons with other runs:
 
@@ -32,9 +33,14 @@ from lightning_mllm.weights.files import write_text
 TEST_ANSWERS = "test_answers.jsonl"
 
 
-def write_results(path: Path, scores: Sequence[Scores | Retrieval | TextScores], seconds: float) -> None:
+def write_results(
+    path: Path, scores: Sequence[Scores | Retrieval | TextScores], seconds: float, weights: str | None = None
+) -> None:
     """Writes the computed `scores` to `path` and their answers to `test_answers.jsonl` beside it; for one rank, after
     all have called `compute` on each of them.
+
+    Args:
+        weights: SHA-256 of the hand-over that was tested, as in `stage.json`; None where it was another net.
 
     Raises:
         ValueError: two sets give scores of the same name.
@@ -53,7 +59,7 @@ def write_results(path: Path, scores: Sequence[Scores | Retrieval | TextScores],
     }
     found = {name: asdict(interval) for name, interval in values.items()}
     write_lines(path.with_name(TEST_ANSWERS), chain.from_iterable(_rows(each) for each in scores))
-    write_json(path, {"scores": found, **counts, "examples": examples, "seconds": seconds})
+    write_json(path, {"scores": found, **counts, "examples": examples, "seconds": seconds, "weights": weights})
 
 
 def _rows(scores: Scores | Retrieval | TextScores) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ worth. Nothing here trains.
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lightning_mllm.evaluation.retrieval import Retrieval
 from lightning_mllm.evaluation.scores import Scores
 from lightning_mllm.evaluation.text_scores import TextScores
 from lightning_mllm.training.reduction import held_out_loss
+from lightning_mllm.weights.lineage import RECORD, WEIGHTS
 
 
 class EvaluatedModule(LightningModule):
@@ -111,7 +113,16 @@ class EvaluatedModule(LightningModule):
         self._log_scores("test")
         seconds = time.perf_counter() - self._started
         if self.trainer.is_global_zero:
-            write_results(Path(self.trainer.default_root_dir) / "test.json", self._scores, seconds)
+            folder = Path(self.trainer.default_root_dir)
+            write_results(folder / "test.json", self._scores, seconds, weights=self._tested_weights(folder))
+
+    def _tested_weights(self, folder: Path) -> str | None:
+        """SHA-256 of the hand-over of a run folder, where the net was filled from it and from no checkpoint."""
+        sources = getattr(getattr(self, "stage", None), "init_from", {})
+        record = folder / WEIGHTS / RECORD
+        if set(sources) != {str(folder.resolve())} or self.trainer.ckpt_path or not record.is_file():
+            return None
+        return json.loads(record.read_text(encoding="utf-8"))["sha256"]
 
     def on_predict_epoch_start(self) -> None:
         datamodule: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
