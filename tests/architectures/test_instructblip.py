@@ -17,6 +17,7 @@ from lightning_mllm.contracts import Batch, Sample, TokenKind, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.answers import answer_logits
 from lightning_mllm.language.slots import texts_of_images
+from lightning_mllm.processing.limits import TextLimits
 from lightning_mllm.training.initialise import build_empty
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.eva import EvaTower
@@ -174,3 +175,10 @@ def test_a_file_in_the_names_of_lavis_is_a_source(tmp_path: Path) -> None:
     again.configure_model()
     assert {n for n, source in again.provenance.items() if source == "stage.init_from"} == set(bridge)
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in bridge.items())
+
+
+@pytest.mark.parametrize(("language", "answer"), [("llama", 255), ("t5", 256)])
+def test_an_answer_is_cut_where_the_released_code_cuts_it(language: str, answer: int) -> None:
+    """blip2_vicuna_instruct.py counts a begin token that it takes off again, blip2_t5_instruct.py has none."""
+    limits = InstructBlip.tiny(**eva(language)).processor.text_limits
+    assert limits == TextLimits(prompt=128, answer=answer, cut="left")

@@ -57,6 +57,20 @@ def test_shards_with_an_index(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_files_have_the_mode_of_others_and_the_mask_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def changed(mask: int) -> int:
+        raise AssertionError("the mask is that of every thread")
+
+    old = os.umask(0o027)
+    try:
+        monkeypatch.setattr(os, "umask", changed)
+        write_tensors(tmp_path / "model.safetensors", TENSORS)
+        monkeypatch.undo()
+    finally:
+        os.umask(old)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o640
+
+
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.safetensors"
     write_tensors(path, TENSORS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from lightning_mllm.weights.files import write_tensors
 from lightning_mllm.weights.handover import Lineage, ancestor_tensors, config_hash, write_stage
 from lightning_mllm.weights.keymap import KeyMap
+from lightning_mllm.weights.lineage import Ancestor
 
 
 def stage(runs: Path, name: str, tensors: dict[str, Tensor], init_from: dict[str, float] | None = None, **more) -> Path:
@@ -53,6 +55,25 @@ def test_names_below_the_runs_beside_the_stage_and_as_paths(tmp_path: Path, monk
     runs.rename(moved)
     monkeypatch.chdir(tmp_path)
     assert set(start(Path("runs"), **{str(moved / "x/llava/instruct"): 1.0})) == {"a", "b"}
+
+
+def test_a_neighbour_of_the_same_name_does_not_stand_in_for_an_ancestor_that_is_gone(tmp_path: Path) -> None:
+    stage(tmp_path, "x/align", {"w": torch.ones(1)})
+    stage(tmp_path, "y/instruct", {"v": torch.ones(1)}, {"x/align": 1.0})
+    stage(tmp_path, "y/align", {"w": torch.zeros(1)})
+    assert start(tmp_path, **{"y/instruct": 1.0})["w"].item() == 1
+    kept = tmp_path / "kept"
+    (tmp_path / "x/align").rename(kept)
+    with pytest.raises(
+        ValueError, match=r"found no 'x/align' \(stage 'align'\), whose weights .*y/instruct starts from"
+    ):
+        start(tmp_path, **{"y/instruct": 1.0})
+    with pytest.raises(ValueError, match="found no 'x/align', whose weights"):
+        Ancestor.find("x/align", tmp_path, tmp_path / "y/instruct")
+    # With its run renamed, the right one is beside what starts from it.
+    shutil.rmtree(tmp_path / "y/align")
+    kept.rename(tmp_path / "y/align")
+    assert start(tmp_path, **{"y/instruct": 1.0})["w"].item() == 1
 
 
 def test_a_diamond_is_read_once(tmp_path: Path) -> None:
