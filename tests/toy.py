@@ -116,7 +116,7 @@ class ToyLanguage(_Part):
 class ToyProcessor:
     """Bytes as tokens; each image is four slots at the front; only the last turn is learned."""
 
-    def encode(self, sample: Sample, *, generate: bool = False, random: Any = None) -> Encoded:
+    def encode(self, sample: Sample, *, generate: bool = False, random: Any = None, may_cut: bool = True) -> Encoded:
         prompt, answer = sample.turns[0].text.replace("<image>", ""), sample.turns[-1].text
         slots = [PAD] * (VIEWS * len(sample.images))
         given = list(f"{prompt}:".encode())
