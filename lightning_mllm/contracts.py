@@ -228,9 +228,18 @@ class Term:
 
 @dataclass(kw_only=True)
 class Output:
-    """What a forward pass gives the training loop: the terms of the loss by name, the same for every batch."""
+    """What a forward pass gives the training loop: the terms of the loss by name, the same for every batch.
+
+    Raises:
+        ValueError: No term has a weight.
+    """
 
     terms: dict[str, Term]
+
+    def __post_init__(self) -> None:
+        if not any(term.weight for term in self.terms.values()):
+            found = ", ".join(f"{name} of weight 0" for name in self.terms) or "no term"
+            raise ValueError(f"forward: found {found}, expected a term to learn")
 
     @property
     def loss(self) -> Float[Tensor, ""]:

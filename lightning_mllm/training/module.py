@@ -41,6 +41,7 @@ from lightning_mllm.training.optimizer import parameter_groups
 from lightning_mllm.training.reduction import MicroBatchWeights, step_weights
 from lightning_mllm.training.sharding import all_reduce, local, shard, whole
 from lightning_mllm.training.stage import StageSettings
+from lightning_mllm.training.steps import optimizer_steps, take_whole_steps
 from lightning_mllm.weights.handover import ancestor_tensors
 from lightning_mllm.weights.keymap import KeyMap
 from lightning_mllm.weights.part import PartSpec
@@ -194,6 +195,11 @@ class MultimodalModule(EvaluatedModule):
 
     # ---- training ----------------------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            take_whole_steps(self.trainer)
+        super().setup(stage)
+
     def on_fit_start(self) -> None:
         assert self.stage is not None, "training needs a stage"
         # Frozen parts are in eval mode on purpose.
@@ -245,7 +251,11 @@ class MultimodalModule(EvaluatedModule):
         tokens, images, wrong = (means.pop(name) for name in ("tokens", "images", "wrong"))
         if tokens == 0:
             raise ValueError(f"optimizer step {step}: found no supervised item in the global batch, expected some")
-        assert not wrong, f"{self._title} counts other tokens than labels have in {wrong:.0f} rows"
+        if wrong:
+            raise ValueError(
+                f"{self._title}.forward: found terms that count other tokens than labels have in {wrong:.0f} rows of"
+                f" step {step}, expected Term.tokens to be the supervised tokens of each row"
+            )
         if len(means) == 2:  # the loss and its one term
             means = {"train/loss": means["train/loss"]}
         if not all(abs(value) < float("inf") for value in means.values()):
@@ -292,22 +302,8 @@ class MultimodalModule(EvaluatedModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def optimizer_steps(self) -> int:
-        """How many optimizer steps the stage takes, from the data module's `optimizer_steps` and the Trainer's limits.
-
-        The Trainer's own `estimated_stepping_batches` must not be asked here: it sets the loaders up before a
-        checkpoint's loader state is read, and the resumed run would start its data anew, silently.
-        """
-        datamodule: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        steps = int(datamodule.optimizer_steps)
-        published = None if self.stage is None else self.stage.steps
-        if published not in (None, steps):
-            raise ValueError(f"stage.steps: found {published}, expected the {steps} of {type(datamodule).__name__}")
-        limit, accumulate = self.trainer.limit_train_batches, self.trainer.accumulate_grad_batches
-        if isinstance(limit, int):
-            steps = min(steps, -(-limit // accumulate))
-        elif limit is not None and limit < 1.0:
-            steps = -(-int(steps * accumulate * limit) // accumulate)
-        return steps if self.trainer.max_steps < 0 else min(steps, self.trainer.max_steps)
+        """How many optimizer steps the stage takes."""
+        return optimizer_steps(self.trainer, None if self.stage is None else self.stage.steps)
 
     # ---- what is kept ------------------------------------------------------------------------------------------
 

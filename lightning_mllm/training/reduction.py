@@ -78,7 +78,18 @@ class MicroBatchWeights:
         return (self.of_rows if term.tokens is None else self.of_tokens).to(term.losses.dtype)
 
     def values(self, output: Output) -> dict[str, Float[Tensor, ""]]:
-        """What the micro-batch adds to the loss of the step ("loss") and to the mean of each of its terms."""
+        """What the micro-batch adds to the loss of the step ("loss") and to the mean of each of its terms.
+
+        Raises:
+            ValueError: A term has not a loss of each row.
+        """
+        for name, term in output.terms.items():
+            for found in (term.losses, term.losses if term.tokens is None else term.tokens):
+                if found.shape != self.tokens.shape:
+                    raise ValueError(
+                        f"forward: found the shape {tuple(found.shape)} in the term {name!r}, expected a value of each"
+                        f" of the {len(self.tokens)} rows"
+                    )
         terms = {name: (self.of(term) * term.losses).sum() for name, term in output.terms.items()}
         # A term of weight 0 that has a gradient gives one of 0, so that no rank waits for a parameter.
         learned = [term.weight * terms[name] for name, term in output.terms.items() if terms[name].requires_grad]

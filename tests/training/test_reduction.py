@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_modules.module import MultimodalDataModule
 from data_modules.sources.source import Source
-from lightning_mllm.contracts import IGNORE, Sample, Turn
+from lightning_mllm.contracts import IGNORE, Output, Sample, Term, Turn
 from lightning_mllm.training.reduction import row_weights, step_weights
 from lightning_mllm.training.stage import StageSettings
 from tests.distributed.ranks import on_two_ranks
@@ -224,4 +224,31 @@ def test_a_loader_that_shows_no_micro_batch_ahead_is_refused(tmp_path: Path) -> 
     step = module.training_step
     module.training_step = lambda batch, batch_idx: step(replace(batch, step=()), batch_idx)
     with pytest.raises(ValueError, match=r"shows 1 micro-batches of an optimizer step ahead .* expected the 4"):
+        trainer(tmp_path, accumulate_grad_batches=4).fit(module, datamodule=data(8, processor=module.processor))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda term: {"language": replace(term, tokens=term.tokens + 1)},
+            r"^Toy\.forward: .* in 32 rows of step 1, exp",
+        ),
+        (
+            lambda term: {"language": replace(term, losses=term.losses[1:], tokens=term.tokens[1:])},
+            r"^forward: found the shape \(7,\) in the term 'language', expected a value of each of the 8 rows",
+        ),
+        (lambda term: {"language": Term(losses=term.losses[1:])}, r"^forward: found the shape \(7,\) in the term"),
+        (lambda term: {"language": replace(term, weight=0)}, r"^forward: found language of weight 0, expected a term"),
+        (lambda term: {}, r"^forward: found no term, expected a term to learn"),
+    ],
+)
+def test_what_a_net_gives_wrong_is_one_sentence(change: Any, sentence: str, tmp_path: Path) -> None:
+    class Wrong(Toy):
+        def forward(self, batch: Any) -> Output:
+            return Output(terms=change(super().forward(batch).terms["language"]))
+
+    module = Wrong(language=ToyLanguage(depth=1), stage=stage("token_mean"))
+    module._title = "Toy"
+    with pytest.raises(ValueError, match=sentence):
         trainer(tmp_path, accumulate_grad_batches=4).fit(module, datamodule=data(8, processor=module.processor))
