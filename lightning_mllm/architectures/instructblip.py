@@ -97,8 +97,12 @@ LAVIS_KEYS = (
 )
 """Ours <-> LAVIS's checkpoints (`instruct_blip_*.pth`, and BLIP-2's of both stages)."""
 
-LIMITS = TextLimits(prompt=128, answer=256, cut="left")
-"""Released configurations: max_txt_len 128, max_output_txt_len 256, instructions cut on the left."""
+
+def released_limits(language: CausalLM | Seq2SeqLM) -> TextLimits:
+    """Released configurations: max_txt_len 128, max_output_txt_len 256, instructions cut on the left. Of the 256 a
+    decoder's answer has 255: the begin token that is taken off again is counted (LAVIS, blip2_vicuna_instruct.py)."""
+    return TextLimits(prompt=128, answer=256 if isinstance(language, Seq2SeqLM) else 255, cut="left")
+
 
 BRIDGE = {"ln_vision.*": Train(), "qformer.*": Train(), "projection.*": Train()}
 """The paper counts the Q-Former alone; in the released code norm and projection have gradients too."""
@@ -118,7 +122,7 @@ class InstructBlip(PromptedModule):
         chat: A template of `processing/templates`: instructblip (decoders), blip2_t5 (encoder-decoders).
         image: How images are fitted into the encoder's square; None squashes them, as BLIP-2 does.
         max_length: Tokens a row may have, visual slots included.
-        text_limits: Where instructions and answers are cut.
+        text_limits: Where instructions and answers are cut; None cuts them as the released code does.
         stage: What to train; None for use only.
         decoding: Task -> how its answers are generated.
 
@@ -149,7 +153,7 @@ class InstructBlip(PromptedModule):
         chat: str = "instructblip",
         image: ImagePolicy | None = None,
         max_length: int = 512,
-        text_limits: TextLimits = LIMITS,
+        text_limits: TextLimits | None = None,
         stage: StageSettings | None = None,
         decoding: dict[str, Decoding] | None = None,
     ) -> None:
@@ -161,7 +165,9 @@ class InstructBlip(PromptedModule):
             "language": language,
         }
         tokenizer = language_tokenizer(language)
-        limit = text_limits.prompt or LIMITS.prompt or qformer.positions
+        released = released_limits(language)
+        text_limits = text_limits or released
+        limit = text_limits.prompt or released.prompt or qformer.positions
         processor = Processor(
             tokenizer,
             load_template(chat, tokenizer),
@@ -227,7 +233,7 @@ class InstructBlip(PromptedModule):
             chat=chat or known.get("chat", "blip2_t5" if isinstance(language, Seq2SeqLM) else "instructblip"),
             image=ImagePolicy(**facts.image),
             max_length=known.get("max_length", 512),
-            text_limits=TextLimits(**known["text_limits"]) if "text_limits" in known else LIMITS,
+            text_limits=TextLimits(**known["text_limits"]) if "text_limits" in known else None,
             decoding={task: Decoding(**how) for task, how in known.get("decoding", {}).items()},
         )
 

@@ -88,7 +88,8 @@ class Sphinx(PromptedModule):
         chat: A template of `processing/templates`, or "tokenizer" for the tokenizer's own.
         image: How images are fitted and cut into views; None is one view, padded to a square.
         max_length: Tokens a row may have, visual slots included.
-        masks: What becomes of samples in which nothing is learned (`Processor`); LLaVA keeps them.
+        masks: What becomes of samples in which nothing is learned (`Processor`). SPHINX's released code cuts a row and
+            keeps it, whatever is left to learn (LLaMA2-Accessory, accessory/data/conversation/dataset.py).
         stage: What to train; None for use only.
         decoding: Task -> how its answers are generated.
 

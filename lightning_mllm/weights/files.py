@@ -274,11 +274,11 @@ def _shards(source: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[s
 
 def _save(beside: Path, total: int, path: Path, save: Callable[[Path], None]) -> int:
     try:
+        # safetensors writes for its owner alone; the mode of any other file is what the user's mask leaves of it.
+        beside.touch()
+        mode = beside.stat().st_mode & 0o777
         save(beside)
-        # safetensors writes for its owner alone; other files are as the user's mask says.
-        mask = os.umask(0)
-        os.umask(mask)
-        beside.chmod(0o666 & ~mask)
+        beside.chmod(mode)
         with beside.open("rb") as stream:
             os.fsync(stream.fileno())
     except (SafetensorError, OSError) as error:

@@ -65,7 +65,7 @@ class Ancestor:
         Args:
             near: The run folder of the stage that names it.
             used: What the record of that stage says of it: `stage` and `sha256`. A folder with this digest is taken
-                before one that only has the name.
+                before one that only has the name; one that has only the last part of the name needs the digest.
 
         Raises:
             ValueError: There is none, or it is a run that has not finished.
@@ -73,7 +73,7 @@ class Ancestor:
         places = list(dict.fromkeys(_places(source, Path(runs), near)))
         digest = (used or {}).get("sha256")
         found = [each for each in (cls._at(source, place) for place in places) if each is not None]
-        for each in found:
+        for each in (*found, *(cls._renamed(source, near) if near is not None and digest is not None else ())):
             if digest is None or (each.record is not None and each.record["sha256"] == digest):
                 return each
         if found:
@@ -92,6 +92,13 @@ class Ancestor:
         )
 
     @classmethod
+    def _renamed(cls, source: str, near: Path) -> Iterator[Ancestor]:
+        """Of a run that was renamed: what was runs/old/align is beside runs/new/instruct."""
+        place = near.resolve().parent / Path(source).name
+        if place != near.resolve() and (found := cls._at(source, place)) is not None:
+            yield found
+
+    @classmethod
     def _at(cls, source: str, place: Path) -> Ancestor | None:
         if (record := _record(place)) is not None:
             return cls(source=source, path=place / WEIGHTS, record=record)
@@ -103,10 +110,6 @@ class Ancestor:
 def _places(source: str, runs: Path, near: Path | None) -> Iterator[Path]:
     if near is not None:
         yield from (parent / source for parent in near.resolve().parents)
-        # The run was renamed: what was runs/old/align is beside runs/new/instruct.
-        beside = near.resolve().parent / Path(source).name
-        if beside != near.resolve():
-            yield beside
     yield runs / source
     yield resource(source)
 
