@@ -5,6 +5,7 @@ A note travels with its row (`Encoded.notes`), since workers and ranks would eac
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,12 +72,15 @@ def table_of(counts: Counter[tuple[str, str]], title: str) -> Table:
     return table
 
 
-class TalliedDataModule(LightningDataModule):
+class TalliedDataModule(LightningDataModule, ABC):
     """Counts the notes of the batches that it gives, and says them at the end of a verb: printed and logged."""
 
     def __init__(self) -> None:
         super().__init__()
         self._tallies = {"train": Tally(), "evaluation": Tally()}
+
+    @abstractmethod
+    def train_dataloader(self) -> Any: ...
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Counts what happened to the samples of a batch."""

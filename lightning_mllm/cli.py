@@ -123,9 +123,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         VERBS[given[0]](given)
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on from the last checkpoint" if given[0] in ("run", "fit") else ""
-        print(f"mllm: stopped{goes_on}", file=sys.stderr)
+        # Before training or behind it; what a stage that trains keeps is told by its StageCheckpoint.
+        print("mllm: stopped", file=sys.stderr)
         raise SystemExit(130) from None
+    except SystemExit as left:
+        # Lightning leaves with 1 where it was interrupted.
+        if isinstance(left.__context__, KeyboardInterrupt):
+            raise SystemExit(130) from None
+        raise
     except BrokenPipeError:
         # Who reads what is printed has seen enough, as `head` has.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

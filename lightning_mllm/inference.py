@@ -10,9 +10,9 @@ from typing import Any
 
 import jsonargparse
 import torch
-import yaml
 from PIL import Image
 
+from lightning_mllm.commands.config import Config, check_keys, read_yaml
 from lightning_mllm.contracts import IMAGE_MARK, ImageFile, ImageRef, Sample, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.export.importing import import_folder
@@ -127,7 +127,15 @@ def stage_of(run: Path) -> Path:
 
 
 def _settings(stage: Path) -> dict[str, Any]:
-    return yaml.safe_load((stage / "config.yaml").read_text(encoding="utf-8"))
+    """The record of a run, whose classes can be imported.
+
+    Raises:
+        ValueError: One cannot; names the line.
+    """
+    config = Config()
+    settings = read_yaml(stage / "config.yaml", config)
+    check_keys(settings["model"], MultimodalModule, config, ("model",))
+    return settings
 
 
 def _from_run(stage: Path, apart: bool = False) -> MultimodalModule:

@@ -22,6 +22,7 @@ from lightning_mllm.commands.config import (
     check_keys,
     nearest,
     option_tree,
+    parameters_of,
     read_yaml,
 )
 from lightning_mllm.commands.experiments import below_experiments
@@ -39,7 +40,7 @@ SETTINGS: dict[str, Any] = {
     **dict.fromkeys(("verbose", "weights_only", "return_predictions"), Any),
 }
 """What a stage file may say at its top, beside what LightningCLI itself adds."""
-EXPECTED = ("model", "data", "stage", "hardware", "trainer", "run_dir", "seed_everything")
+EXPECTED = ("model", "data", "stage", "hardware", "trainer", "run_dir", "seed_everything", "ckpt_path")
 FLAGS = {"print_config": "", "overwrite": "true"}
 """Options that need no value, and what they mean without one."""
 
@@ -114,6 +115,7 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[str], Config]:
         tree = option_tree(".".join(key), text)
         check_tree(tree, config)
         lengths[-1] |= _lengths(tree.get("stage"))
+    _check_classes(config, configs)
     for dropped in replaced_length(lengths):
         options = [*options, (f"stage.{dropped}", "null")]
     if not any(name == "run_dir" for name, _ in options):
@@ -126,6 +128,24 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[str], Config]:
     told = [f"--{name}={value}" for name, value in options if name not in FLAGS]
     told += ["--print_config" + (f"={value}" if value else "") for name, value in options if name == "print_config"]
     return [*(f"--config={each}" for each in configs), *told], config
+
+
+def _check_classes(config: Config, configs: Sequence[Path]) -> None:
+    """Refuse settings of a net or of data whose class nothing names.
+
+    Raises:
+        ConfigError: Names the first of them, and the file that perhaps was left out.
+    """
+    for key in ("model", "data"):
+        inside = [path for path in config.places if path[0] == key and len(path) > 1]
+        if not inside or (key,) in config.classes:
+            continue
+        nets = [each.with_name("net.yaml") for each in configs if each.with_name("net.yaml").is_file()]
+        hint = f"; perhaps --config {nets[0]} was meant to come first" if key == "model" and nets else ""
+        raise ConfigError(
+            f"{config.place(inside[0])}: {'.'.join(inside[0])}: found a setting of a class that nothing names, expected"
+            f" {key}.class_path{hint}"
+        )
 
 
 def _lengths(stage: Any) -> set[str]:
@@ -154,6 +174,14 @@ def add_to_path(configs: Sequence[Path]) -> None:
     sys.path += [str(each) for each in dict.fromkeys(folders) if str(each) not in sys.path]
 
 
+def _nearest_setting(key: str) -> str:
+    """A clause that names the top key closest to `key`, or the group that has a key of this name."""
+    for name, cls in (("stage", StageSettings), ("hardware", Hardware), ("trainer", Trainer)):
+        if key in (parameters_of(cls) or {}):
+            return f"; the nearest is '{name}.{key}'"
+    return nearest(key, EXPECTED)
+
+
 def check_tree(tree: dict[str, Any], config: Config) -> None:
     """Refuse keys that no setting has.
 
@@ -162,8 +190,9 @@ def check_tree(tree: dict[str, Any], config: Config) -> None:
     """
     for key, value in tree.items():
         if key not in SETTINGS:
+            place = config.place((str(key),))
             raise ConfigError(
-                f"{config.place((str(key),))}: {key}: found an unknown key, expected one of {', '.join(EXPECTED)}"
-                f"{nearest(str(key), EXPECTED)}"
+                f"{place + ': ' if place else ''}{key}: found an unknown key, expected one of {', '.join(EXPECTED)}"
+                f"{_nearest_setting(str(key))}"
             )
         check_keys(value, SETTINGS[key], config, (key,))

@@ -132,7 +132,7 @@ def import_class(name: str, where: str) -> type:
         if error.name and not (module == error.name or module.startswith(error.name + ".")):
             raise ConfigError(f"{absent}, which its module imports") from error
         raise ConfigError(
-            f"{absent}, expected one that is installed, in the working directory or beside the file"
+            f"{absent}, expected one that is installed or in the working directory (or beside the file, for mllm fit)"
         ) from None
     except Exception as error:
         raise ConfigError(

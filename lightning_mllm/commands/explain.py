@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from lightning_mllm.commands.command_line import EXPECTED
 from lightning_mllm.commands.config import Config, KeyPath, nearest
 
 _KEY = re.compile(r'^\s*(?:- )?Parser key "([^"]+)":\s*(.*)$')
@@ -88,7 +89,7 @@ def _say(leaf: str, config: Config) -> tuple[str, KeyPath]:
     if found := re.match(r"Option '([^']+)' is not accepted", leaf):
         return "found an unknown key", _keys(found[1])
     if found := re.match(r"(?:Subcommand '\w+' does not accept option|Key) '([^']+)'", leaf):
-        return f"found an unknown key{nearest(found[1], TOP_LEVEL)}", _keys(found[1])
+        return f"found an unknown key{nearest(found[1], EXPECTED)}", _keys(found[1])
     if found := re.match(r"unrecognized arguments: (.*)$", leaf):
         return f"found an unknown option {found[1].split()[0]}", ()
     if found := re.search(r"arguments? (?:are|is) required: (.*)$", leaf):
@@ -108,9 +109,6 @@ def _say(leaf: str, config: Config) -> tuple[str, KeyPath]:
         place = config.place(whole)
         return f"{place + ': ' if place else ''}{'.'.join(whole)}: {leaf[found.end() :]}", ()
     return " ".join(leaf.split()), ()
-
-
-TOP_LEVEL = ("model", "data", "stage", "hardware", "trainer", "run_dir", "seed_everything", "ckpt_path")
 
 
 def _keys(dotted: str) -> KeyPath:

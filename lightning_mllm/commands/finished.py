@@ -33,6 +33,11 @@ def is_done(run_dir: Path, recipe: Mapping[str, Any]) -> bool:
     if not stage_file.is_file():
         return False
     known = json.loads(stage_file.read_text(encoding="utf-8"))["settings"]["config"]
+    if isinstance(known, Mapping) and set(known) == {"mix"}:
+        raise ConfigError(
+            f"{run_dir}: found a mix of {', '.join(known['mix'])}, expected a stage to train; name another --run_dir,"
+            " delete the folder, or say --overwrite"
+        )
     _refuse_another(run_dir, known, recipe, "weights trained")
     return True
 

@@ -69,7 +69,7 @@ def _take_out(arguments: Sequence[str]) -> tuple[list[str], Options]:
 
 def _show(path: tuple[str, ...], name: str, config: Config) -> None:
     dotted = ".".join(path)
-    bases = _classes_taken(path, config)
+    bases, entries = _classes_taken(path, config)
     if name:
         chosen = [import_class(name, f"{COMMAND_LINE}: --{dotted}.help")]
         if bases and not any(fits(chosen[0], base) for base in bases):
@@ -82,14 +82,16 @@ def _show(path: tuple[str, ...], name: str, config: Config) -> None:
             print(f"{dotted} is a {cls.__name__}; --{dotted}.help CLASS shows what one takes:")
             print("\n".join(f"  {each}" for each in known), end="\n\n")
             continue
-        parser = jsonargparse.ArgumentParser(prog=f"mllm fit --{dotted}", add_help=False)
-        parser.add_class_arguments(cls, dotted, fail_untyped=False)
+        key = f"{dotted}.NAME" if entries else dotted
+        parser = jsonargparse.ArgumentParser(prog=f"mllm fit --{key}", add_help=False)
+        parser.add_class_arguments(cls, key, fail_untyped=False)
         shown = parser.format_help()
         print(shown[shown.index("\n\n") + 2 :] if "\n\n" in shown else shown)
 
 
-def _classes_taken(path: tuple[str, ...], config: Config) -> list[type]:
-    """Which classes the key takes, followed from the top through the classes that the files name.
+def _classes_taken(path: tuple[str, ...], config: Config) -> tuple[list[type], bool]:
+    """Which classes the key takes, followed from the top through the classes that the files name; and whether it is the
+    entries of the key that take them.
 
     Raises:
         ConfigError: There is no such key.
@@ -110,11 +112,18 @@ def _classes_taken(path: tuple[str, ...], config: Config) -> list[type]:
                 f"--{'.'.join(path)}.help: found no key '{key}' in {' or '.join(each.__name__ for each in owners)}"
                 f"{nearest(key, known)}"
             )
-        hints = [known[key]] if owners else [each for hint in hints for each in typing.get_args(hint)[-1:]]
+        hints = [known[key]] if owners else _entries(hints)
+    entries = not _classes(hints) and bool(_classes(_entries(hints)))
+    hints = _entries(hints) if entries else hints
     if path not in config.classes and not _classes(hints):
         kind = ", ".join(str(getattr(hint, "__name__", hint)) for hint in hints) or "nothing"
         raise ConfigError(f"--{'.'.join(path)}.help: found a key of type {kind}, expected one with keys of its own")
-    return _classes(hints)
+    return _classes(hints), entries
+
+
+def _entries(hints: Sequence[object]) -> list[object]:
+    """What maps and lists of these types hold."""
+    return [each for hint in hints for option in options_of(hint) for each in typing.get_args(option)[-1:]]
 
 
 def _classes(hints: Sequence[object]) -> list[type]:
@@ -129,6 +138,6 @@ def _subclasses(base: type, top: str) -> Iterator[str]:
     for package in WHERE.get(top, ()):
         for module in pkgutil.walk_packages(import_module(package).__path__, f"{package}."):
             for value in vars(import_module(module.name)).values():
-                own = inspect.isclass(value) and value.__module__ == module.name
+                own = inspect.isclass(value) and value.__module__ == module.name and not inspect.isabstract(value)
                 if own and issubclass(value, base) and value is not base and not value.__name__.startswith("_"):
                     yield f"{module.name}.{value.__name__}"

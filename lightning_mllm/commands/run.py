@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_mllm.commands.arguments import Arguments
-from lightning_mllm.commands.command_line import SETTINGS
-from lightning_mllm.commands.config import ConfigError, nearest
+from lightning_mllm.commands.command_line import SETTINGS, check_tree
+from lightning_mllm.commands.config import Config, ConfigError, nearest, option_tree
 from lightning_mllm.commands.experiments import experiment_folder, experiment_name, hardware_file, order_of_stages
 from lightning_mllm.commands.trainer import CLI, CheckedCLI, ParsedCLI, compose, say
 from lightning_mllm.evaluation.report import write_report
@@ -43,6 +43,8 @@ def overrides_of(overrides: Sequence[str], stages: Sequence[str], chosen: Sequen
             raise ConfigError(f"--{name}: found a setting of the stage '{stage}', expected one of {', '.join(chosen)}")
         if (reason := GIVEN.get(key if named else name)) is not None:
             raise ConfigError(f"--{name}: found it with mllm run, where {reason}; mllm fit takes it")
+        if named:
+            _check_setting(stage, key, each.partition("=")[2])
         without = name in NONE_IS_FOR_ALL and each.partition("=")[2] in ("null", "None")
         single = not without and any(name == one or (name.startswith(f"{one}.") and "." in one) for one in ONE_STAGE)
         if not named and single and len(chosen) > 1:
@@ -53,6 +55,15 @@ def overrides_of(overrides: Sequence[str], stages: Sequence[str], chosen: Sequen
         for one in [stage] if named else chosen:
             found[one].append("--" + each.lstrip("-").removeprefix(f"{stage}.") if named else each)
     return found
+
+
+def _check_setting(stage: str, key: str, value: str) -> None:
+    """Refuse an unknown key of `--STAGE.key=value` under the name that was given."""
+    try:
+        check_tree(option_tree(key, value), Config())
+    except ConfigError as error:
+        told = str(error).replace("the nearest is '", f"the nearest is '{stage}.")
+        raise ConfigError(f"--{stage}.{told}") from None
 
 
 def run_experiment(

@@ -312,6 +312,7 @@ def _blamed(given: Any, sentence: str) -> str:
     names = [name for name in vars(given) if re.search(rf"\b{name}=", sentence)]
     texts = {name: value for name, value in vars(given).items() if isinstance(value, str)}
     names += [name for name, value in texts.items() if re.search(rf"\b{re.escape(value)}\b", sentence)]
+    names += [name for name in vars(given) if f"`{name}`" in sentence]
     return f"trainer.{names[0]}" if names else "trainer"
 
 

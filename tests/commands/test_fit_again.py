@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -50,12 +51,18 @@ def test_a_stopped_run_goes_on_or_is_refused(
     def stop(self: StageCheckpoint, *arguments: object) -> None:
         finish(self, *arguments)  # pyright: ignore[reportArgumentType]
         if self.path.is_file():
-            raise RuntimeError("stopped")
+            signal.raise_signal(signal.SIGINT)
 
+    handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         patch.setattr(StageCheckpoint, "on_train_batch_end", stop)
-        with pytest.raises(RuntimeError, match="stopped"):
+        with pytest.raises(SystemExit) as stopped:
             main([*FIT, "--checkpoint_every=1"])
+    signal.signal(signal.SIGINT, handler)
+    assert stopped.value.code == 130
+    told = capsys.readouterr().err
+    assert "run: SIGINT ended the training in step 2; the same command goes on after step 1" in told
+    assert "mllm: " not in told
     assert LAST.is_file() and not RECORD.exists()
     before = LAST.read_bytes()
     sentence = refused(capsys, *FIT, "--stage.lr=1e-3")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_mllm.cli import main
 from lightning_mllm.commands.config import ConfigError
-from lightning_mllm.commands.lock import LOCK, locked
+from lightning_mllm.commands.lock import LOCK, locked, locks_are_local
 from tests.commands.conftest import TOY
 from tests.test_cli import refused
 
@@ -62,12 +63,33 @@ def test_ranks_of_one_run_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert (tmp_path / LOCK).is_file()
 
 
-def test_of_another_machine_nothing_is_known(tmp_path: Path) -> None:
-    (tmp_path / LOCK).write_text(json.dumps({"host": "elsewhere", "pid": 7}))
+def test_a_job_goes_on_on_another_machine_unless_locks_do_not_reach_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = json.dumps({"host": "elsewhere", "pid": 7})
+    (tmp_path / LOCK).write_text(left)
+    with locked(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["host"] == socket.gethostname()
+    (tmp_path / LOCK).write_text(left)
+    device = os.stat(tmp_path).st_dev
+    mounts = tmp_path / "mountinfo"
+    line = f"9 1 {os.major(device)}:{os.minor(device)} / /runs rw - nfs4 server:/runs rw,vers=4.2"
+    mounts.write_text(f"8 1 0:99999 / /other rw - nfs server:/other rw,nolock\n{line}\n")
+    assert not locks_are_local(tmp_path, mounts)
+    mounts.write_text(f"{line},local_lock=all\n")
+    assert locks_are_local(tmp_path, mounts)
+    monkeypatch.setattr("lightning_mllm.commands.lock.locks_are_local", lambda path: True)
     sentence = r"process 7 on elsewhere, .*if that process is gone, delete .*\.lock"
     with pytest.raises(ConfigError, match=sentence), locked(tmp_path):
         pass
     assert json.loads((tmp_path / LOCK).read_text())["host"] == "elsewhere"
+
+    def no_locks(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(ConfigError, match=r"no lock for .* \(No locks available\)"), locked(tmp_path):
+        pass
 
 
 def test_the_command_says_who_trains_there_before_anything_is_built(

@@ -19,7 +19,7 @@ from lightning_mllm.evaluation.report import write_report
 from lightning_mllm.weights.files import BESIDE, sha256, write_tensors
 from lightning_mllm.weights.handover import ancestor_tensors
 from lightning_mllm.weights.keymap import KeyMap
-from tests.commands.conftest import trained
+from tests.commands.conftest import TOY, trained
 from tests.test_cli import refused
 
 
@@ -35,6 +35,8 @@ def test_a_mix_is_a_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None
     main(["mix", "toy/real=0.25", "toy/text=0.75", "--to", "runs/toy/mixed"])
     assert capsys.readouterr().out.strip().endswith("runs/toy/mixed")
     run = Path("runs/toy/mixed")
+    sentence = refused(capsys, "fit", f"--config={TOY}", f"--run_dir={run}")
+    assert "found a mix of toy/real, toy/text, expected a stage to train" in sentence
     assert sorted(each.name for each in run.iterdir()) == ["config.yaml", "weights"]
     real, text, mixed = weights("runs/toy/real"), weights("runs/toy/text"), weights(run)
     assert set(mixed) == set(real)

@@ -100,3 +100,21 @@ def test_modules_beside_an_experiment_are_found(tmp_path: Path, monkeypatch: pyt
         found = compose(["fit", f"--config={folder / 'train.yaml'}"], ParsedCLI).settings
         assert found["model"]["class_path"] == f"{module}.Net"
         assert found["run_dir"] == "runs/mine/train"
+
+
+def test_a_run_whose_class_is_not_here_is_told_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for run, model in {"net": "absent_net.Net", "part": {"class_path": "absent_net.Part"}}.items():
+        Path(run, "weights").mkdir(parents=True)
+        Path(run, "weights", "stage.json").write_text("{}")
+        settings = yaml.safe_load(TOY.read_text())
+        if isinstance(model, str):
+            settings["model"]["class_path"] = model
+        else:
+            settings["model"]["init_args"]["vision"] = model
+        Path(run, "config.yaml").write_text(yaml.safe_dump(settings))
+        sentence = refused(capsys, "ask", run, "?")
+        assert f"{run}/config.yaml:" in sentence and ": model" in sentence, sentence
+        assert "but there is no module 'absent_net', expected one that is installed or in the working" in sentence

@@ -30,6 +30,8 @@ WRONG = {
     "run quickstart/llava --onyl=align": ["onyl", "unknown key"],
     "run quickstart/llava --stage.init_from={}": ["stage.init_from", "--align.stage.init_from"],
     "run quickstart/llava --algin.stage.lr=1": ["algin", "unknown key"],
+    "run quickstart/llava --align.lr=3": ["--align.lr: ", "unknown key", "'align.stage.lr'"],
+    "run quickstart/llava --lr=3": ["command line: lr: ", "unknown key", "'stage.lr'"],
     "run quickstart/llava --stage.lr": ["stage.lr", "no value"],
     "ask": ["ask: ", "RUN, question"],
     "ask runs/none ?": ["runs/none", "no finished stage"],
@@ -60,6 +62,7 @@ WRONG = {
     f"{FIT} --overwrite=perhaps": ["--overwrite", "'perhaps'"],
     f"{FIT} --ckpt_path=absent.ckpt": ["absent.ckpt"],
     f"{FIT} --trainer.accelerator=gpu": ["trainer.accelerator", "gpu"],
+    f"{FIT} --trainer.accelerator=cuda": ["trainer.accelerator: ", "is not available"],
     f"{FIT} --trainer.accelerator=tpux": ["trainer.accelerator", "tpux"],
     f"{FIT} --trainer.precision=15": ["trainer.precision", "15"],
     f"{FIT} --trainer.strategy=fast": ["trainer.strategy", "fast"],
@@ -79,6 +82,8 @@ WRONG = {
     f"{FIT} --stag.help": ["--stag.help", "'stage'"],
     f"{FIT} --stage.lr.help": ["--stage.lr.help", "float"],
     # files
+    "fit --config=stage.yaml": ["stage.yaml:2: model.chat: ", "expected model.class_path", "--config net.yaml"],
+    "fit --config=net.yaml --data.train={}": ["data.train: ", "expected data.class_path"],
     f"{FIT} --config=absent.yaml": ["absent.yaml", "No such file"],
     f"{FIT} --config=folder": ["folder", "Is a directory"],
     f"{FIT} --config=empty.yaml": ["empty.yaml", "empty file"],
@@ -94,6 +99,8 @@ WRONG = {
     f"{FIT} --config=callbacks.yaml": ["callbacks.yaml:2", "trainer.callbacks", "absent.Callback"],
 }
 FILES = {
+    "net.yaml": "model: {class_path: tests.toy.Toy}\n",
+    "stage.yaml": "model:\n  init_args: {chat: plain}\nstage: {name: align}\n",
     "empty.yaml": "",
     "comment.yaml": "# nothing yet\n",
     "list.yaml": "- stage\n",
@@ -128,7 +135,7 @@ def test_a_wrong_command_is_told_in_one_sentence(
 ) -> None:
     if "locked.yaml" in command and os.geteuid() == 0:
         pytest.skip("root reads every file")
-    if command.endswith(("accelerator=gpu", "device=cuda")) and torch.cuda.is_available():
+    if command.endswith(("accelerator=gpu", "accelerator=cuda", "device=cuda")) and torch.cuda.is_available():
         pytest.skip("this machine has one")
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(place)
@@ -142,11 +149,11 @@ def test_a_stopped_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     def stop(arguments: object) -> None:
         raise KeyboardInterrupt
 
-    for verb, words in {"fit": "goes on from the last checkpoint", "ask": "stopped\n"}.items():
-        monkeypatch.setitem(VERBS, verb, stop)
-        with pytest.raises(SystemExit) as stopped:
-            main([verb])
-        assert stopped.value.code == 130 and words in capsys.readouterr().err
+    monkeypatch.setitem(VERBS, "fit", stop)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit"])
+    # Nothing has been trained: nothing is promised.
+    assert stopped.value.code == 130 and capsys.readouterr().err == "mllm: stopped\n"
 
 
 def test_no_sentence_is_empty(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,9 +174,12 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         "--model.help": "lightning_mllm.architectures.",
         "--data.help": "data_modules.module.",
         "--stage.lora.help": "--stage.lora.alpha",
+        "--stage.train.help": "--stage.train.NAME.lr",
+        "--data.help data_modules.module.InstructionDataModule": "--data.train",
         f"--config={TOY} --data.train.squares.help": "--data.train.squares.samples",
         f"--config={TOY} --data.help data_modules.module.CaptionDataModule": "--data.train",
         f"--config={TOY} --model.help": "--model.vision",
     }.items():
         main(["fit", *words.split(" ")])
-        assert shown in capsys.readouterr().out, words
+        out = capsys.readouterr().out
+        assert shown in out and "Tallied" not in out, words
