@@ -310,9 +310,9 @@ def compose(arguments: Sequence[str], kind: type[CLI] = CLI) -> CLI:
 def _blamed(given: Any, sentence: str) -> str:
     """Which setting of the Trainer an error of Lightning's is about: the one whose name or value it quotes."""
     names = [name for name in vars(given) if re.search(rf"\b{name}=", sentence)]
+    names += [name for name in vars(given) if f"`{name}`" in sentence]
     texts = {name: value for name, value in vars(given).items() if isinstance(value, str)}
     names += [name for name, value in texts.items() if re.search(rf"\b{re.escape(value)}\b", sentence)]
-    names += [name for name in vars(given) if f"`{name}`" in sentence]
     return f"trainer.{names[0]}" if names else "trainer"
 
 
