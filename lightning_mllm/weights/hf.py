@@ -165,25 +165,25 @@ def multimodal_tokenizer(
         max_length: Tokens that a row may have.
         begins: Whether it puts its begin token before a text; not where the template writes one, so that there is one.
     """
-    own = padded_left(tokenizer, max_length)
-    if IMAGE_MARK not in own.get_vocab():
-        own.add_tokens([_special(IMAGE_MARK)], special_tokens=True)
-    if own.pad_token is None:
-        own.add_special_tokens({"pad_token": _special(PAD_TOKEN)})
-    own.chat_template = chat_template  # pyright: ignore[reportAttributeAccessIssue]
-    return own if begins else writes_around(own)
+    copied = padded_left(tokenizer, max_length)
+    if IMAGE_MARK not in copied.get_vocab():
+        copied.add_tokens([_special(IMAGE_MARK)], special_tokens=True)
+    if copied.pad_token is None:
+        copied.add_special_tokens({"pad_token": _special(PAD_TOKEN)})
+    copied.chat_template = chat_template  # pyright: ignore[reportAttributeAccessIssue]
+    return copied if begins else writes_around(copied)
 
 
-def generation_config(own: Any, **more: Any) -> GenerationConfig:
+def generation_config(processor: Any, **more: Any) -> GenerationConfig:
     """How transformers writes an answer: it ends where it was learned to end.
 
     Args:
-        own: A processor, with `ends`, `stop_strings` and `tokenizer`.
+        processor: A processor, with `ends`, `stop_strings` and `tokenizer`.
         more: Other fields.
     """
     # With such a text transformers asks for the tokenizer: `generate(..., tokenizer=processor.tokenizer)`.
-    texts = {"stop_strings": own.stop_strings} if own.stop_strings else {}
-    return GenerationConfig(bos_token_id=own.tokenizer.bos_token_id, eos_token_id=own.ends, **texts, **more)
+    texts = {"stop_strings": processor.stop_strings} if processor.stop_strings else {}
+    return GenerationConfig(bos_token_id=processor.tokenizer.bos_token_id, eos_token_id=processor.ends, **texts, **more)
 
 
 def pad_rows(tensor: Float[Tensor, "W D"], rows: int, like: int) -> Float[Tensor, "R D"]:

@@ -94,9 +94,9 @@ class Wrap:
         before, asked, after = "".join(piece.text for piece in others).partition(ASKED)
         return cls(before=before, after=after, keeps=bool(asked))
 
-    def tokenizer(self, own: Writes, side: str) -> PreTrainedTokenizerFast:
+    def tokenizer(self, processor: Writes, side: str) -> PreTrainedTokenizerFast:
         """A tokenizer that puts this around every text, pads on `side`, and has an image and a padding token."""
-        full = multimodal_tokenizer(own.tokenizer, max_length=own.max_length)
+        full = multimodal_tokenizer(processor.tokenizer, max_length=processor.max_length)
         return writes_around(full, self.before, self.after, side)
 
 
@@ -138,15 +138,15 @@ def question_folder(
         ValueError: The processor's template does not begin with the image, an image has several views, or the language
             model's embeddings are not as wide as what it computes with.
     """
-    own, language = net.processor, net.language
+    processor, language = net.processor, net.language
     if (width := language.get_input_embeddings().embedding_dim) != language.config.hidden_size:
         raise ValueError(
             f"language.word_embed_proj_dim: found {width}, expected {language.config.hidden_size}, the width that"
             " transformers' BLIP-2 projects to"
         )
-    wrap = Wrap.of(own)
-    tokenizer = wrap.tokenizer(own, "right" if language.config.is_encoder_decoder else "left")
-    text, ends = language.config.to_dict(), own.ends
+    wrap = Wrap.of(processor)
+    tokenizer = wrap.tokenizer(processor, "right" if language.config.is_encoder_decoder else "left")
+    text, ends = language.config.to_dict(), processor.ends
     text["vocab_size"] = padded_rows(text["vocab_size"], max(tokenizer.get_vocab().values()) + 1)
     # The language model generates by its own settings, not by those of the whole.
     text["eos_token_id"] = ends if len(ends) > 1 else ends[0]
@@ -154,7 +154,7 @@ def question_folder(
         vision_config=vision,
         qformer_config=qformer,
         text_config=AutoConfig.for_model(**text),
-        num_query_tokens=own.vectors_per_image,
+        num_query_tokens=processor.vectors_per_image,
         image_token_index=tokenizer.get_vocab()[IMAGE_MARK],
         architectures=[net.hf_class],
         dtype=language.dtype,
@@ -164,19 +164,19 @@ def question_folder(
         config.text_config.tie_word_embeddings = False
     parts = [_images(net), tokenizer] if reader is None else [_images(net), tokenizer, reader]
     kind: Any = Blip2Processor if reader is None else InstructBlipProcessor
-    like = spare_token(own.tokenizer)
+    like = spare_token(processor.tokenizer)
     return HfFolder(
         config=config,
-        processor=kind(*parts, num_query_tokens=own.vectors_per_image),
+        processor=kind(*parts, num_query_tokens=processor.vectors_per_image),
         generation=generation_config(
-            own,
+            processor,
             pad_token_id=tokenizer.pad_token_id,
             decoder_start_token_id=getattr(language.config, "decoder_start_token_id", None),
         ),
         tensors=lambda: rename(language_tensors(net.state_dict(), language, text["vocab_size"], like)),
         logits=net.logits,
         asks=wrap.keeps,
-        notes={**_notes(net), "text_limits": asdict(own.text_limits)},
+        notes={**_notes(net), "text_limits": asdict(processor.text_limits)},
         advice="" if reader is None or tokenizer.padding_side == "right" else QUERY_PADDING,
         caveat=_caveat(net, vision),
     )
@@ -195,11 +195,11 @@ def pair_folder(
         width: Of the space in which images and texts are compared.
         lacks: Glob patterns of the tensors that the class has no place for.
     """
-    own = net.processor
-    pieces = own.chat.render((Turn(role="assistant", text=ASKED),))
+    processor = net.processor
+    pieces = processor.chat.render((Turn(role="assistant", text=ASKED),))
     before, _, after = "".join(piece.text for piece in pieces).partition(ASKED)
-    before = "".join(own.tokenizer.convert_ids_to_tokens(own.prefix)) + before
-    tokenizer = Wrap(before=before, after=after).tokenizer(own, "right")
+    before = "".join(processor.tokenizer.convert_ids_to_tokens(processor.prefix)) + before
+    tokenizer = Wrap(before=before, after=after).tokenizer(processor, "right")
 
     def named(beside: bool) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in net.state_dict().items():

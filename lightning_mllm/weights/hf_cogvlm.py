@@ -70,7 +70,7 @@ def cogvlm_folder(
     own, language = net.processor, net.language
     if own.image.num_views != 1:
         raise ValueError(f"image.views: found {own.image.num_views}, expected 1, all that CogVLM's layout knows")
-    tokenizer = padded_left(own.tokenizer, own.max_length)
+    tokenizer: Any = padded_left(own.tokenizer, own.max_length)
     tokenizer.chat_template = chat
     mean, std = (tuple(each.flatten().tolist()) for each in (net.vision.mean, net.vision.std))
     versions = {name: version for version, name in TEMPLATES.items()}

@@ -89,9 +89,9 @@ def routed(language: Callable[[Tensor], Tensor], vision: Callable[[Tensor], Tens
     """Each token f[B, T, D] through its own module; `image` bool[B, T], or None where all is language."""
     if image is None:
         return language(x)
-    said, seen = language(x[~image]), vision(x[image])
-    out = said.new_empty(*x.shape[:2], said.shape[-1])
-    out[~image], out[image] = said, seen
+    text, images = language(x[~image]), vision(x[image])
+    out = text.new_empty(*x.shape[:2], text.shape[-1])
+    out[~image], out[image] = text, images
     return out
 
 

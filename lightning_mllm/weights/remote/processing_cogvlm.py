@@ -82,9 +82,9 @@ class CogVLMProcessor(ProcessorMixin):
         tokens = [*([] if written and text.startswith(written) else begin), *self.tokens(first)]
         types = [0] * len(tokens)
         for piece in others:
-            said = self.tokens(piece)
-            tokens += [self.image_token_id] * self.num_image_tokens + said
-            types += [1] * self.num_image_tokens + [0] * len(said)
+            ids = self.tokens(piece)
+            tokens += [self.image_token_id] * self.num_image_tokens + ids
+            types += [1] * self.num_image_tokens + [0] * len(ids)
         return tokens, types
 
     def tokens(self, piece: str) -> list[int]:
