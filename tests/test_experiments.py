@@ -294,6 +294,13 @@ def test_texts_are_as_long_as_in_lavis() -> None:
     assert (net["max_length"], net["retrieval_length"]) == (32, 35)
 
 
+def test_where_labels_are_llavas_an_end_token_in_a_turn_is_one() -> None:
+    """Its code gives whole prompts to the tokenizer; the label law of `masks: published` holds so alone."""
+    nets = [yaml.safe_load(file.read_text())["model"]["init_args"] for file in EXPERIMENTS.glob("llava*/net.yaml")]
+    assert len(nets) >= 4
+    assert {(net.get("masks"), net.get("special_in_turns")) for net in nets} == {("published", True)}
+
+
 SPHINX_TOKENS = {"vqav2": 10, "okvqa": 10, "textvqa": 10, "gqa": 10, "ocrvqa": 20, "chartqa": 10, "docvqa": 32}
 SPHINX_TOKENS |= {"refcoco_testa": 30, "refcoco_testb": 30, "refcocog": 30}
 """LLaMA2-Accessory, accessory/eval_mm/annotations/annotation_config.json, max_new_tokens."""

@@ -85,6 +85,7 @@ class Blip2(PromptedModule):
         image: How images are fitted into the encoder's square; None squashes them, as BLIP-2 does.
         max_length: Tokens a row may have, visual slots included.
         text_limits: Where prompts and answers are cut.
+        special_in_turns: Whether special tokens written in turns (`</s>`) are special tokens; else they are text.
         stage: What to train; None for use only.
         decoding: Task -> how its answers are generated.
 
@@ -127,6 +128,7 @@ class Blip2(PromptedModule):
         image: ImagePolicy | None = None,
         max_length: int = 512,
         text_limits: TextLimits = TextLimits(),
+        special_in_turns: bool = False,
         stage: StageSettings | None = None,
         decoding: dict[str, Decoding] | None = None,
     ) -> None:
@@ -144,6 +146,7 @@ class Blip2(PromptedModule):
             fitting(image, size=vision.image_size, mean=vision.mean, fit="squash"),
             vectors_per_image=qformer.queries,
             max_length=max_length,
+            special_in_turns=special_in_turns,
             text_limits=text_limits,
             seq2seq=isinstance(language, Seq2SeqLM),
             query_text=QueryText(tokenizer=reader_tokenizer(reader, qformer.vocab)) if reader else None,
@@ -197,6 +200,7 @@ class Blip2(PromptedModule):
             chat=chat or known.get("chat", "blip2_t5" if isinstance(language, Seq2SeqLM) else "blip2"),
             image=ImagePolicy(**facts.image),
             max_length=known.get("max_length", 512),
+            special_in_turns=known.get("special_in_turns", False),
             text_limits=TextLimits(**known.get("text_limits", {})),
             decoding={task: Decoding(**how) for task, how in known.get("decoding", {}).items()},
         )

@@ -75,6 +75,7 @@ class CogVLM(PromptedModule):
         chat: A template of `processing/templates`, or "tokenizer" for the tokenizer's own.
         image: How images are fitted into the tower's square; None squashes them, as released.
         max_length: Tokens a row may have, visual slots included.
+        special_in_turns: Whether special tokens written in turns (`</s>`) are special tokens; else they are text.
         stage: What to train; None for use only.
         decoding: Task -> how its answers are generated.
 
@@ -117,6 +118,7 @@ class CogVLM(PromptedModule):
         chat: str = "cogvlm_chat",
         image: ImagePolicy | None = None,
         max_length: int = 2048,
+        special_in_turns: bool = False,
         stage: StageSettings | None = None,
         decoding: dict[str, Decoding] | None = None,
     ) -> None:
@@ -127,6 +129,7 @@ class CogVLM(PromptedModule):
             fitting(image, size=vision.image_size, mean=vision.mean, fit="squash"),
             vectors_per_image=vision.num_vectors,
             max_length=max_length,
+            special_in_turns=special_in_turns,
             image_ends="vectors",
         )
         parts = {
@@ -197,6 +200,7 @@ class CogVLM(PromptedModule):
             chat=chat or facts.chat,
             image=ImagePolicy(**facts.image),
             max_length=known.get("max_length", 2048),
+            special_in_turns=known.get("special_in_turns", False),
             decoding={task: Decoding(**how) for task, how in known.get("decoding", {}).items()},
         )
 

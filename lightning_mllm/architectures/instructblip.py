@@ -123,6 +123,7 @@ class InstructBlip(PromptedModule):
         image: How images are fitted into the encoder's square; None squashes them, as BLIP-2 does.
         max_length: Tokens a row may have, visual slots included.
         text_limits: Where instructions and answers are cut; None cuts them as the released code does.
+        special_in_turns: Whether special tokens written in turns (`</s>`) are special tokens; else they are text.
         stage: What to train; None for use only.
         decoding: Task -> how its answers are generated.
 
@@ -154,6 +155,7 @@ class InstructBlip(PromptedModule):
         image: ImagePolicy | None = None,
         max_length: int = 512,
         text_limits: TextLimits | None = None,
+        special_in_turns: bool = False,
         stage: StageSettings | None = None,
         decoding: dict[str, Decoding] | None = None,
     ) -> None:
@@ -174,6 +176,7 @@ class InstructBlip(PromptedModule):
             fitting(image, size=vision.image_size, mean=vision.mean, fit="squash"),
             vectors_per_image=qformer.queries,
             max_length=max_length,
+            special_in_turns=special_in_turns,
             text_limits=text_limits,
             seq2seq=isinstance(language, Seq2SeqLM),
             query_text=QueryText(tokenizer=reader_tokenizer(reader, qformer.vocab), max_length=limit)
@@ -234,6 +237,7 @@ class InstructBlip(PromptedModule):
             image=ImagePolicy(**facts.image),
             max_length=known.get("max_length", 512),
             text_limits=TextLimits(**known["text_limits"]) if "text_limits" in known else None,
+            special_in_turns=known.get("special_in_turns", False),
             decoding={task: Decoding(**how) for task, how in known.get("decoding", {}).items()},
         )
 

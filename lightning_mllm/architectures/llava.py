@@ -125,6 +125,7 @@ class LLaVA(PromptedModule):
         image: How images are fitted into the tower's square; None is CLIP's crop.
         max_length: Tokens a row may have, image slots included.
         masks: What becomes of samples in which nothing is learned (`Processor`); LLaVA keeps them.
+        special_in_turns: Whether special tokens written in turns (`</s>`) are special tokens; else they are text.
         stage: What to train; None for use only.
         decoding: Task -> how its answers are generated.
 
@@ -154,13 +155,20 @@ class LLaVA(PromptedModule):
         image: ImagePolicy | None = None,
         max_length: int = 2048,
         masks: Masks = "strict",
+        special_in_turns: bool = False,
         stage: StageSettings | None = None,
         decoding: dict[str, Decoding] | None = None,
     ) -> None:
         image = fitting(image, size=vision.image_size, mean=vision.mean)
         tokenizer = language_tokenizer(language)
         processor = Processor(
-            tokenizer, load_template(chat, tokenizer), image, vision.num_vectors, max_length, masks=masks
+            tokenizer,
+            load_template(chat, tokenizer),
+            image,
+            vision.num_vectors,
+            max_length,
+            special_in_turns=special_in_turns,
+            masks=masks,
         )
         parts = {
             "vision": vision,
@@ -236,6 +244,7 @@ class LLaVA(PromptedModule):
                 "chat": own.chat.name,
                 "image": asdict(own.image),
                 "max_length": own.max_length,
+                "special_in_turns": own.special_in_turns,
                 "decoding": {task: asdict(how) for task, how in self.decoding.items()},
             },
         )
@@ -295,6 +304,7 @@ class LLaVA(PromptedModule):
             chat=chat or known.get("chat") or folder_chat(folder),
             image=ImagePolicy(**{**policy, "mean": tuple(policy["mean"])}),
             max_length=known.get("max_length", 2048),
+            special_in_turns=known.get("special_in_turns", False),
             decoding={task: Decoding(**how) for task, how in known.get("decoding", {}).items()},
         )
 

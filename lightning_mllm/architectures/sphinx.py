@@ -90,6 +90,7 @@ class Sphinx(PromptedModule):
         max_length: Tokens a row may have, visual slots included.
         masks: What becomes of samples in which nothing is learned (`Processor`). SPHINX's released code cuts a row and
             keeps it, whatever is left to learn (LLaMA2-Accessory, accessory/data/conversation/dataset.py).
+        special_in_turns: Whether special tokens written in turns (`</s>`) are special tokens; else they are text.
         stage: What to train; None for use only.
         decoding: Task -> how its answers are generated.
 
@@ -116,6 +117,7 @@ class Sphinx(PromptedModule):
         image: ImagePolicy | None = None,
         max_length: int = 2048,
         masks: Masks = "strict",
+        special_in_turns: bool = False,
         stage: StageSettings | None = None,
         decoding: dict[str, Decoding] | None = None,
     ) -> None:
@@ -128,6 +130,7 @@ class Sphinx(PromptedModule):
             image,
             vectors_per_image=connector.vectors(vision.vectors, image.num_views),
             max_length=max_length,
+            special_in_turns=special_in_turns,
             image_ends="vectors",
             masks=masks,
         )

@@ -176,7 +176,11 @@ def question_folder(
         tensors=lambda: rename(language_tensors(net.state_dict(), language, text["vocab_size"], like)),
         logits=net.logits,
         asks=wrap.keeps,
-        notes={**_notes(net), "text_limits": asdict(processor.text_limits)},
+        notes={
+            **_notes(net),
+            "text_limits": asdict(processor.text_limits),
+            "special_in_turns": processor.special_in_turns,
+        },
         advice="" if reader is None or tokenizer.padding_side == "right" else QUERY_PADDING,
         caveat=_caveat(net, vision),
     )

@@ -108,6 +108,7 @@ def cogvlm_folder(
             "chat": own.chat.name,
             "image": asdict(own.image),
             "max_length": own.max_length,
+            "special_in_turns": own.special_in_turns,
             "decoding": {task: asdict(how) for task, how in net.decoding.items()},
         },
     )
