@@ -140,7 +140,7 @@ class StageSettings:
         """
         step, total = step + self.steps_before, total + self.steps_before + self.steps_after
         warmup, start, floor = self.warmup_steps(total), self.warmup_lr / self.lr, self.min_lr / self.lr
-        rising = start + (1.0 - start) * step / max(1, warmup)
+        rising = start + (1.0 - start) * step / warmup if warmup else 1.0
         if self.decay == "cosine_epochs":
             epochs = int(self.epochs or 1)
             epoch = min(step * epochs // max(1, total), epochs - 1)

@@ -52,6 +52,12 @@ def test_cosine_epochs_is_that_of_lavis(per_epoch: int, warmup: int) -> None:
             assert lr * stage.lr_factor(epoch * per_epoch + step, epochs * per_epoch) == pytest.approx(theirs)
 
 
+@pytest.mark.parametrize("decay", ["cosine", "cosine_epochs", "linear", "constant"])
+def test_without_warm_up_the_first_step_has_the_whole_rate(decay: Any) -> None:
+    stage = StageSettings(name="caption", decay=decay, warmup=0, epochs=2)
+    assert stage.lr_factor(0, 4) == 1.0
+
+
 def test_a_warm_up_begins_where_it_is_told() -> None:
     stage = StageSettings(name="instruct", lr=1e-5, warmup=4, warmup_lr=1e-6)
     assert [stage.lr_factor(step, 100) for step in range(5)] == pytest.approx([0.1, 0.325, 0.55, 0.775, 1.0])

@@ -20,8 +20,8 @@ class BestWeights(Callback):
     """Keeps what the stage trained, as it was at the best validation, in `checkpoints/best.ckpt` of the run folder.
 
     Whole tensors under plain names, however they were sharded; where a callback averages the weights, it is the average
-    that was validated. The file is what a resumed run compares with. It may be of a step behind the checkpoint that the
-    run goes on from: that step will be taken again, from the same samples.
+    that was validated. The file is what a resumed run compares with. It may be of a later step than the checkpoint that
+    the run goes on from: that step will be taken again, from the same samples.
 
     Args:
         monitor: The score of the validation sets (`data.val`) that decides, as it is logged: `val/loss`,

@@ -66,7 +66,9 @@ class StageCheckpoint(Checkpoint):
     """Saves `checkpoints/last.ckpt` in the run folder every `every_n_steps` optimizer steps, and after the last one.
 
     The last one is also that at which the time is up (`trainer.max_time`) or a callback wants to stop: whoever wants it
-    waits for the end of the optimizer step that has begun. The Trainer calls this callback after all others.
+    waits for the end of the optimizer step that has begun. Where the step is validated, it is saved after that: a run
+    that ends in between takes the step again, so that each validation has its say in what a resumed run monitors. The
+    Trainer calls this callback after all others.
 
     Args:
         every_n_steps: Optimizer steps between two savings; 0 saves nothing.
@@ -79,8 +81,10 @@ class StageCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.folder = folder
         self.path = Path()
-        self._saved_step = 0
+        self.saved_step = 0
+        """That of the file; 0 if there is none."""
         self._stopping = False
+        self._waits = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.path = Path(self.folder or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
@@ -90,23 +94,31 @@ class StageCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Inside an accumulation window `global_step` stays at the last saved step: without this, the first micro-batch
         # after a restart would replace the file by one whose loader is ahead of its weights.
-        self._saved_step = trainer.global_step
-        self._stopping = False
+        self.saved_step = trainer.global_step
+        self._stopping = self._waits = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._stop_after_a_step(trainer, batch_idx)
         step = trainer.global_step
-        if not self.every_n_steps or step == self._saved_step or trainer.fast_dev_run:  # pyright: ignore
+        if not self.every_n_steps or step == self.saved_step or trainer.fast_dev_run:  # pyright: ignore
             return
         if step % self.every_n_steps == 0 or step >= trainer.estimated_stepping_batches or trainer.should_stop:
-            self._saved_step = step
-            trainer.save_checkpoint(self.path, weights_only=False)
+            # Who wants to stop may have no time for a validation.
+            self._waits = not trainer.should_stop and _is_validated_next(trainer)
+            if not self._waits:
+                self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        self.saved_step, self._waits = trainer.global_step, False
+        trainer.save_checkpoint(self.path, weights_only=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._stop_after_a_step(trainer, trainer.fit_loop.epoch_loop.batch_idx)
+            if self._waits:
+                self._save(trainer)
 
     def _stop_after_a_step(self, trainer: Trainer, batch_idx: int) -> None:
         """Keeps a wish to stop until an optimizer step ends: what was learned of half a step would be lost."""
@@ -124,7 +136,24 @@ class StageCheckpoint(Checkpoint):
         name = signal_name(exception)
         if not name or trainer.state.fn != TrainerFn.FITTING:
             return
-        kept = f"the same command goes on after step {self._saved_step}, from {self.path}"
-        none = "there is no checkpoint yet, and the same command begins anew"
         told = f"{trainer.default_root_dir}: {name} ended the training in step {trainer.global_step + 1}"
-        tell(trainer, f"{told}; {kept if self._saved_step else none}", error=True)
+        tell(trainer, f"{told}; {how_to_go_on(trainer)}", error=True)
+
+
+def _is_validated_next(trainer: Trainer) -> bool:
+    """Whether the Trainer validates behind the micro-batch that has just been learned, and all ranks know it: not where
+    an interval of time says when.
+    """
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    if fetcher is None or trainer._val_check_time_interval is not None:  # pyright: ignore[reportAttributeAccessIssue]
+        return False
+    return loop._should_check_val_fx(fetcher) and not loop.val_loop.skip
+
+
+def how_to_go_on(trainer: Trainer) -> str:
+    """What the same command will do, in words."""
+    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    for each in callbacks:
+        if isinstance(each, StageCheckpoint) and each.saved_step and each.path.is_file():
+            return f"the same command goes on after step {each.saved_step}, from {each.path}"
+    return "there is no checkpoint, and the same command begins anew"

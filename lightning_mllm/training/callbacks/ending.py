@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-STEPS = "steps"
-"""All optimizer steps were taken."""
-MAX_TIME = "max_time"
-FAST_DEV_RUN = "fast_dev_run"
+
+class Ending(NamedTuple):
+    """What ended a training."""
+
+    reason: Literal["steps", "max_time", "fast_dev_run", "EarlyStopping", "trainer.should_stop"]
+    """"steps": all optimizer steps were taken. "trainer.should_stop": some other callback wanted it to stop."""
+    monitor: str = ""
+    """What EarlyStopping looked at."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the stage is done: it took its steps, or a callback decided that it had learned enough."""
+        return self.reason not in ("max_time", "fast_dev_run")
+
+    def __str__(self) -> str:
+        return f"{self.reason} of {self.monitor}" if self.monitor else self.reason
 
 
-def ended_by(trainer: Trainer) -> str:
-    """What ended the training: `STEPS`, `MAX_TIME`, `FAST_DEV_RUN`, or the callback that wanted it to stop."""
+def ending_of(trainer: Trainer) -> Ending:
+    """What ended the training of this Trainer."""
     if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
-        return FAST_DEV_RUN
+        return Ending("fast_dev_run")
     if trainer.global_step >= trainer.estimated_stepping_batches:
-        return STEPS
+        return Ending("steps")
     callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     stopping = next((each for each in callbacks if isinstance(each, EarlyStopping) and _has_stopped(each)), None)
     if stopping is not None:
-        return f"EarlyStopping of {stopping.monitor}"
+        return Ending("EarlyStopping", stopping.monitor)
     timers = [each.time_remaining() for each in callbacks if isinstance(each, Timer)]
     if any(left is not None and left <= 0 for left in timers):
-        return MAX_TIME
-    return "trainer.should_stop"
+        return Ending("max_time")
+    return Ending("trainer.should_stop")
 
 
 def _has_stopped(callback: EarlyStopping) -> bool:
     return bool(callback.stopping_reason.value)
-
-
-def is_complete(ended: str) -> bool:
-    """Whether a stage that ended so is done: it took its steps, or a callback decided that it had learned enough."""
-    return ended not in (MAX_TIME, FAST_DEV_RUN)
 
 
 def tell(trainer: Trainer, sentence: str, error: bool = False) -> None:

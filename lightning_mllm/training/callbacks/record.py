@@ -11,7 +11,8 @@ from lightning import Callback, LightningModule, Trainer
 
 from lightning_mllm.training.callbacks.averaging import KEY, Averaging, averaged
 from lightning_mllm.training.callbacks.best import best
-from lightning_mllm.training.callbacks.ending import FAST_DEV_RUN, STEPS, ended_by, is_complete, tell
+from lightning_mllm.training.callbacks.checkpoint import how_to_go_on
+from lightning_mllm.training.callbacks.ending import Ending, ending_of, tell
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.initialise import summary
 from lightning_mllm.training.module import MultimodalModule
@@ -47,20 +48,20 @@ class StageRecord(Callback):
             tell(trainer, f"{trainer.default_root_dir}: {step} of {total} steps are done, step {step + 1} is next")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        ended, step, total = ended_by(trainer), trainer.global_step, trainer.estimated_stepping_batches
+        ended, step, total = ending_of(trainer), trainer.global_step, trainer.estimated_stepping_batches
         told = f"{trainer.default_root_dir}: {ended} ended the training after step {step} of {total}"
-        if not is_complete(ended):
-            more = "nothing is kept" if ended == FAST_DEV_RUN else "the same command goes on from there"
+        if not ended.is_complete:
+            more = "nothing is kept" if ended.reason == "fast_dev_run" else how_to_go_on(trainer)
             tell(trainer, f"{told}; the stage is not done, {more}")
             return
-        if ended != STEPS:
+        if ended.reason != "steps":
             tell(trainer, f"{told}; the stage is done")
         module = cast(MultimodalModule, pl_module)
         with averaged(trainer, module) as average:
             self._write(trainer, module, average, ended)
         trainer.strategy.barrier("StageRecord")
 
-    def _write(self, trainer: Trainer, module: MultimodalModule, average: dict[str, Any] | None, ended: str) -> None:
+    def _write(self, trainer: Trainer, module: MultimodalModule, average: dict[str, Any] | None, ended: Ending) -> None:
         assert module.stage is not None
         chosen = best(trainer)
         tensors = module.trained_tensors() if chosen is None else {}
@@ -72,7 +73,7 @@ class StageRecord(Callback):
                 "provenance": summary(module.provenance),
                 "seconds": self.seconds(),
                 "average": average,
-                "ended_by": ended,
+                "ended_by": str(ended),
             }
             write_stage(
                 Path(trainer.default_root_dir),

@@ -65,11 +65,19 @@ def test_a_stage_whose_time_is_up_goes_on(tmp_path: Path, capsys: pytest.Capture
         assert not (folder / "weights").exists()
         out = capsys.readouterr().out
         assert f"{folder}: max_time ended the training after step {step} of 8; the stage is not done" in out
+        assert f"the same command goes on after step {step}, from {folder / 'checkpoints' / 'last.ckpt'}" in out
         assert (f"{step - 1} of 8 steps are done, step {step} is next" in out) == (step > 1)
     module = fit(folder, resume=True, **given)
     assert record(folder)["steps"] == 8
     for name, tensor in weights(whole).items():
         assert torch.equal(weights(module)[name], tensor), name
+
+
+def test_a_stage_that_saves_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tmp_path, data=DATA, every_n_steps=0, max_time=timedelta(microseconds=1))
+    assert not (tmp_path / "checkpoints").exists()
+    told = "after step 1 of 8; the stage is not done, there is no checkpoint, and the same command begins anew"
+    assert told in capsys.readouterr().out
 
 
 def test_a_fast_dev_run_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +101,10 @@ def test_an_end_by_a_signal_says_from_where_the_stage_goes_on(
 
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        for index, told in ((0, "there is no checkpoint yet"), (6, "goes on after step 3, from")):
+        for index, told in (
+            (0, "there is no checkpoint, and the same command begins anew"),
+            (6, "goes on after step 3, from"),
+        ):
             with pytest.raises((SystemExit, KeyboardInterrupt)):
                 fit(tmp_path / str(index), data=DATA, callbacks=[Send(index)])
             error = capsys.readouterr().err
