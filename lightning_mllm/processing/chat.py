@@ -91,7 +91,7 @@ class ChatTemplate:
     def stop(self) -> str:
         """The text that ends an answer, where that is not the end-of-sequence token: what is learned behind one."""
         tail = self.assistant.partition("{text}")[2] + (self.end if self.learn_end else "")
-        return "" if "{eos}" in tail else stop_of(self._own(tail).text)
+        return "" if "{eos}" in tail else stop_of(self._piece(tail).text)
 
     def of(self, task: str) -> ChatTemplate:
         """How samples of a task are written."""
@@ -105,15 +105,15 @@ class ChatTemplate:
         """
         if not self.round_marks:
             return list(turns)
-        before, behind = (self._own(mark).text for mark in self.round_marks)
+        before, behind = (self._piece(mark).text for mark in self.round_marks)
         found = 0
         for i, turn in enumerate(turns):
-            said, *rest = turn.text.split(behind)
-            if before in said or (turn.role == "user" and (rest or not said)):
+            text, *rest = turn.text.split(behind)
+            if before in text or (turn.role == "user" and (rest or not text)):
                 break
             if rest:
-                return [*turns[:i], replace(turn, text=said)]
-            if turn.role == "assistant" and said:
+                return [*turns[:i], replace(turn, text=text)]
+            if turn.role == "assistant" and text:
                 found = i + 1
         return list(turns[:found])
 
@@ -141,9 +141,9 @@ class ChatTemplate:
             yield from lead
         for i, turn in enumerate(turns):
             if turn.role == "user":
-                yield self._own(self.between if i else "")
+                yield self._piece(self.between if i else "")
                 if not turn.text and self.empty_user is not None:
-                    yield self._own(self.empty_user)
+                    yield self._piece(self.empty_user)
                     continue
                 images, text = ("", turn.text) if turn.literal else self._place_images(turn.text)
                 yield from split_images(images)
@@ -151,22 +151,22 @@ class ChatTemplate:
                 told = [Piece(text, False)] if turn.literal else split_images(text)
                 yield from self._wrap(self.user, [*opening, *told])
             elif not turn.text and self.empty_assistant is not None:
-                yield self._own(self.empty_assistant)
+                yield self._piece(self.empty_assistant)
             else:
-                yield self._own(self.assistant_prompt)
+                yield self._piece(self.assistant_prompt)
                 yield from self._wrap(self.assistant, [Piece(turn.text, True)])
         if turns and turns[-1].role == "assistant":
-            yield self._own(self.end, self.learn_end)
+            yield self._piece(self.end, self.learn_end)
         if generate:
-            yield self._own(self.assistant_prompt + self.generation_prompt)
+            yield self._piece(self.assistant_prompt + self.generation_prompt)
 
     def answer(self, text: str) -> list[Piece]:
         """The end of a prompt, and behind it, learned, what follows where `text` is the answer."""
         asked = Turn(role="user", text=IMAGE_MARK if self.images == "only" else "a")
         prompt = [piece for piece in self._pieces("", (asked,), generate=True) if not piece.image]
         first, *others = self._wrap(self.assistant, [Piece(text, True)])
-        first = first._replace(text=first.text.removeprefix(self._own(self.generation_prompt).text))
-        end = self._own(self.end if self.learn_end else "", True)
+        first = first._replace(text=first.text.removeprefix(self._piece(self.generation_prompt).text))
+        end = self._piece(self.end if self.learn_end else "", True)
         return join_pieces([*prompt, first, *others, end])
 
     def _place_images(self, text: str) -> tuple[str, str]:
@@ -191,16 +191,16 @@ class ChatTemplate:
         if turns and turns[0].role == "user" and not count_images(turns[0]):
             raise ValueError(f"template {self.name!r} keeps only {IMAGE_MARK} of a user turn, which has none")
 
-    def _own(self, wrap: str, learn: bool = False) -> Piece:
-        """The template's own text."""
+    def _piece(self, wrap: str, learn: bool = False) -> Piece:
+        """Text that the template writes."""
         return Piece(wrap.replace("{bos}", self.bos).replace("{eos}", self.eos), learn, special=True)
 
     def _wrap(self, wrap: str, inner: Sequence[Piece]) -> Iterator[Piece]:
         before, after = wrap.split("{text}")
         learn = bool(inner) and inner[-1].learn
-        yield self._own(before, learn)
+        yield self._piece(before, learn)
         yield from inner
-        yield self._own(after, learn)
+        yield self._piece(after, learn)
 
 
 Chat = ChatTemplate | TokenizerTemplate
@@ -235,8 +235,8 @@ def load_template(name: str, tokenizer: PreTrainedTokenizerFast) -> Chat:
     others: dict[str, str] = settings.pop("tasks", {})
     settings["tasks"] = {task: load_template(other, tokenizer) for task, other in others.items()}
     template = ChatTemplate(name=name, **settings)
-    own = [f.name for f in fields(template) if f.name not in ("name", "system", "wordless", "tasks")]
-    written = "".join(str(getattr(template, each)) for each in own)
+    wraps = [f.name for f in fields(template) if f.name not in ("name", "system", "wordless", "tasks")]
+    written = "".join(str(getattr(template, each)) for each in wraps)
     tokens: dict[str, str] = {}
     for mark, token in (("bos", tokenizer.bos_token), ("eos", tokenizer.eos_token)):
         if token is not None:

@@ -21,7 +21,7 @@ def stop_of(tail: str, tokens: Iterable[str] = ()) -> str:
         tokens: Texts that are one token each, whatever stands around them: the first of them in `tail` is the end.
 
     Returns:
-        Without such a token, all of `tail` but blanks and line ends behind it; line ends alone are an end too. Empty if
+        Without such a token, all of `tail` but white space behind it; line ends alone are an end too. Empty if
         nothing in `tail` can be told from an answer.
     """
     found = [(tail.index(token), -len(token), token) for token in tokens if token and token in tail]

@@ -50,8 +50,8 @@ class Probe(NamedTuple):
 class TokenizerTemplate:
     """A tokenizer's own chat template (jinja).
 
-    An answer is learned from where its generation prompt ends, blanks at the end of that prompt included: a word is one
-    token with the blank before it. It is learned to the end of the `{% generation %}` marks and, where these stop
+    An answer is learned from where its generation prompt ends, spaces at the end of that prompt included: a word is one
+    token with the space before it. It is learned to the end of the `{% generation %}` marks and, where these stop
     before what ends an answer, to that end; without marks, to the end of what is written for the turn.
     """
 
@@ -77,7 +77,7 @@ class TokenizerTemplate:
 
     @cached_property
     def trims(self) -> bool:
-        """Whether the generation prompt ends with a blank, which is left out: it belongs to an answer's first token."""
+        """Whether the generation prompt ends with a space, which is left out: it belongs to an answer's first token."""
         return self._jinja(self._messages((Turn(role="user", text=ASKED),)), generate=True)[0].endswith(" ")
 
     @property
