@@ -270,7 +270,9 @@ class MultimodalDataModule(TalliedDataModule):
         return self._evaluation_loaders(self.test, twins=True)
 
     def predict_dataloader(self) -> list[DataLoader]:
-        return self._evaluation_loaders(self.test, twins=False)
+        """Of the test sets that are answered."""
+        answered = {name: each for name, each in self.test.items() if each.evaluations(twins=False)[0].answered}
+        return self._evaluation_loaders(answered, twins=False)
 
     def _evaluation_loaders(self, sets: dict[str, EvaluationSet], *, twins: bool) -> list[DataLoader]:
         if not sets:

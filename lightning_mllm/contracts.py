@@ -294,6 +294,10 @@ class Stage:
     """The layers that have one, as `Lora.targets`, where the settings name none."""
 
 
+UNANSWERED = ("retrieval", "perplexity", "loss")
+"""Tasks of which nothing is answered; their scores are of another kind (evaluation/retrieval.py, text_scores.py)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """One evaluation set as the training side sees it: which scores to compute and what to call them."""
@@ -303,6 +307,11 @@ class Evaluation:
     """A named part of the test data ('novel'); empty for the main one."""
     blind: bool = False
     """Images exchanged between samples: what a model that cannot see would score."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether the net writes, or chooses, an answer to each sample."""
+        return self.task not in UNANSWERED
 
     @property
     def suffix(self) -> str:

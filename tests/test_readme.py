@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import shlex
 from functools import cache
@@ -19,6 +20,7 @@ from lightning_mllm.commands.command_line import SETTINGS, check_tree, read_comm
 from lightning_mllm.commands.config import Config, option_tree
 from lightning_mllm.commands.help import asks_for_help, show_help
 from tests.commands.conftest import TOY
+from tests.training.runs import losses
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,6 +37,8 @@ COMMANDS = [
 def test_fits_in_one_sitting() -> None:
     assert len(TEXT.splitlines()) <= 300
     assert TEXT.isascii()
+    prose = [line for line in re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL).splitlines() if not line.startswith("|")]
+    assert [line for line in prose if len(line) > 120] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -116,20 +120,26 @@ def test_the_data_example_names_what_there_is() -> None:
 def test_an_architecture_and_a_source_of_ones_own_train_as_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The printed files, as they are, beside one another: `mllm fit` takes two steps and hands over a connector."""
+    """The printed files, as they are, beside one another: `mllm fit` takes two steps and hands over the better one's
+    connector.
+    """
     for _, block in BLOCKS:
         if named := re.match(r"# (\w+\.(?:py|yaml))\b", block):
             (tmp_path / named[1]).write_text(block, encoding="utf-8")
-    assert {each.name for each in tmp_path.iterdir()} == {"mine.py", "pictures.py", "mine.yaml"}
+    assert {each.name for each in tmp_path.iterdir()} == {"mine.py", "pictures.py", "mine.yaml", "best.yaml"}
     for name in ("red", "green", "blue", "white"):
         (tmp_path / "pictures").mkdir(exist_ok=True)
         Image.new("RGB", (72, 72), name).save(tmp_path / "pictures" / f"{name}_square.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    main(["fit", "--config", "mine.yaml", "--run_dir", "run", "--trainer.accelerator=cpu"])
+    quiet = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false")
+    main(["fit", "--config", "mine.yaml", "--config", "best.yaml", "--run_dir", "run", *quiet])
     trained = load_file(tmp_path / "run/weights/model.safetensors")
     assert {name.split(".")[0] for name in trained} == {"connector"}
-    assert len((tmp_path / "run/metrics.csv").read_text().splitlines()) == 3
+    assert [step for step, _ in losses(tmp_path / "run", "train/loss")] == [1, 2]
+    assert [step for step, _ in losses(tmp_path / "run", "val/loss")] == [1, 2]
+    best = json.loads((tmp_path / "run/weights/stage.json").read_text())["settings"]["best"]
+    assert best["monitor"] == "val/loss" and best["step"] in (1, 2)
 
 
 def test_install_files_name_no_host() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning_mllm.contracts import Batch, Evaluation
 from lightning_mllm.evaluation.results import write_lines
-from lightning_mllm.evaluation.scores import OTHERS, Key, gather, keys_of
+from lightning_mllm.evaluation.scores import Key, gather, keys_of
 
 ANSWERS = "answers.jsonl"
 
@@ -16,18 +16,18 @@ class Predictions:
     """Collects the answers to some sets; a sample that several ranks answered stands there once.
 
     Args:
-        sets: in the order of their loaders.
+        sets: in the order of their loaders; those that are not answered are left out, and have no loader.
 
     Raises:
-        ValueError: one of them is not answered in text.
+        ValueError: none of them is answered.
     """
 
     def __init__(self, sets: Sequence[Evaluation]) -> None:
-        if unanswered := [each.task for each in sets if each.task in OTHERS]:
-            raise ValueError(
-                f"predict: found a set of the task '{unanswered[0]}', expected sets that are answered in text"
-            )
-        self.sets = list(sets)
+        self.sets = [each for each in sets if each.answered]
+        self.left_out = sorted({each.task for each in sets if not each.answered})
+        if not self.sets:
+            found = f"only sets of {', '.join(self.left_out)}" if self.left_out else "no set"
+            raise ValueError(f"data.test: found {found}, expected one that is answered, for mllm predict")
         self._rows: dict[tuple[int, Key], dict[str, str]] = {}
 
     def update(self, batch: Batch, answers: Sequence[str], number: int) -> list[dict[str, str]]:

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from lightning_mllm.contracts import Batch, Evaluation, TokenKind
+from lightning_mllm.contracts import UNANSWERED, Batch, Evaluation, TokenKind
 from lightning_mllm.evaluation.bootstrap import Interval, cluster_numbers, metric_intervals
 from lightning_mllm.evaluation.metrics import (
     Anls,
@@ -57,9 +57,6 @@ TASKS: dict[str, tuple[type[SampleMetric[Any]], ...]] = {
     "mrr": (ReciprocalRank,),
 }
 """What is asked -> its scores, the headline first. Retrieval has scores of its own (evaluation/retrieval.py)."""
-
-OTHERS = ("retrieval", "perplexity", "loss")
-"""Tasks with scores of another kind (evaluation/retrieval.py, evaluation/text_scores.py)."""
 
 T = TypeVar("T")
 
@@ -250,10 +247,10 @@ def keys_of(batch: Batch) -> list[Key]:
 
 def check_task(task: str) -> None:
     """Raises ValueError, with the nearest one, if no score knows the task."""
-    if task not in TASKS and task not in OTHERS:
-        near = difflib.get_close_matches(task, [*TASKS, *OTHERS], n=1)
+    if task not in TASKS and task not in UNANSWERED:
+        near = difflib.get_close_matches(task, [*TASKS, *UNANSWERED], n=1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
-        raise ValueError(f"task is '{task}', expected one of {', '.join([*TASKS, *OTHERS])}{hint}")
+        raise ValueError(f"task is '{task}', expected one of {', '.join([*TASKS, *UNANSWERED])}{hint}")
 
 
 def picture(batch: Batch, row: int) -> str:

@@ -62,6 +62,10 @@ class EvaluatedModule(LightningModule):
             for split in ("val", "test") if hasattr(data, "evaluations") else ():
                 for each in data.evaluations(split):
                     self._scores_of(each)
+        if stage == "predict":
+            left_out = self._predicted().left_out
+            if left_out and self.trainer.is_global_zero:
+                print(f"data.test: sets of {', '.join(left_out)} are left out, for they are not answered")
 
     def _begin(self, split: str) -> None:
         datamodule: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
@@ -125,8 +129,11 @@ class EvaluatedModule(LightningModule):
         return json.loads(record.read_text(encoding="utf-8"))["sha256"]
 
     def on_predict_epoch_start(self) -> None:
+        self._predictions = self._predicted()
+
+    def _predicted(self) -> Predictions:
         datamodule: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        self._predictions = Predictions([each for each in datamodule.evaluations("test") if not each.blind])
+        return Predictions([each for each in datamodule.evaluations("test") if not each.blind])
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, str]]:
         assert self._predictions is not None

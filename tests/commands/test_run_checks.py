@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from lightning_mllm.cli import main
+from lightning_mllm.commands.run import overrides_of
+from lightning_mllm.commands.trainer import CheckedCLI, compose
 from tests.test_cli import refused
 
 NET = """\
@@ -68,6 +70,10 @@ def test_a_wrong_set_of_the_last_stage_is_refused_before_the_first_trains(
     assert stopped.value.code == 2 and sentence in told
     assert f"{folder / 'instruct.yaml'}:" in told and told.count("\n") == 1
     assert not (folder.parents[1] / "runs").exists()
+    files = [f"--config={each}" for each in (folder / "net.yaml", folder / "instruct.yaml")]
+    with pytest.raises(ValueError, match=r"data\.test\.mine"):
+        compose(["fit", *files], CheckedCLI)
+    compose(["fit", *files, "--data.test=null"], CheckedCLI)
 
 
 TEXT = """\
@@ -101,9 +107,10 @@ def test_a_copied_run_is_tested_once_and_what_is_not_trained_says_so(
 ) -> None:
     last = STAGE.format(name="instruct", sources="{align: 1.0}", test=TEST.format(task="exact"))
     (folder / "instruct.yaml").write_text(last.replace("task: exact", "task: exakt"))
-    without = "--data.test=null"
     assert "--data.test: found no stage" in refused(capsys, "run", str(folder), "--data.test={}")
-    main(["run", str(folder), "--only=align", without])
+    without = ["--data.test=null"]
+    assert overrides_of(without, ["align", "instruct"], ["align", "instruct"])["align"] == without
+    main(["run", str(folder), "--only=align", *without])
     (folder / "instruct.yaml").write_text(last)
 
     def verb(name: str) -> str:

@@ -137,6 +137,7 @@ def test_predictions_are_the_chosen_candidates() -> None:
 
 def asked() -> MultimodalDataModule:
     sets = {
+        "ranked": EvaluationSet(source=Squares(4), task="retrieval"),
         "closed": EvaluationSet(source=Closed(10), task="choice"),
         "written": EvaluationSet(source=Squares(7), task="exact", part="novel"),
     }
@@ -150,7 +151,9 @@ def predicted(folder: Path, **settings: Any) -> list[dict[str, str]]:
 
 def test_predict_writes_every_answer_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = predicted(tmp_path)
-    assert capsys.readouterr().out.strip().endswith(f"{tmp_path / 'answers.jsonl'} (17 answers)")
+    out = capsys.readouterr().out.strip()
+    assert out.startswith("data.test: sets of retrieval are left out, for they are not answered")
+    assert out.endswith(f"{tmp_path / 'answers.jsonl'} (17 answers)")
     sources = [("choice", "", Closed(10)), ("exact", "novel", Squares(7))]
     samples = [
         (task, part, source.sample(k, torch.Generator())) for task, part, source in sources for k in range(len(source))
@@ -173,11 +176,12 @@ def test_two_ranks_predict_as_one(tmp_path: Path) -> None:
     assert len(one) == 17, "what fills up the ranks stands there once"
 
 
-def test_what_is_not_answered_in_text_is_not_predicted(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match="predict: found a set of the task 'retrieval', expected sets that are answered"
-    ):
-        trainer(tmp_path, logger=False, callbacks=[]).predict(net(), datamodule=data())
+def test_a_recipe_that_asks_nothing_is_refused_before_the_net_is_built(tmp_path: Path) -> None:
+    module, only = net(), {"ranked": EvaluationSet(source=Squares(4), task="retrieval")}
+    module.configure_model = lambda: pytest.fail("built")
+    given = MultimodalDataModule(test=only, eval_batch=3, processor=ToyProcessor())
+    with pytest.raises(ValueError, match=r"data\.test: found only sets of retrieval, expected one that is answered"):
+        trainer(tmp_path, logger=False, callbacks=[]).predict(module, datamodule=given)
     assert not (tmp_path / "answers.jsonl").exists()
 
 
