@@ -78,14 +78,19 @@ class TalliedDataModule(LightningDataModule, ABC):
     def __init__(self) -> None:
         super().__init__()
         self._tallies = {"train": Tally(), "evaluation": Tally()}
+        self._validated = -1
 
     @abstractmethod
     def train_dataloader(self) -> Any: ...
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Counts what happened to the samples of a batch."""
-        if self.trainer is not None and not self.trainer.sanity_checking:
-            self._tallies["train" if self.trainer.training else "evaluation"].add(batch)
+        trainer = self.trainer
+        if trainer is not None and not trainer.sanity_checking:
+            if not trainer.training and self._validated != trainer.fit_loop.total_batch_idx:
+                # Each validation of a stage reads the same samples: the last one tells.
+                self._validated, self._tallies["evaluation"] = trainer.fit_loop.total_batch_idx, Tally()
+            self._tallies["train" if trainer.training else "evaluation"].add(batch)
         return batch
 
     def teardown(self, stage: str) -> None:

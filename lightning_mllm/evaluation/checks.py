@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from lightning_mllm.contracts import Evaluation, Sample
+from lightning_mllm.evaluation.metrics.perplexity import Loss, Perplexity
+from lightning_mllm.evaluation.retrieval import NAMES
 from lightning_mllm.evaluation.scores import TASKS, check_task
 
 Split = Literal["val", "test"]
@@ -61,6 +63,13 @@ def check_sets(data: Any, splits: Sequence[Split] = ("val", "test")) -> None:
                     _check_set(evaluation, samples)
                 except ValueError as error:
                     raise ValueError(f"data.{split}.{name}: {error}") from error
+
+
+def score_names(evaluation: Evaluation) -> list[str]:
+    """What the scores of a set will be called, the headline first."""
+    others = {"retrieval": NAMES, "perplexity": Perplexity.names, "loss": Loss.names}
+    of_task = [name for kind in TASKS.get(evaluation.task, ()) for name in kind.names]
+    return [name + evaluation.suffix for name in (*of_task, *others.get(evaluation.task, ()))]
 
 
 def _check_set(evaluation: Evaluation, samples: Iterator[Sample]) -> None:

@@ -6,17 +6,18 @@ worth. Nothing here trains.
 
 from __future__ import annotations
 
+import difflib
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float, Int
 from lightning import LightningModule
 from torch import Tensor
 
 from lightning_mllm.contracts import Batch, Evaluation
-from lightning_mllm.evaluation.checks import check_sets
+from lightning_mllm.evaluation.checks import check_sets, score_names
 from lightning_mllm.evaluation.predictions import Predictions
 from lightning_mllm.evaluation.results import write_results
 from lightning_mllm.evaluation.retrieval import Retrieval
@@ -28,6 +29,9 @@ from lightning_mllm.weights.lineage import RECORD, WEIGHTS
 
 class EvaluatedModule(LightningModule):
     """Validates, tests and predicts on the sets of a data module (`datamodule.evaluations(split)`)."""
+
+    monitored: ClassVar[tuple[str, ...]] = ("train/loss",)
+    """What a callback may monitor beside the scores of `data.val`; a net that logs more under own names adds them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,10 +66,25 @@ class EvaluatedModule(LightningModule):
             for split in ("val", "test") if hasattr(data, "evaluations") else ():
                 for each in data.evaluations(split):
                     self._scores_of(each)
+            if hasattr(data, "evaluations"):
+                self._check_monitors([f"val/{name}" for each in data.evaluations("val") for name in score_names(each)])
         if stage == "predict":
             left_out = self._predicted().left_out
             if left_out and self.trainer.is_global_zero:
                 print(f"data.test: sets of {', '.join(left_out)} are left out, for they are not answered")
+
+    def _check_monitors(self, scores: list[str]) -> None:
+        """Raises ValueError if a callback looks at what no validation will give."""
+        known, callbacks = [*self.monitored, *scores], self.trainer.callbacks  # pyright: ignore
+        for each in callbacks:
+            monitor = getattr(each, "monitor", None)
+            if isinstance(monitor, str) and monitor not in known:
+                near = difflib.get_close_matches(monitor, known, n=1)
+                hint = f" (did you mean '{near[0]}'?)" if near else ""
+                raise ValueError(
+                    f"trainer.callbacks: found {type(each).__name__} of {monitor!r}, expected one of"
+                    f" {', '.join(known)}{hint}"
+                )
 
     def _begin(self, split: str) -> None:
         datamodule: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]

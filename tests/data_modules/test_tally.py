@@ -9,9 +9,10 @@ import pytest
 import torch.distributed as dist
 from lightning.pytorch.loggers import Logger
 
+from data_modules.evaluation import EvaluationSet
 from data_modules.tally import SENTENCES, Tally
 from lightning_mllm.contracts import Sample
-from tests.data_modules.files import Echo
+from tests.data_modules.files import Echo, Numbers
 from tests.data_modules.test_module import Watcher, data, trainer
 from tests.distributed.ranks import on_two_ranks
 
@@ -64,6 +65,17 @@ def test_a_stage_says_what_happened_to_its_samples(
     assert "f.json: record 5: no good" in printed
     assert logger.rows[-1]["train/samples cut"] == sum(expected.values()) > 4
     assert logger.rows[-1]["train/samples replaced"] == seen.count("a5") > 0
+
+
+def test_samples_of_several_validations_count_once(tmp_path: Path) -> None:
+    val = {"v": EvaluationSet(source=Numbers(10, "v"), task="vqa")}
+    module, watcher, logger = data(processor=Noting(), val=val), Watcher(), Kept()
+    own = trainer(tmp_path, logger=logger, log_every_n_steps=1, val_check_interval=2)
+    own.fit(watcher, datamodule=module)
+    assert len(watcher.answered["val", 0]) >= 40, "several validations"
+    assert logger.rows[-1]["evaluation/samples cut"] == 4
+    own.validate(watcher, datamodule=module, verbose=False)
+    assert logger.rows[-1]["evaluation/samples cut"] == 4
 
 
 def test_nothing_is_said_where_nothing_happened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

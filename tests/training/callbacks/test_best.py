@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -151,8 +152,17 @@ def test_two_ranks_find_the_same_loss_and_the_same_best(strategy: str, tmp_path:
 def test_what_cannot_decide_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"found BestWeights and no data.val, expected sets that decide"):
         run(tmp_path, BestWeights(), val={})
-    with pytest.raises(ValueError, match=r"found no score 'val/vqa_accuracy', expected one of val/loss"):
-        run(tmp_path, BestWeights("val/vqa_accuracy", "max"))
+    wrong: tuple[Any, ...] = (
+        BestWeights("val/los"),
+        EarlyStopping("val/los"),
+        ModelCheckpoint(monitor="val/los", dirpath=tmp_path),
+    )
+    for each in wrong:
+        found = rf"^trainer.callbacks: found {type(each).__name__} of 'val/los'"
+        with pytest.raises(ValueError, match=rf"{found}, expected one of train/loss, val/loss \(did you mean"):
+            run(tmp_path, each)
+    assert not (tmp_path / "metrics.csv").exists(), "before a step was taken"
+    run(tmp_path, EarlyStopping("train/loss"), EarlyStopping("val/loss", patience=STEPS))
     with pytest.raises(ValueError, match=r"BestWeights.mode: found 'least', expected min or max"):
         BestWeights(mode="least")  # type: ignore[arg-type]
 
