@@ -108,7 +108,7 @@ class Sweep:
         if not tree:
             raise ConfigError(f"{evaluate}: found no data.test, expected sets to score mixes with")
         parsed = compose(["test", f"--config={self.config}", f"--config={evaluate}", *self.overrides], ParsedCLI)
-        return {name: {**each, "blind": False} for name, each in parsed.recipe()["data"]["init_args"]["test"].items()}
+        return {name: {**each, "blind": False} for name, each in parsed.recipe["data"]["init_args"]["test"].items()}
 
     def run(self, betas: Sequence[float], score: str | None = None) -> float:
         """Tests what is not tested yet, writes table, picture and the best mix; gives its beta.

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,9 @@ from lightning_mllm.training.callbacks.progress import StageProgress
 from lightning_mllm.training.callbacks.record import StageRecord
 from lightning_mllm.training.callbacks.rng import RandomStates
 from lightning_mllm.training.module import MultimodalModule
-from lightning_mllm.training.stage import StageSettings
+from lightning_mllm.training.stage import StageSettings, together
 
 DEFAULTS = Path(str(files("lightning_mllm") / "defaults" / "fit.yaml"))
-
-
-def published(per_device_batch: int | None, micro_batch: int | None) -> int | None:
-    """Samples of a micro-batch of the original, where the stage states them (`StageSettings.together`)."""
-    return micro_batch if per_device_batch is None else per_device_batch
 
 
 DECIDING: tuple[type, ...] = (Averaging, BestWeights, EarlyStopping)
@@ -120,7 +116,7 @@ class CLI(LightningCLI):
             ("stage.micro_batch", "hardware.micro_batch"), "data.init_args.micro_batch", compute_fn=at_once
         )
         parser.link_arguments(
-            ("stage.per_device_batch", "stage.micro_batch"), "data.init_args.per_device_batch", compute_fn=published
+            ("stage.per_device_batch", "stage.micro_batch"), "data.init_args.per_device_batch", compute_fn=together
         )
         for name in ("text_micro_batch", "workers", "eval_batch"):
             parser.link_arguments(f"hardware.{name}", f"data.init_args.{name}")
@@ -144,9 +140,17 @@ class CLI(LightningCLI):
     def run_dir(self) -> Path:
         return Path(self.settings.run_dir)
 
+    @cached_property
+    def resolved(self) -> str:
+        """Every setting, defaults included, as YAML; taken before names of sibling stages become paths, so that a
+        copied experiment is the same recipe.
+        """
+        return self._parser(self.config.subcommand).dump(self.settings, skip_unset=False)
+
+    @cached_property
     def recipe(self) -> dict[str, Any]:
         """What decides the result: everything but hardware and places."""
-        return recipe_of(yaml.safe_load(self._parser(self.config.subcommand).dump(self.settings, skip_unset=False)))
+        return recipe_of(yaml.safe_load(self.resolved))
 
     def is_done(self) -> bool:
         """Whether the run folder holds the weights of this stage.
@@ -154,7 +158,7 @@ class CLI(LightningCLI):
         Raises:
             ConfigError: They were trained under other settings.
         """
-        return not self.overwrite and is_done(self.run_dir, self.recipe())
+        return not self.overwrite and is_done(self.run_dir, self.recipe)
 
     def checkpoint(self) -> Path | None:
         """From where this stage goes on, if it was stopped.
@@ -162,12 +166,10 @@ class CLI(LightningCLI):
         Raises:
             ConfigError: The checkpoint was written under other settings.
         """
-        return None if self.overwrite else checkpoint_of(self.run_dir, self.recipe(), recipe_of)
+        return None if self.overwrite else checkpoint_of(self.run_dir, self.recipe, recipe_of)
 
     def before_instantiate_classes(self) -> None:
-        # Taken before names of sibling stages become paths: a copied experiment is the same recipe.
-        self.resolved = self._parser(self.subcommand).dump(self.settings, skip_unset=False)
-        self.known_recipe = self.recipe()
+        _ = self.recipe
         ckpt_path = self.settings.get("ckpt_path")
         if ckpt_path and not Path(ckpt_path).is_file():
             raise ConfigError(f"ckpt_path: found no file {ckpt_path}, expected a checkpoint of this stage")
@@ -217,7 +219,7 @@ class CLI(LightningCLI):
         given = self._get(self.config_init, "trainer")
         callbacks = [*(given["callbacks"] or []), RandomStates(), StageCheckpoint(self.settings.checkpoint_every)]
         if self.subcommand == "fit":
-            callbacks.append(StageRecord(self.known_recipe))
+            callbacks.append(StageRecord(self.recipe))
         if given["enable_progress_bar"]:
             callbacks.append(StageProgress())
         loggers: list[Any] = [MetricsCsv(str(self.run_dir / "metrics.csv"))] if self.subcommand == "fit" else []
@@ -278,7 +280,7 @@ class CheckedCLI(ParsedCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(LightningDataModule, "data", required=True)
-        resolved = yaml.safe_load(self._parser(self.config.subcommand).dump(self.settings, skip_unset=False))
+        resolved = yaml.safe_load(self.resolved)
         data = parser.instantiate(parser.parse_object({"data": resolved["data"]}))["data"]
         check_sets(data, ("val", "test") if subcommand == "fit" else ("test",))
         if subcommand == "fit":

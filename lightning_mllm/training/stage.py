@@ -12,6 +12,11 @@ from lightning_mllm.language.lora import Lora
 Reduction = Literal["token_mean", "micro_batch_mean", "sample_mean"]
 
 
+def together(per_device_batch: int | None, micro_batch: int | None) -> int | None:
+    """Samples of one published micro-batch, if one is stated."""
+    return micro_batch if per_device_batch is None else per_device_batch
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
     """One stage as published: the stage's name, its data order in samples, its optimiser and its schedule.
@@ -126,7 +131,7 @@ class StageSettings:
     @property
     def together(self) -> int | None:
         """Samples of one published micro-batch, if one is stated."""
-        return self.micro_batch if self.per_device_batch is None else self.per_device_batch
+        return together(self.per_device_batch, self.micro_batch)
 
     def warmup_steps(self, total: int) -> int:
         """How many of `total` optimizer steps warm up."""
