@@ -37,9 +37,8 @@ class Lost(Numbers):
 
 
 def data(task: str, source: Any, split: str = "test", **changes: Any) -> MultimodalDataModule:
-    return MultimodalDataModule(
-        **{split: {"mine": EvaluationSet(source=source, task=task, **changes)}}, processor=Echo()
-    )
+    sets: Any = {split: {"mine": EvaluationSet(source=source, task=task, **changes)}}
+    return MultimodalDataModule(**sets, processor=Echo())
 
 
 PLAIN = Documents(texts=("Once upon a time.",))

@@ -119,7 +119,7 @@ def test_a_part_may_have_decoding_settings_of_its_own() -> None:
     torch.manual_seed(0)
     module, processor, asked = Seer(stage=settings("instruct")), ToyProcessor(), []
     module.decoding = decoding
-    module.generate = lambda batch, how: asked.append(how.max_new_tokens) or [[END]] * len(batch.ids)
+    module.generate = lambda batch, decoding: asked.append(decoding.max_new_tokens) or [[END]] * len(batch.ids)
     batch = processor.collate([processor.encode(Squares(2).sample(0, torch.Generator()), generate=True)])
     for task, part in (("exact", ""), ("exact", "novel"), ("exact", "other"), ("vqa", "novel")):
         module.answers(replace(batch, tasks=[task]), part)

@@ -37,7 +37,7 @@ class Watch(Callback):
     def __init__(self) -> None:
         self.seen: dict[int, dict[str, Tensor]] = {}
 
-    def on_validation_end(self, trainer, pl_module) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         with averaged(trainer, pl_module):
             self.seen[trainer.global_step] = {n: t.clone() for n, t in pl_module.trained_tensors().items()}
 
@@ -99,7 +99,7 @@ def test_the_stage_hands_over_the_weights_of_the_best_validation(mode: Any, tmp_
 @pytest.mark.parametrize("index", [3, 6, 9])
 def test_a_resumed_stage_hands_over_the_same(index: int, tmp_path: Path) -> None:
     """Stopped behind a step, inside one, and with a checkpoint of every second step alone."""
-    every = {} if index < 9 else {"every_n_steps": 2}
+    every: dict[str, Any] = {} if index < 9 else {"every_n_steps": 2}
     run(tmp_path / "whole", BestWeights(mode="max"))
     with pytest.raises(Stopped):
         run(tmp_path / "cut", BestWeights(mode="max"), StopIn(index, "before"), **every)
