@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import difflib
 import math
-import warnings
-from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import DataLoader
 
-from data_modules.evaluation import EvaluationSamples, EvaluationSet
+from data_modules.evaluated import EvaluatedDataModule
+from data_modules.evaluation import EvaluationSet
 from data_modules.geometry import check_frames
 from data_modules.loader import (
     Collate,
     Places,
     ResumableLoader,
-    SampleLoader,
     Share,
     TrainingSamples,
-    loading,
     optimizer_steps,
 )
 from data_modules.order import Group, Order
 from data_modules.sources.plain_text import TextSource
 from data_modules.sources.source import Source
-from data_modules.tally import TalliedDataModule
 from data_modules.text import TextRows, TextShare
-from lightning_mllm.contracts import Evaluation, Sample
 
 IMAGE_WORDS = 128
 """Words that an image counts for where samples are grouped by length (LLaVA, released train.py, `lengths`)."""
 
 
-class MultimodalDataModule(TalliedDataModule):
+class MultimodalDataModule(EvaluatedDataModule):
     """A mixture of sources to train on, and sets to answer.
 
     The Trainer must take one epoch (`max_epochs=1`): repeating the data is a matter of the order, so that a position in
@@ -85,12 +79,12 @@ class MultimodalDataModule(TalliedDataModule):
         seed: int = 0,
         processor: Any = None,
     ) -> None:
-        super().__init__()
-        self.train, self.val, self.test = dict(train or {}), dict(val or {}), dict(test or {})
+        super().__init__(val, test, eval_batch, workers, processor)
+        self.train = dict(train or {})
         self.weights, self.text, self.epochs, self.steps = weights, text, epochs, steps
         self.group: Group = group
-        self.global_batch, self.micro_batch, self.eval_batch = global_batch, micro_batch, eval_batch
-        self.text_micro_batch, self.workers, self.seed, self.processor = text_micro_batch, workers, seed, processor
+        self.global_batch, self.micro_batch = global_batch, micro_batch
+        self.text_micro_batch, self.seed = text_micro_batch, seed
         self.per_device_batch = per_device_batch
         if group == "source" and per_device_batch is None:
             raise ValueError(
@@ -98,8 +92,6 @@ class MultimodalDataModule(TalliedDataModule):
             )
         self._order: Order | None = None
         self._rows: TextRows | None = None
-        for name, sets in (("val", self.val), ("test", self.test)):
-            _check_names(name, sets)
         for name, source in self.train.items():
             if self.only_captions and not source.captions:
                 raise ValueError(f"data.train.{name}: found {type(source).__name__}, expected a source of captions")
@@ -242,65 +234,6 @@ class MultimodalDataModule(TalliedDataModule):
                     )
         return loader
 
-    # ---- evaluation --------------------------------------------------------------------------------------------
-
-    def evaluations(self, split: Literal["val", "test"]) -> list[Evaluation]:
-        """What each loader of the split is about; only a test has blind twins."""
-        sets = self.test if split == "test" else self.val
-        return [each for chosen in sets.values() for each in chosen.evaluations(twins=split == "test")]
-
-    def evaluation_samples(self, split: Literal["val", "test"]) -> Iterator[tuple[str, Evaluation, Iterator[Sample]]]:
-        """Each set of the split: its name, what it is scored by, and what is asked, without pixels; reads the sources.
-
-        Raises:
-            ValueError: a set cannot be read.
-        """
-        for name, chosen in (self.test if split == "test" else self.val).items():
-            try:
-                chosen.source.load()
-            except ValueError as error:
-                raise ValueError(f"data.{split}.{name}: {error}") from error
-            samples = (chosen.sample(*question) for question in chosen.questions())
-            yield name, chosen.evaluations(twins=False)[0], samples
-
-    def val_dataloader(self) -> list[DataLoader]:
-        return self._evaluation_loaders(self.val, twins=False)
-
-    def test_dataloader(self) -> list[DataLoader]:
-        return self._evaluation_loaders(self.test, twins=True)
-
-    def predict_dataloader(self) -> list[DataLoader]:
-        """Of the test sets that are answered."""
-        answered = {name: each for name, each in self.test.items() if each.evaluations(twins=False)[0].answered}
-        return self._evaluation_loaders(answered, twins=False)
-
-    def _evaluation_loaders(self, sets: dict[str, EvaluationSet], *, twins: bool) -> list[DataLoader]:
-        if not sets:
-            # Lightning asks whether no loader at all was meant; it was.
-            warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
-        rank, world = self._rank_and_world()
-        # Plain arguments only: to predict, Lightning builds each loader anew from its attributes.
-        return [
-            SampleLoader(
-                EvaluationSamples(chosen, self._processor(), blind=each.blind, rank=rank, world=world),
-                batch_size=self.eval_batch,
-                collate_fn=Collate(self._processor(), "right" if chosen.task == "loss" else "left"),
-                **loading(self.workers),
-            )
-            for chosen in sets.values()
-            for each in chosen.evaluations(twins=twins)
-        ]
-
-    def _rank_and_world(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
-    def _processor(self) -> Any:
-        if self.processor is None:
-            raise ValueError(
-                "data.processor: found none, expected the model's (datamodule.processor = model.processor)"
-            )
-        return self.processor
-
 
 class CaptionDataModule(MultimodalDataModule):
     """Trains on images with one text each: COCO captions, the Karpathy split, LLaVA's alignment data."""
@@ -387,15 +320,3 @@ class VQADataModule(MultimodalDataModule):
         if self.weights is None and not self.factors:
             return None
         return {name: share * self.factors.get(name, 1.0) for name, share in (self.weights or sizes).items()}
-
-
-def _check_names(split: str, sets: dict[str, EvaluationSet]) -> None:
-    """Two sets must not give scores of the same names."""
-    known: dict[tuple[str, str], str] = {}
-    for name, each in sets.items():
-        if other := known.get((each.task, each.part)):
-            raise ValueError(
-                f"data.{split}.{name}: task '{each.task}' and part '{each.part}' are those of {other},"
-                " expected a part of its own"
-            )
-        known[each.task, each.part] = name
