@@ -14,7 +14,7 @@ Legend: B pairs of this rank, A of all ranks, V vectors of width E an image, Q q
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -26,9 +26,14 @@ from torch import Tensor, nn
 from lightning_mllm.connectors.alignment import (
     AlignmentConnector,
     AlignmentHeads,
+    LossWeights,
+    Pairs,
+    apart_or_together,
     contrastive,
     hard_negatives,
+    nearest_query,
     targets_of,
+    written,
 )
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.connectors.qformer import TINY_QFORMER, Kept, QFormer, QFormerConnector
@@ -49,37 +54,6 @@ from lightning_mllm.vision.tower import TINY_TOWER, OpenClipTower
 from lightning_mllm.weights.hf import HfFolder
 from lightning_mllm.weights.hf_blip2 import Facts, pair_folder
 from lightning_mllm.weights.keymap import KeyMap
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Images and their texts."""
-
-    visual: Float[Tensor, "B V E"]
-    tokens: Int[Tensor, "B L"]
-    real: Bool[Tensor, "B L"]
-    own: Bool[Tensor, "B A"]
-    """Which pairs of all ranks are no negatives of each pair of this rank."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossWeights:
-    """What each loss is multiplied by; all 1 in the paper. One of 0 is reported and not learned.
-
-    Raises:
-        ValueError: A weight is below 0, or all are 0.
-    """
-
-    contrast: float = 1.0
-    matching: float = 1.0
-    captioning: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, weight in vars(self).items():
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"model.loss_weights.{name}: found {weight}, expected a finite number of at least 0")
-        if not any(vars(self).values()):
-            raise ValueError("model.loss_weights: found 0 for all, expected at least one loss to learn")
 
 
 class Blip2Representation(MultimodalModule):
@@ -181,13 +155,7 @@ class Blip2Representation(MultimodalModule):
         )
 
     def idle(self) -> set[str]:
-        reached = {
-            "contrast": ("vision_proj.weight", "vision_proj.bias", "text_proj.weight", "text_proj.bias", "temperature"),
-            "matching": ("itm_head.weight", "itm_head.bias"),
-            "captioning": ("transform.weight", "transform.bias", "norm.weight", "norm.bias", "bias"),
-        }
-        off = [name for name, weight in vars(self.loss_weights).items() if not weight]
-        return {f"heads.{head}" for name in off for head in reached[name]}
+        return {f"heads.{name}" for name in self.loss_weights.idle()}
 
     def pairs(self, batch: Batch) -> Pairs:
         """What the three losses are about.
@@ -259,9 +227,7 @@ class Blip2Representation(MultimodalModule):
             torch.cat([pairs.tokens, pairs.tokens, tokens[other_text]]),
             torch.cat([pairs.real, pairs.real, real[other_text]]),
         )
-        together = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-        together[: len(pairs.tokens)] = 1
-        return F.cross_entropy(logits, together, reduction="none").view(3, -1).mean(0)
+        return apart_or_together(logits)
 
     def match_logits(
         self, visual: Float[Tensor, "B V E"], tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"]
@@ -277,10 +243,8 @@ class Blip2Representation(MultimodalModule):
         tokens = pairs.tokens.clone()
         tokens[:, 0] = self.write_id
         hidden, learned = self.qformer.write(tokens, pairs.real, kept), pairs.real[:, 1:]
-        logits = self.word_logits(hidden[:, :-1][learned]).float()
-        each = F.cross_entropy(logits, tokens[:, 1:][learned], label_smoothing=self.label_smoothing, reduction="none")
-        rows = learned.nonzero()[:, 0]
-        return torch.zeros(len(tokens), device=each.device).index_add(0, rows, each), learned.sum(1)
+        logits = self.word_logits(hidden[:, :-1][learned])
+        return written(logits, tokens[:, 1:], learned, self.label_smoothing), learned.sum(1)
 
     def word_logits(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... W"]:
         """Through the head that shares the Q-Former's table of words."""
@@ -390,8 +354,3 @@ TINY: dict[str, Any] = {
     "heads": AlignmentConnector(width=16),
     "max_length": 64,
 }
-
-
-def nearest_query(images: Float[Tensor, "N Q C"], texts: Float[Tensor, "M C"]) -> Float[Tensor, "N M"]:
-    """Cosine of each text to the nearest query of each image (sec. 3.2)."""
-    return torch.einsum("nqc,mc->nmq", images, texts).amax(-1)

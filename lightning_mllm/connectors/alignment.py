@@ -25,6 +25,46 @@ TEMPERATURE = 0.07
 """Where the learned temperature starts; similarities are divided by it."""
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Images and their texts."""
+
+    visual: Float[Tensor, "B V E"]
+    tokens: Int[Tensor, "B L"]
+    real: Bool[Tensor, "B L"]
+    own: Bool[Tensor, "B A"]
+    """Which pairs of all ranks are no negatives of each pair of this rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """What each loss is multiplied by; all 1 in the paper. One of 0 is reported and not learned.
+
+    Raises:
+        ValueError: A weight is below 0, or all are 0.
+    """
+
+    contrast: float = 1.0
+    matching: float = 1.0
+    captioning: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, weight in vars(self).items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"model.loss_weights.{name}: found {weight}, expected a finite number of at least 0")
+        if not any(vars(self).values()):
+            raise ValueError("model.loss_weights: found 0 for all, expected at least one loss to learn")
+
+    def idle(self) -> set[str]:
+        """Names of parameters of the heads that no loss reaches."""
+        reached = {
+            "contrast": ("vision_proj.weight", "vision_proj.bias", "text_proj.weight", "text_proj.bias", "temperature"),
+            "matching": ("itm_head.weight", "itm_head.bias"),
+            "captioning": ("transform.weight", "transform.bias", "norm.weight", "norm.bias", "bias"),
+        }
+        return {head for name, weight in vars(self).items() if not weight for head in reached[name]}
+
+
 class AlignmentHeads(nn.Module):
     """Heads of contrast, matching and captioning; the last decodes with the Q-Former's own table of words."""
 
@@ -95,3 +135,23 @@ def hard_negatives(
         )
     chances = similarity.float().masked_fill(own, float("-inf")).softmax(1)
     return torch.multinomial(chances, 1, generator=generator).squeeze(1)
+
+
+def apart_or_together(logits: Float[Tensor, "N 2"]) -> Float[Tensor, " B"]:
+    """The mean of each pair over its three logits: B of pairs that belong together, then 2 B of such that do not."""
+    together = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    together[: len(logits) // 3] = 1
+    return F.cross_entropy(logits, together, reduction="none").view(3, -1).mean(0)
+
+
+def written(
+    logits: Float[Tensor, "N W"], words: Int[Tensor, "B L"], learned: Bool[Tensor, "B L"], label_smoothing: float
+) -> Float[Tensor, " B"]:
+    """Cross-entropy of the N words that are learned, summed over each text, in float32."""
+    each = F.cross_entropy(logits.float(), words[learned], label_smoothing=label_smoothing, reduction="none")
+    return torch.zeros(len(words), device=each.device).index_add(0, learned.nonzero()[:, 0], each)
+
+
+def nearest_query(images: Float[Tensor, "N Q C"], texts: Float[Tensor, "M C"]) -> Float[Tensor, "N M"]:
+    """Cosine of each text to the nearest query of each image (sec. 3.2)."""
+    return torch.einsum("nqc,mc->nmq", images, texts).amax(-1)

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-import lightning_mllm.architectures.blip2_representation as stage_one
-from lightning_mllm.architectures.blip2_representation import Blip2Representation, LossWeights, nearest_query
-from lightning_mllm.connectors.alignment import AlignmentConnector
+from lightning_mllm.architectures.blip2_representation import Blip2Representation
+from lightning_mllm.connectors.alignment import AlignmentConnector, LossWeights, Pairs, nearest_query
 from lightning_mllm.connectors.qformer import QFormerConnector
 from lightning_mllm.contracts import Sample, Term, Turn
 from lightning_mllm.evaluation.generation import Decoding
@@ -140,7 +139,7 @@ def test_one_pass_with_an_explicit_mask_gives_the_same_losses_and_gradients(net:
         assert_close(gradient, one, atol=1e-4, rtol=1e-4, msg=name)
 
 
-def chosen(net: Blip2Representation, pairs: stage_one.Pairs, similarity: Tensor, other: Tensor) -> tuple[Any, Any]:
+def chosen(net: Blip2Representation, pairs: Pairs, similarity: Tensor, other: Tensor) -> tuple[Any, Any]:
     """For each pair the negative image of its text and the negative text of its image, by place in the batch."""
     found: dict[str, Tensor] = {}
 
