@@ -7,7 +7,7 @@ import os
 import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +15,8 @@ MAX_CAPTION = 10_000
 """Characters; the longest caption of the published sets has a few hundred."""
 MAX_TEXT = 1_000_000
 """Characters of one turn or document."""
+WORLDS = {"world": "", "textured": " --style textured"}
+"""Folders of the small world that the quickstarts read -> how they are drawn."""
 
 
 class RecordError(ValueError):
@@ -54,9 +56,10 @@ def unique_id(id: str, known: dict[str, int]) -> str:
 def not_found(path: str | Path) -> ValueError:
     """The error for a missing file or folder; the small world can be made, so it says how."""
     parts = Path(path).parts
-    world = next((i for i in range(len(parts) - 1) if parts[i : i + 2] == ("data", "world")), None)
-    hint = "" if world is None else f"; make it with: mllm world {Path(*parts[: world + 2])}"
-    return ValueError(f"{path} not found{hint}")
+    for i, (above, name) in enumerate(pairwise(parts)):
+        if above == "data" and name in WORLDS:
+            return ValueError(f"{path} not found; make it with: mllm world {Path(*parts[: i + 2])}{WORLDS[name]}")
+    return ValueError(f"{path} not found")
 
 
 def _no_constant(name: str) -> None:

@@ -294,7 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="mllm world", allow_abbrev=False, description="Draw a small world of scenes with known truth."
     )
     parser.add_argument("folder", type=Path, help="where to write; must be empty or absent")
-    parser.add_argument("--images", type=int, default=10_000, help="pictures in all splits together (10000)")
+    parser.add_argument("--images", type=int, default=20_000, help="pictures in all splits together (20000)")
     parser.add_argument("--texts", type=int, help="scenes that are only written (as many as images)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (0)")
     parser.add_argument("--size", type=int, default=72, help="side of a picture in pixels (72)")

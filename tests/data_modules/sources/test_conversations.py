@@ -251,8 +251,9 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
             LlavaConversations(str(file)).load()
     with pytest.raises(ValueError, match=r"b\.json not found$"):
         LlavaConversations(str(tmp_path / "b.json")).load()
-    with pytest.raises(ValueError, match="not found; make it with: mllm world some/data/world"):
-        LlavaConversations("some/data/world/llava/conversations_train.json").load()
+    for name, command in {"world": "world", "textured": "textured --style textured"}.items():
+        with pytest.raises(ValueError, match=f"not found; make it with: mllm world some/data/{command}$"):
+            LlavaConversations(f"some/data/{name}/llava/conversations_train.json").load()
     with pytest.raises(ValueError, match="cannot read the file"):
         LlavaConversations(str(tmp_path)).load()
 
