@@ -119,7 +119,7 @@ def test_text_alone_trains_a_language_model(tmp_path: Path) -> None:
     with torch.no_grad():
         loss = module(module.processor.collate(rows)).loss
     assert scores["test/perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
-    with pytest.raises(ValueError, match="data.test: found only sets of perplexity, expected one that is answered"):
+    with pytest.raises(ValueError, match=r"data\.test: found only sets of perplexity, expected one that is answered"):
         tester.predict(module, datamodule=data(module))
 
 
