@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from data_modules.loader import TRIES, contained, named
-from data_modules.order import seeded
+from data_modules.mixture_sampler import seeded
 from data_modules.sources.source import Source
 from lightning_mllm.contracts import IMAGE_MARK, Evaluation, Sample
 

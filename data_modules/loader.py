@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from data_modules.order import Place, seeded
+from data_modules.mixture_sampler import Place, seeded
 from data_modules.sources.source import Source
 from data_modules.text import Row, TextRows
 from lightning_mllm.contracts import Batch

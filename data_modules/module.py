@@ -21,7 +21,7 @@ from data_modules.loader import (
     TrainingSamples,
     optimizer_steps,
 )
-from data_modules.order import Group, Order
+from data_modules.mixture_sampler import Group, MixtureSampler
 from data_modules.sources.plain_text import TextSource
 from data_modules.sources.source import Source
 from data_modules.text import TextRows, TextShare
@@ -44,7 +44,7 @@ class MultimodalDataModule(EvaluatedDataModule):
         weights: share of each source in a data epoch; None for the union of all.
         text: plain text that every optimizer step takes beside the global batch.
         group: "length", "similar_length", "modality_length", "modality_similar_length" or "source" bring samples of one
-            kind together (see Order).
+            kind together (see MixtureSampler).
         epochs: passes over the data, where no steps are given.
         steps: optimizer steps, in place of epochs: as many passes over the data as they take.
         global_batch: samples of one optimizer step, over all processes and micro-batches.
@@ -90,7 +90,7 @@ class MultimodalDataModule(EvaluatedDataModule):
             raise ValueError(
                 "data.group: found 'source', expected stage.per_device_batch to say how many samples share one"
             )
-        self._order: Order | None = None
+        self._order: MixtureSampler | None = None
         self._rows: TextRows | None = None
         for name, source in self.train.items():
             if self.only_captions and not source.captions:
@@ -116,13 +116,13 @@ class MultimodalDataModule(EvaluatedDataModule):
         return {**{f"train.{name}": source for name, source in self.train.items()}, **text}
 
     @property
-    def order(self) -> Order:
+    def order(self) -> MixtureSampler:
         """The order of the training samples; loads the sources."""
         if self._order is None:
             for source in self.train.values():
                 source.load()
             sizes = {name: len(source) for name, source in self.train.items()}
-            self._order = Order(
+            self._order = MixtureSampler(
                 sizes,
                 self._shares(sizes),
                 self.seed,

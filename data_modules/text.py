@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Int
 from rich.table import Table
 
-from data_modules.order import seeded
+from data_modules.mixture_sampler import seeded
 from data_modules.sources.plain_text import TextSource
 from lightning_mllm.contracts import Documents, Sample
 

@@ -35,7 +35,7 @@ mllm VERB --help tells more; mllm fit --model.help CLASS, --data.help CLASS and 
 
 
 def _fit(arguments: Sequence[str]) -> None:
-    from lightning_mllm.commands.trainer import main
+    from lightning_mllm.commands.launch import main
 
     main(arguments)
 

@@ -252,41 +252,41 @@ class Output:
         return next(iter(self.terms.values())).count
 
     @property
-    def parts(self) -> dict[str, Float[Tensor, ""]]:
+    def loss_terms(self) -> dict[str, Float[Tensor, ""]]:
         """The terms' means, for the curves."""
         return {name: term.mean.detach() for name, term in self.terms.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class ParamGroup:
     """How the parameters under one pattern are trained; None takes the stage's own value."""
 
     lr: float | None = None
-    scale: float = 1.0
+    lr_scale: float = 1.0
     """What the rate, the stage's or one's own, is multiplied by (CogVLM's tower: a tenth of all else's)."""
     weight_decay: float | None = None
     layer_decay: float = 1.0
     """Block n of N has this to the power of N - n of the rate, what stands before them N + 1 (BEiT, arXiv 2106.08254;
     BLIP-2's released `lr_layer_decay`)."""
-    but: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     """Patterns of names that stay out: frozen, or another pattern's; each matches some name of the pattern's."""
 
     def __post_init__(self) -> None:
-        if not self.scale > 0:
-            raise ValueError(f"stage.train: found scale {self.scale}, expected a number above 0")
+        if not self.lr_scale > 0:
+            raise ValueError(f"stage.train: found lr_scale {self.lr_scale}, expected a number above 0")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"stage.train: found layer_decay {self.layer_decay}, expected above 0 and at most 1")
 
     def rate(self, lr: float) -> float:
         """The peak learning rate, before any decay over layers, in a stage of rate `lr`."""
-        return self.scale * (lr if self.lr is None else self.lr)
+        return self.lr_scale * (lr if self.lr is None else self.lr)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One published training stage: what is trained, everything unnamed being frozen and in eval mode."""
 
-    train: dict[str, Train]
+    train: dict[str, ParamGroup]
     """Glob pattern over parameter names -> how it is trained."""
     lora: bool = False
     """Whether the stage trains low-rank adapters."""

@@ -17,8 +17,8 @@ from data_modules.evaluation import EvaluationSet
 from data_modules.listing import published
 from data_modules.loader import Share
 from lightning_mllm.commands.config import Config, read_yaml
+from lightning_mllm.commands.launch import CLI, ParsedCLI, at_once, compose
 from lightning_mllm.commands.run import experiment_name, hardware_file, order_of_stages
-from lightning_mllm.commands.trainer import CLI, ParsedCLI, at_once, compose
 from lightning_mllm.training.stage import StageSettings
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"

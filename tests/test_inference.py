@@ -23,7 +23,7 @@ from lightning_mllm.language.tokenizer import byte_tokenizer
 from lightning_mllm.processing.limits import TextLimits
 from lightning_mllm.processing.query_text import QueryText
 from lightning_mllm.training.stage import StageSettings
-from lightning_mllm.weights.handover import write_stage
+from lightning_mllm.weights.stage_weights import write_stage
 from tests.architectures.blip2s import built, eva
 from tests.export.test_export import net
 from tests.processing.test_tokenizer_template import TEMPLATES
@@ -49,7 +49,7 @@ def foreign(module: LLaVA, folder: Path, jinja: str, file: str = "chat_template.
 def test_a_folder_of_somebody_else_is_asked_in_its_own_way(tmp_path: Path, name: str, file: str) -> None:
     module, jinja = net(), TEMPLATES[name][0]
     found = load(foreign(module, tmp_path / "folder", jinja, file))
-    assert found.module.processor.chat.name == "tokenizer" and found.module.processor.ends == [2]
+    assert found.module.processor.chat.name == "tokenizer" and found.module.processor.eos_token_ids == [2]
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = jinja
     tokenizer.save_pretrained(tmp_path / "tokenizer")

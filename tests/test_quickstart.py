@@ -69,7 +69,7 @@ def test_cogvlm_answers_in_words_and_boxes(tmp_path: Path, monkeypatch: pytest.M
     names = {"vqa_accuracy", "vqa_accuracy_novel", "box_accuracy"}
     assert names | {f"{name}_blind" for name in names} <= set(report)
     trained = json.loads(Path("runs/quickstart/cogvlm/chat/weights/stage.json").read_text())["names"]
-    assert {"connector", "ends", "language"} <= {name.split(".")[0] for name in trained}
+    assert {"connector", "image_boundary", "language"} <= {name.split(".")[0] for name in trained}
 
 
 @pytest.mark.skipif(not COCO.is_dir(), reason="needs the excerpt of COCO beside the checkout")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lightning_mllm.commands.trainer import main
+from lightning_mllm.commands.launch import main
 from lightning_mllm.inference import load
 from tests.toy import Toy
 from tests.training.data import COLOURS

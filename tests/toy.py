@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from lightning_mllm.contracts import IGNORE, Batch, Encoded, Output, Sample, Stage, Term, TokenKind, Train
+from lightning_mllm.contracts import IGNORE, Batch, Encoded, Output, ParamGroup, Sample, Stage, Term, TokenKind
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
@@ -189,8 +189,8 @@ class Toy(MultimodalModule):
     language: Language
 
     stages: ClassVar[dict[str, Stage]] = {
-        "align": Stage(train={"connector.*": Train()}),
-        "instruct": Stage(train={"connector.*": Train(lr=2e-3), "language.*": Train()}),
+        "align": Stage(train={"connector.*": ParamGroup()}),
+        "instruct": Stage(train={"connector.*": ParamGroup(lr=2e-3), "language.*": ParamGroup()}),
     }
 
     def __init__(
@@ -208,7 +208,7 @@ class Toy(MultimodalModule):
         }
         super().__init__(parts=parts, processor=ToyProcessor(), stage=stage, runs=runs)
 
-    def see(self, batch: Batch) -> Tensor:
+    def encode_images(self, batch: Batch) -> Tensor:
         embeds = self.language.embed(batch.tokens)
         visual = self.connector(self.vision(batch.images))
         if batch.num_images:
@@ -217,7 +217,7 @@ class Toy(MultimodalModule):
         return embeds + 0 * visual.sum()
 
     def forward(self, batch: Batch) -> Output:
-        logits = self.language.head(self.language(self.see(batch), batch.segments))[:, :-1]
+        logits = self.language.head(self.language(self.encode_images(batch), batch.segments))[:, :-1]
         labels = batch.labels[:, 1:]
         tokens = (labels != IGNORE).sum(1)
         losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none").sum(1)
@@ -225,7 +225,7 @@ class Toy(MultimodalModule):
         return Output(terms={"language": Term(losses=losses, tokens=tokens), "half": half})
 
     def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
-        embeds, segments, written = self.see(batch), batch.segments, []
+        embeds, segments, written = self.encode_images(batch), batch.segments, []
         for _ in range(decoding.max_new_tokens):
             token = self.language.head(self.language(embeds, segments))[:, -1].argmax(-1)
             written.append(token)

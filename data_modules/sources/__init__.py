@@ -15,8 +15,8 @@ from data_modules.sources.ocr import OcrVqa
 from data_modules.sources.open_questions import Gqa, TextVqa, VizWiz
 from data_modules.sources.pose import CocoPose
 from data_modules.sources.question_generation import QuestionGeneration
-from data_modules.sources.readings import Readings
 from data_modules.sources.refcoco import RefCoco, RefCocoRefs
+from data_modules.sources.scene_text import SceneText
 from data_modules.sources.source import Source
 from data_modules.sources.statements import HatefulMemes, Vsr
 from data_modules.sources.text_files import TextFiles, TextLines
@@ -55,9 +55,9 @@ __all__ = [
     "PlainCaptions",
     "PrefixCaptions",
     "QuestionGeneration",
-    "Readings",
     "RefCoco",
     "RefCocoRefs",
+    "SceneText",
     "ScienceQa",
     "Source",
     "TextCaps",

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_mllm.contracts import TokenKind
-from lightning_mllm.language.decode import decode
+from lightning_mllm.language.hidden_states import decode
 from lightning_mllm.language.visual_expert import Routed, VisualExpertLM, shared_positions, vision_mask
 
 

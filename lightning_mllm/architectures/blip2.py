@@ -28,7 +28,7 @@ from lightning_mllm.connectors.projector import Linear, LinearConnector
 from lightning_mllm.connectors.qformer import TINY_QFORMER, QFormer, QFormerConnector
 from lightning_mllm.connectors.qformer_hf import qformer_settings, qformer_spec
 from lightning_mllm.connectors.qformer_keys import BLIP2_QFORMER_KEYS, LAVIS_HEADS_KEYS, LAVIS_QFORMER_KEYS
-from lightning_mllm.contracts import Batch, Stage, Train
+from lightning_mllm.contracts import Batch, ParamGroup, Stage
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
 from lightning_mllm.language.hf import language_spec
@@ -94,17 +94,29 @@ class Blip2(PromptedModule):
     """
 
     stages: ClassVar[dict[str, Stage]] = {
-        "generative": Stage(train={"ln_vision.*": Train(), "qformer.*": Train(), "projection.*": Train()}),
+        "generative": Stage(
+            train={"ln_vision.*": ParamGroup(), "qformer.*": ParamGroup(), "projection.*": ParamGroup()}
+        ),
         "caption": Stage(
-            train={"vision.*": Train(), "ln_vision.*": Train(), "qformer.*": Train(), "projection.*": Train()}
+            train={
+                "vision.*": ParamGroup(),
+                "ln_vision.*": ParamGroup(),
+                "qformer.*": ParamGroup(),
+                "projection.*": ParamGroup(),
+            }
         ),
         "vqa": Stage(
-            train={"vision.*": Train(), "ln_vision.*": Train(), "qformer.*": Train(), "projection.*": Train()}
+            train={
+                "vision.*": ParamGroup(),
+                "ln_vision.*": ParamGroup(),
+                "qformer.*": ParamGroup(),
+                "projection.*": ParamGroup(),
+            }
         ),
     }
     key_maps: ClassVar[dict[str, KeyMap]] = {"hf": HF_KEYS, "lavis": LAVIS_KEYS}
     hf_class: ClassVar[str] = "Blip2ForConditionalGeneration"
-    discards: ClassVar[tuple[str, ...]] = (
+    keys_to_ignore_on_load: ClassVar[tuple[str, ...]] = (
         "heads.*",
         "qformer.words.*",
         "qformer.positions.*",
@@ -153,13 +165,13 @@ class Blip2(PromptedModule):
         )
         super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
 
-    def see(self, batch: Batch) -> Float[Tensor, "N Q T"]:
+    def encode_images(self, batch: Batch) -> Float[Tensor, "N Q T"]:
         """What the language model is shown of each image."""
         visual = self.ln_vision(self.vision(batch.images).to(self.ln_vision.weight.dtype))
         if batch.query_text is None:
-            return self.projection(self.qformer.see(visual))
+            return self.projection(self.qformer.encode_images(visual))
         tokens, real = texts_of_images(batch, vectors=self.processor.vectors_per_image)
-        return self.projection(self.qformer.instructed(visual, tokens, real))
+        return self.projection(self.qformer.encode_instructed(visual, tokens, real))
 
     def hf(self) -> HfFolder:
         """The net as a folder of transformers' BLIP-2.

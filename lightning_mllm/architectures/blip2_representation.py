@@ -7,7 +7,7 @@ on pairs of an image and a text teach them, through three views of one Q-Former.
                                                      |
       queries            --see-->  f[B,Q,D] ---------'---- the nearest query, to the [CLS] of each text  ITC --.
       queries and text   --join--> f[B,Q,D]                do they belong together?                      ITM --+--> loss
-      [DEC] text         --write--> f[B,L,D]               after the kept queries: the next token        ITG --'
+      [DEC] text         --decode--> f[B,L,D]              after the queries' keys and values: the next token    ITG --'
 
 Legend: B pairs of this rank, A of all ranks, V vectors of width E an image, Q queries of width D, L tokens of a text.
 """
@@ -36,9 +36,9 @@ from lightning_mllm.connectors.alignment import (
     written,
 )
 from lightning_mllm.connectors.norm import LayerNormConnector
-from lightning_mllm.connectors.qformer import TINY_QFORMER, Kept, QFormer, QFormerConnector
+from lightning_mllm.connectors.qformer import TINY_QFORMER, PastKeyValues, QFormer, QFormerConnector
 from lightning_mllm.connectors.qformer_hf import qformer_settings, qformer_spec
-from lightning_mllm.contracts import Batch, Output, Sample, Stage, Term, Train, Turn
+from lightning_mllm.contracts import Batch, Output, ParamGroup, Sample, Stage, Term, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.tokenizer import WRITE, reader_tokenizer
 from lightning_mllm.processing.chat import load_template
@@ -63,7 +63,7 @@ class Blip2Representation(MultimodalModule):
     and not one of the hardware.
 
     Args:
-        vision: The image encoder; its class token is kept.
+        vision: The image encoder; its class token is past_key_values.
         qformer: Sizes of the Q-Former and the BERT it starts from; its text stream is always built.
         tokenizer: Of the Q-Former: a folder or a name on the hub; "" takes bytes as tokens.
         ln_vision: The norm behind the encoder; its eps is 1e-5 in the released code, 1e-6 in transformers.
@@ -87,9 +87,16 @@ class Blip2Representation(MultimodalModule):
     """
 
     stages: ClassVar[dict[str, Stage]] = {
-        "representation": Stage(train={"ln_vision.*": Train(), "qformer.*": Train(), "heads.*": Train()}),
+        "representation": Stage(
+            train={"ln_vision.*": ParamGroup(), "qformer.*": ParamGroup(), "heads.*": ParamGroup()}
+        ),
         "retrieval": Stage(
-            train={"vision.*": Train(), "ln_vision.*": Train(), "qformer.*": Train(), "heads.*": Train()}
+            train={
+                "vision.*": ParamGroup(),
+                "ln_vision.*": ParamGroup(),
+                "qformer.*": ParamGroup(),
+                "heads.*": ParamGroup(),
+            }
         ),
     }
 
@@ -142,10 +149,10 @@ class Blip2Representation(MultimodalModule):
     def forward(self, batch: Batch) -> Output:
         """ITC + ITM + ITG, each times its weight; items of ITC and ITM are pairs, those of ITG tokens."""
         pairs = self.pairs(batch)
-        seen, kept = self.qformer.see_and_keep(pairs.visual)
+        seen, past_key_values = self.qformer.encode_images_with_cache(pairs.visual)
         images_to_texts, texts_to_images = self.similarities(pairs, seen)
         weight = self.loss_weights
-        captioning, tokens = self.captioning(pairs, kept)
+        captioning, tokens = self.captioning(pairs, past_key_values)
         return Output(
             terms={
                 "contrast": Term(losses=self.contrast(images_to_texts, texts_to_images, pairs), weight=weight.contrast),
@@ -154,8 +161,8 @@ class Blip2Representation(MultimodalModule):
             }
         )
 
-    def idle(self) -> set[str]:
-        return {f"heads.{name}" for name in self.loss_weights.idle()}
+    def unused_parameters(self) -> set[str]:
+        return {f"heads.{name}" for name in self.loss_weights.unused_parameters()}
 
     def pairs(self, batch: Batch) -> Pairs:
         """What the three losses are about.
@@ -203,7 +210,7 @@ class Blip2Representation(MultimodalModule):
 
     def text_vectors(self, tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"]) -> Float[Tensor, "B C"]:
         """Unit vectors of texts, from their first token."""
-        return F.normalize(self.heads.text_proj(self.qformer.read(tokens, real)[:, 0]), dim=-1)
+        return F.normalize(self.heads.text_proj(self.qformer.encode_text(tokens, real)[:, 0]), dim=-1)
 
     def contrast(self, images_to_texts: Tensor, texts_to_images: Tensor, pairs: Pairs) -> Float[Tensor, " B"]:
         """ITC of each pair: the image's texts among all, the text's images among all."""
@@ -233,16 +240,16 @@ class Blip2Representation(MultimodalModule):
         self, visual: Float[Tensor, "B V E"], tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B 2"]:
         """Apart (0) or together (1), the mean of what each query says."""
-        return self.heads.itm_head(self.qformer.instructed(visual, tokens, real)).mean(1)
+        return self.heads.itm_head(self.qformer.encode_instructed(visual, tokens, real)).mean(1)
 
-    def captioning(self, pairs: Pairs, kept: Kept) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
+    def captioning(self, pairs: Pairs, past_key_values: PastKeyValues) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
         """ITG of each pair, summed over its tokens, and their number.
 
-        The next token, after what is kept of the queries; [DEC] stands where [CLS] did.
+        The next token, after what is past_key_values of the queries; [DEC] stands where [CLS] did.
         """
         tokens = pairs.tokens.clone()
         tokens[:, 0] = self.write_id
-        hidden, learned = self.qformer.write(tokens, pairs.real, kept), pairs.real[:, 1:]
+        hidden, learned = self.qformer.decode_text(tokens, pairs.real, past_key_values), pairs.real[:, 1:]
         logits = self.word_logits(hidden[:, :-1][learned])
         return written(logits, tokens[:, 1:], learned, self.label_smoothing), learned.sum(1)
 
@@ -254,7 +261,7 @@ class Blip2Representation(MultimodalModule):
     def embed_images(self, batch: Batch) -> dict[str, Tensor]:
         """What retrieval keeps of images: a unit vector of each query, and what matching looks at."""
         visual = self.encode(batch)
-        side = {"vectors": F.normalize(self.heads.vision_proj(self.qformer.see(visual)), dim=-1)}
+        side = {"vectors": F.normalize(self.heads.vision_proj(self.qformer.encode_images(visual)), dim=-1)}
         return side | ({"visual": visual} if self.rerank else {})
 
     def embed_texts(self, texts: list[str]) -> dict[str, Tensor]:
@@ -278,7 +285,7 @@ class Blip2Representation(MultimodalModule):
     def pair_logits(self, batch: Batch) -> Float[Tensor, "B 3"]:
         """Of each image and its text: their similarity, and the logits of being apart and of belonging together."""
         pairs = self.pairs(batch)
-        images = F.normalize(self.heads.vision_proj(self.qformer.see(pairs.visual)), dim=-1)
+        images = F.normalize(self.heads.vision_proj(self.qformer.encode_images(pairs.visual)), dim=-1)
         nearest = nearest_query(images, self.text_vectors(pairs.tokens, pairs.real)).diagonal()
         return torch.cat([nearest[:, None], self.match_logits(pairs.visual, pairs.tokens, pairs.real)], 1)
 
@@ -290,12 +297,12 @@ class Blip2Representation(MultimodalModule):
         """
         if decoding.num_beams > 1 or decoding.top_p is not None:
             raise ValueError(f"decoding: found {decoding.num_beams} beams, expected greedy captions of this stage")
-        _, kept = self.qformer.see_and_keep(self.encode(batch))
+        _, past_key_values = self.qformer.encode_images_with_cache(self.encode(batch))
         written = torch.full((len(batch.ids), 1), self.write_id, device=batch.tokens.device)
         for _ in range(decoding.max_new_tokens):
-            hidden = self.qformer.write(written, torch.ones_like(written, dtype=torch.bool), kept)
+            hidden = self.qformer.decode_text(written, torch.ones_like(written, dtype=torch.bool), past_key_values)
             written = torch.cat([written, self.word_logits(hidden[:, -1]).argmax(-1, keepdim=True)], 1)
-        ends = set(self.processor.ends)
+        ends = set(self.processor.eos_token_ids)
         rows = written[:, 1:].tolist()
         return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lightning_mllm.contracts import Batch, Output, Sample, Stage, Term, Train, Turn
+from lightning_mllm.contracts import Batch, Output, ParamGroup, Sample, Stage, Term, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.tokenizer import load_tokenizer
 from lightning_mllm.processing.chat import load_template
@@ -61,7 +61,7 @@ class ClipPretraining(MultimodalModule):
         ValueError: The parts do not fit one another, or one of them is not there.
     """
 
-    stages: ClassVar[dict[str, Stage]] = {"contrast": Stage(train={"clip.*": Train()})}
+    stages: ClassVar[dict[str, Stage]] = {"contrast": Stage(train={"clip.*": ParamGroup()})}
     key_maps: ClassVar[dict[str, KeyMap]] = {"open_clip": OPEN_CLIP_KEYS}
 
     clip: open_clip.CLIP
@@ -107,20 +107,20 @@ class ClipPretraining(MultimodalModule):
         if batch.num_images != len(batch.ids):
             raise ValueError(f"found {batch.num_images} images for {len(batch.ids)} captions, expected one each")
         scale = self.clip.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-        logits = scale * self.see(batch) @ self.read(batch.tokens, batch.segments).T
+        logits = scale * self.encode_images(batch) @ self.encode_texts(batch.tokens, batch.segments).T
         own = (batch.tokens.unsqueeze(0) == batch.tokens.unsqueeze(1)).all(-1).to(logits.dtype)
         targets = own / own.sum(1, keepdim=True)
         both = [F.cross_entropy(each, targets, reduction="none") for each in (logits, logits.T)]
         hits = own.gather(1, logits.detach().argmax(1, keepdim=True))[:, 0]
         return Output(terms={"contrast": Term(losses=(both[0] + both[1]) / 2), "accuracy": Term(losses=hits, weight=0)})
 
-    def see(self, batch: Batch) -> Float[Tensor, "B E"]:
+    def encode_images(self, batch: Batch) -> Float[Tensor, "B E"]:
         """Unit vectors of the images."""
         pixels = (batch.images.float() / 255 - self.mean.float()) / self.std.float()
         dtype = self.clip.logit_scale.dtype
         return self.clip.encode_image(pixels.to(dtype), normalize=True)
 
-    def read(self, tokens: Int[Tensor, "B T"], segments: Int[Tensor, "B T"]) -> Float[Tensor, "B E"]:
+    def encode_texts(self, tokens: Int[Tensor, "B T"], segments: Int[Tensor, "B T"]) -> Float[Tensor, "B E"]:
         """Unit vectors of right-padded captions, whose last token (the line end of `plain`) becomes the end token."""
         last, (_, width) = (segments > 0).sum(1) - 1, tokens.shape
         places = torch.arange(width, device=tokens.device)
@@ -146,7 +146,7 @@ class ClipPretraining(MultimodalModule):
             for i, caption in enumerate(captions)
         ]
         written = self.processor.collate(rows).to(batch.images.device)
-        nearest = (self.see(batch) @ self.read(written.tokens, written.segments).T).argmax(1)
+        nearest = (self.encode_images(batch) @ self.encode_texts(written.tokens, written.segments).T).argmax(1)
         return [captions[int(i)] for i in nearest]
 
     @classmethod

@@ -5,7 +5,7 @@ first stage). Here every block has a visual expert beside its own QKV, output an
 that only image tokens go through; all tokens attend together. A text meets no expert, so the language model keeps what
 it knows.
 
-    images u8[N,3,H,W] --vision--> f[N,V,Dv] --connector--> f[N,V,D] --ends--> begin, V, end f[N,V+2,D] -.
+    images u8[N,3,H,W] --vision--> f[N,V,Dv] --connector--> f[N,V,D] --image_boundary--> begin, V, end f[N,V+2,D] -.
     tokens i[B,T] --embedding--> f[B,T,D] ------------------ slots of begin, image and end overwritten --'
                                                |
                       .------------------------+------------------------.
@@ -32,15 +32,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_mllm.connectors.ends import Ends, EndsConnector
 from lightning_mllm.connectors.glu import Glu, GluConnector
+from lightning_mllm.connectors.image_boundary import ImageBoundary, ImageBoundaryConnector
 from lightning_mllm.connectors.spec import ConnectorSpec, with_widths
-from lightning_mllm.contracts import Batch, Stage, TokenKind, Train
+from lightning_mllm.contracts import Batch, ParamGroup, Stage, TokenKind
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA
 from lightning_mllm.language.lora import merge_lora
 from lightning_mllm.language.tokenizer import language_tokenizer
-from lightning_mllm.language.visual_expert import VisualExpertLM, idle_names, shared_positions
+from lightning_mllm.language.visual_expert import VisualExpertLM, shared_positions, unused_names
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy, fitting
 from lightning_mllm.processing.processor import Processor
@@ -59,7 +59,7 @@ HF_KEYS = COGVLM_TOWER_KEYS.under("vision.", "model.vision.") + COGVLM_KEYS
 """Ours <-> the public checkpoints (`CogVLMForCausalLM` of their remote code) and the folders that are written here."""
 
 EXPERT = "language.*.vision.*"
-FUSION = {"connector.*": Train(), "ends.*": Train(), EXPERT: Train()}
+FUSION = {"connector.*": ParamGroup(), "image_boundary.*": ParamGroup(), EXPERT: ParamGroup()}
 """What all stages train (6.6B parameters with Vicuna 7B): all between a frozen tower and a frozen language model."""
 
 
@@ -71,7 +71,7 @@ class CogVLM(PromptedModule):
         language: A language model with Llama's blocks, and which of its modules have an expert.
         connector: `GluConnector` with the adapter's inner width, or another that builds from two widths; None is the
             released adapter.
-        ends: The vectors before and after an image.
+        image_boundary: The vectors before and after an image.
         chat: A template of `processing/templates`, or "tokenizer" for the tokenizer's own.
         image: How images are fitted into the tower's square; None squashes them, as released.
         max_length: Tokens a row may have, visual slots included.
@@ -88,14 +88,14 @@ class CogVLM(PromptedModule):
         "caption": Stage(train=FUSION),
         "grounding": Stage(train=FUSION),
         # Supervised fine-tuning: the tower too, at a tenth of the others' rate.
-        "chat": Stage(train={"vision.*": Train(scale=0.1), **FUSION}),
+        "chat": Stage(train={"vision.*": ParamGroup(lr_scale=0.1), **FUSION}),
         # The same in the paper's first version: all but the tower, the language model at a tenth.
-        "chat_lm": Stage(train={**FUSION, "language.*": Train(scale=0.1, but=(EXPERT,))}),
+        "chat_lm": Stage(train={**FUSION, "language.*": ParamGroup(lr_scale=0.1, exclude=(EXPERT,))}),
         # The released finetune_demo/finetune_cogvlm_demo.py: adapters of attention in tower and language model, none of
         # the experts (sat/model/finetune/lora2.py: each of the tower's Q, K and V has an A of its own, here they share
         # one), and the tower's feed-forward in blocks 46 to 54, which experiments/cogvlm_17b/chat_lora.yaml names.
         "chat_lora": Stage(
-            train={"language.*lora_*": Train(), "vision.*lora_*": Train()},
+            train={"language.*lora_*": ParamGroup(), "vision.*lora_*": ParamGroup()},
             lora=True,
             lora_targets=("language.*.self_attn.*.language", "vision.*.attn.*"),
         ),
@@ -106,7 +106,7 @@ class CogVLM(PromptedModule):
 
     vision: nn.Module
     connector: nn.Module
-    ends: Ends
+    image_boundary: ImageBoundary
     language: PreTrainedModel
 
     def __init__(
@@ -114,7 +114,7 @@ class CogVLM(PromptedModule):
         vision: Eva2Tower | OpenClipTower,
         language: VisualExpertLM,
         connector: ConnectorSpec | None = None,
-        ends: EndsConnector = EndsConnector(),
+        image_boundary: ImageBoundaryConnector = ImageBoundaryConnector(),
         chat: str = "cogvlm_chat",
         image: ImagePolicy | None = None,
         max_length: int = 2048,
@@ -130,28 +130,28 @@ class CogVLM(PromptedModule):
             vectors_per_image=vision.num_vectors,
             max_length=max_length,
             special_in_turns=special_in_turns,
-            image_ends="vectors",
+            image_boundary="vectors",
         )
         parts = {
             "vision": vision,
             "connector": with_widths(connector or GluConnector(), in_width=vision.width, out_width=language.width),
-            "ends": replace(ends, width=language.width),
+            "image_boundary": replace(image_boundary, width=language.width),
             "language": language,
         }
         super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
         self.experts: dict[str, Any] = {"every": language.every, "parts": list(language.parts)}
 
-    def prepared(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch) -> Batch:
         """All vectors of an image at one position: what stands in a picture is no sequence."""
         return replace(batch, positions=shared_positions(batch.kinds, batch.segments))
 
-    def see(self, batch: Batch) -> Float[Tensor, "N V D"]:
+    def encode_images(self, batch: Batch) -> Float[Tensor, "N V D"]:
         """What the language model is shown of each image, its begin and its end included."""
         visual = self.vision(batch.images).to(next(self.connector.parameters()).dtype)
-        return self.ends(self.connector(visual))
+        return self.image_boundary(self.connector(visual))
 
-    def idle(self) -> set[str]:
-        return {f"language.{name}" for name in idle_names(self.language)}
+    def unused_parameters(self) -> set[str]:
+        return {f"language.{name}" for name in unused_names(self.language)}
 
     def hf(self) -> HfFolder:
         """The net as a folder in the public checkpoints' layout, with code of ours for transformers; adapters merged.
@@ -161,7 +161,7 @@ class CogVLM(PromptedModule):
         """
         own: Processor = self.processor
         if not isinstance(self.connector, Glu):
-            found = type(self.parts["connector"]).__name__
+            found = type(self.components["connector"]).__name__
             raise ValueError(f"connector: found {found}, expected GluConnector to be exported")
         return cogvlm_folder(
             self,

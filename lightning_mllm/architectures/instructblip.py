@@ -37,7 +37,7 @@ from lightning_mllm.connectors.qformer_keys import (
     LAVIS_QFORMER_KEYS,
     with_last_text,
 )
-from lightning_mllm.contracts import Batch, Stage, Train
+from lightning_mllm.contracts import Batch, ParamGroup, Stage
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
 from lightning_mllm.language.hf import language_spec
@@ -104,7 +104,7 @@ def released_limits(language: CausalLM | Seq2SeqLM) -> TextLimits:
     return TextLimits(prompt=128, answer=256 if isinstance(language, Seq2SeqLM) else 255, cut="left")
 
 
-BRIDGE = {"ln_vision.*": Train(), "qformer.*": Train(), "projection.*": Train()}
+BRIDGE = {"ln_vision.*": ParamGroup(), "qformer.*": ParamGroup(), "projection.*": ParamGroup()}
 """The paper counts the Q-Former alone; in the released code norm and projection have gradients too."""
 
 
@@ -135,7 +135,12 @@ class InstructBlip(PromptedModule):
     key_maps: ClassVar[dict[str, KeyMap]] = {"hf": HF_KEYS, "lavis": LAVIS_KEYS}
     hf_class: ClassVar[str] = "InstructBlipForConditionalGeneration"
     # The heads of BLIP-2's first stage, and what is written with the last block's text.
-    discards: ClassVar[tuple[str, ...]] = ("heads.*", "qformer.words.*", "qformer.positions.*", "qformer.*.text_*")
+    keys_to_ignore_on_load: ClassVar[tuple[str, ...]] = (
+        "heads.*",
+        "qformer.words.*",
+        "qformer.positions.*",
+        "qformer.*.text_*",
+    )
 
     vision: nn.Module
     ln_vision: nn.LayerNorm
@@ -185,13 +190,13 @@ class InstructBlip(PromptedModule):
         )
         super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
 
-    def see(self, batch: Batch) -> Float[Tensor, "N Q T"]:
+    def encode_images(self, batch: Batch) -> Float[Tensor, "N Q T"]:
         """What the language model is shown of each image."""
         visual = self.ln_vision(self.vision(batch.images).to(self.ln_vision.weight.dtype))
         if batch.query_text is None:
-            return self.projection(self.qformer.see(visual))
+            return self.projection(self.qformer.encode_images(visual))
         tokens, real = texts_of_images(batch, vectors=self.processor.vectors_per_image)
-        return self.projection(self.qformer.instructed(visual, tokens, real))
+        return self.projection(self.qformer.encode_instructed(visual, tokens, real))
 
     def hf(self) -> HfFolder:
         """The net as a folder of transformers' InstructBLIP.

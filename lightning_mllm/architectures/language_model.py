@@ -16,10 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_mllm.contracts import Batch, Output, Stage, Term, Train
+from lightning_mllm.contracts import Batch, Output, ParamGroup, Stage, Term
 from lightning_mllm.evaluation.generation import Decoding, generate
-from lightning_mllm.language.answers import answer_losses
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
+from lightning_mllm.language.lm_loss import lm_losses
 from lightning_mllm.language.seq2seq import Seq2SeqLM
 from lightning_mllm.language.tokenizer import language_tokenizer
 from lightning_mllm.processing.chat import load_template
@@ -44,7 +44,7 @@ class LanguageModelPretraining(MultimodalModule):
         ValueError: The tokenizer has more tokens than the embedding has rows, or a part is not there.
     """
 
-    stages: ClassVar[dict[str, Stage]] = {"pretrain": Stage(train={"language.*": Train()})}
+    stages: ClassVar[dict[str, Stage]] = {"pretrain": Stage(train={"language.*": ParamGroup()})}
     key_maps: ClassVar[dict[str, KeyMap]] = {"hf": KeyMap((("language.{...}", "{...}"),))}
 
     language: PreTrainedModel
@@ -80,7 +80,7 @@ class LanguageModelPretraining(MultimodalModule):
         return self.language.get_input_embeddings()(batch.tokens)
 
     def losses(self, batch: Batch) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
-        return answer_losses(self.language, self.embed(batch), batch)
+        return lm_losses(self.language, self.embed(batch), batch)
 
     def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
         return generate(
@@ -88,7 +88,7 @@ class LanguageModelPretraining(MultimodalModule):
             self.embed(batch),
             batch.segments > 0,
             decoding,
-            eos=self.processor.ends,
+            eos=self.processor.eos_token_ids,
             pad=self.processor.pad_id,
             synced=self.sharded,
             stop=self.processor.stop,

@@ -27,7 +27,7 @@ from transformers import AutoConfig, LlavaConfig, LlavaProcessor, PreTrainedMode
 
 from lightning_mllm.connectors.projector import Linear, LinearConnector, Mlp, MlpConnector
 from lightning_mllm.connectors.spec import ConnectorSpec, with_widths
-from lightning_mllm.contracts import IMAGE_MARK, Batch, Stage, Train
+from lightning_mllm.contracts import IMAGE_MARK, Batch, ParamGroup, Stage
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
 from lightning_mllm.language.lora import merge_lora
@@ -134,10 +134,10 @@ class LLaVA(PromptedModule):
     """
 
     stages: ClassVar[dict[str, Stage]] = {
-        "align": Stage(train={"connector.*": Train()}),
-        "instruct": Stage(train={"connector.*": Train(), "language.*": Train()}),
+        "align": Stage(train={"connector.*": ParamGroup()}),
+        "instruct": Stage(train={"connector.*": ParamGroup(), "language.*": ParamGroup()}),
         # 2e-5: `--mm_projector_lr` of the released finetune_lora.sh.
-        "instruct_lora": Stage(train={"connector.*": Train(lr=2e-5), "language.*lora_*": Train()}, lora=True),
+        "instruct_lora": Stage(train={"connector.*": ParamGroup(lr=2e-5), "language.*lora_*": ParamGroup()}, lora=True),
     }
     key_maps: ClassVar[dict[str, KeyMap]] = {"hf": HF_KEYS, "original": ORIGINAL_KEYS}
     hf_class: ClassVar[str] = "LlavaForConditionalGeneration"
@@ -177,7 +177,7 @@ class LLaVA(PromptedModule):
         }
         super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
 
-    def see(self, batch: Batch) -> Float[Tensor, "N V D"]:
+    def encode_images(self, batch: Batch) -> Float[Tensor, "N V D"]:
         """What the language model is shown of each image."""
         return self.connector(self.vision(batch.images))
 
@@ -192,7 +192,7 @@ class LLaVA(PromptedModule):
         """
         linear = isinstance(self.connector, Linear)
         if not isinstance(self.connector, Linear | Mlp):
-            found = type(self.parts["connector"]).__name__
+            found = type(self.components["connector"]).__name__
             raise ValueError(f"connector: found {found}, expected LinearConnector or MlpConnector to be exported")
         if isinstance(self.connector, Mlp) and self.connector.depth != 2:
             raise ValueError(f"connector.depth: found {self.connector.depth}, expected 2, all that transformers knows")

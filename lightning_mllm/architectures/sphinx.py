@@ -3,7 +3,7 @@
 The idea: towers that learned differently see different things, so a language model is shown all of them at once; it is
 trained with the projections from the first stage on, beside text alone so that it stays able to talk.
 
-    images u8[N,3,H,W] --vision--> groups (f[N,V1,E1], f[N,V2,E2]) --connector--> f[N,V,D] --ends--> begin, V, end -.
+    images u8[N,3,H,W] --vision--> groups (f[N,V1,E1], f[N,V2,E2]) --connector--> f[N,V,D] --image_boundary--.
     tokens i[B,T] ---------------embedding--> f[B,T,D] --------------- slots of every view overwritten -------------'
                                                                   |
                                              language, causal in each segment -> hidden f[B,T,D]
@@ -21,10 +21,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_mllm.connectors.ends import Ends, EndsConnector
+from lightning_mllm.connectors.image_boundary import ImageBoundary, ImageBoundaryConnector
 from lightning_mllm.connectors.mixed import MixedConnector, MixedProjection
 from lightning_mllm.connectors.spec import ViewsConnectorSpec, with_widths
-from lightning_mllm.contracts import Batch, Stage, TokenKind, Train
+from lightning_mllm.contracts import Batch, ParamGroup, Stage, TokenKind
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
 from lightning_mllm.language.tokenizer import language_tokenizer
@@ -68,12 +68,12 @@ def original_keys(head: int = HEAD) -> KeyMap:
         for g, name in enumerate(("qformer", "visual"))
         for theirs, ours in enumerate(("linear", "norm"))
     ]
-    ends = [("ends.begin", "start_img"), ("ends.end", "end_img")]
+    ends = [("image_boundary.begin", "start_img"), ("image_boundary.end", "end_img")]
     rest = KeyMap([*projections, *ends]) + llama_keys(head).under("language.", "")
     return (towers.under("vision.", "") + rest).under("", "llma.")
 
 
-TRAINED = {"connector.*": Train(), "ends.*": Train(), "language.*": Train()}
+TRAINED = {"connector.*": ParamGroup(), "image_boundary.*": ParamGroup(), "language.*": ParamGroup()}
 """Sec. 3.1: the projections and the whole language model, in both stages; the towers never."""
 
 
@@ -105,7 +105,7 @@ class Sphinx(PromptedModule):
 
     vision: nn.Module
     connector: MixedProjection
-    ends: Ends
+    image_boundary: ImageBoundary
     language: PreTrainedModel
 
     def __init__(
@@ -131,13 +131,13 @@ class Sphinx(PromptedModule):
             vectors_per_image=connector.vectors(vision.vectors, image.num_views),
             max_length=max_length,
             special_in_turns=special_in_turns,
-            image_ends="vectors",
+            image_boundary="vectors",
             masks=masks,
         )
         parts = {
             "vision": vision,
             "connector": connector,
-            "ends": EndsConnector(width=language.width, start="uniform"),
+            "image_boundary": ImageBoundaryConnector(width=language.width, start="uniform"),
             "language": language,
         }
         super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
@@ -145,10 +145,10 @@ class Sphinx(PromptedModule):
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.key_maps = {"original": original_keys(head)}  # pyright: ignore[reportAttributeAccessIssue]
 
-    def see(self, batch: Batch) -> Float[Tensor, "I V D"]:
+    def encode_images(self, batch: Batch) -> Float[Tensor, "I V D"]:
         """What the language model is shown of each image, all its views (of a blank image: of its only one)."""
         views = self.processor.image.num_views
-        return self.connector.by_image(self.vision(batch.images), views, around=self.ends)
+        return self.connector.by_image(self.vision(batch.images), views, around=self.image_boundary)
 
     @classmethod
     def tiny(cls, **settings: Any) -> Self:

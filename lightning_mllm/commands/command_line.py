@@ -143,8 +143,8 @@ def _check_classes(config: Config, configs: Sequence[Path]) -> None:
         nets = [each.with_name("net.yaml") for each in configs if each.with_name("net.yaml").is_file()]
         hint = f"; perhaps --config {nets[0]} was meant to come first" if key == "model" and nets else ""
         raise ConfigError(
-            f"{config.place(inside[0])}: {'.'.join(inside[0])}: found a setting of a class that nothing names, expected"
-            f" {key}.class_path{hint}"
+            f"{config.location(inside[0])}: {'.'.join(inside[0])}: found a setting of a class that nothing names,"
+            f" expected {key}.class_path{hint}"
         )
 
 
@@ -190,7 +190,7 @@ def check_tree(tree: dict[str, Any], config: Config) -> None:
     """
     for key, value in tree.items():
         if key not in SETTINGS:
-            place = config.place((str(key),))
+            place = config.location((str(key),))
             raise ConfigError(
                 f"{place + ': ' if place else ''}{key}: found an unknown key, expected one of {', '.join(EXPECTED)}"
                 f"{_nearest_setting(str(key))}"

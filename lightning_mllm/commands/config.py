@@ -41,7 +41,7 @@ class Config:
     values: dict[KeyPath, Any] = field(default_factory=dict)
     """Scalars, as written last."""
 
-    def place(self, path: KeyPath) -> str:
+    def location(self, path: KeyPath) -> str:
         """Where `path`, or failing that the nearest mapping around it, was set."""
         for length in range(len(path), 0, -1):
             inside = (place for key, place in self.places.items() if key[:length] == path[:length])
@@ -175,7 +175,7 @@ def check_keys(value: Any, hint: Any, config: Config, path: KeyPath = ()) -> Non
     elif isinstance(value, int | float) and options and all(_is_composed(each) for each in options):
         raise ConfigError(f"{_head(config, path)}: found '{value}', expected a mapping")
     elif isinstance(value, str) and value.endswith(".yaml") and any(_is_composed(each) for each in options):
-        place = config.place(path)
+        place = config.location(path)
         folder = Path(place.rpartition(":")[0]).parent if place != COMMAND_LINE else Path()
         check_keys(read_yaml(folder / value, config, path), hint, config, path)
     elif isinstance(value, str) and _names_a_class(value, options):
@@ -203,7 +203,7 @@ def _inner(options: list[Any]) -> list[Any]:
 
 def _check_mapping(value: Mapping[str, Any], options: list[Any], config: Config, path: KeyPath) -> None:
     if "class_path" in value:
-        where = f"{config.place((*path, 'class_path'))}: {'.'.join(path)}"
+        where = f"{config.location((*path, 'class_path'))}: {'.'.join(path)}"
         cls = import_class(str(value["class_path"]), where)
         bases = [each for each in options if inspect.isclass(each)]
         if bases and len(bases) == len(options) and not any(fits(cls, base) for base in bases):
@@ -252,7 +252,7 @@ def _check_arguments(value: Mapping[str, Any], cls: type, config: Config, path: 
 
 
 def _head(config: Config, path: KeyPath) -> str:
-    place = config.place(path)
+    place = config.location(path)
     return f"{place}: {'.'.join(path)}" if place else ".".join(path)
 
 

@@ -22,7 +22,7 @@ def explain(message: str, config: Config) -> str:
     path, leaf = _innermost(message)
     sentence, key = _say(leaf, config)
     path = _written((*path, *key), sentence, config)
-    place = config.place(path)
+    place = config.location(path)
     return ": ".join(part for part in (place, ".".join(path), sentence) if part)
 
 
@@ -106,7 +106,7 @@ def _say(leaf: str, config: Config) -> tuple[str, KeyPath]:
         # Our own settings name their key themselves, perhaps without what it belongs to.
         key = _keys(found[1])
         whole = next((each for each in config.places if each[-len(key) :] == key), key)
-        place = config.place(whole)
+        place = config.location(whole)
         return f"{place + ': ' if place else ''}{'.'.join(whole)}: {leaf[found.end() :]}", ()
     return " ".join(leaf.split()), ()
 

@@ -25,13 +25,13 @@ from lightning_mllm.commands.config import import_class
 from lightning_mllm.export.export import refuse_full
 from lightning_mllm.inference import stage_of
 from lightning_mllm.weights.files import BESIDE, INDEXES, PICKLES, TensorFiles, write_in_pieces, write_text
-from lightning_mllm.weights.handover import mixture, tensors_of, write_record
 from lightning_mllm.weights.keymap import KeyMap
-from lightning_mllm.weights.lineage import RECORD, WEIGHTS, Ancestor, Lineage
+from lightning_mllm.weights.lineage import RECORD, WEIGHTS, InitSource, Lineage
 from lightning_mllm.weights.mixing import Mixture, coefficients
+from lightning_mllm.weights.stage_weights import mixture, tensors_of, write_record
 
 
-def find(name: str, runs: Path) -> Ancestor:
+def find(name: str, runs: Path) -> InitSource:
     """The stage, folder or file called `name`, below `runs` or at a path; of a run with stages the last one.
 
     Raises:
@@ -42,23 +42,23 @@ def find(name: str, runs: Path) -> Ancestor:
             name = str(stage_of(place).resolve())
             break
     try:
-        return Ancestor.find(name, runs)
+        return InitSource.find(name, runs)
     except ValueError as error:
         raise ValueError(f"mix: {str(error).removeprefix('init_from: ')}") from None
 
 
-def place(source: Ancestor) -> Path:
+def place(source: InitSource) -> Path:
     """The run folder of a stage; the folder or file that is none."""
     return (source.path if source.record is None else source.path.parent).resolve()
 
 
-def called(source: Ancestor, runs: Path) -> str:
+def called(source: InitSource, runs: Path) -> str:
     """How a record calls a source: its place below `runs`, elsewhere its path."""
     root = runs.resolve()
     return str(place(source).relative_to(root) if place(source).is_relative_to(root) else place(source))
 
 
-def net_of(sources: Sequence[Ancestor]) -> tuple[dict[str, Any], Mapping[str, KeyMap]]:
+def net_of(sources: Sequence[InitSource]) -> tuple[dict[str, Any], Mapping[str, KeyMap]]:
     """The configuration of the first run, and the tables by which its net renames foreign weights.
 
     Raises:
@@ -80,7 +80,7 @@ def net_of(sources: Sequence[Ancestor]) -> tuple[dict[str, Any], Mapping[str, Ke
     return settings, net.key_maps
 
 
-def mixed(sources: Mapping[str, Ancestor], weights: Mapping[str, float], runs: Path) -> Mixture:
+def mixed(sources: Mapping[str, InitSource], weights: Mapping[str, float], runs: Path) -> Mixture:
     """The tensors of runs, and of what else their net reads, by their weights.
 
     Raises:
@@ -108,7 +108,7 @@ def write_mix(weights: Mapping[str, float], to: Path, *, base: str | None = None
     """
     refuse_full(to)
     given = coefficients(weights, base, where="mix")
-    sources: dict[str, Ancestor] = {}
+    sources: dict[str, InitSource] = {}
     shares: dict[str, float] = {}
     for name, weight in given.items():
         source = find(name, runs)
@@ -129,7 +129,7 @@ def write_mix(weights: Mapping[str, float], to: Path, *, base: str | None = None
 
 
 def _write_run(
-    folder: Path, to: Path, sources: Mapping[str, Ancestor], weights: Mapping[str, float], runs: Path
+    folder: Path, to: Path, sources: Mapping[str, InitSource], weights: Mapping[str, float], runs: Path
 ) -> None:
     started = time.perf_counter()
     lineage = Lineage.read(weights, runs)
@@ -145,7 +145,7 @@ def _write_run(
 
 
 def _write_folder(
-    folder: Path, to: Path, sources: Mapping[str, Ancestor], weights: Mapping[str, float], runs: Path
+    folder: Path, to: Path, sources: Mapping[str, InitSource], weights: Mapping[str, float], runs: Path
 ) -> None:
     paths = {name: each.path for name, each in sources.items()}
     parts: dict[str, Callable[[Path], Path]] = {"model.safetensors": lambda path: path}

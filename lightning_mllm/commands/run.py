@@ -15,7 +15,7 @@ from lightning_mllm.commands.arguments import Arguments
 from lightning_mllm.commands.command_line import SETTINGS, check_tree
 from lightning_mllm.commands.config import Config, ConfigError, nearest, option_tree
 from lightning_mllm.commands.experiments import experiment_folder, experiment_name, hardware_file, order_of_stages
-from lightning_mllm.commands.trainer import CLI, CheckedCLI, ParsedCLI, compose, say
+from lightning_mllm.commands.launch import CLI, CheckedCLI, ParsedCLI, compose, say
 from lightning_mllm.evaluation.report import write_report
 from lightning_mllm.weights.lineage import RECORD, WEIGHTS
 
@@ -84,7 +84,7 @@ def run_experiment(
         only: This stage alone.
         runs: Where runs are kept.
         overrides: Settings as on the command line; `--STAGE.key=value` is one of a single stage.
-        overwrite: Train anew what has been trained.
+        overwrite: ParamGroup anew what has been trained.
 
     Raises:
         ConfigError: Something in the files or on the command line is wrong.

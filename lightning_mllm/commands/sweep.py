@@ -26,15 +26,15 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_mllm.commands.config import Config, ConfigError, nearest, read_yaml
+from lightning_mllm.commands.launch import ParsedCLI, compose
 from lightning_mllm.commands.mix import called, mixed, place, write_mix
-from lightning_mllm.commands.trainer import ParsedCLI, compose
 from lightning_mllm.evaluation.bootstrap import Interval
 from lightning_mllm.evaluation.results import write_json
 from lightning_mllm.evaluation.run_folder import BLIND
 from lightning_mllm.evaluation.score_curve import draw_scores
 from lightning_mllm.export.export import refuse_full
 from lightning_mllm.weights.files import write_text
-from lightning_mllm.weights.lineage import Ancestor
+from lightning_mllm.weights.lineage import InitSource
 
 ONE_DEVICE = {"devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False}
 
@@ -75,8 +75,8 @@ class Sweep:
 
     def __init__(
         self,
-        first: Ancestor,
-        second: Ancestor,
+        first: InitSource,
+        second: InitSource,
         evaluate: Path,
         to: Path,
         *,

@@ -55,7 +55,7 @@ class LossWeights:
         if not any(vars(self).values()):
             raise ValueError("model.loss_weights: found 0 for all, expected at least one loss to learn")
 
-    def idle(self) -> set[str]:
+    def unused_parameters(self) -> set[str]:
         """Names of parameters of the heads that no loss reaches."""
         reached = {
             "contrast": ("vision_proj.weight", "vision_proj.bias", "text_proj.weight", "text_proj.bias", "temperature"),

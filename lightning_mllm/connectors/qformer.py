@@ -5,12 +5,12 @@
                                                     '-- text f[B,L,D]   -> contrast, next word
     visual  f[N,V,E] ------------------ cross-attention of the queries, in every `cross_every`-th block
 
-    pass          who is there        who sees whom
-    see           queries             queries see queries and the image
-    read          text                text sees text
-    join          queries and text    all see all, queries see the image
-    write         text                a token sees what `see` kept of the queries, and the text up to itself
-    instructed    queries and text    as `join`; only the queries come out
+    method               input              attention mask
+    encode_images        queries            queries attend to queries and to the image
+    encode_text          text               text attends to text
+    encode_multimodal    queries and text   all attend to all, queries also to the image
+    decode_text          text               a token attends to the queries' keys and values and to text up to itself
+    encode_instructed    queries and text   as `encode_multimodal`; only the queries are returned
 
 BLIP-2 (arXiv 2301.12597, sec. 3.1-3.2, fig. 2) and InstructBLIP (arXiv 2305.06500, sec. 2.3).
 
@@ -38,8 +38,8 @@ STD = 0.02
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What `see` leaves to `write`: the queries' keys and values in the self-attention of each block."""
+class PastKeyValues:
+    """The queries' keys and values in the self-attention of each block, from `encode_images` for `decode_text`."""
 
     layers: tuple[KeysValues, ...]
 
@@ -75,19 +75,19 @@ class QFormer(nn.Module):
         nn.init.normal_(self.queries, std=spec.std)
         self.apply(partial(_as_bert_starts, std=spec.std))
 
-    def see(self, visual: Float[Tensor, "N V E"]) -> Float[Tensor, "N Q D"]:
+    def encode_images(self, visual: Float[Tensor, "N V E"]) -> Float[Tensor, "N Q D"]:
         """What the queries fetch from each image."""
-        return self.see_and_keep(visual)[0]
+        return self.encode_images_with_cache(visual)[0]
 
-    def see_and_keep(self, visual: Float[Tensor, "N V E"]) -> tuple[Float[Tensor, "N Q D"], Kept]:
-        """As `see`, and what `write` needs of it."""
+    def encode_images_with_cache(self, visual: Float[Tensor, "N V E"]) -> tuple[Float[Tensor, "N Q D"], PastKeyValues]:
+        """As `encode_images`, and the keys and values for `decode_text`."""
         x, kept = self._embed_queries(len(visual)), []
         for layer in self.layers:
             x, keys_values = layer(x, x.shape[1], self._cast(visual))
             kept.append(keys_values)
-        return x, Kept(tuple(kept))
+        return x, PastKeyValues(tuple(kept))
 
-    def read(self, tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+    def encode_text(self, tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         """What the text says by itself; neither queries nor cross-attention take part."""
         self._needs("full")
         x = self.dropout(self.norm(self._embed_text(tokens, real)))
@@ -95,16 +95,16 @@ class QFormer(nn.Module):
             x, _ = layer(x, 0, visible=real[:, None, None])
         return x
 
-    def join(
+    def encode_multimodal(
         self, visual: Float[Tensor, "B V E"], tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B S D"]:
         """Queries and text that see one another: S = Q + L, the queries first."""
         return self.masked(visual, tokens, real, self._all_see(real))
 
-    def instructed(
+    def encode_instructed(
         self, visual: Float[Tensor, "B V E"], tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B Q D"]:
-        """The queries of `join`, without the work on what comes out of the text."""
+        """The queries of `encode_multimodal`, without the work on what comes out of the text."""
         self._needs("instruction", "full")
         queries, last = self.queries.shape[1], len(self.layers) - 1
         x, visible = self._embed(tokens, real), self._all_see(real)[:, None, :1]
@@ -112,14 +112,16 @@ class QFormer(nn.Module):
             x, _ = layer(x, queries, self._cast(visual), visible, wanted=queries if i == last else None)
         return x
 
-    def write(self, tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"], kept: Kept) -> Float[Tensor, "B L D"]:
-        """What follows each token, as it sees the queries that `kept` comes from and the tokens up to itself."""
+    def decode_text(
+        self, tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"], past_key_values: PastKeyValues
+    ) -> Float[Tensor, "B L D"]:
+        """What follows each token, given the queries that `past_key_values` comes from and the tokens up to itself."""
         self._needs("full")
         queries, length = self.queries.shape[1], tokens.shape[1]
         past = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril() & real[:, None]
         visible = torch.cat([past.new_ones(len(tokens), length, queries), past], dim=2)[:, None]
         x = self.dropout(self.norm(self._embed_text(tokens, real)))
-        for layer, before in zip(self.layers, kept.layers, strict=True):
+        for layer, before in zip(self.layers, past_key_values.layers, strict=True):
             x, _ = layer(x, 0, visible=visible, before=before)
         return x
 

@@ -20,18 +20,18 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 @runtime_checkable
 class ConnectorSpec(Protocol):
-    """A `PartSpec` with widths to be filled in; results are `Any` so that a user's methods need no annotations."""
+    """A `ComponentSpec` with widths to be filled in; results are `Any` so that a user's methods need no annotations."""
 
     def build(self) -> Any:
         """The module; no file is read."""
         ...
 
     def pretrained(self) -> Any:
-        """As `PartSpec.pretrained`."""
+        """As `ComponentSpec.pretrained`."""
         ...
 
     def blocks(self, module: Any) -> Any:
-        """As `PartSpec.blocks`."""
+        """As `ComponentSpec.blocks`."""
         ...
 
 

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from lightning_mllm.language.visual_expert import prefilled
-from lightning_mllm.processing.ends import StopText
+from lightning_mllm.processing.stopping import StopText
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,7 @@ def _halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _write_language(net: Any, folder: Path) -> Path:
-    model, ends = net.language.half(), net.processor.ends
+    model, ends = net.language.half(), net.processor.eos_token_ids
     config = model.config
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
     # Of T5 1.1, transformers reads from this whether the decoder's output is scaled.
@@ -131,7 +131,7 @@ def _write_language(net: Any, folder: Path) -> Path:
 
 
 def _write_clip(net: Any, folder: Path) -> Path:
-    source = net.parts["clip"].source
+    source = net.components["clip"].source
     mean, std = source.statistics()
     preprocess = {"size": source.model_config()["vision_cfg"]["image_size"], "mean": mean, "std": std}
     card = {"model_cfg": source.model_config(), "preprocess_cfg": preprocess}

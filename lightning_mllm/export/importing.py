@@ -13,9 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 import lightning_mllm.architectures
+from lightning_mllm.component import ComponentSpec
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.weights.files import BESIDE, TensorFiles
-from lightning_mllm.weights.part import PartSpec
 
 
 @runtime_checkable
@@ -35,7 +35,7 @@ class Importable(Protocol):
 class ImportedPart:
     """A part whose weights are those of a folder."""
 
-    spec: PartSpec
+    spec: ComponentSpec
     tensors: Mapping[str, Callable[[], Tensor]]
     """Name within the part -> how to read it."""
     fresh: Sequence[str] = ()
@@ -76,15 +76,15 @@ def import_folder(folder: Path, chat: str | None = None) -> MultimodalModule:
         tensors = {**module.key_maps["hf"].lazily(files, config), **beside}
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    parts: dict[str, PartSpec] = {
+    parts: dict[str, ComponentSpec] = {
         name: ImportedPart(
             spec=spec,
             tensors=_below(f"{name}.", tensors),
             fresh=list(_below(f"{name}.", dict.fromkeys(getattr(module, "hf_lacks", ())))),
         )
-        for name, spec in module.parts.items()
+        for name, spec in module.components.items()
     }
-    module.parts = parts
+    module.components = parts
     return module
 
 

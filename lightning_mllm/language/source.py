@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from lightning_mllm.language.lookback import look_back
+from lightning_mllm.language.previous_token_heads import add_previous_token_heads
 from lightning_mllm.weights.files import TensorFiles, resource
 from lightning_mllm.weights.hub import tensors_at
 
@@ -42,8 +42,9 @@ class LanguageSource:
     config: dict[str, Any] | None = None
     """A configuration in place of the one in `model` (`{model_type: llama, hidden_size: 64, ...}`); the weights are
     then fresh unless they are named, and `model` may still name the tokenizer."""
-    lookback: int = 0
-    """Of a fresh model: so many heads of the first layer start by looking 1, 2, ... tokens back (`look_back`)."""
+    previous_token_heads: int = 0
+    """Of a fresh model: so many heads of the first layer start by looking 1, 2, ... tokens back
+    (previous_token_heads.py)."""
 
     kind: ClassVar[str]
     """What the models are called in errors: 'causal' or 'encoder-decoder'."""
@@ -109,8 +110,8 @@ class LanguageSource:
         # The model writes its dtype and attention into its config: two nets must not share one.
         config = type(self.hf_config).from_dict(self.hf_config.to_dict())
         model = self.auto.from_config(config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False)
-        if self.lookback:
-            look_back(model, self.lookback)
+        if self.previous_token_heads:
+            add_previous_token_heads(model, self.previous_token_heads)
         return model
 
     def pretrained(self) -> Iterator[tuple[str, Tensor]] | None:

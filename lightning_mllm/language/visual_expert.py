@@ -203,7 +203,7 @@ def has_experts(model: nn.Module) -> bool:
     return any(isinstance(module, Routed) for module in model.modules())
 
 
-def idle_names(model: PreTrainedModel) -> set[str]:
+def unused_names(model: PreTrainedModel) -> set[str]:
     """Parameters of experts that no loss reaches, where an IMAGE_END closes every image.
 
     What the last block writes at image tokens is read by nobody; only its keys and values are, by the text behind.

@@ -20,8 +20,8 @@ import yaml
 from transformers import PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import IMAGE_MARK, Turn
-from lightning_mllm.processing.ends import stop_of
 from lightning_mllm.processing.pieces import Piece, count_images, join_pieces, split_images, split_system
+from lightning_mllm.processing.stopping import stop_of
 from lightning_mllm.processing.tokenizer_template import TokenizerTemplate
 
 TEMPLATES = files("lightning_mllm.processing") / "templates"

@@ -38,14 +38,14 @@ def image_slots(ends: ImageEnds, image_id: int, vectors: Sequence[int], vocabula
         ValueError: unknown `ends`, or "tokens" that the tokenizer does not have.
     """
     if ends not in get_args(ImageEnds):
-        raise ValueError(f"image_ends: found {ends!r}, expected one of {', '.join(get_args(ImageEnds))}")
+        raise ValueError(f"image_boundary: found {ends!r}, expected one of {', '.join(get_args(ImageEnds))}")
     begin, end = ([_BEGIN], [_END]) if ends == "vectors" else ([], [])
     kinds = [kind for count in vectors for kind in (*begin, *[_IMAGE] * count, *end)]
     tokens = [image_id] * len(kinds)
     if ends == "tokens":
         for token in (IMAGE_BEGIN_TOKEN, IMAGE_END_TOKEN):
             if token not in vocabulary:
-                raise ValueError(f"image_ends: found no token {token} in the tokenizer, expected one")
+                raise ValueError(f"image_boundary: found no token {token} in the tokenizer, expected one")
         tokens = [vocabulary[IMAGE_BEGIN_TOKEN], *tokens, vocabulary[IMAGE_END_TOKEN]]
         kinds = [_BEGIN, *kinds, _END]
     return tokens, [IGNORE] * len(tokens), kinds

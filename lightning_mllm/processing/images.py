@@ -87,8 +87,8 @@ class ImagePolicy:
         return self.views
 
     @property
-    def parts(self) -> int:
-        """k: the square that is cut has `parts` times the side of a view."""
+    def grid(self) -> int:
+        """k: the square that is cut has `grid` times the side of a view."""
         return max(1, math.isqrt(self.views - 1))
 
     def __call__(self, image: Image.Image, random: torch.Generator | None = None) -> UInt8[Tensor, "V 3 S S"]:
@@ -98,14 +98,14 @@ class ImagePolicy:
             image = image.crop(random_part(*image.size, self.random_area, random))
         if random is not None and self.random_flip and _drawn(0, 1, random) < self.random_flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        square = {"crop": self._crop, "pad": self._pad, "squash": _squash}[self.fit](image, self.size * self.parts)
+        square = {"crop": self._crop, "pad": self._pad, "squash": _squash}[self.fit](image, self.size * self.grid)
         pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None]
         return (pixels if self.views == 1 else self._views(pixels)).contiguous()
 
     def _views(self, pixels: UInt8[Tensor, "1 3 L L"]) -> UInt8[Tensor, "V 3 S S"]:
         # Bicubic without an antialiasing filter, of the large square and not of the image: as released.
         whole = F.interpolate(pixels.float(), (self.size, self.size), mode="bicubic", align_corners=False)
-        tiles = pixels[0].unflatten(2, (self.parts, self.size)).unflatten(1, (self.parts, self.size))
+        tiles = pixels[0].unflatten(2, (self.grid, self.size)).unflatten(1, (self.grid, self.size))
         return torch.cat([whole.round().clamp(0, 255).byte(), tiles.permute(1, 3, 0, 2, 4).flatten(0, 1)])
 
     def _crop(self, image: Image.Image, side: int) -> Image.Image:

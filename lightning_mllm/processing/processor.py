@@ -21,13 +21,13 @@ from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Batch, Documents, Encod
 from lightning_mllm.processing.chat import Chat, ChatTemplate
 from lightning_mllm.processing.collate import Side, append_answers, collate_rows
 from lightning_mllm.processing.decode import ImageError, ImageLimits, decode_image
-from lightning_mllm.processing.ends import Ends, StopText
 from lightning_mllm.processing.image_slots import ImageEnds, Row, image_slots
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.limits import Masks, TextLimits, cut_texts, first_tokens, fit_row
 from lightning_mllm.processing.packing import pack
 from lightning_mllm.processing.pieces import Piece, check_characters, count_images
 from lightning_mllm.processing.query_text import QueryText
+from lightning_mllm.processing.stopping import StopRule, StopText
 from lightning_mllm.processing.text_tokenizer import TextTokenizer
 
 
@@ -41,7 +41,7 @@ class Processor:
         vectors_per_image: Visual vectors that the net gives for one view, and so many slots; or for each view its own,
             where the parts of an image are shown with fewer.
         max_length: Tokens a row may have, slots included.
-        image_ends: What stands around an image (`image_slots`).
+        image_boundary: What stands around an image (`image_slots`).
         limits: How large an image file may be.
         text_limits: Where prompts and answers are cut.
         seq2seq: Whether the language model is an encoder-decoder.
@@ -61,7 +61,7 @@ class Processor:
         image: ImagePolicy,
         vectors_per_image: int | Sequence[int],
         max_length: int,
-        image_ends: ImageEnds = "none",
+        image_boundary: ImageEnds = "none",
         limits: ImageLimits = ImageLimits(),
         text_limits: TextLimits = TextLimits(),
         seq2seq: bool = False,
@@ -88,7 +88,7 @@ class Processor:
         self.vectors_per_image: int = vectors[0]
         """Of the first view, or the only one."""
         self.max_length = max_length
-        self.image_ends: ImageEnds = image_ends
+        self.image_boundary: ImageEnds = image_boundary
         self.limits = limits
         self.text_limits = text_limits
         self.seq2seq = seq2seq
@@ -105,7 +105,7 @@ class Processor:
         self.begin, self.suffix = _around(tokenizer)
         """What the tokenizer itself puts before a text, and behind it."""
         self.prefix: list[int] = [] if chat.writes_bos else self.begin
-        self.image_slots = image_slots(image_ends, self.image_id, vectors, vocabulary)
+        self.image_slots = image_slots(image_boundary, self.image_id, vectors, vocabulary)
         # A tokenizer's own template writes a whole string, as transformers tokenises it.
         self.text = TextTokenizer(tokenizer, begins=isinstance(chat, ChatTemplate))
         self.special_in_turns = special_in_turns
@@ -284,23 +284,23 @@ class Processor:
         return append_answers(batch, written, self.pad_id, self.seq2seq)
 
     @property
-    def ends(self) -> list[int]:
-        """Tokens that end an answer (`Ends.tokens`)."""
-        return self._ends.tokens
+    def eos_token_ids(self) -> list[int]:
+        """Tokens that end an answer (`StopRule.tokens`)."""
+        return self._stop_rule.tokens
 
     @property
     def stop(self) -> StopText | None:
-        """The text that ends an answer where no special token does (`Ends.text`)."""
-        return self._ends.text
+        """The text that ends an answer where no special token does (`StopRule.text`)."""
+        return self._stop_rule.text
 
     @property
     def stop_strings(self) -> list[str]:
-        """Texts of several tokens that end an answer (`Ends.strings`)."""
-        return self._ends.strings
+        """Texts of several tokens that end an answer (`StopRule.strings`)."""
+        return self._stop_rule.strings
 
     @property
-    def _ends(self) -> Ends:
-        return Ends(self.tokenizer, self.text, self.chat.stop)
+    def _stop_rule(self) -> StopRule:
+        return StopRule(self.tokenizer, self.text, self.chat.stop)
 
     def decode(self, tokens: Sequence[int] | Tensor) -> str:
         """Generated tokens as text: special tokens skipped, ended where the template says, stripped."""

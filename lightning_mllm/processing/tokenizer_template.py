@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from lightning_mllm.contracts import IMAGE_MARK, Turn
-from lightning_mllm.processing.ends import stop_of
 from lightning_mllm.processing.pieces import Piece, count_images, join_pieces, split_images, split_system
+from lightning_mllm.processing.stopping import stop_of
 
 GENERATION_MARK = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 

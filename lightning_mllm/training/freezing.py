@@ -12,11 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from lightning_mllm.contracts import Train
-from lightning_mllm.training.sharding import all_reduce, local
+from lightning_mllm.contracts import ParamGroup
+from lightning_mllm.training.sharding import all_reduce, to_local
 
 
-def match(names: Iterable[str], table: Mapping[str, Train], tied: Mapping[str, str] | None = None) -> dict[str, str]:
+def match(
+    names: Iterable[str], table: Mapping[str, ParamGroup], tied: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Parameter name -> the one pattern that trains it; names absent from the result are frozen.
 
     Args:
@@ -52,15 +54,15 @@ def match(names: Iterable[str], table: Mapping[str, Train], tied: Mapping[str, s
     return trained
 
 
-def _matched(pattern: str, how: Train, names: list[str]) -> list[str]:
+def _matched(pattern: str, how: ParamGroup, names: list[str]) -> list[str]:
     found = [name for name in names if fnmatchcase(name, pattern)]
-    for out in how.but if found else ():
+    for out in how.exclude if found else ():
         if not any(fnmatchcase(name, out) for name in found):
             raise ValueError(
                 f"stage.train: {out!r}, which pattern {pattern!r} leaves out, matches none of its parameters, expected"
                 f" something like {', '.join(map(repr, nearest(out, found)))}"
             )
-    left = [name for name in found if not any(fnmatchcase(name, out) for out in how.but)]
+    left = [name for name in found if not any(fnmatchcase(name, out) for out in how.exclude)]
     if not left:
         raise ValueError(
             f"stage.train: pattern {pattern!r} matches no parameter, expected something like"
@@ -75,7 +77,7 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     return difflib.get_close_matches(name, names, n=count, cutoff=0.0)
 
 
-def freeze(module: nn.Module, table: Mapping[str, Train]) -> dict[str, str]:
+def freeze(module: nn.Module, table: Mapping[str, ParamGroup]) -> dict[str, str]:
     """Sets `requires_grad` of every parameter after the table; returns `match`'s answer."""
     parameters = dict(module.named_parameters())
     trained = match(parameters, table, tied_names(module))
@@ -119,7 +121,7 @@ class FreezeRow:
 
 
 def freeze_table(
-    module: nn.Module, trained: Mapping[str, str], table: Mapping[str, Train], *, lr: float, weight_decay: float
+    module: nn.Module, trained: Mapping[str, str], table: Mapping[str, ParamGroup], *, lr: float, weight_decay: float
 ) -> list[FreezeRow]:
     """One row for each part, pattern and dtype, in the order of the net."""
     counts: dict[tuple[str, str, str], int] = {}
@@ -167,19 +169,19 @@ class GradientCheck:
 
     Args:
         module: The net, frozen as its stage says.
-        idle: Names of parameters that no loss reaches; a trained one is not waited for.
+        unused_parameters: Names of parameters that no loss reaches; a trained one is not waited for.
 
     Raises:
-        ValueError: A name of `idle` is no parameter of the net.
+        ValueError: A name of `unused_parameters` is no parameter of the net.
     """
 
-    def __init__(self, module: nn.Module, idle: Collection[str] = ()) -> None:
+    def __init__(self, module: nn.Module, unused_parameters: Collection[str] = ()) -> None:
         self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
-        for name in sorted(set(idle) - {*self.trained, *self.frozen}):
+        for name in sorted(set(unused_parameters) - {*self.trained, *self.frozen}):
             near = ", ".join(map(repr, nearest(name, [*self.trained, *self.frozen])))
-            raise ValueError(f"idle: {name!r} is no parameter of the net, expected something like {near}")
-        self.waiting = set(self.trained) - set(idle)
+            raise ValueError(f"unused_parameters: {name!r} is no parameter of the net, expected something like {near}")
+        self.waiting = set(self.trained) - set(unused_parameters)
         self.moved = False
 
     @property
@@ -231,7 +233,7 @@ def _flags(gradients: list[Tensor | None]) -> tuple[list[bool], list[bool]]:
     flags = torch.stack(
         [
             torch.stack([zero, zero] if g is None else [(g != 0).any().int(), (~g.isfinite()).any().int()])
-            for g in (None if g is None else local(g.detach()) for g in gradients)
+            for g in (None if g is None else to_local(g.detach()) for g in gradients)
         ]
     )
     all_reduce(flags, "max")

@@ -16,11 +16,11 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
+from lightning_mllm.component import ComponentSpec, PartlyFresh, ResizableComponent
 from lightning_mllm.language.lora import fresh_lora
 from lightning_mllm.training.freezing import nearest
-from lightning_mllm.training.sharding import fill
-from lightning_mllm.weights.handover import Ancestors, is_adapter
-from lightning_mllm.weights.part import PartlyFresh, PartSpec, ResizablePart
+from lightning_mllm.training.sharding import copy_into_shard
+from lightning_mllm.weights.stage_weights import InitialTensors, is_adapter
 
 Provenance = dict[str, str]
 """Parameter name -> what its first value came from."""
@@ -28,7 +28,7 @@ RESIZED = ", resized"
 """Added to a source whose tensor had another size."""
 
 
-def build_empty(spec: PartSpec) -> nn.Module:
+def build_empty(spec: ComponentSpec) -> nn.Module:
     """The part with parameters that have no storage yet; buffers are real, computed on the CPU.
 
     The global random state is left as it was.
@@ -53,7 +53,10 @@ def materialise(module: nn.Module, device: torch.device) -> None:
 
 
 def initialise(
-    module: nn.Module, parts: Mapping[str, PartSpec], ancestors: Ancestors, discards: Sequence[str] = ()
+    module: nn.Module,
+    parts: Mapping[str, ComponentSpec],
+    ancestors: InitialTensors,
+    keys_to_ignore_on_load: Sequence[str] = (),
 ) -> Provenance:
     """Fills every parameter of `module`; every rank calls it, each reads all and keeps only what it owns.
 
@@ -63,7 +66,8 @@ def initialise(
         module: The net, materialised; part `name` is its attribute `name`.
         parts: The specs that built it.
         ancestors: Whole tensors of earlier stages under the net's own names.
-        discards: Glob patterns of ancestors' tensors that the net may lack; those that it has are taken all the same.
+        keys_to_ignore_on_load: Glob patterns of ancestors' tensors that the net may lack; those that it has are
+            taken all the same.
 
     Raises:
         ValueError: Naming a parameter that nothing initialises, a tensor that the net lacks, or two shapes that differ
@@ -73,7 +77,7 @@ def initialise(
     adapted = any(map(is_adapter, targets.tensors))
     inherited = ancestors if adapted else ancestors.plain()
     for name in inherited:
-        if name not in targets.names and _matches(name, discards):
+        if name not in targets.names and _matches(name, keys_to_ignore_on_load):
             continue
         targets.fill(name, inherited[name], "stage.init_from")
     for part, spec in parts.items():
@@ -122,7 +126,7 @@ def generator(name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def _fresh(part: str, spec: PartSpec) -> Iterable[tuple[str, Tensor]]:
+def _fresh(part: str, spec: ComponentSpec) -> Iterable[tuple[str, Tensor]]:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(generator(part).initial_seed())
         return spec.build().state_dict().items()
@@ -142,8 +146,8 @@ def _tie(module: nn.Module) -> None:
 class _Targets:
     """The net's tensors under every name by which a source may call them, and what has filled them so far."""
 
-    def __init__(self, module: nn.Module, parts: Mapping[str, PartSpec]) -> None:
-        self.parts = parts
+    def __init__(self, module: nn.Module, parts: Mapping[str, ComponentSpec]) -> None:
+        self.components = parts
         self.parameters = dict(module.named_parameters())
         self.tensors: dict[str, Tensor] = {**self.parameters, **dict(module.named_buffers())}
         self.seen: Provenance = {}
@@ -182,13 +186,13 @@ class _Targets:
             )
         target = self.tensors[self.names[name]]
         part, _, tail = name.partition(".")
-        spec = self.parts.get(part)
-        if target.shape != tensor.shape and isinstance(spec, ResizablePart):
+        spec = self.components.get(part)
+        if target.shape != tensor.shape and isinstance(spec, ResizableComponent):
             fitting = spec.resized(tail, tensor, target.shape)
             tensor, source = (tensor, source) if fitting is None else (fitting, f"{source}{RESIZED}")
         if target.shape != tensor.shape:
             raise ValueError(
                 f"{source}: tensor {name!r} has shape {tuple(tensor.shape)}, expected {tuple(target.shape)}"
             )
-        fill(target, tensor)
+        copy_into_shard(target, tensor)
         self.seen[self.names[name]] = source

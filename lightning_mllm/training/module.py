@@ -23,7 +23,8 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from lightning_mllm.contracts import Batch, Output, Stage, Train
+from lightning_mllm.component import ComponentSpec
+from lightning_mllm.contracts import Batch, Output, ParamGroup, Stage
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.lora import Lora, adapted_layers, add_lora
 from lightning_mllm.training.evaluated import EvaluatedModule
@@ -39,12 +40,11 @@ from lightning_mllm.training.freezing import (
 from lightning_mllm.training.initialise import Provenance, build_empty, initialise, materialise
 from lightning_mllm.training.optimizer import parameter_groups
 from lightning_mllm.training.reduction import MicroBatchWeights, step_weights
-from lightning_mllm.training.sharding import all_reduce, local, shard, whole
+from lightning_mllm.training.sharding import all_reduce, full_tensor, shard, to_local
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.training.steps import optimizer_steps, take_whole_steps
-from lightning_mllm.weights.handover import ancestor_tensors
 from lightning_mllm.weights.keymap import KeyMap
-from lightning_mllm.weights.part import PartSpec
+from lightning_mllm.weights.stage_weights import initial_tensors
 
 ENTRIES = ("generate", "likelihoods", "losses", "embed_images", "embed_texts", "match")
 """Methods of an architecture that evaluation calls; like `forward`, they gather the parameters that they use."""
@@ -67,20 +67,20 @@ class MultimodalModule(EvaluatedModule):
 
     stages: ClassVar[dict[str, Stage]] = {}
     key_maps: ClassVar[dict[str, KeyMap]] = {}
-    discards: ClassVar[tuple[str, ...]] = ()
+    keys_to_ignore_on_load: ClassVar[tuple[str, ...]] = ()
     """Glob patterns of tensors that an ancestor may have and the net has no place for."""
 
     def __init__(
         self,
         *,
-        parts: Mapping[str, PartSpec],
+        parts: Mapping[str, ComponentSpec],
         processor: Any,
         stage: StageSettings | None = None,
         decoding: dict[str, Decoding] | None = None,
         runs: str = "runs",
     ) -> None:
         super().__init__()
-        self.parts = dict(parts)
+        self.components = dict(parts)
         self.processor = processor
         self.stage = stage
         self.decoding = dict(decoding or {})
@@ -99,7 +99,7 @@ class MultimodalModule(EvaluatedModule):
         self._check: GradientCheck | None = None
 
     @classmethod
-    def _plan(cls, stage: StageSettings | None) -> tuple[dict[str, Train], Lora | None]:
+    def _plan(cls, stage: StageSettings | None) -> tuple[dict[str, ParamGroup], Lora | None]:
         if stage is None:
             return {}, None
         published = cls.stages.get(stage.name)
@@ -120,7 +120,7 @@ class MultimodalModule(EvaluatedModule):
         if lora is not None and not lora.targets and published is not None:
             lora = replace(lora, targets=published.lora_targets)
         if lora is not None and lora.bias == "lora_only":
-            table["*.base_layer.bias"] = Train()
+            table["*.base_layer.bias"] = ParamGroup()
         return table, lora
 
     # ---- the net -----------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class MultimodalModule(EvaluatedModule):
         decoding = self.decoding.get(f"{task}_{part}") or self.decoding.get(task, Decoding())
         return [self.processor.decode(tokens) for tokens in self.generate(batch, decoding)]
 
-    def idle(self) -> set[str]:
+    def unused_parameters(self) -> set[str]:
         """Names of parameters that no loss can reach; a stage that trains them does not wait for their gradients."""
         return set()
 
@@ -162,23 +162,23 @@ class MultimodalModule(EvaluatedModule):
         """
         if self._configured:
             return
-        for name, spec in self.parts.items():
+        for name, spec in self.components.items():
             setattr(self, name, build_empty(spec))
         if self.lora is not None:
-            parts = {name: getattr(self, name) for name in self.parts}
+            parts = {name: getattr(self, name) for name in self.components}
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
                 for name, layers in adapted_layers(parts, self.lora.targets).items():
                     add_lora(parts[name], self.lora, layers)
         self.trained = freeze(self, self.table)
         if self.sharded:
-            blocks = [block for name, spec in self.parts.items() for block in spec.blocks(getattr(self, name))]
+            blocks = [block for name, spec in self.components.items() for block in spec.blocks(getattr(self, name))]
             assert self.device_mesh is not None
             entries = [name for name in ENTRIES if hasattr(self, name)]
             shard(self, blocks, self.device_mesh["data_parallel"], entries)
         materialise(self, torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device)
         init_from = {} if self.stage is None else self.stage.init_from
-        ancestors = ancestor_tensors(init_from, Path(self.runs), self.key_maps)
-        self.provenance = initialise(self, self.parts, ancestors, self.discards)
+        ancestors = initial_tensors(init_from, Path(self.runs), self.key_maps)
+        self.provenance = initialise(self, self.components, ancestors, self.keys_to_ignore_on_load)
         self._configured = True
         self.train()
 
@@ -213,7 +213,7 @@ class MultimodalModule(EvaluatedModule):
     def on_train_start(self) -> None:
         self.train()
         self._sums, self._weights = {}, []
-        self._check = GradientCheck(self, self.idle())
+        self._check = GradientCheck(self, self.unused_parameters())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         weights = self._weights_of(batch)
@@ -278,10 +278,10 @@ class MultimodalModule(EvaluatedModule):
             )
         assert self.stage is not None
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
         if self.stage.gradient_clip > 0:
             ratio = (self.stage.gradient_clip / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_([local(g) for g in gradients], ratio)
+            torch._foreach_mul_([to_local(g) for g in gradients], ratio)
         step = self.trainer.global_step + 1
         if step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
             # Lightning writes its own log after a checkpoint is saved: a stop in between would lose the row.
@@ -318,7 +318,7 @@ class MultimodalModule(EvaluatedModule):
         kept, state = set(self.checkpoint_names()), {}
         for name, tensor in self.state_dict().items():
             if name in kept:
-                full = whole(tensor.detach())
+                full = full_tensor(tensor.detach())
                 if self._trainer is None or self._trainer.is_global_zero:
                     state[name] = full.cpu()
         return state

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_mllm.contracts import Train
+from lightning_mllm.contracts import ParamGroup
 
 BLOCK = re.compile(r"\.(?:blocks?|layers?|resblocks)\.(\d+)\.")
 """Where a parameter's name has the number of its block; other numbers, as those of a mixture's towers, are none."""
@@ -17,7 +17,7 @@ BLOCK = re.compile(r"\.(?:blocks?|layers?|resblocks)\.(\d+)\.")
 def parameter_groups(
     module: nn.Module,
     trained: Mapping[str, str],
-    table: Mapping[str, Train],
+    table: Mapping[str, ParamGroup],
     *,
     lr: float,
     weight_decay: float,

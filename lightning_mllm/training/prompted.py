@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from lightning_mllm.contracts import Batch, Output, Term, TokenKind
 from lightning_mllm.evaluation.generation import Decoding, generate
-from lightning_mllm.language.answers import answer_logits, answer_losses
-from lightning_mllm.language.decode import decode, head
+from lightning_mllm.language.hidden_states import head, lm_hidden_states
+from lightning_mllm.language.lm_loss import lm_losses, target_logits
 from lightning_mllm.language.slots import fill_slots
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.sharding import all_reduce
@@ -32,15 +32,15 @@ class PromptedModule(MultimodalModule):
 
     language: PreTrainedModel
 
-    def prepared(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch) -> Batch:
         """The batch as this net reads it; an architecture may have positions of its own."""
         return batch
 
-    def see(self, batch: Batch) -> Float[Tensor, "N V D"]:
+    def encode_images(self, batch: Batch) -> Float[Tensor, "N V D"]:
         """What the language model is shown of each image."""
         raise AssertionError(f"{type(self).__name__} sees nothing")
 
-    def place(self, batch: Batch, visual: Float[Tensor, "N V D"]) -> Float[Tensor, "B T D"]:
+    def merge_visual_embeddings(self, batch: Batch, visual: Float[Tensor, "N V D"]) -> Float[Tensor, "B T D"]:
         """Embeddings of the tokens, visual vectors in their slots."""
         embeds = self.language.get_input_embeddings()(batch.tokens)
         # Of a text-only batch's blank image nothing is placed, and yet it takes part: the empty slice gives what sees
@@ -54,24 +54,26 @@ class PromptedModule(MultimodalModule):
 
     def logits(self, batch: Batch) -> Float[Tensor, "B S W"]:
         """At every token, S = T; of an encoder-decoder, at every token of `targets`, which must be of one length."""
-        batch = self.prepared(batch)
-        embeds = self.place(batch, self.see(batch))
+        batch = self.prepare_batch(batch)
+        embeds = self.merge_visual_embeddings(batch, self.encode_images(batch))
         if self.language.config.is_encoder_decoder:
-            return answer_logits(self.language, embeds, batch).logits.unflatten(0, (len(embeds), -1))
-        return head(self.language)(decode(self.language, embeds, batch.segments, batch.positions, batch.kinds))
+            return target_logits(self.language, embeds, batch).logits.unflatten(0, (len(embeds), -1))
+        return head(self.language)(
+            lm_hidden_states(self.language, embeds, batch.segments, batch.positions, batch.kinds)
+        )
 
     def losses(self, batch: Batch) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
-        batch = self.prepared(batch)
-        return answer_losses(self.language, self.place(batch, self.see(batch)), batch)
+        batch = self.prepare_batch(batch)
+        return lm_losses(self.language, self.merge_visual_embeddings(batch, self.encode_images(batch)), batch)
 
     def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
-        batch = self.prepared(batch)
+        batch = self.prepare_batch(batch)
         return generate(
             self.language,
-            self.place(batch, self.see(batch)),
+            self.merge_visual_embeddings(batch, self.encode_images(batch)),
             batch.segments > 0,
             decoding,
-            eos=self.processor.ends,
+            eos=self.processor.eos_token_ids,
             pad=self.processor.pad_id,
             synced=self.sharded,
             stop=self.processor.stop,
@@ -84,15 +86,15 @@ class PromptedModule(MultimodalModule):
 
         The released BLIP-2 and InstructBLIP rank by the same sum, divided by a padded length that all candidates share.
         """
-        visual = self.see(self.prepared(batch))
+        visual = self.encode_images(self.prepare_batch(batch))
         rows: list[list[float]] = [[] for _ in batch.ids]
         most = torch.tensor(max(map(len, batch.candidates)), device=visual.device)
         # Where parameters are spread, every rank must pass as often as any.
         for place in range(int(all_reduce(most, "max") if self.sharded else most)):
             # A row that has fewer candidates repeats its last one, and drops it.
             texts = [each[min(place, len(each) - 1)] for each in batch.candidates]
-            judged = self.prepared(self.processor.with_answers(batch, texts))
-            losses, _ = answer_losses(self.language, self.place(judged, visual), judged)
+            judged = self.prepare_batch(self.processor.with_answers(batch, texts))
+            losses, _ = lm_losses(self.language, self.merge_visual_embeddings(judged, visual), judged)
             for row, candidates, loss in zip(rows, batch.candidates, losses.tolist(), strict=True):
                 if place < len(candidates):
                     row.append(-loss)

@@ -32,18 +32,18 @@ for _each in (Output, Term):
     pytree.register_dataclass(_each, field_names=[f.name for f in fields(_each)], drop_field_names=[])
 
 
-def local(tensor: Tensor) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """This rank's part of a sharded tensor (sharing memory), or the tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The full tensor; all ranks must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
-def fill(target: Tensor, source: Tensor) -> None:
+def copy_into_shard(target: Tensor, source: Tensor) -> None:
     """Copies a full tensor into `target`, of which each rank takes its own part without communication.
 
     Contract: `source` has the shape of `target`; dtype and device may differ.
@@ -52,7 +52,7 @@ def fill(target: Tensor, source: Tensor) -> None:
     if isinstance(target, DTensor):
         shape, offset = compute_local_shape_and_global_offset(target.shape, target.device_mesh, target.placements)
         source = source[tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))]
-    local(target).copy_(source)
+    to_local(target).copy_(source)
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -144,7 +144,7 @@ class ShardedStrategy(ModelParallelStrategy):
         state: dict[str, Any] = {}
         for name, tensor in module.state_dict().items():
             if name in kept:
-                full = whole(tensor.detach())
+                full = full_tensor(tensor.detach())
                 if self.global_rank == 0:
                     state[name] = full.cpu()
         return state
@@ -152,14 +152,14 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         own = cast(Any, self.lightning_module).state_dict()
         for name, tensor in checkpoint["state_dict"].items():
-            fill(own[name], tensor)
+            copy_into_shard(own[name], tensor)
 
     def optimizer_state(self, optimizer: Optimizer | LightningOptimizer) -> dict[str, Any]:
         inner = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         state = inner.state_dict()
         moments: dict[int, dict[str, Any]] = {}
         for index, entries in state["state"].items():
-            full = {k: whole(v) if isinstance(v, Tensor) else v for k, v in entries.items()}
+            full = {k: full_tensor(v) if isinstance(v, Tensor) else v for k, v in entries.items()}
             if self.global_rank == 0:
                 moments[index] = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in full.items()}
         return {**state, "state": moments}
@@ -182,5 +182,5 @@ def _like(parameter: Tensor, value: Any) -> Any:
     if not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     moment = torch.empty_like(parameter, dtype=value.dtype)
-    fill(moment, value)
+    copy_into_shard(moment, value)
     return moment

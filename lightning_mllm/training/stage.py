@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from lightning_mllm.contracts import Train
+from lightning_mllm.contracts import ParamGroup
 from lightning_mllm.language.lora import Lora
 
 Reduction = Literal["token_mean", "micro_batch_mean", "sample_mean"]
@@ -27,7 +27,7 @@ class StageSettings:
 
     name: str
     """A name of the architecture's `stages`."""
-    train: dict[str, Train] | None = None
+    train: dict[str, ParamGroup] | None = None
     """Pattern over parameter names -> how it is trained; None is the architecture's own table for this stage."""
     init_from: dict[str, float] = field(default_factory=dict)
     """Earlier run (or folder, or file) -> its weight in the mix; the weights sum to 1."""

@@ -43,7 +43,12 @@ _CLIP_KEYS = KeyMap(
 )
 
 COGVLM_TOWER_KEYS = (
-    KeyMap([Rule(ours=None, theirs=("places",)), *(replace(rule, when=_clip) for rule in _CLIP_KEYS.table)])
+    KeyMap(
+        [
+            Rule(ours=None, theirs=("output_position_embedding",)),
+            *(replace(rule, when=_clip) for rule in _CLIP_KEYS.table),
+        ]
+    )
     + COGVLM_VISION_KEYS
 )
 """`VisionTower` or `Eva2Vision` <-> folders of CogVLM, where these names stand below `model.vision.`."""
@@ -68,7 +73,7 @@ def cogvlm_vision(tower: nn.Module, image_size: int) -> dict[str, Any]:
             "layer_norm_eps": clip.layer_norm_eps,
             "hidden_act": clip.hidden_act,
             "norms": INPUT,
-            "places": tower.loudness,
+            "output_position_scale": tower.output_position_scale,
         }
     elif isinstance(tower, Eva2Vision):
         block: Any = tower.blocks[0]
@@ -111,7 +116,9 @@ def cogvlm_tower(sizes: Mapping[str, Any], mean: Statistic, std: Statistic) -> E
             "hidden_act": sizes["hidden_act"],
         }
         config = open_clip_config(CLIPVisionConfig(**fields), mean, std)
-        return OpenClipTower(weights=None, layer=-1, cls="drop", places=sizes["places"], config=config)
+        return OpenClipTower(
+            weights=None, layer=-1, cls="drop", output_position_scale=sizes["output_position_scale"], config=config
+        )
     fixed = {"norms": BRANCH, "hidden_act": "gelu", "layer_norm_eps": EPS}
     for name, expected in fixed.items():
         if (found := sizes[name]) != expected:

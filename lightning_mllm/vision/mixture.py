@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from lightning_mllm.component import ComponentSpec
 from lightning_mllm.connectors.qformer import TINY_QFORMER
 from lightning_mllm.vision.convnext import ConvNextTower
 from lightning_mllm.vision.dino import DinoTower
@@ -26,14 +27,13 @@ from lightning_mllm.vision.qformer_tower import QFormerTower
 from lightning_mllm.vision.source import Statistic
 from lightning_mllm.vision.tower import TINY_TOWER
 from lightning_mllm.weights.composite import Composite
-from lightning_mllm.weights.part import PartSpec
 
 Resize = Literal["nearest", "bilinear", "bicubic"]
 
 
 @runtime_checkable
 class Tower(Protocol):
-    """A `PartSpec` whose part turns u8[N,3,H,W] into f[N,V,D]."""
+    """A `ComponentSpec` whose part turns u8[N,3,H,W] into f[N,V,D]."""
 
     # Any: jsonargparse takes a class for a protocol only where what its methods return is called the same.
     def build(self) -> Any: ...
@@ -121,7 +121,7 @@ class MixedTower(Composite):
             raise ValueError(f"vision.groups: found {self.groups}, expected groups of at least one tower each")
 
     @property
-    def parts(self) -> Mapping[str, PartSpec]:
+    def components(self) -> Mapping[str, ComponentSpec]:
         return {f"groups.{g}.{i}": tower for g, group in enumerate(self.groups) for i, tower in enumerate(group)}
 
     @property

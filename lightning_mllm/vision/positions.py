@@ -45,7 +45,9 @@ def sines(rows: int, width: int) -> Float[Tensor, "V D"]:
         ValueError: The width is no multiple of 4.
     """
     if width % 4:
-        raise ValueError(f"vision.places: found a width of {width}, expected a multiple of 4 for sines of two axes")
+        raise ValueError(
+            f"vision.output_position_scale: found a width of {width}, expected a multiple of 4 for sines of two axes"
+        )
     turns = math.pi * torch.linspace(1, rows, width // 4)
     angles = (torch.arange(rows)[:, None] + 0.5) / rows * turns
     axis = torch.cat([angles.sin(), angles.cos()], 1)

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from lightning_mllm.component import ComponentSpec
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.connectors.qformer import QFormer, QFormerConnector
 from lightning_mllm.connectors.qformer_keys import (
@@ -29,10 +30,9 @@ from lightning_mllm.vision.eva_keys import BLIP2_VISION_KEYS, EVA_KEYS
 from lightning_mllm.vision.source import Statistic
 from lightning_mllm.vision.tower import OpenClipTower
 from lightning_mllm.weights.composite import Composite
-from lightning_mllm.weights.handover import ancestor_tensors
 from lightning_mllm.weights.hub import tensors_at
 from lightning_mllm.weights.keymap import KeyMap, Rule
-from lightning_mllm.weights.part import PartSpec
+from lightning_mllm.weights.stage_weights import initial_tensors
 
 FIRST_STAGE_HF_KEYS = (
     BLIP2_VISION_KEYS.under("vision.", "vision_model.")
@@ -74,7 +74,7 @@ class QFormerVision(nn.Module):
         """What the queries fetch from each image; without autograd if the tower is frozen."""
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         with torch.set_grad_enabled(learns):
-            return self.qformer.see(self.ln_vision(self.vision(images).to(self.ln_vision.weight.dtype)))
+            return self.qformer.encode_images(self.ln_vision(self.vision(images).to(self.ln_vision.weight.dtype)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class QFormerTower(Composite):
     qformer: QFormerConnector = QFormerConnector()
 
     @property
-    def parts(self) -> Mapping[str, PartSpec]:
+    def components(self) -> Mapping[str, ComponentSpec]:
         return {
             "vision": self.vision,
             "ln_vision": replace(self.ln_vision, in_width=self.vision.width),
@@ -131,7 +131,7 @@ class QFormerTower(Composite):
         return super().fresh if self.weights is None else ()
 
     def build(self) -> QFormerVision:
-        vision, ln_vision, qformer = (spec.build() for spec in self.parts.values())
+        vision, ln_vision, qformer = (spec.build() for spec in self.components.values())
         assert isinstance(ln_vision, nn.LayerNorm) and isinstance(qformer, QFormer)
         return QFormerVision(vision, ln_vision, qformer)
 
@@ -140,10 +140,10 @@ class QFormerTower(Composite):
 
     def _used(self, weights: str) -> Iterator[tuple[str, Tensor]]:
         place = tensors_at(weights, "vision.weights").absolute()
-        found = ancestor_tensors({str(place): 1.0}, place.parent, {"hf": HF_KEYS, "lavis": LAVIS_KEYS}).plain()
+        found = initial_tensors({str(place): 1.0}, place.parent, {"hf": HF_KEYS, "lavis": LAVIS_KEYS}).plain()
         known = self._names()
         yield from ((name, found[name]) for name in found if name in known)
-        for part, spec in self.parts.items():
+        for part, spec in self.components.items():
             if not any(name.startswith(f"{part}.") for name in found):
                 yield from ((f"{part}.{tail}", tensor) for tail, tensor in spec.pretrained() or ())
 

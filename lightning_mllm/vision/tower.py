@@ -30,13 +30,13 @@ class VisionTower(nn.Module):
         mean: Of RGB in [0, 1], by channel.
         std: Likewise.
         keep_cls: Whether the class token's vector stands first in the output.
-        places: How loud the fixed positions are that are added to the vectors of the patches; 0 adds none.
+        output_position_scale: Amplitude of the fixed positions that are added to the vectors of the patches; 0: none.
         norm: Whether `ln_post` is applied to all vectors.
     """
 
     mean: Tensor
     std: Tensor
-    places: Tensor | None
+    output_position_embedding: Tensor | None
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class VisionTower(nn.Module):
         mean: Statistic,
         std: Statistic,
         keep_cls: bool,
-        places: float = 0.0,
+        output_position_scale: float = 0.0,
         norm: bool = False,
     ) -> None:
         super().__init__()
@@ -57,10 +57,12 @@ class VisionTower(nn.Module):
         self.keep_cls = keep_cls
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.loudness = places
+        self.output_position_scale = output_position_scale
         rows = math.isqrt(len(self.positional_embedding) - 1)
-        fixed = places * sines(rows, self.positional_embedding.shape[1]) if places else None
-        self.register_buffer("places", fixed, persistent=False)
+        fixed = (
+            output_position_scale * sines(rows, self.positional_embedding.shape[1]) if output_position_scale else None
+        )
+        self.register_buffer("output_position_embedding", fixed, persistent=False)
 
     def forward(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N V D"]:
         """Visual vectors, row by row of the image; in the dtype of the tower, and without autograd if it is frozen."""
@@ -74,8 +76,8 @@ class VisionTower(nn.Module):
             x = self.transformer(self.ln_pre(x))
             if self.ln_post is not None:
                 x = self.ln_post(x)
-            if self.places is not None:
-                x = torch.cat([x[:, :1], x[:, 1:] + self.places.to(x.dtype)], dim=1)
+            if self.output_position_embedding is not None:
+                x = torch.cat([x[:, :1], x[:, 1:] + self.output_position_embedding.to(x.dtype)], dim=1)
             return x if self.keep_cls else x[:, 1:]
 
 
@@ -99,7 +101,7 @@ class OpenClipTower:
     """What becomes of the class token's vector."""
     norm: bool = False
     """Whether the norm that stands behind the last block is applied, to all vectors (SPHINX's released code)."""
-    places: float = 0.0
+    output_position_scale: float = 0.0
     """Above 0, sines of the patches' positions times this are added to their vectors, for what attends to them in no
     order and a tower whose vectors do not tell where they stand (Qwen-VL's adapter, arXiv 2308.12966, sec. 2.1, has
     such positions too)."""
@@ -107,8 +109,8 @@ class OpenClipTower:
     """An open_clip configuration in place of `model`."""
 
     def __post_init__(self) -> None:
-        if self.places < 0:
-            raise ValueError(f"vision.places: found {self.places}, expected 0 or more")
+        if self.output_position_scale < 0:
+            raise ValueError(f"vision.output_position_scale: found {self.output_position_scale}, expected 0 or more")
 
     @property
     def source(self) -> OpenClipSource:
@@ -173,7 +175,14 @@ class OpenClipTower:
         visual = _build_vision_tower(whole["embed_dim"], config, quick_gelu=whole.get("quick_gelu", False))
         assert isinstance(visual, VisionTransformer)
         mean, std = self.source.statistics()
-        return VisionTower(visual, mean, std, keep_cls=self.cls == "keep", places=self.places, norm=self.norm)
+        return VisionTower(
+            visual,
+            mean,
+            std,
+            keep_cls=self.cls == "keep",
+            output_position_scale=self.output_position_scale,
+            norm=self.norm,
+        )
 
     def pretrained(self) -> Iterator[tuple[str, Tensor]] | None:
         tensors = self.source.tensors()

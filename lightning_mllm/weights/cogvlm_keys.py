@@ -90,8 +90,8 @@ COGVLM_KEYS = KeyMap(
         *((f"language.model.{name}.{{...}}", f"model.{name}.{{...}}") for name in ("embed_tokens", "norm")),
         ("language.lm_head.{...}", "lm_head.{...}"),
         ("connector.{...}", "model.vision.linear_proj.{...}"),
-        ("ends.begin", "model.vision.boi"),
-        ("ends.end", "model.vision.eoi"),
+        ("image_boundary.begin", "model.vision.boi"),
+        ("image_boundary.end", "model.vision.eoi"),
     ]
 )
 """Ours <-> the public checkpoints."""

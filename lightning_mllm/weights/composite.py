@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from lightning_mllm.weights.part import PartlyFresh, PartSpec, ResizablePart
+from lightning_mllm.component import ComponentSpec, PartlyFresh, ResizableComponent
 
 
 class Composite:
     """What a spec of several parts has in common with that of one; the parts' tensors stand below the parts' names."""
 
     @property
-    def parts(self) -> Mapping[str, PartSpec]:
+    def components(self) -> Mapping[str, ComponentSpec]:
         """Name of a submodule -> the spec that builds it."""
         raise AssertionError(f"{type(self).__name__} has no parts")
 
@@ -21,7 +21,7 @@ class Composite:
     def fresh(self) -> Sequence[str]:
         """Glob patterns of what the parts declare fresh."""
         patterns: list[str] = []
-        for name, spec in self.parts.items():
+        for name, spec in self.components.items():
             if spec.pretrained() is None:
                 patterns.append(f"{name}.*")
             elif isinstance(spec, PartlyFresh):
@@ -30,18 +30,18 @@ class Composite:
 
     def pretrained(self) -> Iterator[tuple[str, Tensor]] | None:
         """The parts' tensors, one part after another; None if all parts are fresh."""
-        sources = {name: spec.pretrained() for name, spec in self.parts.items()}
+        sources = {name: spec.pretrained() for name, spec in self.components.items()}
         if all(source is None for source in sources.values()):
             return None
         return ((f"{name}.{tail}", tensor) for name, source in sources.items() for tail, tensor in source or ())
 
     def resized(self, name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor | None:
         """As the part does it that the tensor belongs to."""
-        for part, spec in self.parts.items():
-            if name.startswith(f"{part}.") and isinstance(spec, ResizablePart):
+        for part, spec in self.components.items():
+            if name.startswith(f"{part}.") and isinstance(spec, ResizableComponent):
                 return spec.resized(name.removeprefix(f"{part}."), tensor, shape)
         return None
 
     def blocks(self, module: nn.Module) -> list[nn.Module]:
         """Those of all parts."""
-        return [block for name, spec in self.parts.items() for block in spec.blocks(module.get_submodule(name))]
+        return [block for name, spec in self.components.items() for block in spec.blocks(module.get_submodule(name))]

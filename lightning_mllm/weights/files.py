@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_mllm.weights.pour import Layout, pour, size
+from lightning_mllm.weights.safetensors_writer import Layout, size, write_safetensors
 
 SHARD_BYTES = 4 * 1024**3
 """Largest file; more than that is cut into shards with an index, as transformers reads them."""
@@ -128,7 +128,9 @@ def write_in_pieces(
             beside = _beside(path)
             written.append((beside, names))
             shard = {name: layout[name] for name in names}
-            total += _save(beside, sum(map(size, shard.values())), path, lambda to, shard=shard: pour(to, shard, read))
+            total += _save(
+                beside, sum(map(size, shard.values())), path, lambda to, shard=shard: write_safetensors(to, shard, read)
+            )
         return _publish(path, written, total)
     finally:
         for beside, _ in written:

@@ -178,12 +178,14 @@ def generation_config(processor: Any, **more: Any) -> GenerationConfig:
     """How transformers writes an answer: it ends where it was learned to end.
 
     Args:
-        processor: A processor, with `ends`, `stop_strings` and `tokenizer`.
+        processor: A processor, with `eos_token_ids`, `stop_strings` and `tokenizer`.
         more: Other fields.
     """
     # With such a text transformers asks for the tokenizer: `generate(..., tokenizer=processor.tokenizer)`.
     texts = {"stop_strings": processor.stop_strings} if processor.stop_strings else {}
-    return GenerationConfig(bos_token_id=processor.tokenizer.bos_token_id, eos_token_id=processor.ends, **texts, **more)
+    return GenerationConfig(
+        bos_token_id=processor.tokenizer.bos_token_id, eos_token_id=processor.eos_token_ids, **texts, **more
+    )
 
 
 def pad_rows(tensor: Float[Tensor, "W D"], rows: int, like: int) -> Float[Tensor, "R D"]:

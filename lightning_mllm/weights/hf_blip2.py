@@ -65,7 +65,7 @@ class Writes(Protocol):
     max_length: int
 
     @property
-    def ends(self) -> list[int]: ...
+    def eos_token_ids(self) -> list[int]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ def question_folder(
         )
     wrap = Wrap.of(processor)
     tokenizer = wrap.tokenizer(processor, "right" if language.config.is_encoder_decoder else "left")
-    text, ends = language.config.to_dict(), processor.ends
+    text, ends = language.config.to_dict(), processor.eos_token_ids
     text["vocab_size"] = padded_rows(text["vocab_size"], max(tokenizer.get_vocab().values()) + 1)
     # The language model generates by its own settings, not by those of the whole.
     text["eos_token_id"] = ends if len(ends) > 1 else ends[0]

@@ -117,8 +117,8 @@ def cogvlm_folder(
 def _tensors(net: Any, named: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     yield from named
     # Computed here, so no tensor of the net.
-    if (places := getattr(net.vision, "places", None)) is not None:
-        yield "model.vision.places", places
+    if (positions := getattr(net.vision, "output_position_embedding", None)) is not None:
+        yield "model.vision.output_position_embedding", positions
 
 
 LANGUAGE_FIELDS = (

@@ -24,7 +24,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ancestor:
+class InitSource:
     """A source of weights: a stage's run folder, a folder in the layout of transformers, or a file of tensors."""
 
     source: str
@@ -47,7 +47,7 @@ class Ancestor:
         """What its tensors are laid over; nothing where all are in the folder."""
         return {} if self.record is None or self.record.get("whole") else dict(self.record["init_from"])
 
-    def parents(self, runs: Path) -> dict[str, Ancestor]:
+    def parents(self, runs: Path) -> dict[str, InitSource]:
         """What it was trained from, by the names that its record gives.
 
         Raises:
@@ -55,11 +55,13 @@ class Ancestor:
         """
         used = {each["source"]: each for each in self.record["lineage"]} if self.record else {}
         return {
-            source: Ancestor.find(source, runs, self.path.parent, used.get(source, {})) for source in self.init_from
+            source: InitSource.find(source, runs, self.path.parent, used.get(source, {})) for source in self.init_from
         }
 
     @classmethod
-    def find(cls, source: str, runs: Path, near: Path | None = None, used: Mapping[str, Any] | None = None) -> Ancestor:
+    def find(
+        cls, source: str, runs: Path, near: Path | None = None, used: Mapping[str, Any] | None = None
+    ) -> InitSource:
         """The source called `source`: below a folder above `near`, beside `near`, below `runs`, or a path of its own.
 
         Args:
@@ -92,14 +94,14 @@ class Ancestor:
         )
 
     @classmethod
-    def _renamed(cls, source: str, near: Path) -> Iterator[Ancestor]:
+    def _renamed(cls, source: str, near: Path) -> Iterator[InitSource]:
         """Of a run that was renamed: what was runs/old/align is beside runs/new/instruct."""
         place = near.resolve().parent / Path(source).name
         if place != near.resolve() and (found := cls._at(source, place)) is not None:
             yield found
 
     @classmethod
-    def _at(cls, source: str, place: Path) -> Ancestor | None:
+    def _at(cls, source: str, place: Path) -> InitSource | None:
         if (record := _record(place)) is not None:
             return cls(source=source, path=place / WEIGHTS, record=record)
         if place.is_file() or any((place / name).is_file() for name in (*WHOLE, *INDEXES)):
@@ -130,7 +132,7 @@ def portable(init_from: Mapping[str, float], run_dir: Path, runs: Path) -> dict[
     """
     names = {}
     for source, weight in init_from.items():
-        ancestor, name = Ancestor.find(source, runs, run_dir), source
+        ancestor, name = InitSource.find(source, runs, run_dir), source
         if ancestor.record is not None:
             folder, root = ancestor.path.parent.resolve(), Path(runs).resolve()
             if folder.parent == run_dir.resolve().parent:
@@ -145,7 +147,7 @@ def portable(init_from: Mapping[str, float], run_dir: Path, runs: Path) -> dict[
 class Lineage:
     """All that a net's weights descend from, ancestors before descendants, each once."""
 
-    ancestors: tuple[Ancestor, ...]
+    ancestors: tuple[InitSource, ...]
 
     @classmethod
     def read(cls, init_from: Mapping[str, float], runs: Path, near: Path | None = None) -> Lineage:
@@ -154,9 +156,9 @@ class Lineage:
         Raises:
             ValueError: A source is missing, has changed since it was used, or descends from itself.
         """
-        found: dict[Path, Ancestor] = {}
+        found: dict[Path, InitSource] = {}
 
-        def visit(sources: Mapping[str, Ancestor], below: tuple[Path, ...]) -> None:
+        def visit(sources: Mapping[str, InitSource], below: tuple[Path, ...]) -> None:
             for source, ancestor in sources.items():
                 place = ancestor.path.resolve()
                 if place in below:
@@ -165,7 +167,7 @@ class Lineage:
                 _check_unchanged(ancestor, found)
                 found.setdefault(place, ancestor)
 
-        visit({source: Ancestor.find(source, runs, near) for source in init_from}, ())
+        visit({source: InitSource.find(source, runs, near) for source in init_from}, ())
         return cls(tuple(found.values()))
 
 
@@ -182,7 +184,7 @@ def _record(run: Path) -> Mapping[str, Any] | None:
     return record
 
 
-def _check_unchanged(ancestor: Ancestor, found: Mapping[Path, Ancestor]) -> None:
+def _check_unchanged(ancestor: InitSource, found: Mapping[Path, InitSource]) -> None:
     if ancestor.record is None:
         return
     if ancestor.record["sha256"] != ancestor.digest:

@@ -18,7 +18,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from lightning_mllm.weights.pour import Layout
+from lightning_mllm.weights.safetensors_writer import Layout
 
 PIECE = 2**20
 """Numbers that are read of each source and mixed at once: beside them there are a few buffers of 4 MiB."""

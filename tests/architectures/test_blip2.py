@@ -15,8 +15,8 @@ from lightning_mllm.connectors.projector import LinearConnector
 from lightning_mllm.connectors.qformer import QFormerConnector
 from lightning_mllm.contracts import TokenKind
 from lightning_mllm.evaluation.generation import Decoding
-from lightning_mllm.language.answers import answer_logits
 from lightning_mllm.language.causal import CausalLM
+from lightning_mllm.language.lm_loss import target_logits
 from lightning_mllm.training.freezing import freeze
 from lightning_mllm.training.initialise import build_empty
 from lightning_mllm.training.stage import StageSettings
@@ -53,16 +53,16 @@ def test_parity_with_transformers(pair: Any, name: str, side: str) -> None:
     features = model.get_image_features(inputs["pixel_values"], return_dict=True)
     visual = ours.ln_vision(ours.vision(batch.images))
     assert_close(visual, features.vision_outputs.last_hidden_state, **CLOSE)
-    assert_close(ours.qformer.see(visual), features.qformer_outputs.last_hidden_state, **CLOSE)
-    assert_close(ours.see(batch), features.pooler_output, **CLOSE)
+    assert_close(ours.qformer.encode_images(visual), features.qformer_outputs.last_hidden_state, **CLOSE)
+    assert_close(ours.encode_images(batch), features.pooler_output, **CLOSE)
 
     seq2seq = ours.language.config.is_encoder_decoder
     labels = batch.targets if seq2seq else batch.labels
     assert labels is not None
     expected = model(**inputs, labels=labels)
-    embeds = ours.place(batch, ours.see(batch))
+    embeds = ours.merge_visual_embeddings(batch, ours.encode_images(batch))
     if seq2seq:
-        assert_close(answer_logits(ours.language, embeds, batch).logits, expected.logits[labels != -100], **CLOSE)
+        assert_close(target_logits(ours.language, embeds, batch).logits, expected.logits[labels != -100], **CLOSE)
     else:
         real = batch.segments > 0
         assert_close(ours.logits(batch)[real], expected.logits[real], **CLOSE)
@@ -83,7 +83,7 @@ def test_answers_are_those_of_transformers(pair: Any, search: dict[str, Any]) ->
         mine = ours.generate(batch, Decoding(max_new_tokens=8, **search))
         written = model.generate(**their_inputs(ours, batch, model), max_new_tokens=8, do_sample=False, **search)
     skipped = 1 if ours.language.config.is_encoder_decoder else batch.tokens.shape[1]
-    ends = set(ours.processor.ends)
+    ends = set(ours.processor.eos_token_ids)
     for row, other in zip(mine, written[:, skipped:].tolist(), strict=True):
         assert row == other[: len(row)] and (len(row) == len(other) or other[len(row)] in ends)
 
@@ -104,7 +104,7 @@ def test_a_question_reaches_the_queries_only_where_they_read_it() -> None:
     for reader, same in (({}, True), (READER, False)):
         module = built(Blip2, **reader)
         one, two = collated(module, ONE), collated(module, changed)
-        assert torch.equal(module.see(one), module.see(two)) == same
+        assert torch.equal(module.encode_images(one), module.encode_images(two)) == same
 
 
 EXPECTED = {
@@ -151,7 +151,7 @@ def test_published_sizes() -> None:
         language=OPT_2_7B,
         stage=StageSettings(name="generative"),
     )
-    for name, spec in module.parts.items():
+    for name, spec in module.components.items():
         setattr(module, name, build_empty(spec))
     trained = freeze(module, module.table)
     parameters = dict(module.named_parameters())

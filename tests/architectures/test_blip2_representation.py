@@ -63,7 +63,7 @@ def test_parity_with_transformers(pair: Any, count: int) -> None:
     contrast = model(**inputs)
     matched = model(**inputs, use_image_text_matching_head=True).logits_per_image
     pairs = ours.pairs(batch)
-    images = F.normalize(ours.heads.vision_proj(ours.qformer.see(pairs.visual)), dim=-1)
+    images = F.normalize(ours.heads.vision_proj(ours.qformer.encode_images(pairs.visual)), dim=-1)
     texts = ours.text_vectors(pairs.tokens, pairs.real)
     assert_close(pairs.visual, contrast.vision_model_output.last_hidden_state, **CLOSE)
     assert_close(images, contrast.image_embeds, **CLOSE)
@@ -87,7 +87,7 @@ def test_one_pass_with_an_explicit_mask_gives_the_same_losses_and_gradients(net:
     """Fig. 2 of the paper: three masks over queries and text, instead of passes of their own."""
     batch = collated(net, *FOUR)
     torch.manual_seed(5)
-    parts = net(batch).parts
+    parts = net(batch).loss_terms
     pairs, queries = net.pairs(batch), net.qformer.queries.shape[1]
     rows, length = pairs.tokens.shape
     size = queries + length
@@ -186,14 +186,14 @@ def test_negatives_follow_the_similarities(net: Blip2Representation) -> None:
 
 def test_a_caption_sees_the_image_and_what_is_already_written(net: Blip2Representation) -> None:
     pairs = net.pairs(collated(net, *FOUR))
-    _, kept = net.qformer.see_and_keep(pairs.visual)
-    before = net.qformer.write(pairs.tokens, pairs.real, kept)
+    _, kept = net.qformer.encode_images_with_cache(pairs.visual)
+    before = net.qformer.decode_text(pairs.tokens, pairs.real, kept)
     changed = pairs.tokens.clone()
     changed[:, 4] += 1
-    after = net.qformer.write(changed, pairs.real, kept)
+    after = net.qformer.decode_text(changed, pairs.real, kept)
     assert torch.equal(before[:, :4], after[:, :4]) and (before[:, 4:] != after[:, 4:]).any(-1)[:, 0].all()
-    _, other = net.qformer.see_and_keep(pairs.visual + torch.randn_like(pairs.visual))
-    assert (net.qformer.write(pairs.tokens, pairs.real, other) != before).any(-1).all()
+    _, other = net.qformer.encode_images_with_cache(pairs.visual + torch.randn_like(pairs.visual))
+    assert (net.qformer.decode_text(pairs.tokens, pairs.real, other) != before).any(-1).all()
 
 
 def test_padding_changes_nothing(net: Blip2Representation) -> None:
@@ -238,8 +238,8 @@ def test_greedy_captions_are_the_likeliest_next_words(net: Blip2Representation) 
             alone = net.generate(collated(net, FOUR[i], generate=True), Decoding(max_new_tokens=5))
             assert alone == [row] and len(row) <= 5
         visual = net.encode(batch)
-        _, kept = net.qformer.see_and_keep(visual)
-        first = net.qformer.write(torch.full((4, 1), net.write_id), torch.ones(4, 1, dtype=torch.bool), kept)
+        _, kept = net.qformer.encode_images_with_cache(visual)
+        first = net.qformer.decode_text(torch.full((4, 1), net.write_id), torch.ones(4, 1, dtype=torch.bool), kept)
         assert [row[0] for row in rows if row] == [
             token for token, row in zip(net.word_logits(first[:, 0]).argmax(-1).tolist(), rows, strict=True) if row
         ]
@@ -281,14 +281,14 @@ def test_published_sizes() -> None:
     module = Blip2Representation(vision=EvaTower(weights=None), qformer=QFormerConnector(), tokenizer="")
     counts = {
         name: sum(p.numel() for p in build_empty(spec).parameters())
-        for name, spec in module.parts.items()
+        for name, spec in module.components.items()
         if name != "vision"
     }
     assert counts["ln_vision"] == 2_816
     assert counts["qformer"] == 185_660_160 + 32 * 768
     assert counts["heads"] == 622_651 + 2 * 196_864 + 1_538 + 1
     assert sum(counts.values()) == 186_705_470
-    assert isinstance(module.parts["heads"], AlignmentConnector)
+    assert isinstance(module.components["heads"], AlignmentConnector)
 
 
 def test_a_file_in_the_names_of_lavis_is_a_source(tmp_path: Path) -> None:
@@ -321,12 +321,15 @@ def test_each_loss_has_a_weight_and_one_of_0_is_reported_alone() -> None:
     for each in (plain, weighed):
         torch.manual_seed(5)
         outputs.append(each.eval()(collated(each, *FOUR)))
-    parts, found = (output.parts for output in outputs)
+    parts, found = (output.loss_terms for output in outputs)
     for name, value in parts.items():
         assert_close(found[name], value, **CLOSE)
     assert_close(outputs[0].loss.detach(), sum(parts.values()), **CLOSE)
     assert_close(outputs[1].loss.detach(), 0.5 * parts["contrast"] + 2 * parts["captioning"], **CLOSE)
-    assert plain.idle() == set() and weighed.idle() == {"heads.itm_head.weight", "heads.itm_head.bias"}
+    assert plain.unused_parameters() == set() and weighed.unused_parameters() == {
+        "heads.itm_head.weight",
+        "heads.itm_head.bias",
+    }
     with pytest.raises(ValueError, match=r"loss_weights.matching: found -1, expected"):
         LossWeights(matching=-1)
     with pytest.raises(ValueError, match=r"loss_weights: found 0 for all"):
@@ -349,7 +352,7 @@ def test_captions_are_learned_alike_however_a_batch_is_cut(reduction: Any, tmp_p
         total = torch.zeros(())
         for batch, weight in zip(batches, weights, strict=True):
             pairs = net.pairs(batch)
-            losses, tokens = net.captioning(pairs, net.qformer.see_and_keep(pairs.visual)[1])
+            losses, tokens = net.captioning(pairs, net.qformer.encode_images_with_cache(pairs.visual)[1])
             assert torch.equal(tokens, weight.tokens)
             total = total + (weight.of(Term(losses=losses, tokens=tokens)) * losses).sum()
         found.append((total, *torch.autograd.grad(total, [net.heads.bias, net.qformer.queries])))

@@ -58,8 +58,8 @@ def test_the_loss_is_that_of_open_clip_reading_our_files(tmp_path: Path) -> None
     pixels = (batch.images / 255 - module.mean) / module.std
     with torch.no_grad():
         features = theirs.encode_image(pixels, normalize=True), theirs.encode_text(text, normalize=True)
-        assert_close(module.see(batch), features[0], atol=1e-6, rtol=0)
-        assert_close(module.read(batch.tokens, batch.segments), features[1], atol=1e-6, rtol=0)
+        assert_close(module.encode_images(batch), features[0], atol=1e-6, rtol=0)
+        assert_close(module.encode_texts(batch.tokens, batch.segments), features[1], atol=1e-6, rtol=0)
         output = module(batch)
         assert_close(output.loss, ClipLoss()(*features, theirs.logit_scale.exp()), atol=1e-5, rtol=0)
     assert output.count == 3
@@ -76,7 +76,7 @@ def test_captions_are_read_as_open_clip_reads_them_padded(text: dict[str, object
         row[:kept] = tokens[:kept]
     with torch.no_grad():
         expected = module.clip.encode_text(padded, normalize=True)
-        assert_close(module.read(batch.tokens, batch.segments), expected, atol=1e-6, rtol=0)
+        assert_close(module.encode_texts(batch.tokens, batch.segments), expected, atol=1e-6, rtol=0)
 
 
 def test_a_text_tower_that_sees_its_padding_is_refused() -> None:
@@ -92,21 +92,25 @@ def test_images_of_one_caption_are_all_its_own() -> None:
     batch = batch_of(module, *twins)
     with torch.no_grad():
         output = module(batch)
-        logits = module.clip.logit_scale.exp() * module.see(batch) @ module.read(batch.tokens, batch.segments).T
+        logits = (
+            module.clip.logit_scale.exp()
+            * module.encode_images(batch)
+            @ module.encode_texts(batch.tokens, batch.segments).T
+        )
     targets = torch.tensor([[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     expected = -(targets * logits.log_softmax(1) + targets * logits.T.log_softmax(1)).sum(1).mean() / 2
     assert_close(output.loss, expected, atol=1e-6, rtol=0)
     hits = [targets[row, place] > 0 for row, place in enumerate(logits.argmax(1).tolist())]
-    assert output.parts["accuracy"] == pytest.approx(sum(hits) / 4)
+    assert output.loss_terms["accuracy"] == pytest.approx(sum(hits) / 4)
 
 
 def test_accuracy_and_answers_are_retrieval_among_the_batch() -> None:
     module = built()
     batch, asked = batch_of(module, *PAIRS), batch_of(module, *PAIRS, generate=True)
     with torch.no_grad():
-        nearest = (module.see(batch) @ module.read(batch.tokens, batch.segments).T).argmax(1).tolist()
+        nearest = (module.encode_images(batch) @ module.encode_texts(batch.tokens, batch.segments).T).argmax(1).tolist()
         hits = sum(i == place for i, place in enumerate(nearest))
-        assert module(batch).parts["accuracy"] == pytest.approx(hits / 3)
+        assert module(batch).loss_terms["accuracy"] == pytest.approx(hits / 3)
         assert module.answers(asked) == [CAPTIONS[i] for i in nearest]
 
 
@@ -116,7 +120,10 @@ def test_padding_changes_nothing() -> None:
         one = batch_of(module, PAIRS[0])
         both = batch_of(module, PAIRS[0], PAIRS[1])
         assert_close(
-            module.read(both.tokens, both.segments)[0], module.read(one.tokens, one.segments)[0], atol=1e-6, rtol=0
+            module.encode_texts(both.tokens, both.segments)[0],
+            module.encode_texts(one.tokens, one.segments)[0],
+            atol=1e-6,
+            rtol=0,
         )
 
 
@@ -125,7 +132,7 @@ def test_the_temperature_is_bounded() -> None:
     batch = batch_of(module, *PAIRS)
     with torch.no_grad():
         module.clip.logit_scale.fill_(10.0)
-        logits = 100 * module.see(batch) @ module.read(batch.tokens, batch.segments).T
+        logits = 100 * module.encode_images(batch) @ module.encode_texts(batch.tokens, batch.segments).T
         own = torch.arange(3)
         expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
         assert_close(module(batch).loss, expected, atol=1e-4, rtol=0)
@@ -143,7 +150,7 @@ def test_everything_is_trained_and_it_learns() -> None:
         module(batch).loss.backward()
         optimizer.step()
     with torch.no_grad():
-        assert module(batch).parts["accuracy"] == 1
+        assert module(batch).loss_terms["accuracy"] == 1
         assert module.answers(batch_of(module, *PAIRS, generate=True)) == list(CAPTIONS)
 
 

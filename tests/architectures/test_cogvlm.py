@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lightning_mllm.architectures.cogvlm import FUSION, HF_KEYS, TINY, CogVLM
-from lightning_mllm.contracts import IGNORE, Batch, Sample, TokenKind, Train, Turn
+from lightning_mllm.contracts import IGNORE, Batch, ParamGroup, Sample, TokenKind, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.lora import Lora
 from lightning_mllm.language.visual_expert import VisualExpertLM, vision_mask
@@ -49,7 +49,7 @@ def trained() -> CogVLM:
 
 @torch.no_grad()
 def plain_logits(module: CogVLM, batch: Batch) -> Tensor:
-    embeds = module.place(batch, module.see(batch))
+    embeds = module.merge_visual_embeddings(batch, module.encode_images(batch))
     mask = (batch.segments > 0).long()
     return plain(module)(inputs_embeds=embeds, attention_mask=mask, position_ids=positions(batch)).logits
 
@@ -87,12 +87,12 @@ def test_a_text_is_the_language_models_bit_for_bit(trained: CogVLM) -> None:
 
 def test_begin_vectors_and_end_stand_in_their_slots(trained: CogVLM) -> None:
     batch = batch_of(trained, TWO, ONE)
-    visual = trained.see(batch)
+    visual = trained.encode_images(batch)
     assert visual.shape == (3, 6, 32)
-    placed = trained.place(batch, visual)
+    placed = trained.merge_visual_embeddings(batch, visual)
     assert torch.equal(placed[batch.kinds != TokenKind.TEXT], visual.flatten(0, 1))
-    assert (placed[batch.kinds == TokenKind.IMAGE_BEGIN] == trained.ends.begin.flatten()).all()
-    assert (placed[batch.kinds == TokenKind.IMAGE_END] == trained.ends.end.flatten()).all()
+    assert (placed[batch.kinds == TokenKind.IMAGE_BEGIN] == trained.image_boundary.begin.flatten()).all()
+    assert (placed[batch.kinds == TokenKind.IMAGE_END] == trained.image_boundary.end.flatten()).all()
     text = (batch.kinds == TokenKind.TEXT) & (batch.segments > 0)
     assert torch.equal(placed[text], trained.language.get_input_embeddings()(batch.tokens)[text])
 
@@ -137,7 +137,7 @@ def test_answers_go_on_where_the_prompt_ends_whatever_stands_on_its_left(trained
             )
             best = trained.logits(whole)[0].argmax(-1)[-len(answer) - 1 :]
             assert best[:-1].tolist() == answer
-            assert len(answer) == count or int(best[-1]) in trained.processor.ends
+            assert len(answer) == count or int(best[-1]) in trained.processor.eos_token_ids
 
 
 def test_candidates_are_ranked_by_the_loss_of_their_answers(trained: CogVLM) -> None:
@@ -163,10 +163,10 @@ def test_a_text_only_batch_gives_all_that_sees_a_gradient_of_zero() -> None:
 
 
 EXPECTED = {
-    "caption": {"connector", "ends", "expert"},
-    "grounding": {"connector", "ends", "expert"},
-    "chat": {"vision", "connector", "ends", "expert"},
-    "chat_lm": {"connector", "ends", "expert", "language"},
+    "caption": {"connector", "image_boundary", "expert"},
+    "grounding": {"connector", "image_boundary", "expert"},
+    "chat": {"vision", "connector", "image_boundary", "expert"},
+    "chat_lm": {"connector", "image_boundary", "expert", "language"},
     "chat_lora": {"lora", "vision lora"},
 }
 LORA = Lora(r=2, alpha=4, dropout=0.0)
@@ -192,8 +192,8 @@ def test_a_stage_trains_what_is_published_and_nothing_else(stage: str) -> None:
     assert set(found) == trained
     silent = {name for name in trained if not (found[name] != 0).any()}
     # B of a fresh adapter is zero, and with it A's gradient.
-    assert {name for name in silent if ".lora_A." not in name} == module.idle() & trained
-    assert module.idle() and all(".layers.1." in name for name in module.idle())
+    assert {name for name in silent if ".lora_A." not in name} == module.unused_parameters() & trained
+    assert module.unused_parameters() and all(".layers.1." in name for name in module.unused_parameters())
 
 
 def test_rates_are_parts_of_the_stages() -> None:
@@ -225,7 +225,7 @@ def test_training_leaves_the_language_model_as_it_was(tmp_path: Path, stage: str
 
 def test_the_released_adapters_are_those_of_attention() -> None:
     """finetune_demo/finetune_cogvlm_demo.py: `matrix_A`, `matrix_B`, and the tower's feed-forward of some blocks."""
-    table = {"language.*lora_*": Train(), "vision.*lora_*": Train(), "vision.blocks.1.mlp.*": Train()}
+    table = {"language.*lora_*": ParamGroup(), "vision.*lora_*": ParamGroup(), "vision.blocks.1.mlp.*": ParamGroup()}
     module = CogVLM.tiny(stage=StageSettings(name="chat_lora", train=table, lora=LORA))
     module.configure_model()
     layers = {name.split(".lora_")[0] for name, p in module.named_parameters() if p.requires_grad}
@@ -333,12 +333,12 @@ def test_sizes_are_the_published_ones() -> None:
         "vocab_size": 32000,
     }
     net = CogVLM(vision=Eva2Tower(weights=None), language=VisualExpertLM(config=seven))
-    parts = {name: build_empty(spec) for name, spec in net.parts.items()}
+    parts = {name: build_empty(spec) for name, spec in net.components.items()}
     sizes = {f"{part}.{name}": p.numel() for part, each in parts.items() for name, p in each.named_parameters()}
     found: dict[str, int] = {}
     for name, pattern in match(sizes, CogVLM.stages["caption"].train).items():
         found[pattern] = found.get(pattern, 0) + sizes[name]
-    assert found == {"connector.*": 142_614_528, "ends.*": 2 * 4096, "language.*.vision.*": 6_476_005_376}
+    assert found == {"connector.*": 142_614_528, "image_boundary.*": 2 * 4096, "language.*.vision.*": 6_476_005_376}
     assert round(sum(sizes.values()) / 1e9, 1) == 17.6
     assert net.processor.vectors_per_image == 35 * 35 and len(net.processor.image_slots[0]) == 1227
 

@@ -15,7 +15,7 @@ from lightning_mllm.architectures.instructblip import InstructBlip
 from lightning_mllm.connectors.qformer import QFormerConnector
 from lightning_mllm.contracts import Batch, Sample, TokenKind, Turn
 from lightning_mllm.evaluation.generation import Decoding
-from lightning_mllm.language.answers import answer_logits
+from lightning_mllm.language.lm_loss import target_logits
 from lightning_mllm.language.slots import texts_of_images
 from lightning_mllm.processing.limits import TextLimits
 from lightning_mllm.training.initialise import build_empty
@@ -65,16 +65,16 @@ def test_parity_with_transformers(pair: Any, name: str, side: str) -> None:
     queries = ours.processor.vectors_per_image
     assert_close(visual, features.vision_outputs.last_hidden_state, **CLOSE)
     seen = features.qformer_outputs.last_hidden_state[:, :queries]
-    assert_close(ours.qformer.instructed(visual, *text), seen, **CLOSE)
-    assert_close(ours.see(batch), features.pooler_output, **CLOSE)
+    assert_close(ours.qformer.encode_instructed(visual, *text), seen, **CLOSE)
+    assert_close(ours.encode_images(batch), features.pooler_output, **CLOSE)
 
     seq2seq = ours.language.config.is_encoder_decoder
     labels = batch.targets if seq2seq else batch.labels
     assert labels is not None
     expected = model(**inputs, labels=labels)
-    embeds = ours.place(batch, ours.see(batch))
+    embeds = ours.merge_visual_embeddings(batch, ours.encode_images(batch))
     if seq2seq:
-        assert_close(answer_logits(ours.language, embeds, batch).logits, expected.logits[labels != -100], **CLOSE)
+        assert_close(target_logits(ours.language, embeds, batch).logits, expected.logits[labels != -100], **CLOSE)
     else:
         real = batch.segments > 0
         assert_close(ours.logits(batch)[real], expected.logits[real], **CLOSE)
@@ -95,7 +95,7 @@ def test_answers_are_those_of_transformers(pair: Any, search: dict[str, Any]) ->
         mine = ours.generate(batch, Decoding(max_new_tokens=8, **search))
         written = model.generate(**instructed(ours, batch, model), max_new_tokens=8, do_sample=False, **search)
     skipped = 1 if ours.language.config.is_encoder_decoder else batch.tokens.shape[1]
-    ends = set(ours.processor.ends)
+    ends = set(ours.processor.eos_token_ids)
     for row, other in zip(mine, written[:, skipped:].tolist(), strict=True):
         assert row == other[: len(row)] and (len(row) == len(other) or other[len(row)] in ends)
 
@@ -108,7 +108,7 @@ def asked(question: str, like: Sample = ONE) -> Sample:
 def test_the_instruction_changes_what_the_queries_fetch(reads: bool) -> None:
     """The paper's ablation (sec. 3.2): without it, the queries fetch the same whatever is asked."""
     module = built(InstructBlip, instructed=reads)
-    one, other = (module.see(collated(module, asked(text))) for text in ("What is it?", "Which colour?"))
+    one, other = (module.encode_images(collated(module, asked(text))) for text in ("What is it?", "Which colour?"))
     assert torch.equal(one, other) != reads
     if reads:
         assert not torch.isclose(one, other, atol=1e-4).all(-1).any()
@@ -117,11 +117,11 @@ def test_the_instruction_changes_what_the_queries_fetch(reads: bool) -> None:
 def test_each_image_is_seen_under_its_own_rows_instruction() -> None:
     module = built(InstructBlip)
     batch = collated(module, TWO, ONE)
-    together = module.see(batch)
+    together = module.encode_images(batch)
     first, second = (replace(TWO, images=(image,), turns=asked("Are the two alike?").turns) for image in TWO.images)
-    apart = torch.cat([module.see(collated(module, each)) for each in (first, second, ONE)])
+    apart = torch.cat([module.encode_images(collated(module, each)) for each in (first, second, ONE)])
     assert_close(together, apart, **CLOSE)
-    placed = module.place(batch, together)[batch.kinds == TokenKind.IMAGE]
+    placed = module.merge_visual_embeddings(batch, together)[batch.kinds == TokenKind.IMAGE]
     assert_close(placed, apart.flatten(0, 1), **CLOSE)
 
 
@@ -155,8 +155,10 @@ def test_published_sizes() -> None:
         config={**LANGUAGES["llama"].config, "hidden_size": 4096, "num_attention_heads": 32, "vocab_size": 32001},
     )
     module = InstructBlip(vision=EvaTower(weights=None), qformer=QFormerConnector(), language=vicuna, reader="")
-    counts = {n: sum(p.numel() for p in build_empty(module.parts[n]).parameters()) for n in ("ln_vision", "projection")}
-    counts["qformer"] = sum(p.numel() for p in build_empty(module.parts["qformer"]).parameters())
+    counts = {
+        n: sum(p.numel() for p in build_empty(module.components[n]).parameters()) for n in ("ln_vision", "projection")
+    }
+    counts["qformer"] = sum(p.numel() for p in build_empty(module.components["qformer"]).parameters())
     last = 768 * 3072 * 2 + 3072 + 3 * 768
     assert counts["qformer"] + last == 185_660_160 + 32 * 768
     assert sum(counts.values()) + last == 188_837_376

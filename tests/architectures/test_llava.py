@@ -18,7 +18,7 @@ from lightning_mllm.connectors.projector import LinearConnector, MlpConnector
 from lightning_mllm.contracts import Batch, TokenKind
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.inference import Model
-from lightning_mllm.language.decode import decode, head
+from lightning_mllm.language.hidden_states import head, lm_hidden_states
 from lightning_mllm.language.lora import Lora
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.training.stage import StageSettings
@@ -119,7 +119,7 @@ def test_parity_with_transformers(pair: tuple[LLaVA, Any], name: str) -> None:
         seen = theirs.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
         assert_close(ours.vision(batch.images), seen, **CLOSE)
         projected = theirs.model.get_image_features(pixels, vision_feature_layer=-2).pooler_output
-        assert_close(ours.see(batch), torch.stack(list(projected)), **CLOSE)
+        assert_close(ours.encode_images(batch), torch.stack(list(projected)), **CLOSE)
 
     expected = theirs(**inputs, labels=batch.labels)
     real = batch.segments > 0
@@ -141,7 +141,12 @@ def test_parity_with_transformers(pair: tuple[LLaVA, Any], name: str) -> None:
 
 
 def logits(module: LLaVA, batch: Batch) -> Tensor:
-    hidden = decode(module.language, module.place(batch, module.see(batch)), batch.segments, batch.positions)
+    hidden = lm_hidden_states(
+        module.language,
+        module.merge_visual_embeddings(batch, module.encode_images(batch)),
+        batch.segments,
+        batch.positions,
+    )
     return head(module.language)(hidden)
 
 
@@ -279,8 +284,8 @@ def test_an_image_changes_only_what_follows_it() -> None:
 def test_images_go_to_their_own_slots() -> None:
     module = built()
     batch = batch_of(module, TWO, ONE)
-    visual = module.see(batch)
-    placed = module.place(batch, visual)
+    visual = module.encode_images(batch)
+    placed = module.merge_visual_embeddings(batch, visual)
     assert torch.equal(placed[batch.kinds == TokenKind.IMAGE], visual.flatten(0, 1))
     text = (batch.kinds == TokenKind.TEXT) & (batch.segments > 0)
     assert torch.equal(placed[text], module.language.get_input_embeddings()(batch.tokens)[text])
@@ -366,8 +371,8 @@ def test_an_image_in_five_views_is_shown_as_five_images() -> None:
     batch = batch_of(module, TWO, ONE, TEXT)
     assert batch.images.shape == (15, 3, 16, 16) and batch.num_images == 15
     assert (batch.kinds == TokenKind.IMAGE).sum(1).tolist() == [40, 20, 0]
-    visual = module.see(batch)
-    placed = module.place(batch, visual)[batch.kinds == TokenKind.IMAGE]
+    visual = module.encode_images(batch)
+    placed = module.merge_visual_embeddings(batch, visual)[batch.kinds == TokenKind.IMAGE]
     assert torch.equal(placed, visual.flatten(0, 1))
     module.connector.requires_grad_(True)
     assert gradients(module, batch)["connector.linear_1.weight"].any()

@@ -74,7 +74,7 @@ def test_the_gradient_of_a_step_is_that_of_all_its_rows(
 
 
 def _sample(data: MultimodalDataModule, position: int) -> Any:
-    from data_modules.order import seeded
+    from data_modules.mixture_sampler import seeded
 
     place = data.order.at(position)
     return data.train[place.source].sample(place.index, seeded(data.seed, "sample", *place))

@@ -16,7 +16,7 @@ from lightning_mllm.connectors.mixed import MixedConnector, pooled
 from lightning_mllm.contracts import IGNORE, Batch, Sample, TokenKind, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import CausalLM
-from lightning_mllm.language.decode import decode, head
+from lightning_mllm.language.hidden_states import head, lm_hidden_states
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.training.initialise import build_empty
@@ -56,7 +56,7 @@ def test_every_view_stands_between_the_learned_ends(nets: dict[str, Sphinx], sha
     pool = settings.get("connector", MixedConnector()).pool or (1, 1)
     towers: Any = net.vision.groups
     (queries,), (clip, conv, dino) = towers
-    ends = [each.view(1, -1) for each in (net.ends.begin, net.ends.end)]
+    ends = [each.view(1, -1) for each in (net.image_boundary.begin, net.image_boundary.end)]
     shown: list[Tensor] = []
     for place, image in enumerate(batch.images):
         one, doubled = image[None], F.interpolate(image[None], size=(32, 32))
@@ -68,9 +68,9 @@ def test_every_view_stands_between_the_learned_ends(nets: dict[str, Sphinx], sha
         assert len(view) == counts[place % views]
         shown.append(view)
     expected = torch.cat(shown)
-    visual = net.see(batch)
+    visual = net.encode_images(batch)
     assert_close(visual.flatten(0, 1), expected, **CLOSE)
-    placed = net.place(batch, visual)
+    placed = net.merge_visual_embeddings(batch, visual)
     assert torch.equal(placed[batch.kinds != TokenKind.TEXT], visual.flatten(0, 1))
     assert (placed[batch.kinds == TokenKind.IMAGE_BEGIN] == ends[0]).all()
     assert (placed[batch.kinds == TokenKind.IMAGE_END] == ends[1]).all()
@@ -102,8 +102,11 @@ def test_sizes_are_those_of_the_released_models(views: int, pool: tuple[int, ...
         max_length=4096,
     )
     assert len(net.processor.image_slots[0]) == tokens
-    sizes = {name: sum(p.numel() for p in build_empty(net.parts[name]).parameters()) for name in ("connector", "ends")}
-    assert sizes == {"connector": 3_947_520 + 28_851_200, "ends": 2 * 5120}
+    sizes = {
+        name: sum(p.numel() for p in build_empty(net.components[name]).parameters())
+        for name in ("connector", "image_boundary")
+    }
+    assert sizes == {"connector": 3_947_520 + 28_851_200, "image_boundary": 2 * 5120}
 
 
 PUBLISHED = MixedTower(
@@ -132,7 +135,9 @@ def test_the_end_of_an_image_predicts_the_first_text_token(nets: dict[str, Sphin
     batch = processor.collate([processor.encode(CAPTION)])
     text = batch.tokens[0, 1 + images :]
     assert batch.labels[0, 1 + images :].equal(text) and (batch.labels[0, : 1 + images] == IGNORE).all()
-    hidden = decode(net.language, net.place(batch, net.see(batch)), batch.segments, batch.positions)[0]
+    hidden = lm_hidden_states(
+        net.language, net.merge_visual_embeddings(batch, net.encode_images(batch)), batch.segments, batch.positions
+    )[0]
     last = images  # the begin token is at 0
     assert batch.kinds[0, last] == TokenKind.IMAGE_END and batch.kinds[0, last + 1] == TokenKind.TEXT
     logits = head(net.language)(hidden[last : last + len(text)])
@@ -157,7 +162,7 @@ CAPTION = Sample(
 def test_of_a_conversation_answers_are_learned_with_their_end(net: Sphinx) -> None:
     batch = batch_of(net, ONE)
     learned = batch.tokens[0][batch.labels[0] != IGNORE]
-    assert net.processor.tokenizer.decode(learned) == " A cube.\n###"
+    assert net.processor.tokenizer.lm_hidden_states(learned) == " A cube.\n###"
 
 
 @EVERY
@@ -200,7 +205,7 @@ def test_a_stage_trains_what_is_published_and_nothing_else(stage: str) -> None:
     net.train()
     trained = {name for name, p in net.named_parameters() if p.requires_grad}
     assert trained == {name for name, _ in net.named_parameters() if name.split(".")[0] != "vision"}
-    assert {name.split(".")[0] for name in trained} == {"connector", "ends", "language"}
+    assert {name.split(".")[0] for name in trained} == {"connector", "image_boundary", "language"}
     found = gradients(net, batch_of(net, ONE, OTHER))
     assert {name for name, gradient in found.items() if (gradient != 0).any()} == trained
 
@@ -217,7 +222,7 @@ def test_towers_stay_in_eval_mode_the_q_formers_dropout_too() -> None:
     assert net.language.training and not any(each.training for each in net.vision.modules())
     assert any(isinstance(each, nn.Dropout) and each.p == 0.5 for each in net.vision.modules())
     batch = batch_of(net, ONE)
-    assert torch.equal(net.see(batch), net.see(batch))
+    assert torch.equal(net.encode_images(batch), net.encode_images(batch))
 
 
 # ---- what is answered ------------------------------------------------------------------------------------------------
@@ -237,7 +242,7 @@ def test_answers_go_on_where_the_prompt_ends_whatever_stands_on_its_left(nets: d
             assert answer == written[place]
             best = net.logits(extended(alone, answer))[0].argmax(-1)[-len(answer) - 1 :]
             assert best[:-1].tolist() == answer
-            assert len(answer) == count or int(best[-1]) in net.processor.ends
+            assert len(answer) == count or int(best[-1]) in net.processor.eos_token_ids
 
 
 def extended(prompt: Batch, answer: list[int]) -> Batch:
@@ -323,7 +328,7 @@ def test_the_authors_names_are_total_and_come_back_bit_for_bit(net: Sphinx) -> N
     assert {f"{tower}.{name}" for tower, name in TOWERS.items()} < plain
     assert {"qformer.query_tokens", "qformer.qformer.layernorm.weight"} < plain
     assert {"openclip_convnext_xxl.head.norm.bias", "qformer.vision_model.post_layernorm.bias"} < plain
-    assert torch.equal(theirs["llma.start_img"], net.ends.begin)
+    assert torch.equal(theirs["llma.start_img"], net.image_boundary.begin)
     assert torch.equal(theirs["llma.visual_proj.1.bias"], state["connector.projections.1.norm.bias"])
     unused = ("clip.visual.proj", "clip.logit_scale", "dinov2_vitg14.mask_token", "qformer.language_projection.bias")
     given = {**theirs, **{f"llma.{name}": torch.ones(1) for name in (*unused, "rope.freqs")}}

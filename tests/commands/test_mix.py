@@ -17,8 +17,8 @@ from lightning_mllm import load
 from lightning_mllm.cli import main
 from lightning_mllm.evaluation.report import write_report
 from lightning_mllm.weights.files import BESIDE, sha256, write_tensors
-from lightning_mllm.weights.handover import ancestor_tensors
 from lightning_mllm.weights.keymap import KeyMap
+from lightning_mllm.weights.stage_weights import initial_tensors
 from tests.commands.conftest import TOY, trained
 from tests.test_cli import refused
 
@@ -50,7 +50,7 @@ def test_a_mix_is_a_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert record["names"] == sorted(mixed) and record["sha256"] == sha256(run / "weights")
 
     # What init_from mixes is the same.
-    between = ancestor_tensors({"toy/real": 0.25, "toy/text": 0.75}, Path("runs"), {})
+    between = initial_tensors({"toy/real": 0.25, "toy/text": 0.75}, Path("runs"), {})
     assert same(dict(between), mixed)
 
     # It is asked, tested and shown as any other, and is what its experiment ends with.
@@ -156,7 +156,7 @@ def test_folders_and_files_that_are_no_runs(tmp_path: Path, monkeypatch: pytest.
     assert [Path(each["source"]).name for each in told["lineage"]] == ["one", "two"]
     assert [each["sha256"] for each in told["lineage"]] == [sha256(Path("one")), sha256(Path("two"))]
     maps = {"hf": KeyMap([("connector.{...}", "projector.{...}")])}
-    one, two, both = (dict(ancestor_tensors({name: 1.0}, tmp_path, maps)) for name in ("one", "two", "both"))
+    one, two, both = (dict(initial_tensors({name: 1.0}, tmp_path, maps)) for name in ("one", "two", "both"))
     assert set(both) == {"connector.weight", "connector.bias", "extra"}
     assert {name: tensor.dtype for name, tensor in both.items()} == {name: t.dtype for name, t in one.items()}
     for name, tensor in both.items():

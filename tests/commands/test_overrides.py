@@ -11,8 +11,8 @@ import yaml
 from lightning_mllm.cli import main
 from lightning_mllm.commands.arguments import Arguments
 from lightning_mllm.commands.config import ConfigError
+from lightning_mllm.commands.launch import ParsedCLI, compose
 from lightning_mllm.commands.run import overrides_of
-from lightning_mllm.commands.trainer import ParsedCLI, compose
 from tests.commands.conftest import TOY
 from tests.test_cli import refused
 

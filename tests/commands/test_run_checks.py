@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from lightning_mllm.cli import main
+from lightning_mllm.commands.launch import CheckedCLI, compose
 from lightning_mllm.commands.run import overrides_of
-from lightning_mllm.commands.trainer import CheckedCLI, compose
 from tests.test_cli import refused
 
 NET = """\

@@ -9,10 +9,10 @@ from torch.testing import assert_close
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertOnlyMLMHead
 
+from lightning_mllm.component import ComponentSpec
 from lightning_mllm.connectors.alignment import AlignmentConnector, contrastive, hard_negatives, targets_of
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.connectors.qformer import QFormerConnector
-from lightning_mllm.weights.part import PartSpec
 
 HEADS = AlignmentConnector(in_width=768, vocab=30523)
 
@@ -32,7 +32,7 @@ def test_published_sizes() -> None:
 
 def test_specs_are_fresh_parts() -> None:
     for spec in (HEADS, LayerNormConnector(in_width=4)):
-        assert isinstance(spec, PartSpec)
+        assert isinstance(spec, ComponentSpec)
         assert spec.pretrained() is None and spec.blocks(torch.nn.Identity()) == []
     heads = AlignmentConnector(in_width=4, vocab=5).build()
     assert heads.temperature.tolist() == pytest.approx([0.07])

@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from lightning_mllm.component import ComponentSpec
 from lightning_mllm.connectors.glu import GluConnector
-from lightning_mllm.weights.part import PartSpec
 
 
 def test_a_spec_is_a_fresh_part() -> None:
     spec = GluConnector(in_width=6, out_width=4, inner=5)
-    assert isinstance(spec, PartSpec)
+    assert isinstance(spec, ComponentSpec)
     module = spec.build()
     assert module(torch.ones(2, 3, 6)).shape == (2, 3, 4)
     assert spec.pretrained() is None and spec.blocks(module) == []

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
+from lightning_mllm.component import ComponentSpec
 from lightning_mllm.connectors.mixed import MixedConnector, pooled
 from lightning_mllm.contracts import TokenKind
 from lightning_mllm.processing.image_slots import image_slots
-from lightning_mllm.weights.part import PartSpec
 
 SPHINX = (32, 257)
 """Vectors of the Q-Former and of the other three towers."""
@@ -26,7 +26,7 @@ def test_published_sizes() -> None:
 
 def test_a_linear_layer_and_a_norm_for_each_group() -> None:
     spec = MixedConnector(in_widths=(3, 5), out_width=4)
-    assert isinstance(spec, PartSpec) and spec.pretrained() is None
+    assert isinstance(spec, ComponentSpec) and spec.pretrained() is None
     module = spec.build()
     assert spec.blocks(module) == []
     assert [n for n, _ in module.named_parameters()] == [

@@ -8,13 +8,13 @@ from torch.testing import assert_close
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
+from lightning_mllm.component import ComponentSpec
 from lightning_mllm.connectors.projector import LinearConnector, MlpConnector
-from lightning_mllm.weights.part import PartSpec
 
 
 @pytest.mark.parametrize("spec", [LinearConnector(), MlpConnector()])
 def test_a_spec_is_a_fresh_part(spec: LinearConnector | MlpConnector) -> None:
-    assert isinstance(spec, PartSpec)
+    assert isinstance(spec, ComponentSpec)
     module = replace(spec, in_width=6, out_width=4).build()
     assert module(torch.ones(2, 3, 6)).shape == (2, 3, 4)
     assert spec.pretrained() is None and spec.blocks(module) == []

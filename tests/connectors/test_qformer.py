@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
+from lightning_mllm.component import ComponentSpec, PartlyFresh, ResizableComponent
 from lightning_mllm.connectors.qformer import QFormer, QFormerConnector
 from lightning_mllm.training.initialise import build_empty, initialise, materialise
 from lightning_mllm.weights.files import write_tensors
-from lightning_mllm.weights.handover import Ancestors
-from lightning_mllm.weights.part import PartlyFresh, PartSpec, ResizablePart
+from lightning_mllm.weights.stage_weights import InitialTensors
 from tests.connectors.qformers import SIZES, qformer, rows
 
 VISUAL_WIDTH = SIZES["in_width"]
@@ -41,8 +41,8 @@ def test_one_pass_with_a_mask_is_the_passes_apart() -> None:
     visual = torch.randn(3, 5, VISUAL_WIDTH)
     for side in ("right", "left"):
         tokens, real = rows(6, 4, 1, side=side)
-        seen, kept = net.see_and_keep(visual)
-        assert_close(seen, net.see(visual), atol=0, rtol=0)
+        seen, kept = net.encode_images_with_cache(visual)
+        assert_close(seen, net.encode_images(visual), atol=0, rtol=0)
         queries, both = seen.shape[1], seen.shape[1] + tokens.shape[1]
 
         apart = torch.zeros(3, both, both, dtype=torch.bool)
@@ -50,19 +50,19 @@ def test_one_pass_with_a_mask_is_the_passes_apart() -> None:
         apart[:, queries:, queries:] = real[:, None]
         x = net.masked(visual, tokens, real, apart)
         assert_close(x[:, :queries], seen, atol=1e-6, rtol=0)
-        assert_close(x[:, queries:][real], net.read(tokens, real)[real], atol=1e-6, rtol=0)
+        assert_close(x[:, queries:][real], net.encode_text(tokens, real)[real], atol=1e-6, rtol=0)
 
         causal = apart.clone()
         causal[:, queries:, :queries] = True
         causal[:, queries:, queries:] &= torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).tril()
         x = net.masked(visual, tokens, real, causal)
         assert_close(x[:, :queries], seen, atol=1e-6, rtol=0)
-        assert_close(x[:, queries:][real], net.write(tokens, real, kept)[real], atol=1e-6, rtol=0)
+        assert_close(x[:, queries:][real], net.decode_text(tokens, real, kept)[real], atol=1e-6, rtol=0)
 
         every = torch.cat([torch.ones(3, queries, dtype=torch.bool), real], 1)[:, None].expand(3, both, both)
         x = net.masked(visual, tokens, real, every)
-        assert_close(x, net.join(visual, tokens, real), atol=1e-6, rtol=0)
-        assert_close(x[:, :queries], net.instructed(visual, tokens, real), atol=1e-6, rtol=0)
+        assert_close(x, net.encode_multimodal(visual, tokens, real), atol=1e-6, rtol=0)
+        assert_close(x[:, :queries], net.encode_instructed(visual, tokens, real), atol=1e-6, rtol=0)
         # The masks are not alike, or the law would say nothing.
         assert (x[:, :queries] - seen).abs().max() > 1e-2
 
@@ -74,28 +74,32 @@ def changed(before: Tensor, after: Tensor) -> list[bool]:
 def test_writing_is_causal_and_sees_the_image() -> None:
     net = qformer("full")
     visual, (tokens, real) = torch.randn(1, 4, VISUAL_WIDTH), rows(5)
-    _, kept = net.see_and_keep(visual)
-    written = net.write(tokens, real, kept)
+    _, kept = net.encode_images_with_cache(visual)
+    written = net.decode_text(tokens, real, kept)
     for place in range(5):
         other = tokens.clone()
         other[0, place] = 1 + other[0, place] % 20
-        assert changed(written, net.write(other, real, kept)) == [t >= place for t in range(5)]
-    _, elsewhere = net.see_and_keep(visual + 1)
-    assert changed(written, net.write(tokens, real, elsewhere)) == [True] * 5
+        assert changed(written, net.decode_text(other, real, kept)) == [t >= place for t in range(5)]
+    _, elsewhere = net.encode_images_with_cache(visual + 1)
+    assert changed(written, net.decode_text(tokens, real, elsewhere)) == [True] * 5
 
 
 def test_padding_changes_nothing() -> None:
     net = qformer("full")
     visual, (tokens, real) = torch.randn(2, 4, VISUAL_WIDTH), rows(5, 2)
-    _, kept = net.see_and_keep(visual)
-    for run in (net.read, lambda t, r: net.write(t, r, kept), lambda t, r: net.instructed(visual, t, r)):
+    _, kept = net.encode_images_with_cache(visual)
+    for run in (
+        net.encode_text,
+        lambda t, r: net.decode_text(t, r, kept),
+        lambda t, r: net.encode_instructed(visual, t, r),
+    ):
         other = tokens.masked_fill(~real, 7)
         assert_close(run(tokens, real), run(other, real), atol=0, rtol=0)
 
 
 def test_text_alone_never_touches_the_image_side() -> None:
     net = qformer("full")
-    net.read(*rows(4)).sum().backward()
+    net.encode_text(*rows(4)).sum().backward()
     untouched = {name for name, p in net.named_parameters() if p.grad is None}
     assert {name.split(".")[2] for name in untouched if "layers" in name} == {"cross_attention", "query_feed_forward"}
     assert untouched - {name for name in untouched if "layers" in name} == {"queries"}
@@ -105,29 +109,29 @@ def test_text_alone_never_touches_the_image_side() -> None:
 def test_every_parameter_has_a_gradient(text: str) -> None:
     net = qformer(text)
     visual, (tokens, real) = torch.randn(2, 4, VISUAL_WIDTH), rows(4, 3)
-    outputs = [net.see(visual)] if text == "none" else [net.instructed(visual, tokens, real)]
+    outputs = [net.encode_images(visual)] if text == "none" else [net.encode_instructed(visual, tokens, real)]
     if text == "full":
-        outputs.append(net.read(tokens, real))
+        outputs.append(net.encode_text(tokens, real))
     torch.cat(outputs, dim=1).square().sum().backward()
     assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
 def test_dropout_only_in_training_mode() -> None:
     net, visual = qformer("none"), torch.randn(2, 4, VISUAL_WIDTH)
-    assert torch.equal(net.see(visual), net.see(visual))
+    assert torch.equal(net.encode_images(visual), net.encode_images(visual))
     net.train()
-    assert not torch.equal(net.see(visual), net.see(visual))
+    assert not torch.equal(net.encode_images(visual), net.encode_images(visual))
 
 
 def test_under_autocast_and_with_a_tower_of_16_bits() -> None:
     net, visual = qformer("full"), torch.randn(2, 4, VISUAL_WIDTH)
     tokens, real = rows(4, 3)
-    exact = net.join(visual, tokens, real)
-    assert_close(net.join(visual.half(), tokens, real), exact, atol=1e-2, rtol=0)
+    exact = net.encode_multimodal(visual, tokens, real)
+    assert_close(net.encode_multimodal(visual.half(), tokens, real), exact, atol=1e-2, rtol=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        _, kept = net.see_and_keep(visual)
-        assert net.write(tokens, real, kept).dtype == torch.float32
-        assert_close(net.join(visual, tokens, real), exact, atol=0.15, rtol=0)
+        _, kept = net.encode_images_with_cache(visual)
+        assert net.decode_text(tokens, real, kept).dtype == torch.float32
+        assert_close(net.encode_multimodal(visual, tokens, real), exact, atol=0.15, rtol=0)
 
 
 def test_bert_starts_with_small_values_and_no_bias() -> None:
@@ -172,7 +176,7 @@ def bert(folder: Path, *, vocab: int = 20, head: bool = True) -> dict[str, Tenso
 def started(spec: QFormerConnector) -> tuple[QFormer, dict[str, str]]:
     module: Any = torch.nn.ModuleDict({"qformer": build_empty(spec)})
     materialise(module, torch.device("cpu"))
-    seen = initialise(module, {"qformer": spec}, Ancestors({}, {}))
+    seen = initialise(module, {"qformer": spec}, InitialTensors({}, {}))
     return module["qformer"], {name.removeprefix("qformer."): source for name, source in seen.items()}
 
 
@@ -180,7 +184,7 @@ def started(spec: QFormerConnector) -> tuple[QFormer, dict[str, str]]:
 def test_what_bert_has_and_what_is_fresh(tmp_path: Path, head: bool) -> None:
     known = bert(tmp_path, head=head)
     spec = QFormerConnector(**{**SIZES, "text": "full", "bert": str(tmp_path)})
-    assert isinstance(spec, PartSpec) and isinstance(spec, PartlyFresh) and isinstance(spec, ResizablePart)
+    assert isinstance(spec, ComponentSpec) and isinstance(spec, PartlyFresh) and isinstance(spec, ResizableComponent)
     net, source = started(spec)
     state = net.state_dict()
     assert {name for name in state if source[name] == "fresh"} == {
@@ -211,7 +215,7 @@ def test_text_read_alone_is_berts_own_without_its_segments(tmp_path: Path) -> No
     theirs.embeddings.token_type_embeddings.weight.data.zero_()
     tokens, real = rows(6, 3, vocab=20)
     expected = theirs(input_ids=tokens.clamp(min=0), attention_mask=real.long()).last_hidden_state
-    assert_close(net.eval().read(tokens, real)[real], expected[real], atol=1e-5, rtol=0)
+    assert_close(net.eval().encode_text(tokens, real)[real], expected[real], atol=1e-5, rtol=0)
 
 
 def test_old_names_of_the_norms(tmp_path: Path) -> None:

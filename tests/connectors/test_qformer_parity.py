@@ -56,7 +56,7 @@ def test_queries_as_in_blip2(images: int) -> None:
         encoder_hidden_states=visual,
         encoder_attention_mask=torch.ones(images, 5, dtype=torch.long),
     ).last_hidden_state
-    found, weight = ours.see(visual), torch.randn_like(expected)
+    found, weight = ours.encode_images(visual), torch.randn_like(expected)
     assert_close(found, expected, **CLOSE)
     (expected * weight).sum().backward()
     (found * weight).sum().backward()
@@ -82,7 +82,7 @@ def test_text_as_in_blip2() -> None:
     tokens, real = rows(6, 2)
     embeds = theirs.embeddings(input_ids=tokens.clamp(min=0))
     expected = theirs.qformer(query_embeds=embeds, query_length=0, attention_mask=real.long()).last_hidden_state
-    found, weight = ours.read(tokens, real), torch.randn_like(expected) * real[:, :, None]
+    found, weight = ours.encode_text(tokens, real), torch.randn_like(expected) * real[:, :, None]
     assert_close(found[real], expected[real], **CLOSE)
     (expected * weight).sum().backward()
     (found * weight).sum().backward()
@@ -95,7 +95,7 @@ def test_both_as_in_blip2(side: str) -> None:
     names = load(theirs, ours, BLIP2_QFORMER_KEYS)
     visual, (tokens, real) = torch.randn(2, 5, SIZES["in_width"]), rows(6, 2, side=side)
     queries = theirs.query_tokens.expand(2, -1, -1)
-    found = ours.join(visual, tokens, real)
+    found = ours.encode_multimodal(visual, tokens, real)
     mask = torch.cat([torch.ones(2, SIZES["queries"], dtype=torch.long), real.long()], 1)
     expected = theirs.qformer(
         query_embeds=theirs.embeddings(input_ids=tokens.clamp(min=0), query_embeds=queries),
@@ -128,7 +128,7 @@ def test_instructed_queries_as_in_instructblip(text: str, lengths: tuple[int, ..
         encoder_hidden_states=visual,
         encoder_attention_mask=torch.ones(count, 5, dtype=torch.long),
     ).last_hidden_state[:, : SIZES["queries"]]
-    found, weight = ours.instructed(visual, tokens, real), torch.randn_like(expected)
+    found, weight = ours.encode_instructed(visual, tokens, real), torch.randn_like(expected)
     assert_close(found, expected, **CLOSE)
     (expected * weight).sum().backward()
     (found * weight).sum().backward()

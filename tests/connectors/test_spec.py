@@ -11,7 +11,7 @@ import torch
 from lightning_mllm.architectures.cogvlm import CogVLM
 from lightning_mllm.architectures.llava import LLaVA
 from lightning_mllm.commands.config import ConfigError
-from lightning_mllm.commands.trainer import CLI, ParsedCLI, compose
+from lightning_mllm.commands.launch import CLI, ParsedCLI, compose
 from lightning_mllm.training.stage import StageSettings
 from tests.architectures.samples import ONE, TEXT, batch_of
 from tests.connectors.own import Deep, Gated, Unsized

@@ -16,8 +16,8 @@ from PIL import Image
 from data_modules.evaluation import EvaluationSamples, EvaluationSet
 from data_modules.geometry import check_frames
 from data_modules.loader import Collate, ResumableLoader, Share, TrainingSamples
+from data_modules.mixture_sampler import MixtureSampler
 from data_modules.module import InstructionDataModule
-from data_modules.order import Order
 from data_modules.sources import CocoCaptions, LlavaConversations, RefCoco
 from data_modules.sources.source import Source
 from lightning_mllm.contracts import Sample, Turn
@@ -53,7 +53,7 @@ def batches(given: Source) -> list[Any]:
     used = processor()
     loader = ResumableLoader(
         TrainingSamples({"mine": given}, used, seed=1),
-        [(Share("stage.global_batch", 2, 2), Order({"mine": 4}, seed=1, batch=2))],
+        [(Share("stage.global_batch", 2, 2), MixtureSampler({"mine": 4}, seed=1, batch=2))],
         collate_fn=Collate(used, "right"),
         steps=2,
     )
@@ -90,7 +90,7 @@ def test_captions_know_their_record(tmp_path: Path) -> None:
     samples = TrainingSamples({"c": made}, processor(), seed=1)
     assert samples.sources["c"].where(3) == f"{file}: images[1]"
     with pytest.raises(ValueError, match=r"c\.json: images\[1\]: sample '6': .*truncated"):
-        samples[Order({"c": 4}, seed=1).at(0)._replace(index=3)]
+        samples[MixtureSampler({"c": 4}, seed=1).at(0)._replace(index=3)]
 
 
 def test_half_a_character_of_an_own_source() -> None:
@@ -114,7 +114,7 @@ def test_an_image_of_another_size_than_its_boxes_say(tmp_path: Path) -> None:
     made = RefCoco(*turned(tmp_path), dialect="cogvlm")
     made.load()
     samples = TrainingSamples({"boxes": made}, processor(), seed=1)
-    place = Order({"boxes": 1}, seed=1).at(0)
+    place = MixtureSampler({"boxes": 1}, seed=1).at(0)
     with pytest.raises(
         ValueError, match=r"refs\.json: images\[0\]: sample '0': .*0\.jpg: found 40 x 60 pixels \(as the"
     ) as e:

@@ -10,7 +10,7 @@ import torch
 
 from data_modules import loader as loader_module
 from data_modules.loader import Collate, ResumableLoader, Share, StepsAhead, TrainingSamples, optimizer_steps
-from data_modules.order import Order, Place
+from data_modules.mixture_sampler import MixtureSampler, Place
 from lightning_mllm.contracts import Batch, Encoded, Sample
 from tests.data_modules.files import Echo, Numbers
 
@@ -27,7 +27,7 @@ def make(
     workers: int = 0,
     processor: Any = None,
 ) -> ResumableLoader:
-    order = Order({name: len(source) for name, source in SOURCES.items()}, seed=5, batch=batch)
+    order = MixtureSampler({name: len(source) for name, source in SOURCES.items()}, seed=5, batch=batch)
     return ResumableLoader(
         TrainingSamples(SOURCES, processor or Echo(), seed=5),
         [(Share("stage.global_batch", batch, micro), order)],
@@ -43,7 +43,7 @@ def test_the_stream_is_the_order() -> None:
     loader = make()
     batches = list(loader)
     assert len(loader) == len(batches) == 8 * 2 and loader.accumulation == 2
-    order = Order({"a": 7, "b": 4}, seed=5)
+    order = MixtureSampler({"a": 7, "b": 4}, seed=5)
     expected = [f"{name}{index}" for _, name, index in (order.at(k) for k in range(32))]
     assert [id for batch in batches for id in batch["ids"]] == expected
     assert {batch["padding"] for batch in batches} == {"right"}
@@ -83,13 +83,13 @@ def test_an_epoch_is_drawn_once_though_workers_read_the_next(
 ) -> None:
     """What workers read ahead reaches over the border of an epoch, and so do the micro-batches of a step."""
     drawn: list[int] = []
-    draw = Order._drawn
+    draw = MixtureSampler._drawn
 
-    def count(self: Order, name: str, epoch: int) -> list[int]:
+    def count(self: MixtureSampler, name: str, epoch: int) -> list[int]:
         drawn.append(epoch)
         return draw(self, name, epoch)
 
-    monkeypatch.setattr(Order, "_drawn", count)
+    monkeypatch.setattr(MixtureSampler, "_drawn", count)
 
     class Batches(Echo):
         def collate(self, rows: Any, *, padding: str = "right") -> Any:
@@ -243,7 +243,7 @@ def scanned(workers: int, bad_records: Any, size: int = 9) -> ResumableLoader:
     source.bad_records = bad_records
     return ResumableLoader(
         TrainingSamples({"s": source}, Strict(), seed=5),
-        [(Share("stage.global_batch", 3, 3), Order({"s": size}, seed=5, batch=3))],
+        [(Share("stage.global_batch", 3, 3), MixtureSampler({"s": size}, seed=5, batch=3))],
         collate_fn=Collate(Strict(), "right"),
         steps=6,
         workers=workers,
@@ -262,7 +262,7 @@ def test_bad_samples_are_replaced_by_the_next_of_their_kind() -> None:
     """Those with an image, 1, 4 and 7, by 2, 5 and 8; whichever process makes them, and after a resume."""
     loader = scanned(0, "skip")
     whole = list(loader)
-    order = Order({"s": 9}, seed=5, batch=3)
+    order = MixtureSampler({"s": 9}, seed=5, batch=3)
     expected = [order.at(position).index for position in range(18)]
     shown = [int(id[1:]) for batch in whole for id in batch["ids"]]
     assert shown == [index + 1 if index % 3 == 1 else index for index in expected]
@@ -291,7 +291,9 @@ def test_a_source_of_bad_samples_is_an_error() -> None:
 
 def test_a_micro_batch_of_the_published_size_is_of_one_source_on_any_number_of_ranks() -> None:
     def loaders(world: int, micro: int) -> list[ResumableLoader]:
-        order = Order({name: len(source) for name, source in SOURCES.items()}, seed=5, group="source", batch=4, run=2)
+        order = MixtureSampler(
+            {name: len(source) for name, source in SOURCES.items()}, seed=5, group="source", batch=4, run=2
+        )
         given: dict[str, Any] = {"collate_fn": Collate(Echo(), "right"), "steps": 6, "world": world}
         shares = [(Share("stage.global_batch", 4, micro), order)]
         return [ResumableLoader(TrainingSamples(SOURCES, Echo(), 5), shares, rank=r, **given) for r in range(world)]

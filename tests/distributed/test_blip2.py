@@ -37,7 +37,7 @@ def stage_one_of(net: Any, batch: Batch, term: str) -> dict[str, Tensor]:
     """A loss, and the gradients of its mean over ranks."""
     net.zero_grad()
     pairs = net.pairs(batch)
-    similarities = net.similarities(pairs, net.qformer.see(pairs.visual))
+    similarities = net.similarities(pairs, net.qformer.encode_images(pairs.visual))
     loss = getattr(net, term)(*similarities, pairs).mean()
     loss.backward()
     world = dist.get_world_size() if dist.is_initialized() else 1

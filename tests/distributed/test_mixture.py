@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from lightning_mllm.training.sharding import shard, whole
+from lightning_mllm.training.sharding import full_tensor, shard
 from lightning_mllm.vision.mixture import TINY_MIXTURE
 from tests.distributed.ranks import on_two_ranks
 from tests.vision.towers import images, shaken
@@ -29,7 +29,10 @@ def results(net: nn.Module, seen: Tensor) -> list[Tensor]:
     torch.stack([each.square().mean() for each in out]).sum().backward()
     gradients = [p.grad for name, p in net.named_parameters() if name.startswith(TRAINED) and p.ndim > 1]
     assert all(gradient is not None for gradient in gradients)
-    return [*(each.detach() for each in out), *(whole(gradient) for gradient in gradients if gradient is not None)]
+    return [
+        *(each.detach() for each in out),
+        *(full_tensor(gradient) for gradient in gradients if gradient is not None),
+    ]
 
 
 def test_a_mixture_on_two_ranks() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from lightning_mllm.connectors.qformer import QFormerConnector
-from lightning_mllm.training.sharding import shard, whole
+from lightning_mllm.training.sharding import full_tensor, shard
 from tests.connectors.qformers import SIZES, qformer, rows
 from tests.distributed.ranks import on_two_ranks
 
@@ -24,9 +24,9 @@ class Passes(nn.Module):
         self.qformer: Any = qformer("full")
 
     def forward(self, visual: Tensor, tokens: Tensor, real: Tensor) -> Tensor:
-        seen, kept = self.qformer.see_and_keep(visual)
-        read, written = self.qformer.read(tokens, real), self.qformer.write(tokens, real, kept)
-        joined = self.qformer.join(visual, tokens, real)[:, : seen.shape[1]]
+        seen, kept = self.qformer.encode_images_with_cache(visual)
+        read, written = self.qformer.encode_text(tokens, real), self.qformer.decode_text(tokens, real, kept)
+        joined = self.qformer.encode_multimodal(visual, tokens, real)[:, : seen.shape[1]]
         return seen.sin().sum() + 2 * read[:, 0].sin().sum() + 3 * written[real].sin().sum() + 4 * joined.sin().sum()
 
 
@@ -36,7 +36,7 @@ def example(rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gradients(net: nn.Module) -> dict[str, Tensor]:
-    return {name: whole(p.grad) for name, p in net.named_parameters() if p.grad is not None}
+    return {name: full_tensor(p.grad) for name, p in net.named_parameters() if p.grad is not None}
 
 
 def test_two_ranks_have_the_gradients_of_one_process() -> None:

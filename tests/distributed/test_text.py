@@ -10,8 +10,8 @@ import torch
 
 from data_modules.evaluation import EvaluationSet
 from data_modules.loader import Places, Share
+from data_modules.mixture_sampler import MixtureSampler
 from data_modules.module import MultimodalDataModule
-from data_modules.order import Order
 from data_modules.sources import TextLines
 from data_modules.text import TextRows, TextShare
 from lightning_mllm.architectures.llava import LLaVA
@@ -37,7 +37,7 @@ def tiny(stage: StageSettings | None = None) -> LLaVA:
 class Halves:
     """Of each global batch the first half has images, the second is text: with two ranks, one kind on each."""
 
-    def __init__(self, images: Order, text: TextRows, batch: int) -> None:
+    def __init__(self, images: MixtureSampler, text: TextRows, batch: int) -> None:
         self.images, self.text, self.batch = images, text, batch
 
     def at(self, position: int) -> Any:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from lightning_mllm.contracts import Train
+from lightning_mllm.contracts import ParamGroup
 from lightning_mllm.training.sharding import ShardedStrategy
 from tests.distributed.ranks import on_two_ranks
 from tests.toy import Toy
@@ -25,7 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     # The second rank never sees an image.
     "one text-only rank": {"stage": settings("instruct"), "data": {"half_text": True}},
     "accumulated": {"stage": settings("instruct"), "data": {"micro_batch": 1}},
-    "nothing but the outermost unit": {"stage": settings("own", train={"language.*": Train()}), "depth": 0},
+    "nothing but the outermost unit": {"stage": settings("own", train={"language.*": ParamGroup()}), "depth": 0},
     # Rounding hides nothing here.
     "in double precision": {"stage": settings("instruct"), "dtype": torch.float64},
 }

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from lightning_mllm.evaluation.generation import Decoding, generate
 from lightning_mllm.language.visual_expert import VisualExpertLM, shared_positions
-from lightning_mllm.training.sharding import shard, whole
+from lightning_mllm.training.sharding import full_tensor, shard
 from tests.distributed.ranks import on_two_ranks
 from tests.language.experts import kinds_of, run, segments_of, small
 from tests.language.models import LLAMA
@@ -48,7 +48,7 @@ class Net(nn.Module):
 
 
 def grads(net: nn.Module) -> dict[str, Tensor]:
-    return {name: whole(p.grad) for name, p in net.named_parameters() if p.grad is not None}
+    return {name: full_tensor(p.grad) for name, p in net.named_parameters() if p.grad is not None}
 
 
 def test_two_ranks_are_one() -> None:

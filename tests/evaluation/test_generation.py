@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from lightning_mllm.evaluation.generation import Decoding, TextEnd, generate
-from lightning_mllm.processing.ends import StopText
+from lightning_mllm.processing.stopping import StopText
 
 VOCAB, WIDTH, EOS, PAD = 48, 32, 2, 0
 

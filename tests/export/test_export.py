@@ -25,7 +25,7 @@ from lightning_mllm.language.causal import CausalLM
 from lightning_mllm.language.tokenizer import byte_tokenizer
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.training.stage import StageSettings
-from lightning_mllm.weights.handover import ancestor_tensors, write_stage
+from lightning_mllm.weights.stage_weights import initial_tensors, write_stage
 from tests.architectures.blip2s import OPT
 from tests.processing.test_tokenizer_template import TEMPLATES
 
@@ -327,7 +327,7 @@ def test_adapters_are_merged_on_export_and_folded_by_the_next_stage(tmp_path: Pa
     imported = import_folder(tmp_path / "folder")
     imported.configure_model()
     assert isinstance(imported, LLaVA) and same_state(plain, imported)
-    found = ancestor_tensors({"lora": 1.0}, tmp_path, LLaVA.key_maps)
+    found = initial_tensors({"lora": 1.0}, tmp_path, LLaVA.key_maps)
     assert len(found.adapted) == 14
 
 

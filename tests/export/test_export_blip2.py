@@ -66,7 +66,16 @@ def test_transformers_says_what_we_say_and_the_folder_comes_back_exactly(tmp_pat
     else:
         assert same_state(module, back)
     own, other = module.processor, back.processor
-    for what in ("chat.name", "image", "max_length", "text_limits", "seq2seq", "vectors_per_image", "ends", "prefix"):
+    for what in (
+        "chat.name",
+        "image",
+        "max_length",
+        "text_limits",
+        "seq2seq",
+        "vectors_per_image",
+        "image_boundary",
+        "prefix",
+    ):
         one, two = own, other
         for part in what.split("."):
             one, two = getattr(one, part), getattr(two, part)
@@ -107,9 +116,9 @@ def test_an_answer_ends_where_ours_does(tmp_path: Path) -> None:
     module = net("blip2, opt")
     module.hf().write(tmp_path)
     model: Any = transformers.Blip2ForConditionalGeneration.from_pretrained(tmp_path)
-    assert len(module.processor.ends) == 2, "the end of the line, and of the text"
-    assert model.language_model.generation_config.eos_token_id == module.processor.ends
-    assert model.generation_config.eos_token_id == module.processor.ends
+    assert len(module.processor.eos_token_ids) == 2, "the end of the line, and of the text"
+    assert model.language_model.generation_config.eos_token_id == module.processor.eos_token_ids
+    assert model.generation_config.eos_token_id == module.processor.eos_token_ids
 
 
 @pytest.mark.parametrize(("name", "tied"), [("blip2, t5", True), ("blip2, flan-t5", False)])

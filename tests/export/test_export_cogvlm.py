@@ -76,7 +76,16 @@ def test_transformers_says_what_we_say_and_the_folder_comes_back_exactly(tmp_pat
     back = found.back
     assert isinstance(back, CogVLM) and same_state(module, back)
     own, other = module.processor, back.processor
-    for what in ("image", "max_length", "vectors_per_image", "image_ends", "image_id", "pad_id", "ends", "prefix"):
+    for what in (
+        "image",
+        "max_length",
+        "vectors_per_image",
+        "image_boundary",
+        "image_id",
+        "pad_id",
+        "image_boundary",
+        "prefix",
+    ):
         assert getattr(own, what) == getattr(other, what), what
     assert own.chat.name == other.chat.name and back.decoding == module.decoding
     back.hf().write(tmp_path / "again")
@@ -197,7 +206,9 @@ def test_rows_of_several_lengths_and_images_are_read_alike(tmp_path: Path, varia
         assert torch.equal(cached, model.generate(**inputs, **settings, use_cache=False))
         answers = module.generate(batch, Decoding(max_new_tokens=6, num_beams=beams))
         for row, answer in zip(cached[:, inputs["input_ids"].shape[1] :].tolist(), answers, strict=True):
-            assert row[: len(answer)] == answer != [] and (row[len(answer) :] or own.ends)[0] in own.ends
+            assert (
+                row[: len(answer)] == answer != [] and (row[len(answer) :] or own.eos_token_ids)[0] in own.eos_token_ids
+            )
         assert answers == [module.generate(each, Decoding(max_new_tokens=6, num_beams=beams))[0] for each in alone]
 
 
@@ -243,9 +254,9 @@ def test_it_can_be_trained_there(tmp_path: Path) -> None:
     loss = model(**inputs, labels=labels).loss
     loss.backward()
     last = "model.layers.1"
-    idle = (f"{last}.mlp.vision_mlp", f"{last}.self_attn.vision_expert_dense")
+    unused_parameters = (f"{last}.mlp.vision_mlp", f"{last}.self_attn.vision_expert_dense")
     for name, parameter in model.named_parameters():
-        assert bool(parameter.grad.any()) != name.startswith(idle), name
+        assert bool(parameter.grad.any()) != name.startswith(unused_parameters), name
     model.gradient_checkpointing_enable()
     assert torch.equal(model(**inputs, labels=labels).loss, loss)
 

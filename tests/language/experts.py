@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_mllm.contracts import TokenKind
-from lightning_mllm.language.decode import decode
+from lightning_mllm.language.hidden_states import lm_hidden_states
 from lightning_mllm.language.visual_expert import Routed, VisualExpertLM, shared_positions, vision_mask
 from tests.language.models import LLAMA, perturbed
 
@@ -68,7 +68,7 @@ def copied(model: PreTrainedModel) -> PreTrainedModel:
 def run(model: PreTrainedModel, embeds: Tensor, *rows: str) -> Tensor:
     """Hidden states of rows as in `segments_of`."""
     kinds, segments = kinds_of(*(row.replace("|", "") for row in rows)), segments_of(*rows)
-    return decode(model, embeds, segments, shared_positions(kinds, segments), kinds)
+    return lm_hidden_states(model, embeds, segments, shared_positions(kinds, segments), kinds)
 
 
 class Boolean(nn.Module):

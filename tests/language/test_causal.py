@@ -9,8 +9,8 @@ from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from lightning_mllm.component import ComponentSpec
 from lightning_mllm.language.causal import CausalLM
-from lightning_mllm.weights.part import PartSpec
 from tests.language.models import CONFIGS, LLAMA, small
 
 
@@ -19,7 +19,7 @@ def test_a_folder_gives_the_model_that_transformers_reads_from_it(name: str, tmp
     model = small(name)
     model.save_pretrained(tmp_path)
     spec = CausalLM(model=str(tmp_path))
-    assert isinstance(spec, PartSpec)
+    assert isinstance(spec, ComponentSpec)
     built, found = spec.build(), dict(spec.pretrained() or ())
     assert (spec.width, spec.vocab) == (32, 64)
     assert len(spec.blocks(built)) == 2

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM
 
+from lightning_mllm.component import ComponentSpec
 from lightning_mllm.language.seq2seq import TINY_T5, Seq2SeqLM
 from lightning_mllm.training.initialise import build_empty, materialise
-from lightning_mllm.weights.part import PartSpec
 from tests.language.models import FLAN, T5, perturbed
 
 INPUTS: dict[str, Any] = {"input_ids": torch.arange(6)[None], "labels": torch.arange(4)[None]}
@@ -22,7 +22,7 @@ def test_a_folder_gives_the_model_that_transformers_reads_from_it(config: dict[s
     model = perturbed(Seq2SeqLM(config=config).build())
     model.save_pretrained(tmp_path)
     spec = Seq2SeqLM(model=str(tmp_path))
-    assert isinstance(spec, PartSpec)
+    assert isinstance(spec, ComponentSpec)
     built = spec.build()
     assert (spec.width, spec.vocab) == (32, 64)
     assert len(spec.blocks(built)) == 2 + 1

@@ -10,21 +10,21 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from lightning_mllm.contracts import IGNORE, Batch
-from lightning_mllm.language.answers import answer_losses
 from lightning_mllm.language.causal import CausalLM
-from lightning_mllm.language.decode import decode, head
+from lightning_mllm.language.hidden_states import head, lm_hidden_states
+from lightning_mllm.language.lm_loss import lm_losses
 from lightning_mllm.language.lora import Lora, add_lora, merge_lora
 from lightning_mllm.language.visual_expert import (
     Plan,
     VisualExpertLM,
     has_experts,
-    idle_names,
     plan_of,
     shared_positions,
+    unused_names,
     vision_mask,
 )
 from lightning_mllm.training.initialise import build_empty, initialise, materialise
-from lightning_mllm.weights.handover import Ancestors
+from lightning_mllm.weights.stage_weights import InitialTensors
 from tests.language import models
 from tests.language.experts import CONFIGS, boolean, copied, kinds_of, plain_of, run, segments_of, small
 from tests.language.models import LLAMA
@@ -82,8 +82,8 @@ def test_copies_say_what_the_language_model_says(kind: str) -> None:
     plain = plain_of(model, CONFIGS[kind])
     embeds, kinds, segments = some(*MIXED), kinds_of(*MIXED), segments_of(*MIXED)
     positions = shared_positions(kinds, segments)
-    expected = head(plain)(decode(plain, embeds, segments, positions))
-    assert_close(head(model)(decode(model, embeds, segments, positions, kinds)), expected, **CLOSE)
+    expected = head(plain)(lm_hidden_states(plain, embeds, segments, positions))
+    assert_close(head(model)(lm_hidden_states(model, embeds, segments, positions, kinds)), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -221,15 +221,15 @@ def labelled(rows: tuple[str, ...]) -> Batch:
 def test_idle_parameters_are_those_that_no_loss_reaches(settings: dict[str, Any]) -> None:
     model = small(**settings)
     batch = labelled((ONE, TWO))
-    loss = answer_losses(model, some(ONE, TWO), batch)[0].sum()
+    loss = lm_losses(model, some(ONE, TWO), batch)[0].sum()
     loss.backward()
     silent = {n for n, p in model.named_parameters() if ".vision." in n and (p.grad is None or not p.grad.any())}
-    assert idle_names(model) == silent
+    assert unused_names(model) == silent
     assert bool(silent) == ("every" not in settings)
 
 
 def test_a_plain_model_has_no_experts() -> None:
-    assert not has_experts(models.small("opt")) and idle_names(models.small("opt")) == set()
+    assert not has_experts(models.small("opt")) and unused_names(models.small("opt")) == set()
     assert has_experts(small(every=2))
 
 
@@ -274,7 +274,7 @@ def test_what_cannot_be_had(settings: dict[str, Any], sentence: str) -> None:
 def filled(spec: CausalLM) -> tuple[Any, dict[str, str]]:
     net = nn.ModuleDict({"language": build_empty(spec)})
     materialise(net, torch.device("cpu"))
-    seen = initialise(net, {"language": spec}, Ancestors({}, {}))
+    seen = initialise(net, {"language": spec}, InitialTensors({}, {}))
     return net["language"], {name.removeprefix("language."): source for name, source in seen.items()}
 
 

@@ -10,7 +10,7 @@ WORDS = {"<im_start>": 7, "<im_end>": 8}
 
 
 @pytest.mark.parametrize(
-    ("ends", "views", "tokens", "kinds"),
+    ("image_boundary", "views", "tokens", "kinds"),
     [
         ("none", 1, [3, 3], [I, I]),
         ("none", 2, [3, 3, 3, 3], [I, I, I, I]),
@@ -42,7 +42,7 @@ def test_parts_that_are_shown_with_fewer_vectors() -> None:
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"image_ends: found 'both', expected one of none, tokens, vectors"):
+    with pytest.raises(ValueError, match=r"image_boundary: found 'both', expected one of none, tokens, vectors"):
         image_slots("both", 0, [1], {})  # pyright: ignore
-    with pytest.raises(ValueError, match="image_ends: found no token <im_end> in the tokenizer, expected one"):
+    with pytest.raises(ValueError, match="image_boundary: found no token <im_end> in the tokenizer, expected one"):
         image_slots("tokens", 0, [1], {"<im_start>": 7})

@@ -68,7 +68,7 @@ def processor(
     tokenizer: PreTrainedTokenizerFast | None = None,
     vectors: int = 3,
     max_length: int = 2048,
-    image_ends: ImageEnds = "none",
+    image_boundary: ImageEnds = "none",
     masks: Masks = "strict",
     special_in_turns: bool = False,
 ) -> Processor:
@@ -81,7 +81,7 @@ def processor(
         policy,
         vectors,
         max_length,
-        image_ends,
+        image_boundary,
         special_in_turns=special_in_turns,
         masks=masks,
     )
@@ -166,13 +166,13 @@ def test_slots_hold_the_image_token_if_there_is_one() -> None:
 
 def test_begin_and_end_tokens_around_an_image() -> None:
     tokenizer = llama_tokenizer("<im_start>", "<im_end>")
-    row = processor(tokenizer=tokenizer, image_ends="tokens").encode(sample("<image>\nq", "a", images=(RED,)))
+    row = processor(tokenizer=tokenizer, image_boundary="tokens").encode(sample("<image>\nq", "a", images=(RED,)))
     at = int((row.kinds != TEXT).nonzero()[0])
     kinds = [TokenKind.IMAGE_BEGIN, *[TokenKind.IMAGE] * 3, TokenKind.IMAGE_END]
     assert row.kinds[at : at + 5].tolist() == [int(kind) for kind in kinds]
     assert tokenizer.convert_ids_to_tokens([int(row.tokens[at]), int(row.tokens[at + 4])]) == ["<im_start>", "<im_end>"]
     with pytest.raises(ValueError, match="found no token <im_start> in the tokenizer"):
-        processor(image_ends="tokens")
+        processor(image_boundary="tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +196,9 @@ def test_every_view_of_an_image_has_its_slots() -> None:
 
 
 def test_every_view_stands_between_vectors_of_its_own() -> None:
-    used = Processor(llama_tokenizer(), processor().chat, Twice(size=8, fit="squash"), 3, 99 * 9, image_ends="vectors")
+    used = Processor(
+        llama_tokenizer(), processor().chat, Twice(size=8, fit="squash"), 3, 99 * 9, image_boundary="vectors"
+    )
     row = used.encode(sample("<image> or <image>\nq", "a", images=(RED, BLUE)))
     runs = [(kind, len(list(run))) for kind, run in groupby(row.kinds.tolist())]
     view = [(int(TokenKind.IMAGE_BEGIN), 1), (IMAGE, 3), (int(TokenKind.IMAGE_END), 1)]
@@ -211,12 +213,12 @@ def test_every_view_stands_between_vectors_of_its_own() -> None:
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_nothing_of_an_image_with_vectors_around_it_is_cut(side: Literal["right", "left"]) -> None:
     shown = sample("<image>\nq", "a dog.", images=(RED,), system="")
-    whole = processor(image_ends="vectors").encode(shown)
+    whole = processor(image_boundary="vectors").encode(shown)
     end = int((whole.kinds == TokenKind.IMAGE_END).nonzero()[0])
     for limit in range(1, end + 1):
         with pytest.raises(ValueError, match="cutting the end would cut an image"):
-            processor(image_ends="vectors", max_length=limit).encode(shown)
-    used = processor(image_ends="vectors")
+            processor(image_boundary="vectors", max_length=limit).encode(shown)
+    used = processor(image_boundary="vectors")
     used.text_limits = TextLimits(prompt=2, cut=side)
     cut = used.encode(shown)
     assert cut.notes == ("cut",) and cut.kinds[cut.kinds != TEXT].tolist() == whole.kinds[whole.kinds != TEXT].tolist()

@@ -31,7 +31,7 @@ def test_the_first_view_is_the_whole_as_the_released_code_has_it(views: int) -> 
     """It interpolates normalised pixels, which is the same up to the rounding to bytes."""
     policy = ImagePolicy(size=16, fit="pad", views=views)
     found = policy(noise(40, 64))[:1].float()
-    large = ImagePolicy(size=16 * policy.parts, fit="pad")(noise(40, 64)).float()
+    large = ImagePolicy(size=16 * policy.grid, fit="pad")(noise(40, 64)).float()
     mean, std = torch.rand(3, 1, 1) * 255, torch.rand(3, 1, 1) * 99 + 1
     released = F.interpolate((large - mean) / std, size=(16, 16), mode="bicubic") * std + mean
     assert (found - released.clamp(0, 255)).abs().max() < 0.51

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from data_modules.evaluation import EvaluationSet
+from data_modules.mixture_sampler import MixtureSampler, Place
 from data_modules.module import MultimodalDataModule
-from data_modules.order import Order, Place
 from data_modules.sources.source import Source
 from data_modules.text import TextShare
 from lightning_mllm.contracts import Sample, Turn
@@ -67,7 +67,7 @@ class Squares(Source):
 class HalfText:
     """The order of squares, but the second half of each global batch comes from the questions without images."""
 
-    def __init__(self, squares: Order, global_batch: int) -> None:
+    def __init__(self, squares: MixtureSampler, global_batch: int) -> None:
         self.squares, self.global_batch = squares, global_batch
 
     def __len__(self) -> int:

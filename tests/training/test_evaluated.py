@@ -30,7 +30,7 @@ class Seer(Toy):
     rerank = 3
 
     def likelihoods(self, batch: Batch) -> list[list[float]]:
-        embeds = self.see(batch)
+        embeds = self.encode_images(batch)
         return [
             [self._likelihood(embeds[row], batch.segments[row], text) for text in candidates]
             for row, candidates in enumerate(batch.candidates)

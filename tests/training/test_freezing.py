@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_mllm.contracts import Train
+from lightning_mllm.contracts import ParamGroup
 from lightning_mllm.training.freezing import (
     GradientCheck,
     freeze,
@@ -31,18 +31,18 @@ def net() -> Any:
 
 
 def test_patterns_name_parameters() -> None:
-    found = match(NAMES, {"connector.*": Train(), "language.*lora_*": Train(lr=1.0)})
+    found = match(NAMES, {"connector.*": ParamGroup(), "language.*lora_*": ParamGroup(lr=1.0)})
     assert found == {NAMES[1]: "connector.*", NAMES[2]: "connector.*", NAMES[3]: "language.*lora_*"}
 
 
 def test_a_pattern_may_leave_names_to_another() -> None:
-    table = {"connector.*": Train(but=("*.bias",)), "*.bias": Train()}
+    table = {"connector.*": ParamGroup(exclude=("*.bias",)), "*.bias": ParamGroup()}
     assert match(NAMES, table) == {NAMES[1]: "connector.*", NAMES[2]: "*.bias"}
 
 
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"pattern 'conector\.\*' matches no parameter, .*'connector\.linear_1\.bias'"):
-        match(NAMES, {"conector.*": Train()})
+        match(NAMES, {"conector.*": ParamGroup()})
 
 
 @pytest.mark.parametrize("out", ["*.bais", "language.*"])
@@ -50,7 +50,7 @@ def test_what_a_pattern_leaves_out_is_some_of_it(out: str) -> None:
     with pytest.raises(
         ValueError, match=rf"'{re.escape(out)}', which pattern 'connector\.\*' leaves out, .*'connector\.linear_1\.\w+'"
     ):
-        match(NAMES, {"connector.*": Train(but=(out,))})
+        match(NAMES, {"connector.*": ParamGroup(exclude=(out,))})
 
 
 def tied() -> Any:
@@ -62,13 +62,13 @@ def tied() -> Any:
 @pytest.mark.parametrize(
     ("table", "first", "second"),
     [
-        ({"language.*": Train(but=("*.head.*",))}, "embed", "head"),
-        ({"language.*": Train(but=("*.embed.*",))}, "head", "embed"),
-        ({"language.head.*": Train()}, "head", "embed"),
+        ({"language.*": ParamGroup(exclude=("*.head.*",))}, "embed", "head"),
+        ({"language.*": ParamGroup(exclude=("*.embed.*",))}, "head", "embed"),
+        ({"language.head.*": ParamGroup()}, "head", "embed"),
     ],
 )
 def test_a_tied_parameter_is_trained_under_all_of_its_names_or_none(
-    table: dict[str, Train], first: str, second: str
+    table: dict[str, ParamGroup], first: str, second: str
 ) -> None:
     with pytest.raises(
         ValueError, match=rf"'language\.{first}\.weight' and 'language\.{second}\.weight' are one tied parameter"
@@ -78,12 +78,12 @@ def test_a_tied_parameter_is_trained_under_all_of_its_names_or_none(
 
 def test_a_tied_parameter_has_one_name() -> None:
     names = {"language.body.weight", "language.body.bias"}
-    assert set(freeze(tied(), {"language.*": Train()})) == {*names, "language.embed.weight"}
-    assert set(freeze(tied(), {"language.*": Train(but=("*.head.*", "*.embed.*"))})) == names
+    assert set(freeze(tied(), {"language.*": ParamGroup()})) == {*names, "language.embed.weight"}
+    assert set(freeze(tied(), {"language.*": ParamGroup(exclude=("*.head.*", "*.embed.*"))})) == names
 
 
 def test_an_idle_name_is_one_of_the_net() -> None:
-    with pytest.raises(ValueError, match=r"idle: 'conector\.bias' is no parameter .*'connector\.bias'"):
+    with pytest.raises(ValueError, match=r"unused_parameters: 'conector\.bias' is no parameter .*'connector\.bias'"):
         GradientCheck(net(), {"conector.bias"})
 
 
@@ -91,11 +91,14 @@ def test_a_parameter_matched_twice_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"'connector\.linear_1\.bias' is matched by both 'connector\.\*' and '\*\.bias'"
     ):
-        match(NAMES, {"connector.*": Train(), "*.bias": Train()})
+        match(NAMES, {"connector.*": ParamGroup(), "*.bias": ParamGroup()})
 
 
 def test_freezing_and_its_table(capsys: pytest.CaptureFixture[str]) -> None:
-    module, table = net(), {"connector.*": Train(lr=0.5), "language.second.*": Train(scale=0.1, weight_decay=0.1)}
+    module, table = (
+        net(),
+        {"connector.*": ParamGroup(lr=0.5), "language.second.*": ParamGroup(lr_scale=0.1, weight_decay=0.1)},
+    )
     trained = freeze(module, table)
     assert {n for n, p in module.named_parameters() if p.requires_grad} == set(trained)
     assert frozen_modules(module) == [module["vision"], module["language"]["first"]]
@@ -120,7 +123,7 @@ def check(module: nn.Module, **gradients: float) -> GradientCheck:
 
 def test_gradients_after_the_first_step() -> None:
     module = net()
-    freeze(module, {"connector.*": Train(), "language.*": Train()})
+    freeze(module, {"connector.*": ParamGroup(), "language.*": ParamGroup()})
     good = check(module, connector=1.0, language=1.0)
     good.look(saw_image=True, moves=True)
     assert good.done
@@ -137,7 +140,7 @@ def test_gradients_after_the_first_step() -> None:
 
 def test_without_an_image_the_visual_side_may_wait() -> None:
     module = net()
-    freeze(module, {"connector.*": Train(), "language.*": Train()})
+    freeze(module, {"connector.*": ParamGroup(), "language.*": ParamGroup()})
     found = check(module, connector=0.0, language=1.0)
     found.look(saw_image=False, moves=True)
     assert not found.done
@@ -147,14 +150,14 @@ def test_without_an_image_the_visual_side_may_wait() -> None:
 
 def test_what_no_loss_reaches_is_not_waited_for() -> None:
     module = net()
-    freeze(module, {"connector.*": Train(), "language.*": Train()})
+    freeze(module, {"connector.*": ParamGroup(), "language.*": ParamGroup()})
     silent = check(module, connector=1.0, language=0.0)
-    idle = {name for name in silent.trained if name.startswith("language.")}
-    found = GradientCheck(module, idle)
+    unused_parameters = {name for name in silent.trained if name.startswith("language.")}
+    found = GradientCheck(module, unused_parameters)
     found.look(saw_image=True, moves=True)
     assert found.done
     with pytest.raises(ValueError, match=r"language\.second\.weight is trained, expected a non-zero gradient"):
-        GradientCheck(module, idle - {"language.second.weight"}).look(saw_image=True, moves=True)
+        GradientCheck(module, unused_parameters - {"language.second.weight"}).look(saw_image=True, moves=True)
 
 
 def test_the_first_half_of_an_adapter_may_wait_until_something_moved() -> None:

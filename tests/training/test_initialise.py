@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_mllm.training.initialise import Provenance, build_empty, initialise, materialise, summary
-from lightning_mllm.weights.handover import Ancestors
+from lightning_mllm.weights.stage_weights import InitialTensors
 
 
 class Net(nn.Module):
@@ -63,13 +63,13 @@ ALL = (("first.weight", 1.0), ("first.bias", 2.0), ("second.weight", 3.0))
 
 
 def made(
-    ancestors: dict[str, Tensor] | None = None, discards: tuple[str, ...] = (), **specs: Spec
+    ancestors: dict[str, Tensor] | None = None, keys_to_ignore_on_load: tuple[str, ...] = (), **specs: Spec
 ) -> tuple[Any, Provenance]:
     module = nn.ModuleDict({name: build_empty(spec) for name, spec in specs.items()})
     assert all(parameter.is_meta for parameter in module.parameters())
     materialise(module, torch.device("cpu"))
-    inherited = Ancestors({name: lambda tensor=tensor: tensor for name, tensor in (ancestors or {}).items()}, {})
-    return module, initialise(module, specs, inherited, discards)
+    inherited = InitialTensors({name: lambda tensor=tensor: tensor for name, tensor in (ancestors or {}).items()}, {})
+    return module, initialise(module, specs, inherited, keys_to_ignore_on_load)
 
 
 def test_an_ancestor_goes_before_a_pretrained_source_before_a_fresh_start() -> None:
@@ -146,12 +146,12 @@ def test_what_a_source_lacks_may_be_declared_fresh() -> None:
 
 def test_what_a_net_discards_of_an_ancestor() -> None:
     left = {"a.old.weight": torch.zeros(7), "b.weight": torch.zeros(7), "a.first.bias": torch.full((3,), 9.0)}
-    module, seen = made(left, discards=("a.old.*", "b.*", "a.first.*"), a=Spec(source=ALL))
+    module, seen = made(left, keys_to_ignore_on_load=("a.old.*", "b.*", "a.first.*"), a=Spec(source=ALL))
     assert seen.keys() == {"a.first.weight", "a.first.bias", "a.second.weight"}
     # What the net has is taken though a pattern matches it.
     assert module["a"].first.bias.tolist() == [9.0] * 3
     with pytest.raises(ValueError, match=r"'b\.weight' is not in the net"):
-        made(left, discards=("a.*",), a=Spec(source=ALL))
+        made(left, keys_to_ignore_on_load=("a.*",), a=Spec(source=ALL))
 
 
 def test_tied_parameters_stay_one() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning import Callback
 
-from lightning_mllm.contracts import Train
+from lightning_mllm.contracts import ParamGroup
 from tests.toy import Toy, ToyLanguage, ToyProcessor
 from tests.training.data import ToyData
 from tests.training.runs import fit, losses, settings, trainer, weights
@@ -56,7 +56,7 @@ def test_a_stage_learns_and_the_next_stage_starts_from_it(tmp_path: Path) -> Non
 
 def test_a_net_may_have_no_place_for_what_an_ancestor_trained(tmp_path: Path) -> None:
     class Shorter(Toy):
-        discards = ("language.blocks.*",)
+        keys_to_ignore_on_load = ("language.blocks.*",)
 
     before = fit(tmp_path / "instruct", data={"steps": 2})
     stage = settings("align", init_from={"instruct": 1.0})
@@ -110,7 +110,7 @@ def test_frozen_parts_stay_in_eval_mode_and_unchanged(tmp_path: Path) -> None:
 
 
 def test_optimizer_groups_follow_the_table_and_spare_biases(tmp_path: Path) -> None:
-    table = {"connector.*": Train(lr=1e-4, weight_decay=0.5), "language.head.*": Train()}
+    table = {"connector.*": ParamGroup(lr=1e-4, weight_decay=0.5), "language.head.*": ParamGroup()}
     groups = {}
 
     class Look(Callback):

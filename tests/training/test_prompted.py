@@ -14,10 +14,10 @@ from torch.testing import assert_close
 from lightning_mllm.architectures.blip2 import Blip2
 from lightning_mllm.architectures.instructblip import InstructBlip
 from lightning_mllm.architectures.llava import LLaVA
-from lightning_mllm.contracts import Batch, TokenKind, Train
+from lightning_mllm.contracts import Batch, ParamGroup, TokenKind
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA
-from lightning_mllm.language.decode import decode, head
+from lightning_mllm.language.hidden_states import head, lm_hidden_states
 from lightning_mllm.language.loss import next_token_loss
 from lightning_mllm.language.seq2seq import TINY_T5
 from lightning_mllm.language.visual_expert import VisualExpertLM, shared_positions
@@ -31,7 +31,7 @@ class Expert(LLaVA):
 
     slots: ClassVar[frozenset[TokenKind]] = frozenset({TokenKind.IMAGE_BEGIN, TokenKind.IMAGE, TokenKind.IMAGE_END})
 
-    def prepared(self, batch: Batch) -> Batch:
+    def prepare_batch(self, batch: Batch) -> Batch:
         return replace(batch, positions=shared_positions(batch.kinds, batch.segments))
 
 
@@ -47,7 +47,9 @@ NETS: dict[str, Callable[..., Any]] = {
 STAGES = {
     "blip2": StageSettings(name="generative"),
     "instructblip": StageSettings(name="instruct"),
-    "visual expert": StageSettings(name="instruct", train={"language.*.vision.*": Train(), "connector.*": Train()}),
+    "visual expert": StageSettings(
+        name="instruct", train={"language.*.vision.*": ParamGroup(), "connector.*": ParamGroup()}
+    ),
 }
 
 
@@ -107,11 +109,11 @@ def test_answers_depend_on_their_own_row_alone(net: Any) -> None:
 def test_frames_of_a_row_are_seen_one_by_one_and_stand_in_their_order(net: Any) -> None:
     batch = collated(net, TWO)
     first, second = (replace(TWO, images=(image,), turns=_one_mark(TWO)) for image in TWO.images)
-    visual = torch.cat([net.see(collated(net, each)) for each in (first, second)])
-    assert_close(net.see(batch), visual, **CLOSE)
-    slots = net.place(batch, net.see(batch))[batch.kinds == TokenKind.IMAGE]
+    visual = torch.cat([net.encode_images(collated(net, each)) for each in (first, second)])
+    assert_close(net.encode_images(batch), visual, **CLOSE)
+    slots = net.merge_visual_embeddings(batch, net.encode_images(batch))[batch.kinds == TokenKind.IMAGE]
     assert_close(slots, visual.flatten(0, 1), **CLOSE)
-    swapped = net.see(collated(net, replace(TWO, images=TWO.images[::-1])))
+    swapped = net.encode_images(collated(net, replace(TWO, images=TWO.images[::-1])))
     assert_close(swapped, visual.flip(0), **CLOSE)
 
 
@@ -125,7 +127,10 @@ def test_an_image_changes_its_own_row_alone_and_what_stands_behind_it(net: Any) 
     images[0] = 255 - images[0]
     changed = replace(batch, images=images)
     with torch.no_grad():
-        before, after = net.place(batch, net.see(batch)), net.place(changed, net.see(changed))
+        before, after = (
+            net.merge_visual_embeddings(batch, net.encode_images(batch)),
+            net.merge_visual_embeddings(changed, net.encode_images(changed)),
+        )
         assert torch.equal(before[1], after[1])
         slots = batch.kinds[0] == TokenKind.IMAGE
         assert (before[0] != after[0]).any(-1).tolist() == slots.tolist()
@@ -153,16 +158,21 @@ def test_begin_and_end_of_an_image_are_what_the_net_says_its_slots_are() -> None
     image = kinds == TokenKind.IMAGE
     first, last = (image & ~image.roll(shift, 1) for shift in (1, -1))
     kinds[first], kinds[last] = int(TokenKind.IMAGE_BEGIN), int(TokenKind.IMAGE_END)
-    visual = net.see(batch)
-    assert torch.equal(net.place(replace(batch, kinds=kinds), visual), net.place(batch, visual))
+    visual = net.encode_images(batch)
+    assert torch.equal(
+        net.merge_visual_embeddings(replace(batch, kinds=kinds), visual), net.merge_visual_embeddings(batch, visual)
+    )
 
 
 def test_positions_of_the_nets_own_are_used_everywhere() -> None:
     net = NETS["visual expert"](spread=0.5)
     batch, prompt = collated(net, ONE, TWO), collated(net, ONE, TWO, generate=True)
     with torch.no_grad():
-        embeds, positions = net.place(batch, net.see(batch)), shared_positions(batch.kinds, batch.segments)
-        hidden = decode(net.language, embeds, batch.segments, positions, batch.kinds)
+        embeds, positions = (
+            net.merge_visual_embeddings(batch, net.encode_images(batch)),
+            shared_positions(batch.kinds, batch.segments),
+        )
+        hidden = lm_hidden_states(net.language, embeds, batch.segments, positions, batch.kinds)
         assert_close(net.logits(batch), head(net.language)(hidden), **CLOSE)
         expected, _ = next_token_loss(hidden, head(net.language), batch.labels, batch.segments)
         assert_close(net(batch).loss, expected, **CLOSE)

@@ -94,7 +94,7 @@ def by_hand(reduction: str) -> tuple[float, dict[str, Tensor]]:
     module = Toy(language=ToyLanguage(depth=1), stage=stage(reduction))
     module.configure_model()
     batch = next(iter(data(BATCH, processor=module.processor).train_dataloader()))
-    logits = module.language.head(module.language(module.see(batch), batch.segments))
+    logits = module.language.head(module.language(module.encode_images(batch), batch.segments))
     rows = []
     for row in range(BATCH):
         places = [t for t in range(1, batch.tokens.shape[1]) if batch.labels[row, t] != IGNORE]

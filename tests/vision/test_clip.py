@@ -6,15 +6,15 @@ import open_clip
 import pytest
 import torch
 
+from lightning_mllm.component import ComponentSpec
 from lightning_mllm.vision.clip import OpenClipModel
-from lightning_mllm.weights.part import PartSpec
 from tests.vision.models import CONFIG, write_folder
 
 
 def test_a_folder_gives_the_model_that_open_clip_reads_from_it(tmp_path: Path) -> None:
     write_folder(tmp_path)
     spec = OpenClipModel(model=str(tmp_path), weights="")
-    assert isinstance(spec, PartSpec)
+    assert isinstance(spec, ComponentSpec)
     ours = spec.build().eval()
     ours.load_state_dict(dict(spec.pretrained() or ()), strict=True)
     theirs = open_clip.create_model(f"local-dir:{tmp_path}").eval()

@@ -10,9 +10,9 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from lightning_mllm.component import ComponentSpec
 from lightning_mllm.vision.convnext import ConvNextTower
 from lightning_mllm.weights.files import write_tensors
-from lightning_mllm.weights.part import PartSpec
 from tests.vision.towers import CONVNEXT, TEXT, convnext, images, pixels, shaken
 
 
@@ -30,7 +30,7 @@ def test_as_released_from_open_clips_file(tmp_path: Path) -> None:
     clip = shaken(open_clip.CLIP(CONVNEXT["embed_dim"], CONVNEXT["vision_cfg"], CONVNEXT["text_cfg"])).eval()
     write_tensors(tmp_path / "clip.safetensors", clip.state_dict())
     spec = convnext(weights=str(tmp_path / "clip.safetensors"))
-    assert isinstance(spec, PartSpec)
+    assert isinstance(spec, ComponentSpec)
     tower = spec.build()
     tower.load_state_dict(dict(spec.pretrained() or ()), strict=True)
     seen = images(64)

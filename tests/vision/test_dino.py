@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
+from lightning_mllm.component import ComponentSpec, ResizableComponent
 from lightning_mllm.vision.dino import DinoTower
 from lightning_mllm.weights.files import write_tensors
 from lightning_mllm.weights.keymap import SPLIT_3, KeyMap
-from lightning_mllm.weights.part import PartSpec, ResizablePart
 from tests.vision.towers import GIANT, REGISTERS, dino, images, pixels, shaken
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -51,7 +51,7 @@ AUTHORS_FROM_HF = KeyMap(
 
 
 def filled(spec: DinoTower) -> Any:
-    assert isinstance(spec, PartSpec) and isinstance(spec, ResizablePart)
+    assert isinstance(spec, ComponentSpec) and isinstance(spec, ResizableComponent)
     tower = spec.build()
     state = {}
     for name, tensor in spec.pretrained() or ():

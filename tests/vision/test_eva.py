@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from lightning_mllm.component import ComponentSpec, ResizableComponent
 from lightning_mllm.training.initialise import build_empty, initialise, materialise
 from lightning_mllm.vision.eva import EvaTower, EvaVision
 from lightning_mllm.vision.eva_keys import BLIP2_VISION_KEYS, EVA_KEYS
 from lightning_mllm.weights.files import write_tensors
-from lightning_mllm.weights.handover import Ancestors
-from lightning_mllm.weights.part import PartSpec, ResizablePart
+from lightning_mllm.weights.stage_weights import InitialTensors
 from tests.vision.evas import TINY, pixels, theirs, tower
 
 
@@ -69,7 +69,7 @@ def test_published_size() -> None:
 def started(spec: EvaTower) -> tuple[EvaVision, set[str]]:
     module: Any = torch.nn.ModuleDict({"vision": build_empty(spec)})
     materialise(module, torch.device("cpu"))
-    return module["vision"], set(initialise(module, {"vision": spec}, Ancestors({}, {})).values())
+    return module["vision"], set(initialise(module, {"vision": spec}, InitialTensors({}, {})).values())
 
 
 @pytest.mark.parametrize("prefix", ["", "vision_model."], ids=["tower", "whole model"])
@@ -109,7 +109,7 @@ def test_positions_are_resized_as_transformers_does(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     for size in (20, 8):
         spec = EvaTower(**{**TINY, "weights": str(tmp_path), "image_size": size})
-        assert isinstance(spec, PartSpec) and isinstance(spec, ResizablePart)
+        assert isinstance(spec, ComponentSpec) and isinstance(spec, ResizableComponent)
         net, sources = started(spec)
         assert sources == {"pretrained", "pretrained, resized"}
         seen = images(size=size)

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
+from lightning_mllm.component import ComponentSpec, ResizableComponent
 from lightning_mllm.training.initialise import build_empty, initialise, materialise
 from lightning_mllm.vision.eva2 import TINY_EVA2, Eva2Tower, Eva2Vision
 from lightning_mllm.vision.eva2_keys import COGVLM_VISION_KEYS, EVA2_KEYS
 from lightning_mllm.vision.eva_hf import eva_settings
 from lightning_mllm.weights.files import write_tensors
-from lightning_mllm.weights.handover import Ancestors
-from lightning_mllm.weights.part import PartSpec, ResizablePart
+from lightning_mllm.weights.stage_weights import InitialTensors
 from tests.vision.eva2s import TINY, cogvlm_forward, tower
 
 
@@ -90,7 +90,7 @@ def test_published_size() -> None:
 def started(spec: Eva2Tower) -> tuple[Eva2Vision, set[str]]:
     module: Any = torch.nn.ModuleDict({"vision": build_empty(spec)})
     materialise(module, torch.device("cpu"))
-    return module["vision"], set(initialise(module, {"vision": spec}, Ancestors({}, {})).values())
+    return module["vision"], set(initialise(module, {"vision": spec}, InitialTensors({}, {})).values())
 
 
 def same(net: Eva2Vision, other: Eva2Vision) -> None:
@@ -138,7 +138,7 @@ def test_positions_are_resized_and_the_class_tokens_kept(tmp_path: Path) -> None
     write_tensors(tmp_path / "model.safetensors", state)
     for size in (20, 8):
         spec = Eva2Tower(**{**TINY, "weights": str(tmp_path), "image_size": size})
-        assert isinstance(spec, PartSpec) and isinstance(spec, ResizablePart)
+        assert isinstance(spec, ComponentSpec) and isinstance(spec, ResizableComponent)
         net, sources = started(spec)
         assert sources == {"pretrained", "pretrained, resized"}
         grid = other.pos_embed[:, 1:].view(1, 3, 3, 16).permute(0, 3, 1, 2)

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 from torch import nn
 from torch.testing import assert_close
 
+from lightning_mllm.component import ComponentSpec, PartlyFresh, ResizableComponent
 from lightning_mllm.training.initialise import build_empty, initialise, materialise
 from lightning_mllm.vision.convnext import ConvNextTower
 from lightning_mllm.vision.dino import DinoTower
@@ -18,8 +19,7 @@ from lightning_mllm.vision.mixture import TINY_MIXTURE, MixedTower, Tower, at_si
 from lightning_mllm.vision.qformer_tower import QFormerTower
 from lightning_mllm.vision.tower import TINY_TOWER, OpenClipTower
 from lightning_mllm.weights.files import write_tensors
-from lightning_mllm.weights.handover import Ancestors
-from lightning_mllm.weights.part import PartlyFresh, PartSpec, ResizablePart
+from lightning_mllm.weights.stage_weights import InitialTensors
 from tests.vision.models import write_folder
 from tests.vision.towers import convnext, dino, images, shaken
 
@@ -74,11 +74,11 @@ class Holder:
 
 
 def started(spec: MixedTower) -> tuple[nn.Module, dict[str, str]]:
-    assert isinstance(spec, PartSpec) and isinstance(spec, ResizablePart) and isinstance(spec, PartlyFresh)
+    assert isinstance(spec, ComponentSpec) and isinstance(spec, ResizableComponent) and isinstance(spec, PartlyFresh)
     whole: Any = nn.ModuleDict({"vision": build_empty(spec)})
     assert all(p.is_meta for p in whole.parameters())
     materialise(whole, torch.device("cpu"))
-    return whole["vision"].eval(), initialise(whole, {"vision": spec}, Ancestors({}, {}))
+    return whole["vision"].eval(), initialise(whole, {"vision": spec}, InitialTensors({}, {}))
 
 
 def test_built_without_memory_and_filled_each_from_its_own_source(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from open_clip.model import resize_pos_embed
 from torch import nn
 from torch.testing import assert_close
 
+from lightning_mllm.component import ResizableComponent
 from lightning_mllm.vision.clip import OpenClipModel
 from lightning_mllm.vision.positions import resized
 from lightning_mllm.vision.tower import OpenClipTower
-from lightning_mllm.weights.part import ResizablePart
 
 VISUAL = "visual.positional_embedding"
 
@@ -54,7 +54,7 @@ CONFIG = {
     ids=["tower", "model"],
 )
 def test_specs_resize_the_positions_of_images_alone(spec: OpenClipTower | OpenClipModel, name: str) -> None:
-    assert isinstance(spec, ResizablePart)
+    assert isinstance(spec, ResizableComponent)
     assert name in spec.build().state_dict()
     positions = torch.randn(2, 8)
     found = spec.resized(name, positions, (5, 8))

@@ -10,13 +10,13 @@ from torch.testing import assert_close
 from transformers import Blip2Config, Blip2ForConditionalGeneration, OPTConfig
 
 from lightning_mllm.architectures.blip2_representation import Blip2Representation
+from lightning_mllm.component import ComponentSpec, PartlyFresh, ResizableComponent
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.connectors.qformer import QFormerConnector
 from lightning_mllm.vision.eva import EvaTower
 from lightning_mllm.vision.qformer_tower import QFormerTower
 from lightning_mllm.weights.files import write_tensors
-from lightning_mllm.weights.handover import write_stage
-from lightning_mllm.weights.part import PartlyFresh, PartSpec, ResizablePart
+from lightning_mllm.weights.stage_weights import write_stage
 from tests.connectors.qformers import HF_SIZES, SIZES
 from tests.vision.evas import TINY, pixels
 from tests.vision.towers import images, shaken
@@ -52,7 +52,7 @@ def test_a_folder_of_blip2_gives_its_queries(tmp_path: Path) -> None:
         layer.self_attn.qkv.bias.data[16:32] = 0  # of the keys, which here have none
     theirs.save_pretrained(tmp_path)
     spec = replace(SPEC, weights=str(tmp_path))
-    assert isinstance(spec, PartSpec) and isinstance(spec, ResizablePart) and isinstance(spec, PartlyFresh)
+    assert isinstance(spec, ComponentSpec) and isinstance(spec, ResizableComponent) and isinstance(spec, PartlyFresh)
     tower, seen = filled(spec), images(12)
     seen_by = theirs.vision_model(pixel_values=pixels(seen, tower.vision)).last_hidden_state
     expected = theirs.qformer(
@@ -80,7 +80,7 @@ def test_a_run_of_ours_over_the_weights_it_was_trained_from(tmp_path: Path) -> N
         qformer=QFORMER,
     )
     seen = images(16)
-    expected = net.qformer.see(net.ln_vision(net.vision(seen)))
+    expected = net.qformer.encode_images(net.ln_vision(net.vision(seen)))
     assert_close(filled(spec)(seen), expected, atol=1e-5, rtol=0)
 
 

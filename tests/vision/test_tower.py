@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from lightning_mllm.component import ComponentSpec
 from lightning_mllm.vision.clip_keys import CLIP_KEYS
 from lightning_mllm.vision.tower import OpenClipTower, VisionTower
-from lightning_mllm.weights.part import PartSpec
 from tests.vision.models import CONFIG, MEAN, STD, write_folder
 
 IMAGES = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -93,7 +93,7 @@ def test_the_last_norm_is_applied_to_all_vectors_where_it_is_asked_for(tmp_path:
 def test_sizes_are_known_without_building(tmp_path: Path) -> None:
     write_folder(tmp_path)
     spec = OpenClipTower(model=str(tmp_path))
-    assert isinstance(spec, PartSpec)
+    assert isinstance(spec, ComponentSpec)
     assert (spec.image_size, spec.patch_size, spec.width, spec.num_vectors, spec.depth) == (16, 8, 32, 4, 3)
     assert (spec.mean, spec.std) == (MEAN, STD)
     assert replace(spec, cls="keep").num_vectors == 5
@@ -148,7 +148,10 @@ def test_a_bare_json_is_a_model(tmp_path: Path) -> None:
         ({}, "vision: found neither model nor config"),
         ({"config": CONFIG, "layer": -5}, r"vision\.layer: found -5, expected from -4 to -1"),
         ({"config": CONFIG, "layer": 0}, r"vision\.layer: found 0"),
-        ({"config": CONFIG, "places": -1.0}, r"vision\.places: found -1\.0, expected 0 or more"),
+        (
+            {"config": CONFIG, "output_position_scale": -1.0},
+            r"vision\.output_position_scale: found -1\.0, expected 0 or more",
+        ),
         ({"config": {"embed_dim": 16}}, "found no vision_cfg"),
         ({"model": "convnext_base"}, "found a timm model"),
         ({"model": "coca_ViT-B-32"}, "found attentional pooling"),
@@ -164,7 +167,8 @@ def test_towers_that_cannot_be_had(settings: dict, sentence: str) -> None:
 def test_sines_are_added_to_patches_alone_and_as_loud_as_asked_for(cls: Any, tmp_path: Path) -> None:
     write_folder(tmp_path)
     own, quiet, loud = (
-        filled(OpenClipTower(model=str(tmp_path), cls=cls, places=loudness))(IMAGES) for loudness in (0.0, 1.0, 3.0)
+        filled(OpenClipTower(model=str(tmp_path), cls=cls, output_position_scale=output_position_scale))(IMAGES)
+        for output_position_scale in (0.0, 1.0, 3.0)
     )
     added = quiet - own
     assert_close(loud - own, 3 * added, atol=1e-5, rtol=0)

@@ -5,28 +5,28 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from lightning_mllm.component import ComponentSpec, PartlyFresh, ResizableComponent
 from lightning_mllm.connectors.qformer import QFormerConnector
 from lightning_mllm.vision.tower import TINY_TOWER
 from lightning_mllm.weights.composite import Composite
 from lightning_mllm.weights.files import write_tensors
-from lightning_mllm.weights.part import PartlyFresh, PartSpec, ResizablePart
 
 
 class Pair(Composite):
-    def __init__(self, parts: Mapping[str, PartSpec]) -> None:
+    def __init__(self, parts: Mapping[str, ComponentSpec]) -> None:
         self._parts = parts
 
     @property
-    def parts(self) -> Mapping[str, PartSpec]:
+    def components(self) -> Mapping[str, ComponentSpec]:
         return self._parts
 
     def build(self) -> nn.Module:
-        return nn.ModuleDict({name: spec.build() for name, spec in self.parts.items()})
+        return nn.ModuleDict({name: spec.build() for name, spec in self.components.items()})
 
 
 def test_a_part_of_fresh_parts_is_fresh() -> None:
     pair = Pair({"one": TINY_TOWER, "two": TINY_TOWER})
-    assert isinstance(pair, PartSpec) and isinstance(pair, ResizablePart) and isinstance(pair, PartlyFresh)
+    assert isinstance(pair, ComponentSpec) and isinstance(pair, ResizableComponent) and isinstance(pair, PartlyFresh)
     assert pair.pretrained() is None
     assert len(pair.blocks(pair.build())) == 4
 

@@ -22,7 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_mllm.training.module import MultimodalModule
-from lightning_mllm.training.sharding import fill, local, whole
+from lightning_mllm.training.sharding import copy_into_shard, full_tensor, to_local
 
 KEY = "average"
 """Where in a checkpoint the average is."""
@@ -143,7 +143,7 @@ class Averaging(Callback):
         step, last = trainer.global_step, self._step
         self._step = step
         if step > max(last, self._start) and (step - self._start) % self.update_every_n_steps == 0:
-            self.take({name: local(tensor) for name, tensor in self._tensors(pl_module).items()})
+            self.take({name: to_local(tensor) for name, tensor in self._tensors(pl_module).items()})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.swap_in(pl_module)
@@ -163,7 +163,7 @@ class Averaging(Callback):
         if not self.held or self._raw:
             return
         for name, tensor in self._tensors(module).items():
-            part = local(tensor)
+            part = to_local(tensor)
             self._raw[name] = self._copied(part, part.dtype)
             part.copy_(self.mean(name))
 
@@ -172,7 +172,7 @@ class Averaging(Callback):
         """Puts the weights back, to the bit; nothing where the average is not in the net."""
         if self._raw:
             for name, tensor in self._tensors(module).items():
-                local(tensor).copy_(self._raw[name])
+                to_local(tensor).copy_(self._raw[name])
             self._raw = {}
 
     # ---- what is kept ------------------------------------------------------------------------------------------
@@ -335,15 +335,15 @@ def _precise(tensor: Tensor) -> torch.dtype:
 def _whole(like: Tensor, part: Tensor) -> Tensor:
     """All ranks' parts of a tensor that is cut as `like` is, on the CPU; all ranks call this together."""
     full = torch.empty_like(like, dtype=part.dtype)
-    local(full).copy_(part)
-    return whole(full).cpu()
+    to_local(full).copy_(part)
+    return full_tensor(full).cpu()
 
 
 def _part(like: Tensor, full: Tensor) -> Tensor:
     """This rank's part of a whole tensor, cut as `like` is."""
     empty = torch.empty_like(like, dtype=full.dtype)
-    fill(empty, full)
-    return local(empty)
+    copy_into_shard(empty, full)
+    return to_local(empty)
 
 
 def _named(name: str, settings: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from lightning_mllm.training.callbacks.ending import Ending, ending_of, tell
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.initialise import summary
 from lightning_mllm.training.module import MultimodalModule
-from lightning_mllm.weights.handover import write_stage
+from lightning_mllm.weights.stage_weights import write_stage
 
 
 class StageRecord(Callback):

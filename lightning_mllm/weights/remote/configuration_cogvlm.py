@@ -17,13 +17,13 @@ VISION: dict[str, Any] = {
     "dropout_prob": 0.0,
     "hidden_act": "gelu",
     "norms": "branch",
-    "places": 0.0,
+    "output_position_scale": 0.0,
     "adapter_size": None,
 }
 """The published tower, EVA2-CLIP-E at 490 pixels; the last three fields are of this file alone.
 
 norms: "branch", behind attention and MLP (EVA2), or "input", before them and before the first block (CLIP).
-places: above 0 where sines so loud are added to the patches' vectors behind the tower; the weights hold them.
+output_position_scale: amplitude of the sines that are added behind the tower; the weights hold them, 0 adds none.
 adapter_size: inner width of the adapter; None takes the language model's intermediate_size.
 """
 

@@ -107,12 +107,14 @@ class CogVLMVision(nn.Module):
         self.patch_embedding = CogVLMPatches(sizes)
         self.transformer = CogVLMTransformer(sizes)
         fixed = torch.zeros(sizes["num_positions"] - 1, sizes["hidden_size"])
-        self.places = nn.Parameter(fixed, requires_grad=False) if sizes["places"] else None
+        self.output_position_embedding = (
+            nn.Parameter(fixed, requires_grad=False) if sizes["output_position_scale"] else None
+        )
         self.linear_proj = CogVLMAdapter(sizes["hidden_size"], width, inner)
         self.boi, self.eoi = (nn.Parameter(torch.zeros(1, 1, width)) for _ in range(2))
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.patch_embedding(pixels.to(self.boi.device, self.patch_embedding.proj.weight.dtype))
         x = self.transformer(x)[:, 1:]
-        x = self.linear_proj(x if self.places is None else x + self.places)
+        x = self.linear_proj(x if self.output_position_embedding is None else x + self.output_position_embedding)
         return torch.cat([self.boi.expand(len(x), -1, -1), x, self.eoi.expand(len(x), -1, -1)], 1)

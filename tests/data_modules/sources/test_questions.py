@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from data_modules.order import seeded
+from data_modules.mixture_sampler import seeded
 from data_modules.sources.questions import Question, QuestionSource, most_common
 from tests.data_modules.files import generator, touch, write
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from data_modules.order import seeded
+from data_modules.mixture_sampler import seeded
 from data_modules.sources import RefCoco, RefCocoRefs
 from tests.data_modules.files import generator, touch, write
 from tests.data_modules.sources.held_out import samples, score, turns

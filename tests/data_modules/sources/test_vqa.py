@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from data_modules.order import seeded
+from data_modules.mixture_sampler import seeded
 from data_modules.sources import OkVqa, VqaV2
 from data_modules.world.write import Settings, write_world
 from tests.data_modules.files import SHARED, generator, touch, write

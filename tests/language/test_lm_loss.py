@@ -13,8 +13,8 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 from lightning_mllm.contracts import IGNORE, Batch
-from lightning_mllm.language.answers import answer_logits, answer_losses
-from lightning_mllm.language.decode import decode, head
+from lightning_mllm.language.hidden_states import head, lm_hidden_states
+from lightning_mllm.language.lm_loss import lm_losses, target_logits
 from lightning_mllm.language.loss import next_token_loss
 from lightning_mllm.language.seq2seq import Seq2SeqLM
 from tests.language.models import FLAN, T5, perturbed, small
@@ -70,9 +70,9 @@ def rows(side: str = "right", extra: int = 0) -> tuple[Tensor, Batch]:
     )
 
 
-def answer_loss(model: PreTrainedModel, embeds: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+def lm_loss(model: PreTrainedModel, embeds: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Mean over all tokens, and their number."""
-    losses, tokens = answer_losses(model, embeds, batch)
+    losses, tokens = lm_losses(model, embeds, batch)
     return losses.sum() / tokens.sum().clamp(min=1), tokens.sum()
 
 
@@ -86,7 +86,7 @@ def test_loss_and_gradients_are_those_of_transformers(model: PreTrainedModel) ->
     embeds.requires_grad_()
     # OPT's padding embedding gets no gradient of its own in either.
     inputs = [embeds, *(each for each in model.parameters() if each.requires_grad)]
-    loss, count = answer_loss(model, embeds, batch)
+    loss, count = lm_loss(model, embeds, batch)
     expected = theirs(model, embeds, batch)
     assert_close(loss, expected, atol=1e-6, rtol=0)
     assert count == sum(length // 2 for length in LENGTHS)
@@ -101,20 +101,20 @@ def test_loss_and_gradients_are_those_of_transformers(model: PreTrainedModel) ->
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padding_changes_nothing(model: PreTrainedModel, side: str) -> None:
-    expected, counts = answer_losses(model, *rows())
-    losses, again = answer_losses(model, *rows(side, extra=3))
+    expected, counts = lm_losses(model, *rows())
+    losses, again = lm_losses(model, *rows(side, extra=3))
     assert_close(losses, expected, atol=1e-5, rtol=0)
     assert torch.equal(counts, again)
 
 
 def test_the_rows_losses_add_up(model: PreTrainedModel) -> None:
     embeds, batch = rows()
-    losses, counts = answer_losses(model, embeds, batch)
-    loss, count = answer_loss(model, embeds, batch)
+    losses, counts = lm_losses(model, embeds, batch)
+    loss, count = lm_loss(model, embeds, batch)
     assert counts.tolist() == [length // 2 for length in LENGTHS]
     assert_close(losses.sum() / counts.sum(), loss)
     assert count == counts.sum()
-    assert_close(losses[:1], answer_losses(model, embeds[:1], first(batch))[0], atol=1e-5, rtol=0)
+    assert_close(losses[:1], lm_losses(model, embeds[:1], first(batch))[0], atol=1e-5, rtol=0)
 
 
 def first(batch: Batch) -> Batch:
@@ -124,7 +124,7 @@ def first(batch: Batch) -> Batch:
 
 def test_logits_are_of_the_supervised_tokens_in_reading_order(model: PreTrainedModel) -> None:
     embeds, batch = rows()
-    logits, targets, owners = answer_logits(model, embeds, batch)
+    logits, targets, owners = target_logits(model, embeds, batch)
     labels = batch.targets if model.config.is_encoder_decoder else batch.labels
     assert labels is not None
     assert torch.equal(targets, labels[labels != IGNORE])
@@ -135,9 +135,9 @@ def test_logits_are_of_the_supervised_tokens_in_reading_order(model: PreTrainedM
 def test_a_causal_model_learns_as_next_token_loss_says() -> None:
     model = small("llama")
     embeds, batch = rows()
-    hidden = decode(model, embeds, batch.segments, batch.positions)
+    hidden = lm_hidden_states(model, embeds, batch.segments, batch.positions)
     expected = next_token_loss(hidden, head(model), batch.labels, batch.segments)
-    assert_close(answer_loss(model, embeds, batch), expected)
+    assert_close(lm_loss(model, embeds, batch), expected)
 
 
 def test_nothing_to_learn_is_zero_with_a_gradient(model: PreTrainedModel) -> None:
@@ -146,7 +146,7 @@ def test_nothing_to_learn_is_zero_with_a_gradient(model: PreTrainedModel) -> Non
     assert batch.targets is not None
     batch.targets.fill_(IGNORE)
     embeds.requires_grad_()
-    loss, count = answer_loss(model, embeds, batch)
+    loss, count = lm_loss(model, embeds, batch)
     assert loss == 0 and count == 0
     (gradient,) = torch.autograd.grad(loss, embeds)
     assert not gradient.any()
@@ -157,8 +157,8 @@ def test_an_encoder_decoder_needs_targets_and_one_segment_a_row() -> None:
     embeds, batch = rows()
     batch.targets = None
     with pytest.raises(ValueError, match=r"found a batch without targets \(samples \['a', 'b'\]\)"):
-        answer_loss(model, embeds, batch)
+        lm_loss(model, embeds, batch)
     embeds, batch = rows()
     batch.segments[0, 3:] = 2
     with pytest.raises(ValueError, match="found 2 segments in a row, expected one"):
-        answer_loss(model, embeds, batch)
+        lm_loss(model, embeds, batch)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from lightning_mllm.language.visual_expert import PLAN, has_experts, plan_of
 
 
-def decode(
+def lm_hidden_states(
     model: PreTrainedModel,
     embeds: Float[Tensor, "B T D"],
     segments: Int[Tensor, "B T"],

@@ -47,7 +47,7 @@ class StopText:
 
 
 @dataclass(frozen=True)
-class Ends:
+class StopRule:
     """What ends an answer of a tokenizer and a template."""
 
     tokenizer: PreTrainedTokenizerFast

@@ -14,7 +14,7 @@ from lightning_mllm.contracts import IMAGE_MARK, Sample, Turn
 Form = Literal["conversation", "question", "captions", "continuation"]
 
 
-class Readings(FileSource):
+class SceneText(FileSource):
     """Lines {"id", "captions": [...], "questions": [{"kind", "question", "answer"}]}; the first caption tells it all.
 
     A sample opens with a caption as its system turn, where a visual prompt will stand later. Then follow

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from data_modules.sources import Readings
+from data_modules.sources import SceneText
 from lightning_mllm.contracts import Turn
 from tests.data_modules.files import generator, write
 
@@ -18,8 +18,8 @@ RECORD: dict[str, Any] = {
 }
 
 
-def source(folder: Path, *records: dict[str, Any], **settings: Any) -> Readings:
-    made = Readings(write(folder / "readings.jsonl", records or [RECORD]), **settings)
+def source(folder: Path, *records: dict[str, Any], **settings: Any) -> SceneText:
+    made = SceneText(write(folder / "readings.jsonl", records or [RECORD]), **settings)
     made.load()
     return made
 
@@ -104,4 +104,4 @@ def test_records_that_break_a_rule(change: dict[str, Any], sentence: str, tmp_pa
 )
 def test_settings_out_of_range(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        Readings("nowhere.jsonl", **settings)
+        SceneText("nowhere.jsonl", **settings)

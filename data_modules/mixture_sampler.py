@@ -34,7 +34,7 @@ def seeded(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
-class Order:
+class MixtureSampler:
     """The order of a mixture of sources, repeated without end.
 
     A data epoch has as many samples as the sources together. Without weights it holds each of them once. With weights

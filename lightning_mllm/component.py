@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 @runtime_checkable
-class PartSpec(Protocol):
+class ComponentSpec(Protocol):
     """A frozen dataclass, written in YAML, that builds one part of a net and knows its pretrained weights.
 
     Building and filling are apart so that a part can be built without memory (on the meta device), cut over the ranks
@@ -33,7 +33,7 @@ class PartSpec(Protocol):
 
 
 @runtime_checkable
-class ResizablePart(Protocol):
+class ResizableComponent(Protocol):
     """A spec whose part can start from tensors of other sizes."""
 
     def resized(self, name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor | None:

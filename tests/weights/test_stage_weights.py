@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.weights.files import write_tensors
-from lightning_mllm.weights.handover import Lineage, ancestor_tensors, config_hash, write_stage
 from lightning_mllm.weights.keymap import KeyMap
-from lightning_mllm.weights.lineage import Ancestor
+from lightning_mllm.weights.lineage import InitSource
+from lightning_mllm.weights.stage_weights import Lineage, config_hash, initial_tensors, write_stage
 
 
 def stage(runs: Path, name: str, tensors: dict[str, Tensor], init_from: dict[str, float] | None = None, **more) -> Path:
@@ -24,7 +24,7 @@ def stage(runs: Path, name: str, tensors: dict[str, Tensor], init_from: dict[str
 
 
 def start(runs: Path, **init_from: float):
-    return ancestor_tensors(init_from, runs, {})
+    return initial_tensors(init_from, runs, {})
 
 
 def test_a_later_stage_wins_and_untouched_tensors_pass_through(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_neighbour_of_the_same_name_does_not_stand_in_for_an_ancestor_that_is_
     ):
         start(tmp_path, **{"y/instruct": 1.0})
     with pytest.raises(ValueError, match="found no 'x/align', whose weights"):
-        Ancestor.find("x/align", tmp_path, tmp_path / "y/instruct")
+        InitSource.find("x/align", tmp_path, tmp_path / "y/instruct")
     # With its run renamed, the right one is beside what starts from it.
     shutil.rmtree(tmp_path / "y/align")
     kept.rename(tmp_path / "y/align")
@@ -226,14 +226,14 @@ MAPS = {
 
 def test_foreign_files_and_folders_are_renamed_by_the_table_that_knows_them(tmp_path: Path) -> None:
     torch.save({"model.mm_projector.weight": torch.ones(2)}, tmp_path / "mm_projector.bin")
-    found = ancestor_tensors({str(tmp_path / "mm_projector.bin"): 1.0}, tmp_path, MAPS)
+    found = initial_tensors({str(tmp_path / "mm_projector.bin"): 1.0}, tmp_path, MAPS)
     assert {name: tensor.tolist() for name, tensor in found.items()} == {"connector.weight": [1, 1]}
     write_tensors(tmp_path / "folder/model.safetensors", {"projector.weight": torch.ones(1)})
     (tmp_path / "folder/config.json").write_text("{}")
-    assert set(ancestor_tensors({"folder": 1.0}, tmp_path, MAPS)) == {"connector.weight"}
+    assert set(initial_tensors({"folder": 1.0}, tmp_path, MAPS)) == {"connector.weight"}
     write_tensors(tmp_path / "odd/model.safetensors", {"head.weight": torch.ones(1)})
     with pytest.raises(ValueError, match=r"cannot be renamed; hf: tensor 'head.weight'.*; original: tensor"):
-        ancestor_tensors({"odd": 1.0}, tmp_path, MAPS)
+        initial_tensors({"odd": 1.0}, tmp_path, MAPS)
     # A foreign ancestor is part of a lineage too.
     stage(tmp_path, "instruct", {"language.w": torch.ones(1)}, {"folder": 1.0})
-    assert set(ancestor_tensors({"instruct": 1.0}, tmp_path, MAPS)) == {"connector.weight", "language.w"}
+    assert set(initial_tensors({"instruct": 1.0}, tmp_path, MAPS)) == {"connector.weight", "language.w"}

@@ -33,7 +33,7 @@ def size(each: tuple[torch.dtype, torch.Size]) -> int:
     return each[1].numel() * each[0].itemsize
 
 
-def pour(path: Path, layout: Layout, read: Callable[[str], Iterable[Tensor]]) -> None:
+def write_safetensors(path: Path, layout: Layout, read: Callable[[str], Iterable[Tensor]]) -> None:
     """Writes the header's length, the header, and then the tensors without gaps.
 
     Tensors of larger numbers come first, so that each starts where its numbers may.

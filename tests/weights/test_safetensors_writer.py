@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_mllm.weights import files
 from lightning_mllm.weights.files import read_tensors, write_in_pieces, write_tensors
-from lightning_mllm.weights.pour import CODES, Layout, pour, size
+from lightning_mllm.weights.safetensors_writer import CODES, Layout, size, write_safetensors
 
 EVERY = {str(dtype): (10 * torch.rand(2, 3)).to(dtype) for dtype in CODES}
 TENSORS = {**EVERY, "scalar": torch.tensor(7), "none": torch.zeros(0, 4), "turned": torch.randn(3, 5).t()}
@@ -31,7 +31,7 @@ def layout_of(tensors: dict[str, Tensor]) -> Layout:
 
 
 def test_every_dtype_is_read_back_by_the_package(tmp_path: Path) -> None:
-    pour(tmp_path / "a.safetensors", layout_of(TENSORS), halves(TENSORS))
+    write_safetensors(tmp_path / "a.safetensors", layout_of(TENSORS), halves(TENSORS))
     found = load_file(tmp_path / "a.safetensors")
     assert set(found) == set(TENSORS)
     for name, tensor in TENSORS.items():
@@ -41,7 +41,7 @@ def test_every_dtype_is_read_back_by_the_package(tmp_path: Path) -> None:
 
 
 def test_as_large_and_as_aligned_as_the_package_writes_it(tmp_path: Path) -> None:
-    pour(tmp_path / "ours.safetensors", layout_of(TENSORS), halves(TENSORS))
+    write_safetensors(tmp_path / "ours.safetensors", layout_of(TENSORS), halves(TENSORS))
     write_tensors(tmp_path / "theirs.safetensors", TENSORS)
     ours, theirs = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("ours", "theirs"))
     assert len(ours) == len(theirs) and ours[:8] == theirs[:8]

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_mllm.contracts import IGNORE, Batch
-from lightning_mllm.language.decode import decode, head
+from lightning_mllm.language.hidden_states import head, lm_hidden_states
 from lightning_mllm.language.loss import predicted
 
 
@@ -31,7 +31,7 @@ class Answers(NamedTuple):
     """The row of the batch that each belongs to."""
 
 
-def answer_logits(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch) -> Answers:
+def target_logits(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch) -> Answers:
     """The logits of every supervised token, given what stands before it.
 
     Args:
@@ -46,20 +46,20 @@ def answer_logits(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch:
     if model.config.is_encoder_decoder:
         hidden, mask, targets = _decoded(model, embeds, batch)
     else:
-        hidden = decode(model, embeds, batch.segments, batch.positions, batch.kinds)[:, :-1]
+        hidden = lm_hidden_states(model, embeds, batch.segments, batch.positions, batch.kinds)[:, :-1]
         mask, targets = predicted(batch.labels, batch.segments), batch.labels[:, 1:]
     # Only supervised positions pass through the head: logits of all would cost more than the whole decoder.
     return Answers(head(model)(hidden[mask]).float(), targets[mask], mask.nonzero()[:, 0])
 
 
-def answer_losses(
+def lm_losses(
     model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch
 ) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
     """Cross-entropy of each row in float32, summed over its supervised tokens, and their number.
 
     What is learned, and what candidates are ranked by; nothing to learn is a loss of 0 with a gradient of 0.
     """
-    logits, targets, rows = answer_logits(model, embeds, batch)
+    logits, targets, rows = target_logits(model, embeds, batch)
     each = F.cross_entropy(logits, targets, reduction="none")
     zeros = torch.zeros(len(embeds), device=each.device)
     return zeros.index_add(0, rows, each), torch.bincount(rows, minlength=len(embeds))

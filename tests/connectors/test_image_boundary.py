@@ -5,15 +5,15 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from lightning_mllm.connectors.ends import EndsConnector
+from lightning_mllm.component import ComponentSpec
+from lightning_mllm.connectors.image_boundary import ImageBoundaryConnector
 from lightning_mllm.training.initialise import build_empty, initialise, materialise
-from lightning_mllm.weights.handover import Ancestors
-from lightning_mllm.weights.part import PartSpec
+from lightning_mllm.weights.stage_weights import InitialTensors
 
 
 def test_every_view_stands_between_the_same_two_vectors() -> None:
-    spec = EndsConnector(width=4, start="uniform")
-    assert isinstance(spec, PartSpec)
+    spec = ImageBoundaryConnector(width=4, start="uniform")
+    assert isinstance(spec, ComponentSpec)
     module, visual = spec.build(), torch.randn(3, 2, 4)
     found = module(visual)
     assert found.shape == (3, 4, 4) and torch.equal(found[:, 1:-1], visual)
@@ -23,7 +23,7 @@ def test_every_view_stands_between_the_same_two_vectors() -> None:
 
 
 def test_both_learn_from_every_view_and_what_they_surround_too() -> None:
-    module, visual = EndsConnector(width=4).build(), torch.randn(3, 2, 4, requires_grad=True)
+    module, visual = ImageBoundaryConnector(width=4).build(), torch.randn(3, 2, 4, requires_grad=True)
     weight = torch.randn(3, 4, 4)
     (module(visual) * weight).sum().backward()
     for parameter, place in ((module.begin, 0), (module.end, -1)):
@@ -34,11 +34,11 @@ def test_both_learn_from_every_view_and_what_they_surround_too() -> None:
 
 @pytest.mark.parametrize("start", ["zeros", "uniform"])
 def test_values_before_training(start: Literal["zeros", "uniform"]) -> None:
-    spec = EndsConnector(width=2000, start=start)
-    net: Any = torch.nn.ModuleDict({"ends": build_empty(spec)})
+    spec = ImageBoundaryConnector(width=2000, start=start)
+    net: Any = torch.nn.ModuleDict({"image_boundary": build_empty(spec)})
     materialise(net, torch.device("cpu"))
-    assert set(initialise(net, {"ends": spec}, Ancestors({}, {})).values()) == {"fresh"}
-    begin, end = net["ends"].begin.detach(), net["ends"].end.detach()
+    assert set(initialise(net, {"image_boundary": spec}, InitialTensors({}, {})).values()) == {"fresh"}
+    begin, end = net["image_boundary"].begin.detach(), net["image_boundary"].end.detach()
     assert begin.shape == end.shape == (1, 1, 2000)
     if start == "zeros":
         assert not begin.any() and not end.any()
@@ -49,10 +49,10 @@ def test_values_before_training(start: Literal["zeros", "uniform"]) -> None:
 
 
 def test_vectors_keep_the_dtype_of_what_they_surround() -> None:
-    assert EndsConnector(width=4).build()(torch.zeros(1, 2, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert ImageBoundaryConnector(width=4).build()(torch.zeros(1, 2, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 def test_names() -> None:
-    assert list(EndsConnector(width=2).build().state_dict()) == ["begin", "end"]
+    assert list(ImageBoundaryConnector(width=2).build().state_dict()) == ["begin", "end"]
     with pytest.raises(ValueError, match=r"ends\.start: found 'ones', expected one of zeros, uniform"):
-        EndsConnector(start="ones")  # pyright: ignore
+        ImageBoundaryConnector(start="ones")  # pyright: ignore

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 Start = Literal["zeros", "uniform"]
 
 
-class Ends(nn.Module):
+class ImageBoundary(nn.Module):
     """[begin, visual vectors, end] for every view."""
 
     def __init__(self, width: int, start: Start) -> None:
@@ -33,7 +33,7 @@ class Ends(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EndsConnector:
+class ImageBoundaryConnector:
     """The two vectors.
 
     Raises:
@@ -47,11 +47,13 @@ class EndsConnector:
 
     def __post_init__(self) -> None:
         if self.start not in get_args(Start):
-            raise ValueError(f"ends.start: found {self.start!r}, expected one of {', '.join(get_args(Start))}")
+            raise ValueError(
+                f"image_boundary.start: found {self.start!r}, expected one of {', '.join(get_args(Start))}"
+            )
 
-    def build(self) -> Ends:
+    def build(self) -> ImageBoundary:
         assert self.width > 0, self
-        return Ends(self.width, self.start)
+        return ImageBoundary(self.width, self.start)
 
     def pretrained(self) -> None:
         return None

@@ -28,7 +28,7 @@ BIAS = 6.0
 """Relative: the attention score at the distance meant, where others have about 0."""
 
 
-def look_back(model: PreTrainedModel, heads: int) -> None:
+def add_previous_token_heads(model: PreTrainedModel, heads: int) -> None:
     """Makes heads 0, 1, ... of the first layer start by looking 1, 2, ... tokens back.
 
     Raises:
@@ -38,7 +38,9 @@ def look_back(model: PreTrainedModel, heads: int) -> None:
     body: Any = model.base_model
     available = getattr(config, "num_key_value_heads", config.num_attention_heads)
     if heads > available:
-        raise ValueError(f"language.lookback: found {heads} with {available} heads, expected at most as many")
+        raise ValueError(
+            f"language.previous_token_heads: found {heads} with {available} heads, expected at most as many"
+        )
     with torch.no_grad():
         if config.model_type == "t5":
             _relative(body.encoder.block[0].layer[0].SelfAttention.relative_attention_bias, heads)
@@ -50,7 +52,9 @@ def look_back(model: PreTrainedModel, heads: int) -> None:
 
 def _rotary(attention: Any, theta: float, heads: int) -> None:
     if attention.q_proj.bias is None:
-        raise ValueError("language.lookback: found attention_bias False, expected rotary attention with biases")
+        raise ValueError(
+            "language.previous_token_heads: found attention_bias False, expected rotary attention with biases"
+        )
     width = attention.head_dim
     frequencies = theta ** (-torch.arange(0, width, 2) / width)
     for head in range(heads):

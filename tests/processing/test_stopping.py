@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lightning_mllm.processing.chat import ChatTemplate, load_template, names
-from lightning_mllm.processing.ends import StopText, stop_of
+from lightning_mllm.processing.stopping import StopText, stop_of
 from tests.processing.test_prompts import processor
 from tests.processing.tokenizer import byte_level_tokenizer, llama_tokenizer
 
@@ -54,6 +54,6 @@ def test_a_text_is_found_with_the_token_that_completes_it(tokenizer, text: str) 
 
 def test_an_end_of_several_tokens_is_a_text_and_no_token() -> None:
     own = processor("sphinx")
-    assert own.ends == [own.tokenizer.eos_token_id]
+    assert own.eos_token_ids == [own.tokenizer.eos_token_id]
     assert own.stop is not None and own.stop.text == "\n###"
     assert processor("vicuna_v1").stop is None

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from data_modules.order import Order, Place, seeded
+from data_modules.mixture_sampler import MixtureSampler, Place, seeded
 from tests.data_modules.files import Numbers
 
 SIZES = {"a": 10, "b": 23, "c": 4}
 
 
-def grouped(kind: Any, size: int = 53, batch: int = 8, seed: int = 0) -> Order:
+def grouped(kind: Any, size: int = 53, batch: int = 8, seed: int = 0) -> MixtureSampler:
     source = Numbers(size, mixed=True)
-    return Order(
+    return MixtureSampler(
         {"a": size},
         None,
         seed,
@@ -28,7 +28,7 @@ def grouped(kind: Any, size: int = 53, batch: int = 8, seed: int = 0) -> Order:
 
 
 def test_without_weights_an_epoch_is_the_union() -> None:
-    order = Order(SIZES, seed=3)
+    order = MixtureSampler(SIZES, seed=3)
     everything = sorted((name, index) for name, size in SIZES.items() for index in range(size))
     for epoch in range(3):
         assert sorted(order.epoch(epoch)) == everything
@@ -54,14 +54,14 @@ def test_the_order_draws_nothing_from_the_global_generator() -> None:
 
 
 def test_at_walks_through_the_epochs() -> None:
-    order = Order(SIZES, seed=3)
+    order = MixtureSampler(SIZES, seed=3)
     stream = [order.at(position) for position in range(3 * len(order))]
     assert stream == [Place(epoch, *each) for epoch in range(3) for each in order.epoch(epoch)]
 
 
 def test_weights_give_shares_and_every_source_its_permutations() -> None:
     weights = {"a": 0.5, "b": 0.25, "c": 0.25}
-    order = Order(SIZES, weights, seed=1)
+    order = MixtureSampler(SIZES, weights, seed=1)
     assert order.counts == {"a": 19, "b": 9, "c": 9}  # 18.5, 9.25, 9.25 of 37: the largest remainder gets the rest
     assert order.effective_epochs() == {"a": 1.9, "b": 9 / 23, "c": 2.25}
     for epoch in range(3):
@@ -77,7 +77,7 @@ def test_weights_give_shares_and_every_source_its_permutations() -> None:
 
 def test_only_the_proportion_of_weights_matters() -> None:
     small, large = ({name: factor * size for name, size in SIZES.items()} for factor in (0.01, 7))
-    assert Order(SIZES, small, seed=4).epoch(2) == Order(SIZES, large, seed=4).epoch(2)
+    assert MixtureSampler(SIZES, small, seed=4).epoch(2) == MixtureSampler(SIZES, large, seed=4).epoch(2)
 
 
 @pytest.mark.parametrize("kind", ["length", "similar_length", "modality_length", "modality_similar_length"])
@@ -145,7 +145,7 @@ def accessory_batches(lengths: dict[int, int], image: dict[int, bool], batch: in
 def test_batches_of_one_kind_and_of_like_lengths_are_those_of_llama2_accessory() -> None:
     size, batch = 4096, 32
     lengths = {index: (index * 2654435761) % 379 for index in range(size)}
-    order = Order(
+    order = MixtureSampler(
         {"a": size},
         None,
         0,
@@ -167,7 +167,7 @@ def test_batches_of_one_kind_and_of_like_lengths_are_those_of_llama2_accessory()
 
 def test_runs_of_one_source_are_drawn_by_the_shares() -> None:
     sizes, weights, run = {"a": 100, "b": 230, "c": 41}, {"a": 0.5, "b": 0.25, "c": 0.25}, 8
-    order = Order(sizes, weights, seed=1, group="source", batch=32, run=run)
+    order = MixtureSampler(sizes, weights, seed=1, group="source", batch=32, run=run)
     assert len(order) == 371 // 8 * 8
     assert order.counts == {"a": 23 * 8, "b": 12 * 8, "c": 11 * 8}  # 23, 11.5 and 11.5 of 46 runs
     seen: Counter[tuple[str, int]] = Counter()
@@ -187,11 +187,11 @@ def test_runs_of_one_source_are_drawn_by_the_shares() -> None:
 
 
 def test_runs_of_one_source_without_weights_go_as_the_sizes() -> None:
-    order = Order({"a": 80, "b": 160}, seed=1, group="source", batch=16, run=8)
+    order = MixtureSampler({"a": 80, "b": 160}, seed=1, group="source", batch=16, run=8)
     assert order.counts == {"a": 80, "b": 160}
     assert sorted(order.epoch(0)) == sorted((name, k) for name, size in (("a", 80), ("b", 160)) for k in range(size))
     with pytest.raises(ValueError, match=r"weights.c: .*expected enough for one of the epoch's 4 runs of 8 samples"):
-        Order(SIZES, {"a": 10, "b": 10, "c": 1}, group="source", run=8)
+        MixtureSampler(SIZES, {"a": 10, "b": 10, "c": 1}, group="source", run=8)
 
 
 @pytest.mark.parametrize(
@@ -216,12 +216,12 @@ def test_runs_of_one_source_without_weights_go_as_the_sizes() -> None:
 )
 def test_wrong_mixtures(sizes: Any, weights: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        Order(sizes, weights)
+        MixtureSampler(sizes, weights)
 
 
 def test_unknown_group() -> None:
     with pytest.raises(ValueError, match="group: found 'size', expected"):
-        Order(SIZES, group="size")  # type: ignore[arg-type]
+        MixtureSampler(SIZES, group="size")  # type: ignore[arg-type]
 
 
 def test_keys_have_unrelated_generators() -> None:

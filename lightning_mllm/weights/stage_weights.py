@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lightning_mllm.weights.files import BESIDE, TensorFiles, sha256, write_tensors, write_text
 from lightning_mllm.weights.keymap import KeyMap
-from lightning_mllm.weights.lineage import FORMAT, RECORD, WEIGHTS, Ancestor, Lineage, portable
+from lightning_mllm.weights.lineage import FORMAT, RECORD, WEIGHTS, InitSource, Lineage, portable
 from lightning_mllm.weights.mixing import Mixture, coefficients
 
 
@@ -96,7 +96,7 @@ def config_hash(config: Any) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def ancestor_tensors(init_from: Mapping[str, float], runs: Path, key_maps: Mapping[str, KeyMap]) -> Ancestors:
+def initial_tensors(init_from: Mapping[str, float], runs: Path, key_maps: Mapping[str, KeyMap]) -> InitialTensors:
     """The tensors that a stage starts from, under the net's names; none is read yet.
 
     Args:
@@ -109,13 +109,13 @@ def ancestor_tensors(init_from: Mapping[str, float], runs: Path, key_maps: Mappi
             shapes than one another.
     """
     if not init_from:
-        return Ancestors({}, {})
+        return InitialTensors({}, {})
     weights = coefficients(init_from, where="init_from")
     Lineage.read(init_from, runs)
-    return _mixed({source: tensors_of(Ancestor.find(source, runs), runs, key_maps) for source in init_from}, weights)
+    return _mixed({source: tensors_of(InitSource.find(source, runs), runs, key_maps) for source in init_from}, weights)
 
 
-class Ancestors(Mapping[str, Tensor]):
+class InitialTensors(Mapping[str, Tensor]):
     """Tensors by name, each read when it is asked for.
 
     A net that has adapters takes all of them as they are. A net without takes `plain()`, and passes what else it reads
@@ -140,9 +140,9 @@ class Ancestors(Mapping[str, Tensor]):
         """The names of the tensors that an adapter changes, here or in the net."""
         return list(self._scales)
 
-    def plain(self) -> Ancestors:
+    def plain(self) -> InitialTensors:
         """The same without adapters, which are folded into those of their tensors that are here."""
-        return Ancestors(
+        return InitialTensors(
             {
                 name: (lambda name=name, read=read: self.fold(name, read())) if name in self._scales else read
                 for name, read in self._tensors.items()
@@ -158,12 +158,12 @@ class Ancestors(Mapping[str, Tensor]):
         down, up = (self._tensors[each]().float() for each in self._pair(name))
         return (tensor.float() + self._scales[name] * (up @ down)).to(tensor.dtype)
 
-    def over(self, older: Ancestors) -> Ancestors:
+    def over(self, older: InitialTensors) -> InitialTensors:
         """These tensors laid over older ones; an older adapter of a tensor that is trained anew is gone."""
         gone = {pair for name in older._scales if name in self._tensors for pair in older._pair(name)}
         kept = {name: read for name, read in older._tensors.items() if name not in gone}
         scales = {name: scale for name, scale in older._scales.items() if name not in self._tensors}
-        return Ancestors({**kept, **self._tensors}, {**scales, **self._scales})
+        return InitialTensors({**kept, **self._tensors}, {**scales, **self._scales})
 
     def _pair(self, name: str) -> tuple[str, str]:
         module = name.removesuffix(".weight")
@@ -176,17 +176,17 @@ def is_adapter(name: str) -> bool:
     return ".lora_A." in name or ".lora_B." in name
 
 
-def tensors_of(ancestor: Ancestor, runs: Path, key_maps: Mapping[str, KeyMap]) -> Ancestors:
+def tensors_of(ancestor: InitSource, runs: Path, key_maps: Mapping[str, KeyMap]) -> InitialTensors:
     """All that a source gives, under the net's names: a stage's own tensors over those that it started from.
 
     Raises:
-        ValueError: As `ancestor_tensors`.
+        ValueError: As `initial_tensors`.
     """
     files = TensorFiles(ancestor.path)
     if ancestor.record is None:
-        return Ancestors(_translate(ancestor, files, key_maps), {})
+        return InitialTensors(_translate(ancestor, files, key_maps), {})
     scale = ancestor.record.get("lora_scale")
-    own = Ancestors(
+    own = InitialTensors(
         {name: (lambda name=name: files[name]) for name in files},
         {name.split(".lora_A.")[0] + ".weight": float(scale) for name in files if ".lora_A." in name and scale},
     )
@@ -194,7 +194,7 @@ def tensors_of(ancestor: Ancestor, runs: Path, key_maps: Mapping[str, KeyMap]) -
     return own.over(_mixed(before, ancestor.init_from)) if before else own
 
 
-def mixture(known: Mapping[str, Ancestors], weights: Mapping[str, float]) -> Mixture:
+def mixture(known: Mapping[str, InitialTensors], weights: Mapping[str, float]) -> Mixture:
     """Sources by their weights, which together are 1.
 
     Raises:
@@ -206,15 +206,15 @@ def mixture(known: Mapping[str, Ancestors], weights: Mapping[str, float]) -> Mix
     return Mixture(known, weights)
 
 
-def _mixed(known: Mapping[str, Ancestors], weights: Mapping[str, float]) -> Ancestors:
+def _mixed(known: Mapping[str, InitialTensors], weights: Mapping[str, float]) -> InitialTensors:
     if len(known) == 1:
         return next(iter(known.values()))
     mixed = mixture(known, weights)
-    return Ancestors({name: (lambda name=name: mixed[name]) for name in mixed}, {})
+    return InitialTensors({name: (lambda name=name: mixed[name]) for name in mixed}, {})
 
 
 def _translate(
-    ancestor: Ancestor, files: TensorFiles, key_maps: Mapping[str, KeyMap]
+    ancestor: InitSource, files: TensorFiles, key_maps: Mapping[str, KeyMap]
 ) -> Mapping[str, Callable[[], Tensor]]:
     """Our names by the first table that knows all of theirs."""
     config = _config(ancestor.path)

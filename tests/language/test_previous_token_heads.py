@@ -25,7 +25,7 @@ SIZES = {
 
 def test_first_heads_look_back_their_distance_and_the_others_do_not():
     torch.manual_seed(0)
-    model = CausalLM(config=SIZES, lookback=3).build().eval()
+    model = CausalLM(config=SIZES, previous_token_heads=3).build().eval()
     model.set_attn_implementation("eager")
     with torch.no_grad():
         attention = model(torch.randint(0, 64, (4, 24)), output_attentions=True).attentions[0]
@@ -40,9 +40,9 @@ def test_first_heads_look_back_their_distance_and_the_others_do_not():
 
 def test_it_learns_from_an_otherwise_equal_start():
     torch.manual_seed(0)
-    plain = CausalLM(config=SIZES, lookback=0).build().state_dict()
+    plain = CausalLM(config=SIZES, previous_token_heads=0).build().state_dict()
     torch.manual_seed(0)
-    changed = CausalLM(config=SIZES, lookback=2).build().state_dict()
+    changed = CausalLM(config=SIZES, previous_token_heads=2).build().state_dict()
     differing = {name for name in plain if not torch.equal(plain[name], changed[name])}
     prefix = "model.layers.0.self_attn"
     assert differing == {f"{prefix}.{p}_proj.{kind}" for p in "qk" for kind in ("weight", "bias")}
@@ -55,9 +55,9 @@ def test_it_learns_from_an_otherwise_equal_start():
         ({}, 5, "found 5 with 4 heads, expected at most as many"),
     ],
 )
-def test_models_without_biases_or_heads_are_refused(change: dict[str, bool], lookback: int, sentence: str):
+def test_models_without_biases_or_heads_are_refused(change: dict[str, bool], previous_token_heads: int, sentence: str):
     with pytest.raises(ValueError, match=sentence):
-        CausalLM(config={**SIZES, **change}, lookback=lookback).build()
+        CausalLM(config={**SIZES, **change}, previous_token_heads=previous_token_heads).build()
 
 
 OPT = {
@@ -96,7 +96,7 @@ def looked(spec: CausalLM | Seq2SeqLM, length: int) -> torch.Tensor:
 @pytest.mark.parametrize(("spec", "length"), [(CausalLM, 250), (Seq2SeqLM, 60)])
 def test_heads_look_back_by_learned_and_by_relative_positions(spec: Any, length: int):
     config = OPT if spec is CausalLM else T5
-    attention = looked(spec(config=config, lookback=3), length)
+    attention = looked(spec(config=config, previous_token_heads=3), length)
     for head in range(3):
         assert attention[head, head + 1] > 0.7
         assert attention[head].sum() - attention[head, head + 1] < 0.1
@@ -108,7 +108,7 @@ def test_sines_take_a_part_of_the_positions_and_leave_words_the_rest():
     torch.manual_seed(0)
     plain = CausalLM(config=OPT).build().state_dict()
     torch.manual_seed(0)
-    changed = CausalLM(config=OPT, lookback=2).build().state_dict()
+    changed = CausalLM(config=OPT, previous_token_heads=2).build().state_dict()
     differing = {name for name in plain if not torch.equal(plain[name], changed[name])}
     body = "model.decoder"
     projections = {f"{body}.layers.0.self_attn.{each}_proj.weight" for each in "qk"}
@@ -124,6 +124,6 @@ def test_only_the_encoders_bias_is_changed():
     torch.manual_seed(0)
     plain = Seq2SeqLM(config=T5).build().state_dict()
     torch.manual_seed(0)
-    changed = Seq2SeqLM(config=T5, lookback=2).build().state_dict()
+    changed = Seq2SeqLM(config=T5, previous_token_heads=2).build().state_dict()
     (name,) = {name for name in plain if not torch.equal(plain[name], changed[name])}
     assert name == "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
