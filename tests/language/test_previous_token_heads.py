@@ -49,7 +49,7 @@ def test_it_learns_from_an_otherwise_equal_start():
 
 
 @pytest.mark.parametrize(
-    ("change", "lookback", "sentence"),
+    ("change", "previous_token_heads", "sentence"),
     [
         ({"attention_bias": False}, 1, "expected rotary attention with biases"),
         ({}, 5, "found 5 with 4 heads, expected at most as many"),

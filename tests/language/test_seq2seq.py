@@ -81,7 +81,7 @@ def test_overrides_are_forced_on_what_was_read(tmp_path: Path) -> None:
         ({"config": {"model_type": "llama"}}, "found 'llama', expected an encoder-decoder one such as"),
         ({"config": {"model_type": "t5", "d_modl": 3}}, "found 'd_modl', .* the nearest is 'd_model'"),
         ({"model": "nobody/nothing"}, "'nobody/nothing', expected an encoder-decoder language model"),
-        ({"config": {"model_type": "t5", "num_heads": 2}, "lookback": 3}, "found 3 with 2 heads"),
+        ({"config": {"model_type": "t5", "num_heads": 2}, "previous_token_heads": 3}, "found 3 with 2 heads"),
     ],
 )
 def test_models_that_cannot_be_had(settings: dict[str, Any], sentence: str) -> None:
