@@ -13,7 +13,9 @@ with. A document longer than a row is continued in the next one, at the beginnin
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +23,8 @@ import torch
 from jaxtyping import Int
 from rich.table import Table
 
-from data_modules.mixture_sampler import seeded
+from data_modules.mixture_sampler import index_type, seeded
+from data_modules.shared_array import shared_array
 from data_modules.sources.plain_text import TextSource
 from lightning_mllm.contracts import Documents, Sample
 
@@ -106,7 +109,7 @@ class TextRows:
                 f"{', '.join(source.files)}: found {self.total} bytes of text, expected at least {self.stride} for a"
                 f" row of {length} tokens"
             )
-        self._cached: tuple[int, Int[np.ndarray, " N"], Int[np.ndarray, " N"]] | None = None
+        self._current: tuple[int, Int[np.ndarray, " N"], Int[np.ndarray, " N"]] | None = None
 
     def __len__(self) -> int:
         """Rows of an epoch."""
@@ -130,10 +133,24 @@ class TextRows:
 
     def _epoch(self, epoch: int) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
         """The documents in their order, and where each ends in the stream."""
-        if self._cached is None or self._cached[0] != epoch:
-            order = torch.randperm(len(self.source), generator=seeded(self.seed, "text", epoch)).numpy()
-            self._cached = (epoch, order, np.cumsum(self.source.sizes[order]))
-        return self._cached[1:]
+        if self._current is None or self._current[0] != epoch:
+            self._current = None
+            size, random = len(self.source), seeded(self.seed, "text", epoch)
+            order = shared_array(
+                lambda: f"{self._key}-{epoch}",
+                size,
+                lambda: torch.randperm(size, generator=random, dtype=index_type(size)).numpy(),
+            )
+            ends = shared_array(lambda: f"{self._key}-{epoch}-ends", size, lambda: np.cumsum(self.source.sizes[order]))
+            self._current = epoch, order, ends
+        return self._current[1:]
+
+    @cached_property
+    def _key(self) -> str:
+        """A digest of all that the order depends on."""
+        digest = hashlib.blake2b(repr(("text", self.seed)).encode(), digest_size=16)
+        digest.update(self.source.sizes.tobytes())
+        return digest.hexdigest()
 
     def sample(self, row: Row) -> Sample:
         """What a processor packs into the row."""

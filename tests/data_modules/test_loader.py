@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -85,7 +86,7 @@ def test_an_epoch_is_drawn_once_though_workers_read_the_next(
     drawn: list[int] = []
     draw = MixtureSampler._drawn
 
-    def count(self: MixtureSampler, name: str, epoch: int) -> list[int]:
+    def count(self: MixtureSampler, name: str, epoch: int) -> np.ndarray:
         drawn.append(epoch)
         return draw(self, name, epoch)
 

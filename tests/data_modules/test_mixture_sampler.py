@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from collections import Counter
 from itertools import chain, pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from data_modules.mixture_sampler import MixtureSampler, Place, seeded
+from data_modules import shared_array
+from data_modules.mixture_sampler import MixtureSampler, seeded
 from tests.data_modules.files import Numbers
 
 SIZES = {"a": 10, "b": 23, "c": 4}
@@ -27,12 +31,17 @@ def grouped(kind: Any, size: int = 53, batch: int = 8, seed: int = 0) -> Mixture
     )
 
 
+def epoch_of(order: MixtureSampler, epoch: int) -> list[tuple[str, int]]:
+    """Source and index of every sample of a data epoch."""
+    return [order.at(epoch * len(order) + offset)[1:] for offset in range(len(order))]
+
+
 def test_without_weights_an_epoch_is_the_union() -> None:
     order = MixtureSampler(SIZES, seed=3)
     everything = sorted((name, index) for name, size in SIZES.items() for index in range(size))
     for epoch in range(3):
-        assert sorted(order.epoch(epoch)) == everything
-    assert order.epoch(0) != order.epoch(1)
+        assert sorted(epoch_of(order, epoch)) == everything
+    assert epoch_of(order, 0) != epoch_of(order, 1)
     assert order.effective_epochs() == {"a": 1.0, "b": 1.0, "c": 1.0}
 
 
@@ -40,23 +49,75 @@ def test_without_weights_an_epoch_is_the_union() -> None:
     "group", ["none", "length", "similar_length", "modality_length", "modality_similar_length", "source"]
 )
 def test_an_epoch_is_a_pure_function_of_seed_and_number(group: str) -> None:
-    forwards = [grouped(group).epoch(epoch) for epoch in (0, 1, 2)]
+    forwards = [epoch_of(grouped(group), epoch) for epoch in (0, 1, 2)]
     order = grouped(group)
     torch.manual_seed(123)
-    assert [order.epoch(epoch) for epoch in (2, 0, 1, 2)] == [forwards[k] for k in (2, 0, 1, 2)]
-    assert grouped(group, seed=1).epoch(0) != forwards[0]
+    assert [epoch_of(order, epoch) for epoch in (2, 0, 1, 2)] == [forwards[k] for k in (2, 0, 1, 2)]
+    assert epoch_of(grouped(group, seed=1), 0) != forwards[0]
 
 
 def test_the_order_draws_nothing_from_the_global_generator() -> None:
     before = torch.get_rng_state()
-    grouped("modality_length").epoch(0)
+    epoch_of(grouped("modality_length"), 0)
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_at_walks_through_the_epochs() -> None:
+def test_a_position_has_its_sample_whatever_was_asked_before() -> None:
     order = MixtureSampler(SIZES, seed=3)
     stream = [order.at(position) for position in range(3 * len(order))]
-    assert stream == [Place(epoch, *each) for epoch in range(3) for each in order.epoch(epoch)]
+    assert [place.epoch for place in stream] == [epoch for epoch in range(3) for _ in range(len(order))]
+    backwards = [MixtureSampler(SIZES, seed=3).at(position) for position in reversed(range(3 * len(order)))]
+    assert backwards[::-1] == stream
+
+
+@pytest.mark.parametrize(
+    ("group", "digest"),
+    [
+        ("none", "7e6dd436382007dd"),
+        ("length", "f4914b3842d2f1f1"),
+        ("similar_length", "421662c59d8a683d"),
+        ("modality_length", "ae1cf372f67e61c5"),
+        ("modality_similar_length", "06652666311d58a2"),
+        ("source", "85b5c404d99bcee0"),
+    ],
+)
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_seed_gives_the_order_that_it_gave_before(
+    group: Any, digest: str, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Published runs name their seed; whether the array lies in a file makes no difference."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(shared_array, "SHARED_FROM", 0 if shared else 1 << 20)
+    order = MixtureSampler(
+        {"a": 53, "b": 31},
+        {"a": 1, "b": 2},
+        7,
+        group,
+        lengths=lambda name, index: (index * 37 + len(name)) % 11,
+        modalities=lambda _, index: index % 3 > 0,
+        batch=8,
+        run=4,
+    )
+    text = repr([place for epoch in (0, 1, 5) for place in epoch_of(order, epoch)])
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
+    files = [each.name for each in tmp_path.glob("*/*.npy")]
+    assert len(files) == shared, "the array of the current epoch alone"
+    del order
+    assert not list(tmp_path.glob("*/*.npy"))
+
+
+def test_an_epoch_takes_four_bytes_a_sample() -> None:
+    order = MixtureSampler({"a": 30_000, "b": 20_000}, seed=1)
+    order.at(0)
+    assert order._epoch(0).nbytes == 4 * len(order) == 200_000
+
+
+def test_files_of_other_data_of_the_same_size_have_other_names() -> None:
+    def key(words: int, kind: Any = "length", seed: int = 0) -> str:
+        return MixtureSampler({"a": 9}, None, seed, kind, lengths=lambda _, index: index * words, batch=4)._key
+
+    assert key(1) == key(1)
+    assert len({key(1), key(2), key(1, "similar_length"), key(1, seed=1)}) == 4
 
 
 def test_weights_give_shares_and_every_source_its_permutations() -> None:
@@ -65,10 +126,10 @@ def test_weights_give_shares_and_every_source_its_permutations() -> None:
     assert order.counts == {"a": 19, "b": 9, "c": 9}  # 18.5, 9.25, 9.25 of 37: the largest remainder gets the rest
     assert order.effective_epochs() == {"a": 1.9, "b": 9 / 23, "c": 2.25}
     for epoch in range(3):
-        assert Counter(name for name, _ in order.epoch(epoch)) == order.counts
+        assert Counter(name for name, _ in epoch_of(order, epoch)) == order.counts
     seen: Counter[tuple[str, int]] = Counter()
     for epoch in range(23):
-        seen.update(order.epoch(epoch))
+        seen.update(epoch_of(order, epoch))
         for name, size in SIZES.items():
             counts = [seen[name, index] for index in range(size)]
             assert max(counts) - min(counts) <= 1, "a permutation of the chain is used up before the next begins"
@@ -77,7 +138,7 @@ def test_weights_give_shares_and_every_source_its_permutations() -> None:
 
 def test_only_the_proportion_of_weights_matters() -> None:
     small, large = ({name: factor * size for name, size in SIZES.items()} for factor in (0.01, 7))
-    assert MixtureSampler(SIZES, small, seed=4).epoch(2) == MixtureSampler(SIZES, large, seed=4).epoch(2)
+    assert epoch_of(MixtureSampler(SIZES, small, seed=4), 2) == epoch_of(MixtureSampler(SIZES, large, seed=4), 2)
 
 
 @pytest.mark.parametrize("kind", ["length", "similar_length", "modality_length", "modality_similar_length"])
@@ -85,12 +146,12 @@ def test_only_the_proportion_of_weights_matters() -> None:
 def test_grouping_keeps_the_epoch(kind: str, size: int, batch: int) -> None:
     order = grouped(kind, size, batch)
     for epoch in range(4):
-        assert sorted(order.epoch(epoch)) == [("a", index) for index in range(size)]
+        assert sorted(epoch_of(order, epoch)) == [("a", index) for index in range(size)]
 
 
 def test_global_batches_run_from_long_to_short() -> None:
     order, source = grouped("length"), Numbers(53)
-    stream = list(chain.from_iterable(order.epoch(epoch) for epoch in range(4)))
+    stream = list(chain.from_iterable(epoch_of(order, epoch) for epoch in range(4)))
     borders = {epoch * 53 // 8 for epoch in range(1, 4)}
     for number in range(len(stream) // 8):
         lengths = [source.length(index) for _, index in stream[number * 8 : number * 8 + 8]]
@@ -101,7 +162,7 @@ def test_global_batches_of_similar_length_need_a_tenth_of_the_padding_and_come_i
     size, batch, source = 800, 8, Numbers(800)
 
     def batches(kind: str) -> list[list[int]]:
-        places = grouped(kind, size, batch).epoch(0)
+        places = epoch_of(grouped(kind, size, batch), 0)
         return [[source.length(index) for _, index in places[k : k + batch]] for k in range(0, size, batch)]
 
     def padding(kind: str) -> int:
@@ -116,7 +177,7 @@ def test_global_batches_of_similar_length_need_a_tenth_of_the_padding_and_come_i
 
 def test_samples_of_similar_length_meet_others_in_every_epoch() -> None:
     def batches(epoch: int) -> set[frozenset[tuple[str, int]]]:
-        places = grouped("similar_length", 80).epoch(epoch)
+        places = epoch_of(grouped("similar_length", 80), epoch)
         return {frozenset(places[k : k + 8]) for k in range(0, 80, 8)}
 
     assert not batches(0) & batches(1)
@@ -125,7 +186,7 @@ def test_samples_of_similar_length_meet_others_in_every_epoch() -> None:
 def test_global_batches_are_of_one_modality_but_for_the_rest() -> None:
     size, batch, source = 53, 8, Numbers(53, mixed=True)
     order = grouped("modality_length")
-    stream = list(chain.from_iterable(order.epoch(epoch) for epoch in range(6)))
+    stream = list(chain.from_iterable(epoch_of(order, epoch) for epoch in range(6)))
     kinds = [{source.has_image(i) for _, i in stream[k : k + batch]} for k in range(0, len(stream) - batch, batch)]
     borders = {epoch * size // batch for epoch in range(1, 6)}
     mixed = [number for number, kind in enumerate(kinds) if len(kind) == 2 and number not in borders]
@@ -154,7 +215,7 @@ def test_batches_of_one_kind_and_of_like_lengths_are_those_of_llama2_accessory()
         modalities=lambda _, index: index % 3 != 0,
         batch=batch,
     )
-    places = [index for _, index in order.epoch(0)]
+    places = [index for _, index in epoch_of(order, 0)]
     found = [frozenset(places[k : k + batch]) for k in range(0, size, batch)]
     words = {index: lengths[index] * 4096 + index for index in lengths}
     expected = accessory_batches(words, {index: index % 3 != 0 for index in lengths}, batch)
@@ -173,7 +234,7 @@ def test_runs_of_one_source_are_drawn_by_the_shares() -> None:
     seen: Counter[tuple[str, int]] = Counter()
     following: Counter[tuple[str, str]] = Counter()
     for epoch in range(12):
-        places = order.epoch(epoch)
+        places = epoch_of(order, epoch)
         runs = [{name for name, _ in places[k : k + run]} for k in range(0, len(places), run)]
         assert all(len(names) == 1 for names in runs), "one source a run"
         names = [name for each in runs for name in each]
@@ -189,7 +250,9 @@ def test_runs_of_one_source_are_drawn_by_the_shares() -> None:
 def test_runs_of_one_source_without_weights_go_as_the_sizes() -> None:
     order = MixtureSampler({"a": 80, "b": 160}, seed=1, group="source", batch=16, run=8)
     assert order.counts == {"a": 80, "b": 160}
-    assert sorted(order.epoch(0)) == sorted((name, k) for name, size in (("a", 80), ("b", 160)) for k in range(size))
+    assert sorted(epoch_of(order, 0)) == sorted(
+        (name, k) for name, size in (("a", 80), ("b", 160)) for k in range(size)
+    )
     with pytest.raises(ValueError, match=r"weights.c: .*expected enough for one of the epoch's 4 runs of 8 samples"):
         MixtureSampler(SIZES, {"a": 10, "b": 10, "c": 1}, group="source", run=8)
 

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_modules import shared_array as module
+from data_modules.shared_array import shared_array
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where files go; every array is shared."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(module, "SHARED_FROM", 0)
+    return tmp_path / f"lightning_mllm-{os.getuid()}"
+
+
+def counted(count: Path, size: int = 1000) -> Callable[[], np.ndarray]:
+    def build() -> np.ndarray:
+        with open(count, "a") as file:
+            file.write("x")
+        return np.arange(size, dtype=np.int32)
+
+    return build
+
+
+def rank(count: Path, ready: multiprocessing.Queue, done: multiprocessing.Event) -> None:  # pyright: ignore
+    array = shared_array(lambda: "order-0", 1000, counted(count))
+    ready.put(int(array.sum()))
+    done.wait(60)
+
+
+def test_one_process_of_a_machine_computes_and_the_last_file_goes(folder: Path, tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    ready, done = fork.Queue(), fork.Event()
+    ranks = [fork.Process(target=rank, args=(tmp_path / "count", ready, done)) for _ in range(4)]
+    for each in ranks:
+        each.start()
+    assert [ready.get(timeout=60) for _ in ranks] == [499_500] * 4
+    assert (tmp_path / "count").read_text() == "x"
+    mine = shared_array(lambda: "order-0", 1000, counted(tmp_path / "count"))
+    assert (tmp_path / "count").read_text() == "x" and not mine.flags.writeable
+    done.set()
+    for each in ranks:
+        each.join()
+    del mine
+    assert [each.name for each in folder.iterdir()] == ["lock"]
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_removed_file_stays_readable_where_it_is_mapped(folder: Path) -> None:
+    one, other = (shared_array(lambda: "order-0", 5, lambda: np.arange(5)) for _ in range(2))
+    del one
+    assert not list(folder.glob("*.npy")) and other.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_small_array_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert shared_array(lambda: "order-0", 5, lambda: np.arange(5)).tolist() == [0, 1, 2, 3, 4]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_computation_that_fails_leaves_nothing_to_map(folder: Path) -> None:
+    def fail() -> np.ndarray:
+        raise ValueError("a bad record")
+
+    with pytest.raises(ValueError, match="a bad record"):
+        shared_array(lambda: "order-0", 5, fail)
+    assert shared_array(lambda: "order-0", 5, lambda: np.arange(5)).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_folder_that_others_can_write_to_is_refused(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(ValueError, match="found a folder that others can write to, expected one of this user alone"):
+        shared_array(lambda: "order-0", 5, lambda: np.arange(5))
+
+
+def test_a_folder_without_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    monkeypatch.setattr(module, "SHARED_FROM", 0)
+    with pytest.raises(ValueError, match=r"none.*: cannot keep an array of 5 elements there .*set TMPDIR to one"):
+        shared_array(lambda: "order-0", 5, lambda: np.arange(5))
