@@ -14,12 +14,20 @@ ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT: dict[str, set[str]] = {
     "lightning_mllm.contracts": set(),
     "lightning_mllm.boxes": set(),
-    "lightning_mllm.weights": {"lightning_mllm.contracts"},
+    "lightning_mllm.component": set(),
+    "lightning_mllm.weights": {"lightning_mllm.contracts", "lightning_mllm.component"},
     "lightning_mllm.processing": {"lightning_mllm.contracts", "lightning_mllm.boxes"},
     # A Q-Former may be part of a tower.
-    "lightning_mllm.vision": {"lightning_mllm.contracts", "lightning_mllm.weights", "lightning_mllm.connectors"},
-    "lightning_mllm.connectors": {"lightning_mllm.contracts", "lightning_mllm.weights"},
-    "lightning_mllm.language": {"lightning_mllm.contracts", "lightning_mllm.weights"},
+    **{
+        f"lightning_mllm.{name}": {"lightning_mllm.contracts", "lightning_mllm.component", "lightning_mllm.weights"}
+        for name in ("connectors", "language")
+    },
+    "lightning_mllm.vision": {
+        "lightning_mllm.contracts",
+        "lightning_mllm.component",
+        "lightning_mllm.weights",
+        "lightning_mllm.connectors",
+    },
 }
 L1 = {*MAY_IMPORT}
 MAY_IMPORT["lightning_mllm.evaluation"] = L1
