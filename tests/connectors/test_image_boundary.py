@@ -54,5 +54,5 @@ def test_vectors_keep_the_dtype_of_what_they_surround() -> None:
 
 def test_names() -> None:
     assert list(ImageBoundaryConnector(width=2).build().state_dict()) == ["begin", "end"]
-    with pytest.raises(ValueError, match=r"ends\.start: found 'ones', expected one of zeros, uniform"):
+    with pytest.raises(ValueError, match=r"image_boundary\.start: found 'ones', expected one of zeros, uniform"):
         ImageBoundaryConnector(start="ones")  # pyright: ignore
