@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_mllm.commands.config import ConfigError
+from lightning_mllm.training.parallelize import ParallelPlan
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hardware:
-    """What a machine can hold; it changes speed and memory, never the result.
+class Hardware(ParallelPlan):
+    """What a machine can hold, and how a stage is laid out on it: speed and memory, and rounding in bf16.
 
     Raises:
         ValueError: A number is out of range.
@@ -25,6 +26,7 @@ class Hardware:
     """Samples a rank answers at once."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("micro_batch", 1), ("text_micro_batch", 1), ("workers", 0), ("eval_batch", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"hardware.{name}: found {getattr(self, name)}, expected at least {least}")

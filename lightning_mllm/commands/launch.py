@@ -214,6 +214,7 @@ class CLI(LightningCLI):
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
         self.model.runs = self.settings.runs
+        self.model.parallel = self._get(self.config_init, "hardware")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given = self._get(self.config_init, "trainer")

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -39,8 +39,9 @@ from lightning_mllm.training.freezing import (
 )
 from lightning_mllm.training.initialise import Provenance, build_empty, initialise, materialise
 from lightning_mllm.training.optimizer import parameter_groups
+from lightning_mllm.training.parallelize import ParallelPlan, parallelize
 from lightning_mllm.training.reduction import MicroBatchWeights, step_weights
-from lightning_mllm.training.sharding import all_reduce, full_tensor, shard, to_local
+from lightning_mllm.training.sharding import ShardedStrategy, all_reduce, full_tensor, to_local
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.training.steps import optimizer_steps, take_whole_steps
 from lightning_mllm.weights.keymap import KeyMap
@@ -85,6 +86,7 @@ class MultimodalModule(EvaluatedModule):
         self.stage = stage
         self.decoding = dict(decoding or {})
         self.runs = runs
+        self.parallel = ParallelPlan()
         self.table, self.lora = self._plan(stage)
         self.trained: dict[str, str] = {}
         self.provenance: Provenance = {}
@@ -170,11 +172,9 @@ class MultimodalModule(EvaluatedModule):
                 for name, layers in adapted_layers(parts, self.lora.targets).items():
                     add_lora(parts[name], self.lora, layers)
         self.trained = freeze(self, self.table)
-        if self.sharded:
-            blocks = [block for name, spec in self.components.items() for block in spec.blocks(getattr(self, name))]
-            assert self.device_mesh is not None
-            entries = [name for name in ENTRIES if hasattr(self, name)]
-            shard(self, blocks, self.device_mesh["data_parallel"], entries)
+        blocks = {name: spec.blocks(getattr(self, name)) for name, spec in self.components.items()}
+        mesh = cast(ShardedStrategy, self.trainer.strategy).mesh if self.sharded else None
+        parallelize(self, blocks, self.parallel, mesh, [name for name in ENTRIES if hasattr(self, name)])
         materialise(self, torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device)
         init_from = {} if self.stage is None else self.stage.init_from
         ancestors = initial_tensors(init_from, Path(self.runs), self.key_maps)

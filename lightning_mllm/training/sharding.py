@@ -6,7 +6,8 @@ names, so a stage started on eight ranks can be resumed on one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -16,15 +17,15 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from lightning_mllm.contracts import Output, Term
+from lightning_mllm.training.parallelize import before_last_micro_batch, sharding_mesh
 
 # Older torch finds the tensors that FSDP2 hooks for the backward pass by flattening what a module returns, and an
 # unregistered class would hide the loss from it.
@@ -100,26 +101,15 @@ def all_reduce(tensor: Tensor, how: Literal["sum", "max"] = "sum") -> Tensor:
     return tensor
 
 
-def shard(root: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, entries: Iterable[str] = ()) -> None:
-    """Makes every block a unit of FSDP2 and `root` the outermost one, which owns all that is left.
-
-    Embeddings, heads and connectors stay gathered throughout a forward pass of `root`, so an architecture may use them
-    in any way inside `forward` and inside the methods named by `entries`.
-    """
-    for block in blocks:
-        if any(True for _ in block.parameters()):
-            fully_shard(block, mesh=mesh)
-    fully_shard(root, mesh=mesh)
-    for entry in entries:
-        register_fsdp_forward_method(root, entry)
-
-
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 over all ranks; works with NCCL on GPUs and gloo on CPUs.
 
     Checkpoints are one file with whole tensors, holding what the module calls its `trained` names, and are the same
     as those of DDP and of one device. They are read with `weights_only=True` only.
     """
+
+    mesh: DeviceMesh
+    """Over which parameters are sharded, once processes are set up."""
 
     def __init__(self, process_group_backend: str | None = None, timeout_seconds: float = 1800.0) -> None:
         super().__init__(
@@ -137,6 +127,15 @@ class ShardedStrategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
+        module = cast(Any, self.lightning_module)
+        self.mesh = sharding_mesh(self.root_device.type, self.world_size, self.num_processes, module.parallel.shard)
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """All micro-batches of an optimizer step but the last; Lightning's own knows DDP only."""
+        module = cast(Any, self.lightning_module)
+        with before_last_micro_batch(module, module.parallel):
+            yield
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         module = cast(Any, self.lightning_module)

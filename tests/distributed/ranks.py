@@ -1,4 +1,4 @@
-"""Two ranks on the CPU, forked from a process that has already imported everything."""
+"""Ranks on the CPU, forked from a process that has already imported everything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ SECONDS = 150
 
 
 def on_two_ranks(work: Callable[[int], Any]) -> list[Any]:
-    """`work(rank)` on both ranks as torchrun would start them; their answers in the order of ranks.
+    """`on_ranks` of two."""
+    return on_ranks(2, work)
+
+
+def on_ranks(count: int, work: Callable[[int], Any]) -> list[Any]:
+    """`work(rank)` on each rank as torchrun would start them; their answers in the order of ranks.
 
     Raises:
         AssertionError: A rank failed (with its traceback) or did not answer in time.
@@ -31,7 +36,9 @@ def on_two_ranks(work: Callable[[int], Any]) -> list[Any]:
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ranks = [context.Process(target=_rank, args=(rank, port, work, folder), daemon=True) for rank in range(2)]
+        ranks = [
+            context.Process(target=_rank, args=(rank, count, port, work, folder), daemon=True) for rank in range(count)
+        ]
         for rank in ranks:
             rank.start()
         end = time.monotonic() + SECONDS
@@ -46,16 +53,16 @@ def on_two_ranks(work: Callable[[int], Any]) -> list[Any]:
         failures = [path.read_text() for path in sorted(folder.glob("*.txt"))]
         exits = [rank.exitcode for rank in ranks]
         crashes = [(folder / f"crash-{rank}").read_text() for rank, code in enumerate(exits) if code]
-        assert exits == [0, 0], f"exit codes {exits}, late ranks {late}\n" + "\n".join(failures + crashes)
-        return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+        assert exits == [0] * count, f"exit codes {exits}, late ranks {late}\n" + "\n".join(failures + crashes)
+        return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
 
 
-def _rank(rank: int, port: int, work: Callable[[int], Any], folder: Path) -> None:
+def _rank(rank: int, count: int, port: int, work: Callable[[int], Any], folder: Path) -> None:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
-        WORLD_SIZE="2",
-        LOCAL_WORLD_SIZE="2",
+        WORLD_SIZE=str(count),
+        LOCAL_WORLD_SIZE=str(count),
         GROUP_RANK="0",
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),

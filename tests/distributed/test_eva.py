@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from lightning_mllm.training.sharding import shard
+from lightning_mllm.training.parallelize import ParallelPlan, parallelize
 from lightning_mllm.vision.eva import EvaTower
 from tests.distributed.ranks import on_two_ranks
 from tests.vision.evas import TINY, tower
@@ -23,7 +23,7 @@ def test_a_tower_of_16_bits_on_two_ranks() -> None:
     def work(rank: int) -> Tensor:
         dist.init_process_group("gloo")
         net = built()
-        shard(net, EvaTower(**TINY).blocks(net), init_device_mesh("cpu", (2,)))
+        parallelize(net, {"": EvaTower(**TINY).blocks(net)}, ParallelPlan(), init_device_mesh("cpu", (2,)))
         return net(images)
 
     expected = built()(images)

@@ -7,7 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from lightning_mllm.training.sharding import full_tensor, shard
+from lightning_mllm.training.parallelize import ParallelPlan, parallelize
+from lightning_mllm.training.sharding import full_tensor
 from lightning_mllm.vision.mixture import TINY_MIXTURE
 from tests.distributed.ranks import on_two_ranks
 from tests.vision.towers import images, shaken
@@ -41,7 +42,7 @@ def test_a_mixture_on_two_ranks() -> None:
     def work(rank: int) -> list[Tensor]:
         dist.init_process_group("gloo")
         net = built()
-        shard(net, TINY_MIXTURE.blocks(net), init_device_mesh("cpu", (2,)))
+        parallelize(net, {"": TINY_MIXTURE.blocks(net)}, ParallelPlan(), init_device_mesh("cpu", (2,)))
         return results(net, seen)
 
     expected = results(built(), seen)

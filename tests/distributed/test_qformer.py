@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from lightning_mllm.connectors.qformer import QFormerConnector
-from lightning_mllm.training.sharding import full_tensor, shard
+from lightning_mllm.training.parallelize import ParallelPlan, parallelize
+from lightning_mllm.training.sharding import full_tensor
 from tests.connectors.qformers import SIZES, qformer, rows
 from tests.distributed.ranks import on_two_ranks
 
@@ -48,7 +49,8 @@ def test_two_ranks_have_the_gradients_of_one_process() -> None:
     def work(rank: int) -> dict[str, Tensor]:
         dist.init_process_group("gloo")
         sharded = Passes()
-        shard(sharded, QFormerConnector(**SIZES).blocks(sharded.qformer), init_device_mesh("cpu", (2,)))
+        blocks = {"qformer": QFormerConnector(**SIZES).blocks(sharded.qformer)}
+        parallelize(sharded, blocks, ParallelPlan(), init_device_mesh("cpu", (2,)))
         sharded(*example(rank)).backward()
         return gradients(sharded)
 

@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from lightning_mllm.evaluation.generation import Decoding, generate
 from lightning_mllm.language.visual_expert import VisualExpertLM, shared_positions
-from lightning_mllm.training.sharding import full_tensor, shard
+from lightning_mllm.training.parallelize import ParallelPlan, parallelize
+from lightning_mllm.training.sharding import full_tensor
 from tests.distributed.ranks import on_two_ranks
 from tests.language.experts import kinds_of, run, segments_of, small
 from tests.language.models import LLAMA
@@ -58,7 +59,7 @@ def test_two_ranks_are_one() -> None:
         dist.init_process_group("gloo")
         net, mine = Net(), embeds[rank : rank + 1]
         blocks = VisualExpertLM(config=LLAMA).blocks(net.language)
-        shard(net, blocks, init_device_mesh("cpu", (2,)), entries=["generate"])
+        parallelize(net, {"language": blocks}, ParallelPlan(), init_device_mesh("cpu", (2,)), entries=["generate"])
         net(mine, ROWS[rank]).backward()
         # One rank is done long before the other.
         return grads(net), net.generate(mine, PROMPTS[rank], 2 + 4 * rank, synced=True)

@@ -15,6 +15,7 @@ from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.callbacks.record import StageRecord
 from lightning_mllm.training.callbacks.rng import RandomStates
 from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.training.parallelize import ParallelPlan
 from lightning_mllm.training.stage import StageSettings
 from tests.toy import Toy, ToyLanguage
 from tests.training.data import ToyData
@@ -56,6 +57,7 @@ def fit(
     build: Callable[[StageSettings], Any] | None = None,
     resume: bool = False,
     runs: str = "runs",
+    parallel: ParallelPlan = ParallelPlan(),
     **arguments: Any,
 ) -> Any:
     """Trains, from the start or from the folder's last checkpoint, and gives the module back.
@@ -69,6 +71,7 @@ def fit(
     else:
         module = build(stage)
         module.runs = runs
+    module.parallel = parallel
     datamodule = ToyData(**(data or {}), processor=module.processor)
     own = trainer(folder, **arguments)
     own.accumulate_grad_batches = datamodule.accumulation(own.world_size)
