@@ -29,9 +29,10 @@ from lightning_mllm.commands.config import Config, ConfigError, nearest, read_ya
 from lightning_mllm.commands.launch import ParsedCLI, compose
 from lightning_mllm.commands.mix import called, mixed, place, write_mix
 from lightning_mllm.evaluation.bootstrap import Interval
+from lightning_mllm.evaluation.figures import draw_scores
 from lightning_mllm.evaluation.results import write_json
 from lightning_mllm.evaluation.run_folder import BLIND
-from lightning_mllm.evaluation.score_curve import draw_scores
+from lightning_mllm.evaluation.tasks import find_score
 from lightning_mllm.export.export import refuse_full
 from lightning_mllm.weights.files import write_text
 from lightning_mllm.weights.lineage import InitSource
@@ -125,7 +126,7 @@ class Sweep:
             found[beta] = self._scores(beta)
             name = _chosen_score(found[beta], score)
             self._write_table(found)
-        best = max(found, key=lambda beta: found[beta][name]["value"])
+        best = best_beta({beta: scores[name]["value"] for beta, scores in found.items()}, name)
         of = {beta: Interval(**scores[name]) for beta, scores in found.items()}
         draw_scores(self.to / "sweep.png", of, title=self._title(name), chosen=best)
         shutil.rmtree(self.to / "mix", ignore_errors=True)
@@ -175,6 +176,13 @@ class Sweep:
             table.add_row(f"{mark}{beta:g}", f"{mark}{each.value:.3f}", f"{mark}{each.low:.3f} to {each.high:.3f}")
         Console().print(table)
         print(f"best beta {best:g}: {name} {found[best].value:.3f}; {self.to / 'mix'}, {self.to / 'sweep.png'}")
+
+
+def best_beta(values: dict[float, float], name: str) -> float:
+    """The beta of the best value of a score; of a loss or a perplexity that is the lowest."""
+    known = find_score(name)
+    lower = known is not None and known[0].higher_is_better is False
+    return (min if lower else max)(values, key=lambda beta: values[beta])
 
 
 def _chosen_score(scores: Scores, score: str | None) -> str:

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from lightning_mllm.contracts import Evaluation, Sample
-from lightning_mllm.evaluation.metrics.perplexity import Loss, Perplexity
-from lightning_mllm.evaluation.retrieval import NAMES
-from lightning_mllm.evaluation.scores import TASKS, check_task
+from lightning_mllm.evaluation.tasks import TASKS, check_task
 
 Split = Literal["val", "test"]
 
@@ -67,14 +65,12 @@ def check_sets(data: Any, splits: Sequence[Split] = ("val", "test")) -> None:
 
 def score_names(evaluation: Evaluation) -> list[str]:
     """What the scores of a set will be called, the headline first."""
-    others = {"retrieval": NAMES, "perplexity": Perplexity.names, "loss": Loss.names}
-    of_task = [name for kind in TASKS.get(evaluation.task, ()) for name in kind.names]
-    return [name + evaluation.suffix for name in (*of_task, *others.get(evaluation.task, ()))]
+    return [name + evaluation.suffix for name in TASKS[evaluation.task].names]
 
 
 def _check_set(evaluation: Evaluation, samples: Iterator[Sample]) -> None:
     check_task(evaluation.task)
-    metrics = [kind() for kind in TASKS.get(evaluation.task, ())]
+    metrics = [kind() for kind in TASKS[evaluation.task].metrics]
     sample = None
     for sample in samples:
         if evaluation.task == "loss":

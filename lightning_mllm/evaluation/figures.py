@@ -1,17 +1,92 @@
-"""Pictures of a report: curves as inline SVG, scores and shares as bars. Colours are those of page.css."""
+"""The figures of a report and of a sweep over mixes, by matplotlib: the same input gives the same bytes."""
 
 from __future__ import annotations
 
-import html
+import io
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from lightning_mllm.evaluation.bootstrap import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
+LIGHT = {
+    "ground": "#faf9f7",
+    "card": "#ffffff",
+    "ink": "#1d1f24",
+    "soft": "#666a73",
+    "line": "#e5e3de",
+    "track": "#efede8",
+    "blind": "#b4afa6",
+    "bad": "#c2553a",
+    "c0": "#0d7a70",
+    "c1": "#d98324",
+    "c2": "#5b6ee1",
+    "c3": "#b8477a",
+    "c4": "#6b8e23",
+    "c5": "#7a6a58",
+}
+"""Colours by their name in the style sheet of the report."""
+DARK = {
+    "ground": "#14161a",
+    "card": "#1c1f25",
+    "ink": "#eceae6",
+    "soft": "#9b9fa8",
+    "line": "#2d3139",
+    "track": "#2a2e36",
+    "blind": "#6d7078",
+    "bad": "#e5805f",
+    "c0": "#35b9a9",
+    "c1": "#eba351",
+    "c2": "#8b9bf4",
+    "c3": "#df7fab",
+    "c4": "#a5c661",
+    "c5": "#b7a58f",
+}
+SERIES = 6
 WIDTH, HEIGHT = 560, 230
-LEFT, RIGHT, TOP, BOTTOM = 48, 14, 14, 30
+"""Of a figure in the report, in points."""
 MOST_POINTS = 400
+SWEEP_WIDTH, SWEEP_HEIGHT = 960, 540
+"""Of the figure of a sweep, in pixels."""
 
-Point = tuple[float, float]
+STYLE: dict[RcKeyType, object] = {
+    "svg.hashsalt": "lightning-mllm",  # ids are a function of the content
+    "svg.fonttype": "none",
+    "font.size": 11.5,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.spines.bottom": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": LIGHT["line"],
+    "grid.linewidth": 1.0,
+    "text.color": LIGHT["ink"],
+    "axes.labelcolor": LIGHT["soft"],
+    "xtick.labelcolor": LIGHT["soft"],
+    "ytick.labelcolor": LIGHT["soft"],
+    "xtick.major.size": 0.0,
+    "ytick.major.size": 0.0,
+    "xtick.major.pad": 8.0,
+    "ytick.major.pad": 8.0,
+    "lines.solid_joinstyle": "round",
+}
+
+Points = Float[np.ndarray, "N 2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,100 +94,114 @@ class Curve:
     """One line of a figure."""
 
     name: str
-    points: Sequence[Point]
+    points: Sequence[tuple[float, float]]
     """(step, value), steps rising."""
     noisy: bool = False
     """Drawn faintly under its running mean."""
 
 
-def curves(lines: Sequence[Curve], title: str, *, from_zero: bool = False) -> str:
-    """Curves over optimizer steps in one frame, with a legend where there are several."""
+def curves(lines: Sequence[Curve], *, from_zero: bool = False) -> str:
+    """Curves over optimizer steps in one frame, as SVG in the colours of the style sheet; empty without a value."""
     shown = [_thinned(line.points) for line in lines]
-    values = [y for points in shown for _, y in points if math.isfinite(y)]
-    steps = [x for points in shown for x, _ in points]
-    if not values:
+    values = np.concatenate([points[:, 1] for points in shown])
+    if not len(values):
         return ""
-    bottom, top = min(values), _without_peak(values)
-    bottom = 0.0 if from_zero else min(bottom, top)
-    ticks = nice_ticks(bottom, top)
-    bottom, top = min(ticks[0], bottom), max(ticks[-1], top)
-    first, last = min(steps), max(max(steps), min(steps) + 1)
-
-    def place(point: Point) -> str:
-        x = LEFT + (point[0] - first) / (last - first) * (WIDTH - LEFT - RIGHT)
-        y = HEIGHT - BOTTOM - (min(max(point[1], bottom), top) - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
-        return f"{x:.1f},{y:.1f}"
-
-    parts = []
-    for tick in ticks:
-        x, y = place((first, tick)).split(",")
-        parts.append(f'<line class="grid" x1="{x}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick end" x="{LEFT - 8}" y="{float(y) + 4:.1f}">{number(tick)}</text>')
-    for tick in nice_ticks(first, last, most=6):
-        if first <= tick <= last:
-            x = place((tick, bottom)).split(",")[0]
-            parts.append(f'<text class="tick middle" x="{x}" y="{HEIGHT - 10}">{number(tick)}</text>')
-    for index, (line, points) in enumerate(zip(lines, shown, strict=True)):
-        colour = f"series-{index % 6}"
-        points = [point for point in points if math.isfinite(point[1])]
-        path = " ".join(map(place, points))
-        hint = f"<title>{html.escape(line.name)}: {number(points[-1][1])} at step {points[-1][0]:.0f}</title>"
-        if line.noisy:
-            smooth = " ".join(map(place, _smoothed(points)))
-            parts.append(f'<polyline class="curve faint {colour}" points="{path}"/>')
-            parts.append(f'<polyline class="curve {colour}" points="{smooth}">{hint}</polyline>')
-        else:
-            parts.append(f'<polyline class="curve {colour}" points="{path}">{hint}</polyline>')
-            dots = points if len(points) <= 40 else points[-1:]
-            parts += [
-                f'<circle class="dot {colour}" cx="{x}" cy="{y}" r="2.6"/>'
-                for x, y in (place(point).split(",") for point in dots)
-            ]
-    legend = "".join(
-        f'<span><i class="series-{index % 6}"></i>{html.escape(line.name)}</span>' for index, line in enumerate(lines)
-    )
-    return (
-        f'<figure><figcaption>{html.escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
-        + (f'<div class="legend">{legend}</div>' if len(lines) > 1 else "")
-        + "</figure>"
-    )
+    bottom, top = _frame(values, from_zero)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(WIDTH / 72, HEIGHT / 72, left=48, right=14, top=14, bottom=30, unit=72)
+        axes.set_ylim(bottom, top)
+        for index, (line, points) in enumerate(zip(lines, shown, strict=True)):
+            colour = LIGHT[f"c{index % SERIES}"]
+            if line.noisy:
+                axes.plot(*points.T, color=colour, linewidth=1, alpha=0.28)
+                axes.plot(*_smoothed(points).T, color=colour, linewidth=2)
+            else:
+                dots = None if len(points) <= 40 else [len(points) - 1]
+                axes.plot(
+                    *points.T, color=colour, linewidth=2, marker="o", markersize=5.2, markevery=dots, clip_on=False
+                )
+        first, last = min(points[0, 0] for points in shown if len(points)), max(p[-1, 0] for p in shown if len(p))
+        axes.set_xlim(first, max(last, first + 1))
+        file = io.StringIO()
+        figure.savefig(
+            file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+    return _inline(file.getvalue())
 
 
-def bar(value: float, top: float, *, low: float | None = None, high: float | None = None, kind: str = "") -> str:
-    """A horizontal bar of value / top, with a whisker from `low` to `high`."""
+def draw_scores(path: Path, scores: Mapping[float, Interval], *, title: str, chosen: float) -> None:
+    """Writes a score over the weight of a mix, with its interval, as a PNG.
 
-    def percent(x: float) -> float:
-        return 100 * min(max(x / top, 0), 1)
+    Args:
+        scores: Beta -> the score and its interval; at least two.
+        title: Of the figure.
+        chosen: The beta that is marked and named.
+    """
+    betas = sorted(scores)
+    assert len(betas) > 1, betas
+    low, value, high = (np.array([getattr(scores[beta], name) for beta in betas]) for name in ("low", "value", "high"))
+    with matplotlib.rc_context({**STYLE, "font.size": 11.0}):
+        figure, axes = _axes(SWEEP_WIDTH / 100, SWEEP_HEIGHT / 100, left=84, right=36, top=70, bottom=64, unit=100)
+        axes.fill_between(betas, low, high, color=LIGHT["c0"], alpha=0.2, linewidth=0)
+        axes.plot(betas, value, color=LIGHT["c0"], linewidth=2.2, marker="o", markersize=6, clip_on=False)
+        best = scores[chosen].value
+        ring = {"markerfacecolor": LIGHT["card"], "markeredgecolor": LIGHT["ink"], "markeredgewidth": 2.2}
+        axes.plot(chosen, best, marker="o", markersize=12, clip_on=False, **ring)
+        right = chosen > betas[0] + 0.75 * (betas[-1] - betas[0])
+        axes.annotate(
+            f"beta {chosen:g}: {best:.3f}",
+            (chosen, best),
+            xytext=(-10 if right else 10, 14),
+            textcoords="offset points",
+            horizontalalignment="right" if right else "left",
+        )
+        axes.set_xlim(betas[0], betas[-1])
+        axes.set_ylim(*_frame(np.concatenate([low, high]), False))
+        axes.set_xlabel("beta", labelpad=10)
+        heading = figure.text(
+            84 / SWEEP_WIDTH, 1 - 34 / SWEEP_HEIGHT, title, fontsize=14, va="center", parse_math=False
+        )
+        room = SWEEP_WIDTH - 84 - 36
+        heading.set_fontsize(14 * min(1.0, room / heading.get_window_extent().width))
+        figure.savefig(path, format="png", dpi=100, facecolor=LIGHT["card"], metadata={"Software": None})
 
-    whisker = ""
-    if low is not None and high is not None:
-        whisker = f'<b style="left:{percent(low):.2f}%;width:{percent(high) - percent(low):.2f}%"></b>'
-    return f'<div class="bar {kind}"><i style="width:{percent(value):.2f}%"></i>{whisker}</div>'
+
+def _axes(
+    width: float, height: float, *, left: float, right: float, top: float, bottom: float, unit: float
+) -> tuple[Figure, Axes]:
+    """A figure of so many inches and its axes, inside of margins of which `unit` are an inch."""
+    figure = Figure(figsize=(width, height), dpi=unit)
+    w, h = width * unit, height * unit
+    axes = figure.add_axes((left / w, bottom / h, 1 - (left + right) / w, 1 - (top + bottom) / h))
+    axes.patch.set_visible(False)
+    for axis, most in ((axes.xaxis, 8), (axes.yaxis, 6)):
+        axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    return figure, axes
 
 
-def shares(parts: Sequence[tuple[str, float, str]]) -> str:
-    """One bar cut into labelled parts (name, amount, amount in words)."""
-    total = sum(amount for _, amount, _ in parts) or 1
-    cut = "".join(
-        f'<i class="series-{index % 6}" style="width:{100 * amount / total:.2f}%"></i>'
-        for index, (_, amount, _) in enumerate(parts)
-    )
-    legend = "".join(
-        f'<span><i class="series-{index % 6}"></i>{html.escape(name)} <em>{html.escape(text)}</em></span>'
-        for index, (name, _, text) in enumerate(parts)
-    )
-    return f'<div class="shares">{cut}</div><div class="legend">{legend}</div>'
+def _frame(values: Float[np.ndarray, " N"], from_zero: bool) -> tuple[float, float]:
+    """Round numbers that enclose the values; of many, the first steps of a loss may stand above the frame."""
+    top = float(np.quantile(values, 0.985) if len(values) >= 50 else values.max())
+    bottom = 0.0 if from_zero else min(float(values.min()), top)
+    ticks = round_numbers(bottom, top)
+    return ticks[0], ticks[-1]
 
 
-def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """At most about `most` round numbers that enclose low and high."""
-    span = high - low if high > low else abs(high) or 1.0
-    raw = span / most
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
-    start, stop = math.floor(low / step + 1e-9), math.ceil((low + span) / step - 1e-9)
-    return [round(index * step, 12) for index in range(start, stop + 1)]
+def _inline(svg: str) -> str:
+    """Without what only a file of its own needs, and with the variables of the style sheet as colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r'(?<=<g) id="[^"]*"|font-family: [^;]*; ', "", svg)
+    names = {colour: name for name, colour in LIGHT.items()}
+    return re.sub("|".join(names), lambda match: f"var(--{names[match.group()]})", svg)
+
+
+def round_numbers(low: float, high: float, most: int = 6) -> list[float]:
+    """About `most` round numbers that enclose low and high."""
+    high = high if high > low else low + (abs(low) or 1.0)
+    return [float(tick) for tick in MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
 
 
 def number(value: float) -> str:
@@ -139,23 +228,15 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
-def _thinned(points: Sequence[Point]) -> list[Point]:
-    size = math.ceil(len(points) / MOST_POINTS)
-    groups = [points[i : i + size] for i in range(0, len(points), size)] if size > 1 else [[p] for p in points]
-    return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
+def _thinned(points: Sequence[tuple[float, float]]) -> Points:
+    """The finite points, means of neighbours where there are many."""
+    found = np.array([point for point in points if math.isfinite(point[1])], dtype=float).reshape(-1, 2)
+    groups = np.array_split(found, min(len(found), MOST_POINTS)) if len(found) else []
+    return np.array([(group[-1, 0], group[:, 1].mean()) for group in groups]).reshape(-1, 2)
 
 
-def _smoothed(points: Sequence[Point]) -> list[Point]:
+def _smoothed(points: Points) -> Points:
     """Centred means over at most a twenty-fifth of the curve, narrower where it starts and is steep."""
-    out, half = [], len(points) // 50
-    for index, (x, _) in enumerate(points):
-        reach = min(half, index)
-        near = points[index - reach : index + reach + 1]
-        out.append((x, sum(y for _, y in near) / len(near)))
-    return out
-
-
-def _without_peak(values: Sequence[float]) -> float:
-    """The top of the frame: the first steps of a loss curve may stand far above everything that matters."""
-    ordered = sorted(values)
-    return ordered[-1] if len(ordered) < 50 else ordered[int(0.985 * (len(ordered) - 1))]
+    half = len(points) // 50
+    means = [points[index - min(half, index) : index + min(half, index) + 1, 1].mean() for index in range(len(points))]
+    return np.column_stack([points[:, 0], means])

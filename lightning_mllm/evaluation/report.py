@@ -1,13 +1,24 @@
-"""`report.json` and `report.html` of an experiment."""
+"""`report.json` and `report.html` of an experiment; the page is templates/report.html.jinja, without scripts."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lightning_mllm.evaluation.page import page
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from lightning_mllm.evaluation.figures import DARK, LIGHT, Curve, curves, duration, number, round_numbers
 from lightning_mllm.evaluation.results import write_json
-from lightning_mllm.evaluation.run_folder import Report, read_report
+from lightning_mllm.evaluation.run_folder import Report, Score, StageReport, read_report
+from lightning_mllm.evaluation.tasks import TASKS, find_score
 from lightning_mllm.weights.files import write_text
+
+MOST_ANSWERS = 12
+FEWER_ANSWERS = 6
+"""Of each set where several stages were tested."""
 
 
 def write_report(run_root: Path) -> Report:
@@ -21,5 +32,93 @@ def write_report(run_root: Path) -> Report:
     """
     report = read_report(Path(run_root))
     write_json(Path(run_root) / "report.json", {**report.scores, "seconds": report.seconds})
-    write_text(Path(run_root) / "report.html", page(report))
+    write_text(Path(run_root) / "report.html", render(report))
     return report
+
+
+def render(report: Report) -> str:
+    """The whole page."""
+    folder = Path(__file__).with_name("templates")
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(duration=duration, fixed=_fixed, number=number, scale=_scale)
+    return environment.get_template("report.html.jinja").render(
+        report=report,
+        light=LIGHT,
+        dark=DARK,
+        retrieval=any(name.startswith("retrieval") for tested in report.tests for name in tested.samples),
+        groups=_groups(report),
+        figures={stage.name: _figures(stage) for stage in report.stages},
+        times=[*((stage.name, stage.seconds) for stage in report.stages), ("test", report.test_seconds)],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Figure:
+    title: str
+    note: str
+    """A value of its only line."""
+    lines: list[Curve]
+    svg: Markup
+
+
+def _figures(stage: StageReport) -> list[_Figure]:
+    """The training loss, and the headline scores on the validation set or else the learning rate."""
+
+    loss = _figure(stage, "Training loss over steps", ["train/loss"], noisy=True)
+    validated = [name for name in stage.metrics if name.startswith("val/") and _is_headline(name.removeprefix("val/"))]
+    scores = _figure(stage, "Validation scores over steps", validated)
+    rate = _figure(stage, "Learning rate over steps", ["train/lr"])
+    if rate is not None:
+        rate = replace(rate, note=f"peak {number(max(value for _, value in rate.lines[0].points))}")
+    return [each for each in (loss, scores or rate) if each is not None]
+
+
+def _figure(stage: StageReport, title: str, names: Sequence[str], *, noisy: bool = False) -> _Figure | None:
+    lines = [Curve(name=name, points=stage.metrics[name], noisy=noisy) for name in names if stage.metrics.get(name)]
+    if not lines:
+        return None
+    svg = Markup(curves(lines, from_zero=not noisy))
+    return _Figure(title=title, note=f"last {number(lines[0].points[-1][1])}", lines=lines, svg=svg)
+
+
+def _is_headline(name: str) -> bool:
+    found = find_score(name)
+    return found is not None and found[0].headline
+
+
+def _groups(report: Report) -> list[dict[str, object]]:
+    """The examples of each set, blind ones left out."""
+    sets: dict[tuple[str, str, str], list[dict[str, object]]] = {}
+    for tested in report.tests:
+        for example in tested.examples:
+            if not example["blind"]:
+                verdict = ""
+                if example["task"] != "caption" and example["score"] is not None:
+                    verdict = "good" if example["score"] >= 0.5 else "bad"
+                shown = {
+                    **example,
+                    "prompt": " ".join(example["prompt"].replace("<image>", " ").split()),
+                    "references": Counter(example["references"]).most_common(),
+                    "verdict": verdict,
+                }
+                sets.setdefault((tested.stage, example["task"], example["part"]), []).append(shown)
+    most = MOST_ANSWERS if len(report.tests) == 1 else FEWER_ANSWERS
+    return [
+        {"title": TASKS[task].title, "part": part, "stage": stage, "examples": examples[:most]}
+        for (stage, task, part), examples in sets.items()
+    ]
+
+
+def _scale(score: Score) -> float:
+    """Where the bars of a score end: 1, or a round number above its intervals."""
+    return max(1.0, *(round_numbers(0, each["high"])[-1] for each in (score.found, score.blind) if each))
+
+
+def _fixed(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}"

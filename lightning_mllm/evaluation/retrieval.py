@@ -23,8 +23,9 @@ from torch import Tensor
 
 from lightning_mllm.contracts import Batch, Evaluation
 from lightning_mllm.evaluation.bootstrap import Interval, cluster_numbers, interval
-from lightning_mllm.evaluation.metrics.recall import CUTS, chance, highest, recalls, reranked
+from lightning_mllm.evaluation.metrics.recall import chance, highest, recalls, reranked
 from lightning_mllm.evaluation.scores import Example, Key, encode_picture, gather, keys_of, spread
+from lightning_mllm.evaluation.tasks import TASKS
 
 Side = dict[str, Tensor]
 """What a net keeps of images, or of texts: named tensors with a row for each, alike in all other sizes.
@@ -32,7 +33,7 @@ Side = dict[str, Tensor]
 A text side must be padded to one length, so that those of several calls join.
 """
 
-NAMES = tuple(f"{kind}_retrieval_r{k}" for kind in ("text", "image") for k in CUTS)
+NAMES = TASKS["retrieval"].names
 """`text_retrieval_r1`: an image finds any of its captions at the first place; `image_retrieval_r1`: a caption finds its
 image there."""
 

@@ -16,6 +16,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from lightning_mllm.evaluation.tasks import ScoreInfo, find_score
 from lightning_mllm.weights.lineage import starts_from
 
 BLIND = "_blind"
@@ -34,6 +35,16 @@ class StageReport:
     metrics: dict[str, list[tuple[float, float]]]
     """Name -> (step, value), steps rising."""
 
+    @property
+    def parameters(self) -> int:
+        """Of the whole net; 0 where no freeze table was written."""
+        return sum(row["parameters"] for row in self.freeze_table)
+
+    @property
+    def trained(self) -> int:
+        """Of its parameters, how many were trained."""
+        return sum(row["parameters"] for row in self.freeze_table if row["trained"])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -41,6 +52,9 @@ class Score:
 
     stage: str
     name: str
+    info: ScoreInfo
+    part: str
+    """Of the test data; empty for the whole."""
     found: dict[str, float]
     blind: dict[str, float] | None
     """What the blind twin of the set gave."""
@@ -73,11 +87,15 @@ class Tested:
     @property
     def rows(self) -> list[Score]:
         """Its scores, blind ones beside those they belong to."""
-        return [
-            Score(stage=self.stage, name=name, found=found, blind=self.scores.get(name + BLIND))
-            for name, found in self.scores.items()
-            if not name.endswith(BLIND)
-        ]
+        rows = []
+        for name, found in self.scores.items():
+            if not name.endswith(BLIND):
+                if (known := find_score(name)) is None:
+                    raise ValueError(f"{self.stage}/test.json: found the score '{name}', which no task gives")
+                info, part = known
+                blind = self.scores.get(name + BLIND)
+                rows.append(Score(stage=self.stage, name=name, info=info, part=part, found=found, blind=blind))
+        return rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import difflib
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
@@ -16,47 +15,10 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from lightning_mllm.contracts import UNANSWERED, Batch, Evaluation, TokenKind
+from lightning_mllm.contracts import Batch, Evaluation, TokenKind
 from lightning_mllm.evaluation.bootstrap import Interval, cluster_numbers, metric_intervals
-from lightning_mllm.evaluation.metrics import (
-    Anls,
-    Bleu,
-    BoxAccuracy,
-    Choice,
-    CiderD,
-    DetectionScores,
-    ExactMatch,
-    IvqaAccuracy,
-    OfficialVqaAccuracy,
-    PopeScores,
-    Ranking,
-    RankMetric,
-    ReciprocalRank,
-    RelaxedAccuracy,
-    RocAuc,
-    RougeL,
-    SampleMetric,
-    SphinxExactMatch,
-    VqaAccuracy,
-)
-
-TASKS: dict[str, tuple[type[SampleMetric[Any]], ...]] = {
-    "vqa": (VqaAccuracy,),
-    "vqa_official": (OfficialVqaAccuracy,),
-    "ivqa": (IvqaAccuracy,),
-    "caption": (CiderD, Bleu, RougeL),
-    "exact": (ExactMatch,),
-    "exact_sphinx": (SphinxExactMatch,),
-    "grounding": (BoxAccuracy,),
-    "detection": (DetectionScores,),
-    "chart": (RelaxedAccuracy,),
-    "document": (Anls,),
-    "pope": (PopeScores,),
-    "choice": (Choice,),
-    "auc": (RocAuc,),
-    "mrr": (ReciprocalRank,),
-}
-"""What is asked -> its scores, the headline first. Retrieval has scores of its own (evaluation/retrieval.py)."""
+from lightning_mllm.evaluation.metrics import Ranking, RankMetric
+from lightning_mllm.evaluation.tasks import TASKS, check_task
 
 T = TypeVar("T")
 
@@ -114,10 +76,10 @@ class Scores:
 
     def __init__(self, evaluation: Evaluation, *, num_examples: int = 24) -> None:
         check_task(evaluation.task)
-        assert evaluation.task in TASKS, evaluation.task
+        assert evaluation.answered, evaluation.task
         self.evaluation = evaluation
         self.num_examples = num_examples
-        self._ranked = any(issubclass(kind, RankMetric) for kind in TASKS[evaluation.task])
+        self._ranked = any(issubclass(kind, RankMetric) for kind in TASKS[evaluation.task].metrics)
         self._answers: dict[Key, _Answer] = {}
         self._pictures: dict[Key, str] = {}
         self._intervals: dict[str, Interval] | None = None
@@ -194,7 +156,7 @@ class Scores:
         clusters = cluster_numbers([each.cluster for each in answers])
         self._intervals, headline = {}, None
         self.num_answers, self.num_clusters = len(answers), int(clusters.max()) + 1
-        for kind in TASKS[self.evaluation.task]:
+        for kind in TASKS[self.evaluation.task].metrics:
             metric = kind()
             ranked = issubclass(kind, RankMetric)
             metric.update([each.ranking if ranked else each.answer for each in answers], references)
@@ -243,14 +205,6 @@ def keys_of(batch: Batch) -> list[Key]:
     """What tells each row's sample from the others of its set."""
     indices = batch.indices or [None] * len(batch.ids)
     return [(-1, id) if index is None else (index, "") for index, id in zip(indices, batch.ids, strict=True)]
-
-
-def check_task(task: str) -> None:
-    """Raises ValueError, with the nearest one, if no score knows the task."""
-    if task not in TASKS and task not in UNANSWERED:
-        near = difflib.get_close_matches(task, [*TASKS, *UNANSWERED], n=1)
-        hint = f" (did you mean '{near[0]}'?)" if near else ""
-        raise ValueError(f"task is '{task}', expected one of {', '.join([*TASKS, *UNANSWERED])}{hint}")
 
 
 def picture(batch: Batch, row: int) -> str:

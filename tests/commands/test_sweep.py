@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from lightning_mllm.cli import main
-from lightning_mllm.commands.sweep import parse_betas
+from lightning_mllm.commands.sweep import best_beta, parse_betas
 from tests.commands.test_mix import same, weights
 from tests.test_cli import refused
 
@@ -43,6 +43,12 @@ def test_betas() -> None:
     for wrong in ("0:1", "0:1:0", "0:1:-0.1", "1:0:0.1", "0:1.1:0.1", "-1:1:0.5", "0.5:0.5:0.1", "a:b:c", "0:1:2"):
         with pytest.raises(ValueError, match=f"--sweep: found '{wrong}', expected FROM:TO:STEP from 0 to 1"):
             parse_betas(wrong)
+
+
+def test_the_best_loss_is_the_lowest() -> None:
+    values = {0.0: 0.3, 0.5: 0.2, 1.0: 0.4}
+    assert best_beta(values, "vqa_accuracy_novel") == 1.0
+    assert best_beta(values, "loss") == best_beta(values, "perplexity_novel") == 0.5
 
 
 def test_the_curve_and_the_best_mix(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from data_modules.sources import Source
 from lightning_mllm.contracts import Sample
 from lightning_mllm.evaluation.metrics import Ranking, RankMetric
-from lightning_mllm.evaluation.scores import TASKS
+from lightning_mllm.evaluation.tasks import TASKS
 from tests.data_modules.files import generator
 
 
@@ -24,7 +24,7 @@ def turns(sample: Sample) -> list[str]:
 
 def score(given: Sequence[Sample], right: bool = True) -> float:
     """The headline score of the task of samples that are all answered with what is learned, or with something wrong."""
-    metric = TASKS[given[0].task][0]()
+    metric = TASKS[given[0].task].metrics[0]()
     for sample in given:
         learned = sample.turns[-1].text
         if isinstance(metric, RankMetric):
