@@ -149,7 +149,7 @@ def parallelize(
         _prefetch(net.get_submodule(name), plan.prefetch)
     fully_shard(net, mesh=mesh, mp_policy=plan.policy)
     for entry in entries:
-        register_fsdp_forward_method(net, entry)
+        _register_entry(net, entry)
     _keep_gathered(units(net), plan)
 
 
@@ -236,6 +236,20 @@ def sharding_mesh(device: str, ranks: int, node: int, shard: int | None) -> Devi
 def units(net: nn.Module) -> list[FSDPModule]:
     """Of FSDP2, the outermost first."""
     return [module for module in net.modules() if isinstance(module, FSDPModule)]
+
+
+def _register_entry(net: nn.Module, name: str) -> None:
+    """Lets the method gather what `net` owns, as `forward` does; where one calls the other, it is gathered already."""
+    plain = getattr(net, name)
+    register_fsdp_forward_method(net, name)
+    entered, state = getattr(net, name), cast(Any, net)._get_fsdp_state()
+
+    def method(*args: Any, **kwargs: Any) -> Any:
+        # A nested entry would release the parameters that the outer one still needs for its backward pass.
+        inside = state._state_ctx.iter_forward_root is not None
+        return (plain if inside else entered)(*args, **kwargs)
+
+    setattr(net, name, method)
 
 
 @contextmanager
