@@ -16,7 +16,7 @@ from lightning_mllm.architectures.llava import TINY, LLaVA
 from lightning_mllm.architectures.sphinx import Sphinx
 from lightning_mllm.commands import ask
 from lightning_mllm.contracts import Sample, Turn
-from lightning_mllm.export.export import export_module
+from lightning_mllm.export.export import export_module, hf_folder
 from lightning_mllm.inference import Model, load, load_apart
 from lightning_mllm.language.lora import Lora, merge_lora
 from lightning_mllm.language.tokenizer import byte_tokenizer
@@ -25,7 +25,7 @@ from lightning_mllm.processing.query_text import QueryText
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.weights.stage_weights import write_stage
 from tests.architectures.blip2s import built, eva
-from tests.export.test_export import net
+from tests.interop.test_hf_llava import net
 from tests.processing.test_tokenizer_template import TEMPLATES
 
 RED, BLUE = Image.new("RGB", (20, 30), (200, 0, 0)), Image.new("RGB", (30, 20), (0, 0, 200))
@@ -33,7 +33,7 @@ RED, BLUE = Image.new("RGB", (20, 30), (200, 0, 0)), Image.new("RGB", (30, 20), 
 
 def foreign(module: LLaVA, folder: Path, jinja: str, file: str = "chat_template.jinja") -> Path:
     """A folder as somebody else would write it: without notes of ours, and with another template."""
-    module.hf().write(folder)
+    hf_folder(module).write(folder)
     for name in ("lightning_mllm.json", "chat_template.jinja"):
         (folder / name).unlink()
     settings = json.loads((folder / "tokenizer_config.json").read_text())
@@ -70,7 +70,7 @@ def test_a_folder_that_does_not_say_how_it_is_asked_is_told(tmp_path: Path) -> N
 
 def test_pictures_stand_in_order_before_a_text_that_names_none(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     module = net()
-    module.hf().write(tmp_path / "folder")
+    hf_folder(module).write(tmp_path / "folder")
     files = [tmp_path / "red.png", tmp_path / "blue.png"]
     for image, file in zip((RED, BLUE), files, strict=True):
         image.save(file)

@@ -19,20 +19,29 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lightning_mllm.processing": {"lightning_mllm.contracts", "lightning_mllm.boxes"},
     # A Q-Former may be part of a tower.
     **{
-        f"lightning_mllm.{name}": {"lightning_mllm.contracts", "lightning_mllm.component", "lightning_mllm.weights"}
+        f"lightning_mllm.{name}": {
+            "lightning_mllm.contracts",
+            "lightning_mllm.component",
+            "lightning_mllm.weights",
+            "lightning_mllm.interop.keys",
+        }
         for name in ("connectors", "language")
     },
     "lightning_mllm.vision": {
         "lightning_mllm.contracts",
         "lightning_mllm.component",
         "lightning_mllm.weights",
+        "lightning_mllm.interop.keys",
         "lightning_mllm.connectors",
     },
 }
+# Tables of names alone: building blocks read their own weights by them.
+MAY_IMPORT["lightning_mllm.interop.keys"] = {"lightning_mllm.weights"}
 L1 = {*MAY_IMPORT}
+MAY_IMPORT["lightning_mllm.interop"] = L1
 MAY_IMPORT["lightning_mllm.evaluation"] = L1
-MAY_IMPORT["lightning_mllm.training"] = L1 | {"lightning_mllm.evaluation"}
-L2 = L1 | {"lightning_mllm.evaluation", "lightning_mllm.training"}
+MAY_IMPORT["lightning_mllm.training"] = L1 | {"lightning_mllm.evaluation", "lightning_mllm.interop"}
+L2 = L1 | {"lightning_mllm.evaluation", "lightning_mllm.interop", "lightning_mllm.training"}
 MAY_IMPORT["lightning_mllm.architectures"] = L2
 L4 = {f"lightning_mllm.{name}" for name in ("cli", "commands", "export", "inference")}
 # The verbs reach architectures and data modules through YAML, or by walking the package of architectures (which one,
@@ -51,7 +60,9 @@ FORBIDDEN_LIBRARIES = {
     "lightning_mllm.vision": {"lightning", "torchmetrics"},
     "lightning_mllm.connectors": {"lightning", "torchmetrics", "transformers", "open_clip"},
     "lightning_mllm.language": {"lightning", "torchmetrics", "open_clip"},
-    "lightning_mllm.weights": {"lightning", "torchmetrics", "open_clip", "peft"},
+    "lightning_mllm.weights": {"lightning", "transformers", "torchmetrics", "open_clip", "peft"},
+    "lightning_mllm.interop": {"lightning", "torchmetrics", "peft"},
+    "lightning_mllm.interop.keys": {"lightning", "transformers", "torchmetrics", "open_clip", "peft"},
     "data_modules": {"transformers", "open_clip", "peft", "torchmetrics"},
 }
 

@@ -15,7 +15,6 @@ Legend: B pairs of this rank, A of all ranks, V vectors of width E an image, Q q
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -37,7 +36,6 @@ from lightning_mllm.connectors.alignment import (
 )
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.connectors.qformer import TINY_QFORMER, PastKeyValues, QFormer, QFormerConnector
-from lightning_mllm.connectors.qformer_hf import qformer_settings, qformer_spec
 from lightning_mllm.contracts import Batch, Output, ParamGroup, Sample, Stage, Term, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.tokenizer import WRITE, reader_tokenizer
@@ -48,12 +46,7 @@ from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.sharding import gather, rank_and_world
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.eva import EvaTower
-from lightning_mllm.vision.eva_hf import eva_settings, eva_tower
-from lightning_mllm.vision.qformer_tower import FIRST_STAGE_HF_KEYS, FIRST_STAGE_LAVIS_KEYS
 from lightning_mllm.vision.tower import TINY_TOWER, OpenClipTower
-from lightning_mllm.weights.hf import HfFolder
-from lightning_mllm.weights.hf_blip2 import Facts, pair_folder
-from lightning_mllm.weights.keymap import KeyMap
 
 
 class Blip2Representation(MultimodalModule):
@@ -99,12 +92,6 @@ class Blip2Representation(MultimodalModule):
             }
         ),
     }
-
-    key_maps: ClassVar[dict[str, KeyMap]] = {"hf": FIRST_STAGE_HF_KEYS, "lavis": FIRST_STAGE_LAVIS_KEYS}
-    hf_class: ClassVar[str] = "Blip2ForImageTextRetrieval"
-    hf_lacks: ClassVar[tuple[str, ...]] = tuple(
-        f"heads.{name}" for name in ("temperature", "transform.*", "norm.*", "bias")
-    )
 
     vision: nn.Module
     ln_vision: nn.LayerNorm
@@ -305,48 +292,6 @@ class Blip2Representation(MultimodalModule):
         ends = set(self.processor.eos_token_ids)
         rows = written[:, 1:].tolist()
         return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
-
-    def hf(self) -> HfFolder:
-        """The net as a folder of transformers' BLIP-2 for retrieval; temperature and head of captions beside it.
-
-        Its last norm has the encoder's epsilon there, 1e-6: a net with another `ln_vision.eps` is given out only where
-        the difference is within what the check allows.
-
-        Raises:
-            ValueError: A tower that transformers' BLIP-2 has no place for.
-        """
-        return pair_folder(
-            self,
-            vision=eva_settings(self.vision, self.processor.image.size),
-            qformer=qformer_settings(self.qformer),
-            rename=FIRST_STAGE_HF_KEYS.to_theirs,
-            width=self.heads.vision_proj.out_features,
-            lacks=self.hf_lacks,
-        )
-
-    @classmethod
-    def from_hf(cls, folder: Path, chat: str | None = None) -> Self:
-        """The net of a folder of transformers' BLIP-2 for retrieval, its parts without weights.
-
-        Raises:
-            ValueError: A tower or a Q-Former that this architecture does not have.
-        """
-        if chat is not None:
-            raise ValueError(f"chat: found {chat!r}, expected none: captions have no template to choose")
-        facts = Facts.read(folder)
-        config, known = facts.config, facts.notes
-        return cls(
-            vision=eva_tower(config.vision_config, facts.mean, facts.std),
-            qformer=qformer_spec(config.qformer_config, config.num_query_tokens, "full"),
-            tokenizer=str(folder),
-            ln_vision=LayerNormConnector(eps=facts.ln_vision_eps),
-            heads=AlignmentConnector(width=config.image_text_hidden_size, eps=config.qformer_config.layer_norm_eps),
-            max_length=known.get("max_length", 32),
-            retrieval_length=known.get("retrieval_length"),
-            image=ImagePolicy(**facts.image),
-            rerank=known.get("rerank", 0),
-            decoding={task: Decoding(**how) for task, how in known.get("decoding", {}).items()},
-        )
 
     @classmethod
     def tiny(cls, **settings: Any) -> Self:

@@ -30,18 +30,9 @@ from lightning_mllm.processing.processor import Processor
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.clip import OpenClipModel
-from lightning_mllm.weights.keymap import KeyMap
 
 MAX_LOGIT_SCALE = math.log(100)
 """Sec. 2.5: "clipped to prevent scaling the logits by more than 100"."""
-
-OPEN_CLIP_KEYS = KeyMap(
-    (
-        ("clip.logit_scale", "logit_scale", (lambda ours: ours.reshape(()), lambda theirs: theirs.reshape(1))),
-        ("clip.{...}", "{...}"),
-    )
-)
-"""Ours <-> files of open_clip."""
 
 
 class ClipPretraining(MultimodalModule):
@@ -62,7 +53,6 @@ class ClipPretraining(MultimodalModule):
     """
 
     stages: ClassVar[dict[str, Stage]] = {"contrast": Stage(train={"clip.*": ParamGroup()})}
-    key_maps: ClassVar[dict[str, KeyMap]] = {"open_clip": OPEN_CLIP_KEYS}
 
     clip: open_clip.CLIP
     mean: Tensor

@@ -23,22 +23,19 @@ Legend: B rows, T tokens, N images, V vectors an image, Dv and D widths of tower
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_mllm.connectors.glu import Glu, GluConnector
+from lightning_mllm.connectors.glu import GluConnector
 from lightning_mllm.connectors.image_boundary import ImageBoundary, ImageBoundaryConnector
 from lightning_mllm.connectors.spec import ConnectorSpec, with_widths
 from lightning_mllm.contracts import Batch, ParamGroup, Stage, TokenKind
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA
-from lightning_mllm.language.lora import merge_lora
 from lightning_mllm.language.tokenizer import language_tokenizer
 from lightning_mllm.language.visual_expert import VisualExpertLM, shared_positions, unused_names
 from lightning_mllm.processing.chat import load_template
@@ -46,17 +43,8 @@ from lightning_mllm.processing.images import ImagePolicy, fitting
 from lightning_mllm.processing.processor import Processor
 from lightning_mllm.training.prompted import PromptedModule
 from lightning_mllm.training.stage import StageSettings
-from lightning_mllm.vision.cogvlm_hf import COGVLM_TOWER_KEYS, cogvlm_tower, cogvlm_vision
 from lightning_mllm.vision.eva2 import TINY_EVA2, Eva2Tower
 from lightning_mllm.vision.tower import OpenClipTower
-from lightning_mllm.weights.cogvlm_keys import COGVLM_KEYS
-from lightning_mllm.weights.hf import HfFolder
-from lightning_mllm.weights.hf_cogvlm import Facts, cogvlm_folder
-from lightning_mllm.weights.hf_template import folder_template
-from lightning_mllm.weights.keymap import KeyMap
-
-HF_KEYS = COGVLM_TOWER_KEYS.under("vision.", "model.vision.") + COGVLM_KEYS
-"""Ours <-> the public checkpoints (`CogVLMForCausalLM` of their remote code) and the folders that are written here."""
 
 EXPERT = "language.*.vision.*"
 FUSION = {"connector.*": ParamGroup(), "image_boundary.*": ParamGroup(), EXPERT: ParamGroup()}
@@ -100,8 +88,6 @@ class CogVLM(PromptedModule):
             lora_targets=("language.*.self_attn.*.language", "vision.*.attn.*"),
         ),
     }
-    key_maps: ClassVar[dict[str, KeyMap]] = {"hf": HF_KEYS}
-    hf_class: ClassVar[str] = "CogVLMForCausalLM"
     slots: ClassVar[frozenset[TokenKind]] = frozenset({TokenKind.IMAGE_BEGIN, TokenKind.IMAGE, TokenKind.IMAGE_END})
 
     vision: nn.Module
@@ -139,7 +125,6 @@ class CogVLM(PromptedModule):
             "language": language,
         }
         super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
-        self.experts: dict[str, Any] = {"every": language.every, "parts": list(language.parts)}
 
     def prepare_batch(self, batch: Batch) -> Batch:
         """All vectors of an image at one position: what stands in a picture is no sequence."""
@@ -152,57 +137,6 @@ class CogVLM(PromptedModule):
 
     def unused_parameters(self) -> set[str]:
         return {f"language.{name}" for name in unused_names(self.language)}
-
-    def hf(self) -> HfFolder:
-        """The net as a folder in the public checkpoints' layout, with code of ours for transformers; adapters merged.
-
-        Raises:
-            ValueError: A tower, a connector or a language model that the layout has no place for.
-        """
-        own: Processor = self.processor
-        if not isinstance(self.connector, Glu):
-            found = type(self.components["connector"]).__name__
-            raise ValueError(f"connector: found {found}, expected GluConnector to be exported")
-        return cogvlm_folder(
-            self,
-            vision=cogvlm_vision(self.vision, own.image.size),
-            chat=folder_template(own.chat),
-            tensors=self._merged,
-            rename=HF_KEYS.to_theirs,
-        )
-
-    def _merged(self) -> Mapping[str, Tensor]:
-        state = self.state_dict()
-        return state if self.lora is None else merge_lora(state, self.lora.scale)
-
-    @classmethod
-    def from_hf(cls, folder: Path, chat: str | None = None) -> Self:
-        """The net of a folder in the public checkpoints' layout, its parts without weights; no code in it is run.
-
-        Template, image policy and limits are those that an export of ours notes; other folders take the template that
-        they name, the released image preparation and, if they have none of their own, Vicuna's tokenizer.
-
-        Raises:
-            ValueError: A tower that this architecture does not have.
-        """
-        facts = Facts.read(folder)
-        config, known = facts.config, facts.notes
-        return cls(
-            vision=cogvlm_tower(config.vision_config, facts.mean, facts.std),
-            language=VisualExpertLM(
-                model=facts.tokenizer,
-                weights=None,
-                dtype=str(config.dtype or "float32").removeprefix("torch."),
-                config=facts.language,
-                **facts.experts,
-            ),
-            connector=GluConnector(inner=config.vision_config["adapter_size"] or config.intermediate_size),
-            chat=chat or facts.chat,
-            image=ImagePolicy(**facts.image),
-            max_length=known.get("max_length", 2048),
-            special_in_turns=known.get("special_in_turns", False),
-            decoding={task: Decoding(**how) for task, how in known.get("decoding", {}).items()},
-        )
 
     @classmethod
     def tiny(cls, **settings: Any) -> Self:

@@ -18,9 +18,7 @@ Legend: B rows, L tokens, N images, V vectors of width E an image, Q queries of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from jaxtyping import Float
@@ -30,17 +28,9 @@ from transformers import PreTrainedModel
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.connectors.projector import Linear, LinearConnector
 from lightning_mllm.connectors.qformer import TINY_QFORMER, QFormer, QFormerConnector
-from lightning_mllm.connectors.qformer_hf import qformer_settings, qformer_spec
-from lightning_mllm.connectors.qformer_keys import (
-    INSTRUCTBLIP_QFORMER_KEYS,
-    LAVIS_HEADS_KEYS,
-    LAVIS_QFORMER_KEYS,
-    with_last_text,
-)
 from lightning_mllm.contracts import Batch, ParamGroup, Stage
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
-from lightning_mllm.language.hf import language_spec
 from lightning_mllm.language.seq2seq import Seq2SeqLM
 from lightning_mllm.language.slots import texts_of_images
 from lightning_mllm.language.tokenizer import language_tokenizer, reader_tokenizer
@@ -52,50 +42,7 @@ from lightning_mllm.processing.query_text import QueryText
 from lightning_mllm.training.prompted import PromptedModule
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.eva import EvaTower
-from lightning_mllm.vision.eva_hf import eva_settings, eva_tower
-from lightning_mllm.vision.eva_keys import BLIP2_VISION_KEYS, EVA_KEYS
 from lightning_mllm.vision.tower import TINY_TOWER, OpenClipTower
-from lightning_mllm.weights.hf import HfFolder
-from lightning_mllm.weights.hf_blip2 import Facts, question_folder
-from lightning_mllm.weights.keymap import KeyMap, Rule
-
-READER = "qformer_tokenizer"
-"""Where a folder of transformers' InstructBLIP has the Q-Former's tokenizer."""
-
-
-def _last(config: Mapping[str, Any], fields: Mapping[str, str]) -> bool:
-    """Whether block `n` of a folder's Q-Former is the last, whose text comes to nothing."""
-    # transformers leaves defaults out of config.json.
-    return int(fields["n"]) == config.get("qformer_config", {}).get("num_hidden_layers", 12) - 1
-
-
-HF_KEYS = (
-    KeyMap(
-        [
-            Rule(ours=None, theirs=(f"qformer.encoder.layer.{{n}}.{part}.{{...}}",), when=_last)
-            for part in ("intermediate", "output")
-        ]
-    )
-    + BLIP2_VISION_KEYS.under("vision.", "vision_model.")
-    + KeyMap([("ln_vision.{...}", "vision_model.post_layernorm.{...}")])
-    + INSTRUCTBLIP_QFORMER_KEYS.under("qformer.", "")
-    + KeyMap([("projection.linear.{...}", "language_projection.{...}"), ("language.{...}", "language_model.{...}")])
-)
-"""Ours <-> files of transformers' `InstructBlipForConditionalGeneration`."""
-
-LAVIS_KEYS = (
-    EVA_KEYS.under("vision.", "visual_encoder.")
-    + KeyMap([("ln_vision.{...}", "ln_vision.{...}")])
-    + LAVIS_QFORMER_KEYS.under("qformer.", "")
-    + LAVIS_HEADS_KEYS.under("heads.", "")
-    + KeyMap(
-        [("projection.linear.{...}", "llm_proj.{...}"), ("language.{...}", "llm_model.{...}")],
-        aliases=[
-            (f"{name}_{part}.{{...}}", f"llm_{part}.{{...}}") for name in ("t5", "opt") for part in ("proj", "model")
-        ],
-    )
-)
-"""Ours <-> LAVIS's checkpoints (`instruct_blip_*.pth`, and BLIP-2's of both stages)."""
 
 
 def released_limits(language: CausalLM | Seq2SeqLM) -> TextLimits:
@@ -132,8 +79,6 @@ class InstructBlip(PromptedModule):
     """
 
     stages: ClassVar[dict[str, Stage]] = {"align": Stage(train=BRIDGE), "instruct": Stage(train=BRIDGE)}
-    key_maps: ClassVar[dict[str, KeyMap]] = {"hf": HF_KEYS, "lavis": LAVIS_KEYS}
-    hf_class: ClassVar[str] = "InstructBlipForConditionalGeneration"
     # The heads of BLIP-2's first stage, and what is written with the last block's text.
     keys_to_ignore_on_load: ClassVar[tuple[str, ...]] = (
         "heads.*",
@@ -197,54 +142,6 @@ class InstructBlip(PromptedModule):
             return self.projection(self.qformer.encode_images(visual))
         tokens, real = texts_of_images(batch, vectors=self.processor.vectors_per_image)
         return self.projection(self.qformer.encode_instructed(visual, tokens, real))
-
-    def hf(self) -> HfFolder:
-        """The net as a folder of transformers' InstructBLIP.
-
-        Its last norm has the encoder's epsilon there, 1e-6: a net with another `ln_vision.eps` is given out only where
-        the difference is within what the check allows.
-
-        Raises:
-            ValueError: A tower, a Q-Former or a template that transformers' InstructBLIP has no place for.
-        """
-        own: Processor = self.processor
-        if own.query_text is None:
-            raise ValueError(
-                "instructed: found false, expected a Q-Former that reads the instruction, as transformers'"
-            )
-        return question_folder(
-            self,
-            vision=eva_settings(self.vision, own.image.size),
-            qformer=qformer_settings(self.qformer),
-            rename=lambda tensors: HF_KEYS.to_theirs(with_last_text(tensors, len(self.qformer.layers))),
-            reader=own.query_text.tokenizer,
-        )
-
-    @classmethod
-    def from_hf(cls, folder: Path, chat: str | None = None) -> Self:
-        """The net of a folder of transformers' InstructBLIP, its parts without weights.
-
-        Template, limits and the epsilon of `ln_vision` are those that an export of ours notes; other folders take
-        InstructBLIP's template and limits, and transformers' epsilon.
-
-        Raises:
-            ValueError: A tower or a Q-Former that this architecture does not have.
-        """
-        facts = Facts.read(folder)
-        config, known, language = facts.config, facts.notes, language_spec(folder, facts.config)
-        return cls(
-            vision=eva_tower(config.vision_config, facts.mean, facts.std),
-            qformer=qformer_spec(config.qformer_config, config.num_query_tokens, "instruction"),
-            language=language,
-            ln_vision=LayerNormConnector(eps=facts.ln_vision_eps),
-            reader=str(folder / READER),
-            chat=chat or known.get("chat", "blip2_t5" if isinstance(language, Seq2SeqLM) else "instructblip"),
-            image=ImagePolicy(**facts.image),
-            max_length=known.get("max_length", 512),
-            text_limits=TextLimits(**known["text_limits"]) if "text_limits" in known else None,
-            special_in_turns=known.get("special_in_turns", False),
-            decoding={task: Decoding(**how) for task, how in known.get("decoding", {}).items()},
-        )
 
     @classmethod
     def tiny(cls, **settings: Any) -> Self:

@@ -27,7 +27,6 @@ from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.processor import Processor
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
-from lightning_mllm.weights.keymap import KeyMap
 
 
 class LanguageModelPretraining(MultimodalModule):
@@ -45,7 +44,6 @@ class LanguageModelPretraining(MultimodalModule):
     """
 
     stages: ClassVar[dict[str, Stage]] = {"pretrain": Stage(train={"language.*": ParamGroup()})}
-    key_maps: ClassVar[dict[str, KeyMap]] = {"hf": KeyMap((("language.{...}", "{...}"),))}
 
     language: PreTrainedModel
 

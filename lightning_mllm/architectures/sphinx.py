@@ -34,44 +34,7 @@ from lightning_mllm.processing.limits import Masks
 from lightning_mllm.processing.processor import Processor
 from lightning_mllm.training.prompted import PromptedModule
 from lightning_mllm.training.stage import StageSettings
-from lightning_mllm.vision.dino import DINO_KEYS
 from lightning_mllm.vision.mixture import TINY_MIXTURE, MixedTower
-from lightning_mllm.vision.qformer_tower import HF_KEYS as QFORMER_KEYS
-from lightning_mllm.weights.keymap import KeyMap, Rule
-from lightning_mllm.weights.llama_keys import HEAD, llama_keys
-
-CLIP, CONVNEXT, DINO = "clip", "openclip_convnext_xxl", "dinov2_vitg14"
-"""The authors' names of the second group's towers."""
-
-
-def original_keys(head: int = HEAD) -> KeyMap:
-    """Ours <-> the authors' checkpoints (LLaMA2-Accessory), whole or of one model-parallel part in all.
-
-    Args:
-        head: Rows of a head of the language model.
-    """
-    towers = (
-        QFORMER_KEYS.under("groups.0.0.", "qformer.")
-        + KeyMap(
-            [
-                Rule(ours=None, theirs=(f"{CLIP}.visual.proj",)),
-                ("groups.1.0.{...}", f"{CLIP}.visual.{{...}}"),
-                Rule(ours=None, theirs=(f"{CLIP}.{{...}}",)),  # its tower of texts
-                ("groups.1.1.norm.{...}", f"{CONVNEXT}.head.norm.{{...}}"),
-                *((f"groups.1.1.{each}.{{...}}", f"{CONVNEXT}.{each}.{{...}}") for each in ("stem", "stages")),
-            ]
-        )
-        + DINO_KEYS.under("groups.1.2.", f"{DINO}.")
-    )
-    projections = [
-        (f"connector.projections.{g}.{ours}.{{...}}", f"{name}_proj.{theirs}.{{...}}")
-        for g, name in enumerate(("qformer", "visual"))
-        for theirs, ours in enumerate(("linear", "norm"))
-    ]
-    ends = [("image_boundary.begin", "start_img"), ("image_boundary.end", "end_img")]
-    rest = KeyMap([*projections, *ends]) + llama_keys(head).under("language.", "")
-    return (towers.under("vision.", "") + rest).under("", "llma.")
-
 
 TRAINED = {"connector.*": ParamGroup(), "image_boundary.*": ParamGroup(), "language.*": ParamGroup()}
 """Sec. 3.1: the projections and the whole language model, in both stages; the towers never."""
@@ -99,8 +62,6 @@ class Sphinx(PromptedModule):
     """
 
     stages: ClassVar[dict[str, Stage]] = {"pretrain": Stage(train=TRAINED), "instruct": Stage(train=TRAINED)}
-    # Of heads as wide as every LLaMA's; a net has a table of its own.
-    key_maps: ClassVar[dict[str, KeyMap]] = {"original": original_keys()}
     slots: ClassVar[frozenset[TokenKind]] = frozenset({TokenKind.IMAGE_BEGIN, TokenKind.IMAGE, TokenKind.IMAGE_END})
 
     vision: nn.Module
@@ -141,9 +102,6 @@ class Sphinx(PromptedModule):
             "language": language,
         }
         super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
-        text = language.hf_config
-        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        self.key_maps = {"original": original_keys(head)}  # pyright: ignore[reportAttributeAccessIssue]
 
     def encode_images(self, batch: Batch) -> Float[Tensor, "I V D"]:
         """What the language model is shown of each image, all its views (of a blank image: of its only one)."""

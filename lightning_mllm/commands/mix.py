@@ -24,6 +24,7 @@ from lightning_mllm.commands.arguments import Arguments
 from lightning_mllm.commands.config import import_class
 from lightning_mllm.export.export import refuse_full
 from lightning_mllm.inference import stage_of
+from lightning_mllm.interop.format import key_maps
 from lightning_mllm.weights.files import BESIDE, INDEXES, PICKLES, TensorFiles, write_in_pieces, write_text
 from lightning_mllm.weights.keymap import KeyMap
 from lightning_mllm.weights.lineage import RECORD, WEIGHTS, InitSource, Lineage
@@ -77,7 +78,7 @@ def net_of(sources: Sequence[InitSource]) -> tuple[dict[str, Any], Mapping[str, 
         if (wrong := other["model"]["class_path"]) != name:
             raise ValueError(f"{file}: found the architecture {wrong}, expected {name} as in {first}")
     net: Any = import_class(name, f"{first}: model")
-    return settings, net.key_maps
+    return settings, key_maps(net, {})
 
 
 def mixed(sources: Mapping[str, InitSource], weights: Mapping[str, float], runs: Path) -> Mixture:
@@ -86,8 +87,8 @@ def mixed(sources: Mapping[str, InitSource], weights: Mapping[str, float], runs:
     Raises:
         ValueError: Sources changed since they were used, have adapters, or differ in names or shapes.
     """
-    _, key_maps = net_of(list(sources.values()))
-    found = mixture({name: tensors_of(each, runs, key_maps) for name, each in sources.items()}, weights)
+    _, tables = net_of(list(sources.values()))
+    found = mixture({name: tensors_of(each, runs, tables) for name, each in sources.items()}, weights)
     found.layout()
     return found
 

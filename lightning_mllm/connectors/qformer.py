@@ -28,8 +28,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lightning_mllm.connectors.qformer_keys import BERT_KEYS, QUERY_TWIN, TEXT, plain_bert
 from lightning_mllm.connectors.qformer_layers import KeysValues, QFormerLayer
+from lightning_mllm.interop.keys.qformer import BERT_KEYS, QUERY_TWIN, TEXT, plain_bert
 from lightning_mllm.weights.files import TensorFiles
 from lightning_mllm.weights.hub import tensors_at
 

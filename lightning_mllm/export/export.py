@@ -1,8 +1,8 @@
 """`mllm export RUN --to DIR`: a trained run as a folder of transformers, given out only if transformers agrees.
 
-module --hf()--> files in a folder beside DIR --> a fresh process loads them as anybody would, and says what it sees
-                                                  for the same conversation: tokens, pixels, logits, greedy answer
-all equal to ours: renamed to DIR               any difference: removed, and an error that names it
+module --Format.write--> files in a folder beside DIR --> a fresh process loads them as anybody would, and compares
+                                                          tokens, pixels, logits and greedy answers with ours
+all equal: renamed to DIR                                 any difference: removed, and an error that names it
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from PIL import Image
@@ -24,12 +25,12 @@ from torch import Tensor
 
 from lightning_mllm.contracts import IMAGE_MARK, Sample, Turn
 from lightning_mllm.evaluation.generation import Decoding
-from lightning_mllm.export.importing import architectures
+from lightning_mllm.export.importing import ImportedPart
 from lightning_mllm.inference import load_apart
+from lightning_mllm.interop.format import HfFolder, TrainedNet, folder_formats, formats_of
 from lightning_mllm.language.lora import fold_lora
 from lightning_mllm.processing.decode import ImageInMemory
 from lightning_mllm.training.module import MultimodalModule
-from lightning_mllm.weights.hf import HfFolder
 
 QUESTIONS = ("What is in the picture?", "Is it red?", "Which of the squares in the picture is the largest one?")
 CAPTIONS = ("a picture of squares", "squares", "squares, one behind the other")
@@ -37,13 +38,6 @@ CAPTIONS = ("a picture of squares", "squares", "squares, one behind the other")
 NEW_TOKENS = 16
 MINUTES = 30
 """A 13B model is read from disk and run in float32 on the CPU."""
-
-
-@runtime_checkable
-class Exportable(Protocol):
-    """An architecture that transformers knows."""
-
-    def hf(self) -> HfFolder: ...
 
 
 def export_run(run: Path, to: Path) -> Path:
@@ -64,13 +58,10 @@ def export_module(module: MultimodalModule, to: Path) -> Path:
     Warns of what users of the folder must do themselves (`HfFolder.advice`).
     """
     refuse_full(to)
-    if not isinstance(module, Exportable):
-        known = ", ".join(sorted(each.__name__ for each in architectures() if issubclass(each, Exportable)))
-        raise ValueError(f"{type(module).__name__}: has no layout in transformers, expected one of {known}")
+    layout = hf_folder(module)
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as beside:
         folder = Path(beside, to.name)
-        layout = module.hf()
         layout.write(folder)
         case = Path(beside, "case")
         write_case(module, layout, case)
@@ -81,6 +72,28 @@ def export_module(module: MultimodalModule, to: Path) -> Path:
     if layout.advice:
         warnings.warn(f"{to}: {layout.advice}", stacklevel=2)
     return to
+
+
+def hf_folder(module: MultimodalModule) -> HfFolder:
+    """A built net as a folder of transformers.
+
+    Raises:
+        ValueError: Its architecture has no layout in transformers, or the layout has no place for the net.
+    """
+    parts = module.components.items()
+    for _, form in formats_of(type(module)):
+        if form.write is not None:
+            return form.write(
+                TrainedNet(
+                    net=module,
+                    components={name: spec.spec if isinstance(spec, ImportedPart) else spec for name, spec in parts},
+                    processor=module.processor,
+                    decoding={task: asdict(how) for task, how in module.decoding.items()},
+                    lora_scale=None if module.lora is None else module.lora.scale,
+                )
+            )
+    known = ", ".join(sorted(each.architecture.rpartition(".")[2] for each in folder_formats().values()))
+    raise ValueError(f"{type(module).__name__}: has no layout in transformers, expected one of {known}")
 
 
 def refuse_full(to: Path) -> None:
@@ -150,7 +163,8 @@ def _said(module: MultimodalModule, layout: HfFolder, sample: Sample, logits: bo
         tensors["targets"] = batch.targets[0]
     if batch.query_text is not None:
         tensors["query_text"] = batch.query_text[0]
-    return {**tensors, "logits": layout.logits(batch)[0].float()}
+    say: Any = module.logits if asked else module.pair_logits
+    return {**tensors, "logits": say(batch)[0].float()}
 
 
 def verify(folder: Path, case: Path, caveat: str = "") -> None:

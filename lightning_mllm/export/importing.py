@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import json
-import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import Tensor, nn
 
-import lightning_mllm.architectures
 from lightning_mllm.component import ComponentSpec
+from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.interop.format import Format, folder_formats
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.weights.files import BESIDE, TensorFiles
-
-
-@runtime_checkable
-class Importable(Protocol):
-    """An architecture that reads the folders of one class of transformers."""
-
-    hf_class: str
-    """As in `architectures` of the folder's config.json."""
-
-    @classmethod
-    def from_hf(cls, folder: Path, chat: str | None = None) -> MultimodalModule:
-        """The net of a folder, not yet built; its parts may come without weights. `chat` is another template."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,23 +51,24 @@ def import_folder(folder: Path, chat: str | None = None) -> MultimodalModule:
             or a tensor of it has no place in the net.
     """
     config = _config(folder)
-    names = config.get("architectures") or ["none"]
-    known = {each.hf_class: each for each in architectures() if isinstance(each, Importable)}
+    names, known = config.get("architectures") or ["none"], folder_formats()
     if names[0] not in known:
         raise ValueError(f"{folder / 'config.json'}: found a {names[0]}, expected one of {', '.join(sorted(known))}")
-    module = known[names[0]].from_hf(folder, chat)
+    form = known[names[0]]
+    assert form.read is not None
+    module = _module(form, form.read(folder, chat))
     files = TensorFiles(folder)
     more = TensorFiles(folder / BESIDE) if (folder / BESIDE).is_file() else {}
     beside = {name: (lambda name=name: more[name]) for name in more}
     try:
-        tensors = {**module.key_maps["hf"].lazily(files, config), **beside}
+        tensors = {**form.table(module.components).lazily(files, config), **beside}
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     parts: dict[str, ComponentSpec] = {
         name: ImportedPart(
             spec=spec,
             tensors=_below(f"{name}.", tensors),
-            fresh=list(_below(f"{name}.", dict.fromkeys(getattr(module, "hf_lacks", ())))),
+            fresh=list(_below(f"{name}.", dict.fromkeys(form.lacks))),
         )
         for name, spec in module.components.items()
     }
@@ -92,13 +80,11 @@ def _below(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
 
 
-def architectures() -> Iterator[type[MultimodalModule]]:
-    """Every architecture of the package."""
-    for found in pkgutil.iter_modules(lightning_mllm.architectures.__path__):
-        source = import_module(f"{lightning_mllm.architectures.__name__}.{found.name}")
-        for value in vars(source).values():
-            if isinstance(value, type) and issubclass(value, MultimodalModule) and value.__module__ == source.__name__:
-                yield value
+def _module(form: Format, arguments: dict[str, Any]) -> MultimodalModule:
+    """The architecture of a format, with these arguments."""
+    source, _, name = form.architecture.rpartition(".")
+    decoding = {task: Decoding(**how) for task, how in arguments["decoding"].items()}
+    return getattr(import_module(source), name)(**{**arguments, "decoding": decoding})
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ ROUNDINGS = 16
 """How many roundings of 16-bit numbers logits may differ by, relative to the largest: each of some six results a block
 is rounded once, independently, and the errors of the 240 of 40 blocks add up as their root."""
 
-REMOTE = Path(__file__).resolve().parents[1] / "weights" / "remote"
+REMOTE = Path(__file__).resolve().parents[1] / "interop" / "cogvlm" / "remote"
 """The code that travels inside folders; no other is ever run."""
 
 PIXELS = 4.0

@@ -13,7 +13,6 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from lightning_mllm.language.sentencepiece_tokenizer import pipeline, read_model
-from lightning_mllm.weights.hf_tokenizer import NAMES
 
 LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
 OPTIONS = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces", "chat_template")
@@ -78,7 +77,9 @@ def sentencepiece_folder(model: str) -> PreTrainedTokenizerFast | None:
 
 def _special(proto: Any, settings: dict[str, Any]) -> tuple[dict[str, str | None], list[str]]:
     """The special tokens that have a name, the model's own where nothing is said; and others."""
-    tokens = {name: _content(settings[name]) for name in NAMES if name in settings}
+    tokens = {
+        name: _content(settings[name]) for name in PreTrainedTokenizerFast.SPECIAL_TOKENS_ATTRIBUTES if name in settings
+    }
     for name in ("bos", "eos", "unk", "pad"):
         id = getattr(proto.trainer_spec, f"{name}_id")
         tokens.setdefault(f"{name}_token", proto.pieces[id].piece if 0 <= id < len(proto.pieces) else None)
@@ -95,7 +96,11 @@ def _added(model: str, settings: dict[str, Any], special: Sequence[str | None]) 
         found = {id: {"content": content} for content, id in listed.items()}
     else:
         found = {token["id"]: token for token in _read(model, "tokenizer.json").get("added_tokens", [])}
-    given = {each["content"]: each for each in (settings.get(name) for name in NAMES) if isinstance(each, dict)}
+    given = {
+        each["content"]: each
+        for each in (settings.get(name) for name in PreTrainedTokenizerFast.SPECIAL_TOKENS_ATTRIBUTES)
+        if isinstance(each, dict)
+    }
     others = [content for content in dict.fromkeys(special) if content]
     others = [content for content in others if content not in {token["content"] for token in found.values()}]
     every = [*sorted(found.items()), *((None, given.get(content, {"content": content})) for content in others)]

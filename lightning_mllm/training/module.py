@@ -1,6 +1,6 @@
 """The LightningModule that every architecture is: parts built from specs, one stage's freezing, one exact loss.
 
-An architecture adds its parts, its `stages`, its `key_maps`, `forward` (a batch's loss) and `generate` (a batch's
+An architecture adds its parts, its `stages`, `forward` (a batch's loss) and `generate` (a batch's
 answers). Nothing here knows which architecture it is.
 
 Contract: the gradient of an optimizer step is that of one weighted sum over the rows of the global batch, however the
@@ -26,6 +26,7 @@ from torch import Tensor
 from lightning_mllm.component import ComponentSpec
 from lightning_mllm.contracts import Batch, Output, ParamGroup, Stage
 from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.interop.format import key_maps
 from lightning_mllm.language.lora import Lora, adapted_layers, add_lora
 from lightning_mllm.training.evaluated import EvaluatedModule
 from lightning_mllm.training.freezing import (
@@ -44,7 +45,6 @@ from lightning_mllm.training.reduction import MicroBatchWeights, step_weights
 from lightning_mllm.training.sharding import ShardedStrategy, all_reduce, full_tensor, to_local
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.training.steps import optimizer_steps, take_whole_steps
-from lightning_mllm.weights.keymap import KeyMap
 from lightning_mllm.weights.stage_weights import initial_tensors
 
 ENTRIES = ("generate", "likelihoods", "losses", "embed_images", "embed_texts", "match")
@@ -67,7 +67,6 @@ class MultimodalModule(EvaluatedModule):
     """
 
     stages: ClassVar[dict[str, Stage]] = {}
-    key_maps: ClassVar[dict[str, KeyMap]] = {}
     keys_to_ignore_on_load: ClassVar[tuple[str, ...]] = ()
     """Glob patterns of tensors that an ancestor may have and the net has no place for."""
 
@@ -177,7 +176,8 @@ class MultimodalModule(EvaluatedModule):
         parallelize(self, blocks, self.parallel, mesh, [name for name in ENTRIES if hasattr(self, name)])
         materialise(self, torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device)
         init_from = {} if self.stage is None else self.stage.init_from
-        ancestors = initial_tensors(init_from, Path(self.runs), self.key_maps)
+        tables = key_maps(type(self), self.components) if init_from else {}
+        ancestors = initial_tensors(init_from, Path(self.runs), tables)
         self.provenance = initialise(self, self.components, ancestors, self.keys_to_ignore_on_load)
         self._configured = True
         self.train()

@@ -23,24 +23,11 @@ from jaxtyping import Float, UInt8
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from lightning_mllm.interop.keys.dino import DINO_KEYS
 from lightning_mllm.vision.positions import resized
 from lightning_mllm.vision.source import Statistic
 from lightning_mllm.weights.files import TensorFiles
 from lightning_mllm.weights.hub import tensors_at
-from lightning_mllm.weights.keymap import KeyMap, Rule
-
-BLOCK = "blocks.{n}"
-
-DINO_KEYS = KeyMap(
-    [
-        *(Rule(ours=None, theirs=(name,)) for name in ("mask_token", "head.{...}", "fc_norm.{...}")),
-        *((name, name) for name in ("cls_token", "reg_token", "pos_embed", "patch_embed.{...}", "norm.{...}")),
-        (f"{BLOCK}.mlp.fc1.{{...}}", f"{BLOCK}.mlp.w12.{{...}}"),
-        (f"{BLOCK}.mlp.fc2.{{...}}", f"{BLOCK}.mlp.w3.{{...}}"),
-        (f"{BLOCK}.{{...}}", f"{BLOCK}.{{...}}"),
-    ]
-)
-"""`DinoVision` <- timm's files, and the authors' (`dinov2_vitg14_pretrain.pth`), which call gated layers otherwise."""
 
 
 class DinoVision(nn.Module):

@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt8
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 
-from lightning_mllm.vision.eva_keys import BLIP2_VISION_KEYS, EVA_KEYS
+from lightning_mllm.interop.keys.eva import BLIP2_VISION_KEYS, EVA_KEYS
 from lightning_mllm.vision.positions import resized
 from lightning_mllm.vision.source import Statistic
 from lightning_mllm.weights.files import TensorFiles

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lightning_mllm.interop.keys.eva2 import COGVLM_VISION_KEYS, EVA2_KEYS
 from lightning_mllm.vision.eva import EPS, EvaEncoder, EvaSpec, Layouts, Mlp
-from lightning_mllm.vision.eva2_keys import COGVLM_VISION_KEYS, EVA2_KEYS
 from lightning_mllm.weights.keymap import KeyMap, Rule
 
 PUBLISHED = "timm/eva02_enormous_patch14_clip_224.laion2b_plus"

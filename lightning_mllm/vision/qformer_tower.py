@@ -19,46 +19,13 @@ from torch import Tensor, nn
 from lightning_mllm.component import ComponentSpec
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.connectors.qformer import QFormer, QFormerConnector
-from lightning_mllm.connectors.qformer_keys import (
-    BLIP2_HEADS_KEYS,
-    BLIP2_QFORMER_KEYS,
-    LAVIS_HEADS_KEYS,
-    LAVIS_QFORMER_KEYS,
-)
+from lightning_mllm.interop.keys.blip2 import TOWER_HF_KEYS, TOWER_LAVIS_KEYS
 from lightning_mllm.vision.eva import EvaTower
-from lightning_mllm.vision.eva_keys import BLIP2_VISION_KEYS, EVA_KEYS
 from lightning_mllm.vision.source import Statistic
 from lightning_mllm.vision.tower import OpenClipTower
 from lightning_mllm.weights.composite import Composite
 from lightning_mllm.weights.hub import tensors_at
-from lightning_mllm.weights.keymap import KeyMap, Rule
 from lightning_mllm.weights.stage_weights import initial_tensors
-
-FIRST_STAGE_HF_KEYS = (
-    BLIP2_VISION_KEYS.under("vision.", "vision_model.")
-    + KeyMap([("ln_vision.{...}", "vision_model.post_layernorm.{...}")])
-    + BLIP2_HEADS_KEYS.under("heads.", "")
-    + BLIP2_QFORMER_KEYS.under("qformer.", "")
-)
-"""BLIP-2's first stage <-> files of transformers' `Blip2ForImageTextRetrieval`."""
-
-FIRST_STAGE_LAVIS_KEYS = (
-    EVA_KEYS.under("vision.", "visual_encoder.")
-    + KeyMap([("ln_vision.{...}", "ln_vision.{...}")])
-    + LAVIS_HEADS_KEYS.under("heads.", "")
-    + LAVIS_QFORMER_KEYS.under("qformer.", "")
-)
-"""The same <-> LAVIS's checkpoints of this stage (`blip2_pretrained.pth`)."""
-
-HF_KEYS = FIRST_STAGE_HF_KEYS + KeyMap(
-    [Rule(ours=None, theirs=(f"language_{name}.{{...}}",)) for name in ("model", "projection")]
-)
-"""`QFormerVision` <- these files, and those of `Blip2ForConditionalGeneration`, whose language model is left out."""
-
-LAVIS_KEYS = FIRST_STAGE_LAVIS_KEYS + KeyMap(
-    [Rule(ours=None, theirs=(f"{lm}_{name}.{{...}}",)) for lm in ("opt", "t5") for name in ("model", "proj")]
-)
-"""`QFormerVision` <- LAVIS's checkpoints of both stages."""
 
 
 class QFormerVision(nn.Module):
@@ -140,7 +107,9 @@ class QFormerTower(Composite):
 
     def _used(self, weights: str) -> Iterator[tuple[str, Tensor]]:
         place = tensors_at(weights, "vision.weights").absolute()
-        found = initial_tensors({str(place): 1.0}, place.parent, {"hf": HF_KEYS, "lavis": LAVIS_KEYS}).plain()
+        found = initial_tensors(
+            {str(place): 1.0}, place.parent, {"hf": TOWER_HF_KEYS, "lavis": TOWER_LAVIS_KEYS}
+        ).plain()
         known = self._names()
         yield from ((name, found[name]) for name in found if name in known)
         for part, spec in self.components.items():

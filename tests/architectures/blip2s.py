@@ -16,11 +16,13 @@ from torch.testing import assert_close
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.contracts import Batch, Sample, TokenKind
 from lightning_mllm.export import export, verify
+from lightning_mllm.export.export import hf_folder
 from lightning_mllm.export.importing import import_folder
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
 from lightning_mllm.language.seq2seq import TINY_T5, Seq2SeqLM
 from lightning_mllm.vision.eva import EvaTower
 from tests.architectures.samples import SIDE
+from tests.interop.tables import folder_format
 
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 0.0}
 
@@ -69,8 +71,8 @@ def built(kind: type[Any], seed: int = 0, spread: float = 0.1, **settings: Any) 
 
 def theirs(ours: Any, folder: Path) -> Any:
     """transformers' own, with the same values."""
-    ours.hf().write(folder)
-    loaded: Any = getattr(transformers, ours.hf_class).from_pretrained(folder, output_loading_info=True)
+    hf_folder(ours).write(folder)
+    loaded: Any = getattr(transformers, folder_format(ours).hf_class).from_pretrained(folder, output_loading_info=True)
     model, report = loaded
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     return model.eval()
@@ -94,7 +96,7 @@ def their_inputs(ours: Any, batch: Batch, model: Any) -> dict[str, Tensor]:
 def same_gradients(ours: Any, model: Any) -> None:
     """Of every parameter, after both have gone backwards."""
     named = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
-    expected = dict(ours.key_maps["hf"].to_ours(named, model.config.to_dict()))
+    expected = dict(folder_format(ours).table({}).to_ours(named, model.config.to_dict()))
     found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in ours.named_parameters()}
     lacking = {name for name in found if name not in expected}
     assert all(name.startswith("heads.") for name in lacking), lacking
@@ -115,7 +117,7 @@ class Found:
 
 def exported(module: Any, folder: Path) -> Found:
     """An export, compared in this process (a fresh one costs many seconds)."""
-    layout = module.hf()
+    layout = hf_folder(module)
     layout.write(folder / "folder")
     export.write_case(module.float().eval(), layout, folder / "case")
     difference = compared(folder)

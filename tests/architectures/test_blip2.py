@@ -24,6 +24,7 @@ from lightning_mllm.vision.eva import EvaTower
 from tests.architectures.blip2s import CLOSE, built, collated, eva, same_gradients, their_inputs
 from tests.architectures.blip2s import theirs as their_own
 from tests.architectures.samples import ONE, OTHER, TEXT, TWO, gradients, sample
+from tests.interop.tables import keys
 
 PAIRS = ("opt", "t5", "flan-t5")
 READER: dict[str, Any] = {"reader": "package:backbones/llama", "qformer": replace(TINY["qformer"], vocab=1024)}
@@ -176,7 +177,7 @@ def test_a_file_in_the_names_of_lavis_is_a_source(tmp_path: Path, language: str)
     """What LAVIS keeps is what it trains; of the first stage's file, heads and text are left out."""
     ours = built(Blip2, **eva(language))
     bridge = {n: t for n, t in ours.state_dict().items() if n.split(".")[0] in EXPECTED["generative"]}
-    state = dict(ours.key_maps["lavis"].to_theirs(bridge.items()))
+    state = dict(keys(ours, "lavis").to_theirs(bridge.items()))
     if language == "flan-t5":
         state = {name.replace("opt_", "t5_"): tensor for name, tensor in state.items()}
     state |= {"temp": torch.tensor(0.07), "itm_head.bias": torch.zeros(2)}

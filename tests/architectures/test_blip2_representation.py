@@ -23,6 +23,7 @@ from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.eva import EvaTower
 from tests.architectures.blip2s import CLOSE, built, collated, eva, same_gradients, theirs
 from tests.architectures.samples import Noise, gradients
+from tests.interop.tables import keys
 
 
 def captioned(text: str, image: int) -> Sample:
@@ -293,7 +294,7 @@ def test_published_sizes() -> None:
 
 def test_a_file_in_the_names_of_lavis_is_a_source(tmp_path: Path) -> None:
     ours = built(Blip2Representation, **eva())
-    state = dict(ours.key_maps["lavis"].to_theirs(ours.state_dict().items()))
+    state = dict(keys(ours, "lavis").to_theirs(ours.state_dict().items()))
     table = state["Qformer.bert.embeddings.word_embeddings.weight"]
     state["Qformer.cls.predictions.decoder.weight"] = table
     state["Qformer.cls.predictions.decoder.bias"] = state["Qformer.cls.predictions.bias"]

@@ -17,6 +17,7 @@ from lightning_mllm.contracts import Sample, Turn
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.clip import OpenClipModel
 from tests.architectures.samples import TEXT, Noise, batch_of, gradients
+from tests.interop.tables import keys
 
 CAPTIONS = ("A red cube.", "Two spheres on a table.", "A cone.")
 PAIRS = [
@@ -40,7 +41,7 @@ def built(stage: str | None = None) -> ClipPretraining:
 def test_the_loss_is_that_of_open_clip_reading_our_files(tmp_path: Path) -> None:
     module = built()
     save_file(
-        dict(module.key_maps["open_clip"].to_theirs(module.state_dict().items())),
+        dict(keys(module, "open_clip").to_theirs(module.state_dict().items())),
         tmp_path / "open_clip_model.safetensors",
     )
     (tmp_path / "open_clip_config.json").write_text(

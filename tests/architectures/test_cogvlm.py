@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from lightning_mllm.architectures.cogvlm import FUSION, HF_KEYS, TINY, CogVLM
+from lightning_mllm.architectures.cogvlm import FUSION, TINY, CogVLM
 from lightning_mllm.contracts import IGNORE, Batch, ParamGroup, Sample, TokenKind, Turn
 from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.interop.cogvlm import KEYS
 from lightning_mllm.language.lora import Lora
 from lightning_mllm.language.visual_expert import VisualExpertLM, vision_mask
 from lightning_mllm.processing.images import ImagePolicy
@@ -298,22 +299,22 @@ PUBLISHED = {
 
 def test_the_authors_names_are_total_and_come_back_bit_for_bit(trained: CogVLM) -> None:
     state = trained.state_dict()
-    theirs = dict(HF_KEYS.to_theirs(state.items()))
+    theirs = dict(KEYS.to_theirs(state.items()))
     assert set(theirs) == PUBLISHED
     fused = theirs["model.layers.1.self_attn.vision_expert_query_key_value.weight"]
     assert torch.equal(fused[32:64], state["language.model.layers.1.self_attn.k_proj.vision.weight"])
     assert theirs["model.vision.boi"].shape == (1, 1, 32)
     constant = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
     for back in (
-        dict(HF_KEYS.to_ours({**theirs, **constant})),
-        {name: load() for name, load in HF_KEYS.lazily({**theirs, **constant}).items()},
+        dict(KEYS.to_ours({**theirs, **constant})),
+        {name: load() for name, load in KEYS.lazily({**theirs, **constant}).items()},
     ):
         assert back.keys() == state.keys()
         assert [name for name, tensor in back.items() if not torch.equal(tensor, state[name])] == []
 
 
 def test_a_published_folder_is_a_start(trained: CogVLM, tmp_path: Path) -> None:
-    write_tensors(tmp_path / "model.safetensors", dict(HF_KEYS.to_theirs(trained.state_dict().items())))
+    write_tensors(tmp_path / "model.safetensors", dict(KEYS.to_theirs(trained.state_dict().items())))
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["CogVLMForCausalLM"]}))
     module = built(stage=StageSettings(name="chat", init_from={str(tmp_path): 1.0}))
     assert set(module.provenance.values()) == {"stage.init_from"}

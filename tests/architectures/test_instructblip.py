@@ -24,6 +24,7 @@ from lightning_mllm.vision.eva import EvaTower
 from tests.architectures.blip2s import CLOSE, LANGUAGES, built, collated, eva, same_gradients, their_inputs
 from tests.architectures.blip2s import theirs as their_own
 from tests.architectures.samples import ONE, OTHER, TEXT, TWO, gradients
+from tests.interop.tables import keys
 
 PAIRS = ("llama", "flan-t5")
 
@@ -167,7 +168,7 @@ def test_published_sizes() -> None:
 def test_a_file_in_the_names_of_lavis_is_a_source(tmp_path: Path) -> None:
     ours = built(InstructBlip, **eva("llama"))
     bridge = {n: t for n, t in ours.state_dict().items() if n.split(".")[0] in ("ln_vision", "qformer", "projection")}
-    state = dict(ours.key_maps["lavis"].to_theirs(bridge.items()))
+    state = dict(keys(ours, "lavis").to_theirs(bridge.items()))
     for part in ("intermediate.dense.bias", "output.dense.bias"):
         state[f"Qformer.bert.encoder.layer.2.{part}"] = torch.zeros(32)
     assert {"llm_proj.weight", "Qformer.bert.embeddings.word_embeddings.weight"} <= set(state)

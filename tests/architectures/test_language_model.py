@@ -13,6 +13,7 @@ from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.seq2seq import TINY_T5
 from lightning_mllm.training.stage import StageSettings
 from tests.architectures.samples import ONE, TEXT, batch_of, gradients, packed, sample
+from tests.interop.tables import keys
 
 DOCUMENT = Sample(id="document", turns=(Turn(role="assistant", text="There is a cube."),))
 LONGER = sample("Say something else, please.", "Something else.")
@@ -30,7 +31,7 @@ def test_parity_with_transformers() -> None:
     module = built()
     config: Any = module.language.config
     theirs = LlamaForCausalLM(config).eval()
-    names = dict(module.key_maps["hf"].to_theirs(module.state_dict().items()))
+    names = dict(keys(module, "hf_language_model").to_theirs(module.state_dict().items()))
     theirs.load_state_dict(names, strict=True)
     batch = batch_of(module, DOCUMENT, OTHER)
     expected = theirs(batch.tokens, attention_mask=(batch.segments > 0).long(), labels=batch.labels)

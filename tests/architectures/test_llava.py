@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from lightning_mllm.architectures.llava import HF_KEYS, ORIGINAL_KEYS, TINY, LLaVA
+from lightning_mllm.architectures.llava import TINY, LLaVA
 from lightning_mllm.connectors.projector import LinearConnector, MlpConnector
 from lightning_mllm.contracts import Batch, TokenKind
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.inference import Model
+from lightning_mllm.interop import hf_llava, llava_original
 from lightning_mllm.language.hidden_states import head, lm_hidden_states
 from lightning_mllm.language.lora import Lora
 from lightning_mllm.processing.images import ImagePolicy
@@ -95,7 +96,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[LLaVA, Any]:
     theirs.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     ours = built()
-    state = dict(HF_KEYS.to_ours(TensorFiles(folder), config))
+    state = dict(hf_llava.KEYS.to_ours(TensorFiles(folder), config))
     ours.load_state_dict(state, strict=True)
     return ours.requires_grad_(True), theirs
 
@@ -134,7 +135,7 @@ def test_parity_with_transformers(pair: tuple[LLaVA, Any], name: str) -> None:
     wanted: dict[str, Tensor] = {
         on_disk(n): torch.zeros_like(p) if p.grad is None else p.grad for n, p in theirs.named_parameters()
     }
-    matched = dict(HF_KEYS.to_ours(wanted, theirs.config.to_dict()))
+    matched = dict(hf_llava.KEYS.to_ours(wanted, theirs.config.to_dict()))
     assert set(found) == set(matched)
     for parameter, gradient in found.items():
         assert_close(gradient, matched[parameter], **CLOSE, msg=lambda text, p=parameter: f"{p}: {text}")
@@ -164,10 +165,10 @@ def test_greedy_answers_are_those_of_transformers(pair: tuple[LLaVA, Any]) -> No
 
 def test_files_come_back_bit_for_bit(pair: tuple[LLaVA, Any], tmp_path: Path) -> None:
     ours, theirs = pair
-    classic = dict(HF_KEYS.to_theirs(ours.state_dict().items()))
+    classic = dict(hf_llava.KEYS.to_theirs(ours.state_dict().items()))
     assert "vision_tower.vision_model.encoder.layers.1.self_attn.k_proj.weight" in classic
     assert "language_model.model.layers.0.mlp.up_proj.weight" in classic
-    back = dict(HF_KEYS.to_ours(classic, theirs.config.to_dict()))
+    back = dict(hf_llava.KEYS.to_ours(classic, theirs.config.to_dict()))
     assert back.keys() == ours.state_dict().keys()
     for name, tensor in ours.state_dict().items():
         assert torch.equal(back[name], tensor), name
@@ -190,9 +191,9 @@ def test_a_linear_connector_reads_its_folder_and_the_authors_files() -> None:
         "multi_modal_projector.linear_2.weight": torch.eye(32),
         "multi_modal_projector.linear_2.bias": torch.zeros(32),
     }
-    assert set(dict(HF_KEYS.to_ours(files, config))) == {"connector.linear.weight", "connector.linear.bias"}
+    assert set(dict(hf_llava.KEYS.to_ours(files, config))) == {"connector.linear.weight", "connector.linear.bias"}
     authors = {"model.mm_projector.weight": torch.ones(32, 32), "model.mm_projector.bias": torch.ones(32)}
-    for name, tensor in ORIGINAL_KEYS.to_ours(authors):
+    for name, tensor in llava_original.KEYS.to_ours(authors):
         ours.get_parameter(name).data.copy_(tensor)
 
 
@@ -202,11 +203,11 @@ def test_the_authors_names_are_total(connector: LinearConnector | MlpConnector) 
     state = ours.state_dict()
     if isinstance(connector, MlpConnector) and connector.depth == 3:
         with pytest.raises(ValueError, match=r"'connector\.linear_3\.weight' has no name in the other layout"):
-            dict(ORIGINAL_KEYS.to_theirs(state.items()))
+            dict(llava_original.KEYS.to_theirs(state.items()))
         return
-    theirs = dict(ORIGINAL_KEYS.to_theirs(state.items()))
+    theirs = dict(llava_original.KEYS.to_theirs(state.items()))
     assert "model.embed_tokens.weight" in theirs
-    back = dict(ORIGINAL_KEYS.to_ours(theirs))
+    back = dict(llava_original.KEYS.to_ours(theirs))
     assert {name: torch.equal(tensor, state[name]) for name, tensor in back.items()} == dict.fromkeys(state, True)
 
 
@@ -220,9 +221,9 @@ def test_of_the_authors_files_what_is_not_used_is_left_out() -> None:
         "model.norm.weight": torch.ones(1),
     }
     used = {"vision.transformer.resblocks.22.ln_1.bias", "language.model.norm.weight"}
-    assert set(dict(ORIGINAL_KEYS.to_ours(files, {"mm_vision_select_layer": -2}))) == used
+    assert set(dict(llava_original.KEYS.to_ours(files, {"mm_vision_select_layer": -2}))) == used
     last = {"vision.transformer.resblocks.23.ln_1.bias"}
-    assert set(dict(ORIGINAL_KEYS.to_ours(files, {"mm_vision_select_layer": -1}))) == used | last
+    assert set(dict(llava_original.KEYS.to_ours(files, {"mm_vision_select_layer": -1}))) == used | last
 
 
 @pytest.mark.parametrize("connector", [LinearConnector(), MlpConnector()])

@@ -15,6 +15,7 @@ from lightning_mllm.architectures.sphinx import TINY, Sphinx
 from lightning_mllm.connectors.mixed import MixedConnector, pooled
 from lightning_mllm.contracts import IGNORE, Batch, Sample, TokenKind, Turn
 from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.interop import llama2_accessory
 from lightning_mllm.language.causal import CausalLM
 from lightning_mllm.language.hidden_states import head, lm_hidden_states
 from lightning_mllm.processing.chat import load_template
@@ -162,7 +163,7 @@ CAPTION = Sample(
 def test_of_a_conversation_answers_are_learned_with_their_end(net: Sphinx) -> None:
     batch = batch_of(net, ONE)
     learned = batch.tokens[0][batch.labels[0] != IGNORE]
-    assert net.processor.tokenizer.lm_hidden_states(learned) == " A cube.\n###"
+    assert net.processor.tokenizer.decode(learned) == " A cube.\n###"
 
 
 @EVERY
@@ -320,8 +321,8 @@ TOWERS = {
 
 
 def test_the_authors_names_are_total_and_come_back_bit_for_bit(net: Sphinx) -> None:
-    state, keys = net.state_dict(), net.key_maps["original"]
-    theirs = dict(keys.to_theirs(state.items()))
+    state, table = net.state_dict(), llama2_accessory.keys(net.components)
+    theirs = dict(table.to_theirs(state.items()))
     plain = {name.removeprefix("llma.") for name in theirs}
     assert all(name.startswith("llma.") for name in theirs)
     assert {name for name in plain if name.split(".")[0] not in TOWERS} == OWN
@@ -333,8 +334,8 @@ def test_the_authors_names_are_total_and_come_back_bit_for_bit(net: Sphinx) -> N
     unused = ("clip.visual.proj", "clip.logit_scale", "dinov2_vitg14.mask_token", "qformer.language_projection.bias")
     given = {**theirs, **{f"llma.{name}": torch.ones(1) for name in (*unused, "rope.freqs")}}
     for back in (
-        dict(keys.to_ours(given)),
-        {name: load() for name, load in keys.lazily(given).items()},
+        dict(table.to_ours(given)),
+        {name: load() for name, load in table.lazily(given).items()},
     ):
         assert back.keys() == state.keys()
         assert [name for name, tensor in back.items() if not torch.equal(tensor, state[name])] == []
@@ -343,7 +344,7 @@ def test_the_authors_names_are_total_and_come_back_bit_for_bit(net: Sphinx) -> N
 def test_a_checkpoint_of_the_authors_is_a_start(net: Sphinx, tmp_path: Path) -> None:
     """One file, as they save it; the language model's heads are turned by their own width."""
     path = tmp_path / "consolidated.00-of-01.model.pth"
-    torch.save({"model": dict(net.key_maps["original"].to_theirs(net.state_dict().items()))}, path)
+    torch.save({"model": dict(llama2_accessory.keys(net.components).to_theirs(net.state_dict().items()))}, path)
     module = built(stage=StageSettings(name="instruct", init_from={str(path): 1.0}))
     assert set(module.provenance.values()) == {"stage.init_from"}
     batch = batch_of(net, ONE, TEXT)
@@ -354,6 +355,6 @@ def test_a_checkpoint_of_the_authors_is_a_start(net: Sphinx, tmp_path: Path) -> 
 def test_heads_of_another_width_have_another_table(net: Sphinx) -> None:
     name, tensor = "language.model.layers.0.self_attn.q_proj.weight", torch.arange(256).view(256, 1)
     assert TINY["language"].config["hidden_size"] // TINY["language"].config["num_attention_heads"] == 16
-    for keys, second in ((net.key_maps["original"], 8), (Sphinx.key_maps["original"], 64)):
-        ((_, theirs),) = keys.to_theirs([(name, tensor)])
+    for components, second in ((net.components, 8), ({}, 64)):
+        ((_, theirs),) = llama2_accessory.keys(components).to_theirs([(name, tensor)])
         assert theirs[:2].flatten().tolist() == [0, second]

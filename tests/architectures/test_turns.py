@@ -11,6 +11,7 @@ import pytest
 from lightning_mllm.architectures.blip2 import Blip2
 from lightning_mllm.architectures.instructblip import InstructBlip
 from lightning_mllm.contracts import Sample, Turn
+from lightning_mllm.export.export import hf_folder
 from lightning_mllm.export.importing import import_folder
 from tests.architectures.blip2s import eva
 
@@ -59,5 +60,5 @@ def folders() -> dict[str, Any]:
 def test_a_folder_notes_that_setting(tmp_path: Path, name: str) -> None:
     net = folders()[name]()
     net.configure_model()
-    net.hf().write(tmp_path)
+    hf_folder(net).write(tmp_path)
     assert ends(import_folder(tmp_path)) == 2

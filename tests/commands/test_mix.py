@@ -16,6 +16,8 @@ from torch import Tensor
 from lightning_mllm import load
 from lightning_mllm.cli import main
 from lightning_mllm.evaluation.report import write_report
+from lightning_mllm.interop import format
+from lightning_mllm.interop.format import Format
 from lightning_mllm.weights.files import BESIDE, sha256, write_tensors
 from lightning_mllm.weights.keymap import KeyMap
 from lightning_mllm.weights.stage_weights import initial_tensors
@@ -171,7 +173,8 @@ def test_a_run_with_foreign_weights_of_the_same_names(place: Path) -> None:
     from tests.toy import Toy
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Toy, "key_maps", {"theirs": KeyMap([("{...}", "their.{...}")])})
+        theirs = Format(architecture=f"{Toy.__module__}.Toy", keys=KeyMap([("{...}", "their.{...}")]))
+        patch.setattr(format, "formats", lambda: {"theirs": (theirs,)})
         foreign = {f"their.{name}": 2 * tensor for name, tensor in weights("runs/toy/real").items()}
         write_tensors(Path("foreign/model.safetensors"), foreign)
         main(["mix", "foreign=0.5", "toy/real=0.5", "--to", "half"])

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.instructblip.modeling_instructblip import InstructBlipQFormerModel
 
-from lightning_mllm.connectors.qformer_keys import BLIP2_QFORMER_KEYS, INSTRUCTBLIP_QFORMER_KEYS
+from lightning_mllm.interop.keys.qformer import BLIP2_QFORMER_KEYS, INSTRUCTBLIP_QFORMER_KEYS
 from lightning_mllm.weights.keymap import KeyMap
 from tests.connectors.qformers import HF_SIZES, SIZES, qformer, rows
 

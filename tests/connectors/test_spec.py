@@ -12,6 +12,7 @@ from lightning_mllm.architectures.cogvlm import CogVLM
 from lightning_mllm.architectures.llava import LLaVA
 from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.commands.launch import CLI, ParsedCLI, compose
+from lightning_mllm.export.export import hf_folder
 from lightning_mllm.training.stage import StageSettings
 from tests.architectures.samples import ONE, TEXT, batch_of
 from tests.connectors.own import Deep, Gated, Unsized
@@ -65,7 +66,7 @@ def test_a_connector_of_ones_own_learns(kind: type[Any], spec: Any) -> None:
         with pytest.raises(
             ValueError, match=rf"connector: found {type(spec).__name__}, expected \w+Connector .*exported"
         ):
-            module.hf()
+            hf_folder(module)
 
 
 @pytest.mark.parametrize("kind", [LLaVA, CogVLM])

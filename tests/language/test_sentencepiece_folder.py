@@ -14,11 +14,11 @@ from tokenizers import models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import IMAGE_MARK
+from lightning_mllm.interop.tokenizer import multimodal_tokenizer
 from lightning_mllm.language import sentencepiece_folder
 from lightning_mllm.language.tokenizer import folder_chat, language_tokenizer, load_tokenizer
 from lightning_mllm.processing.chat import Piece, load_template
 from lightning_mllm.processing.text_tokenizer import TextTokenizer
-from lightning_mllm.weights.hf import multimodal_tokenizer
 from tests.language.sentencepieces import (
     BLANK,
     library,

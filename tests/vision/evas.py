@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import Blip2VisionConfig, Blip2VisionModel
 
+from lightning_mllm.interop.keys.eva import BLIP2_VISION_KEYS
 from lightning_mllm.vision.eva import EvaTower, EvaVision
-from lightning_mllm.vision.eva_keys import BLIP2_VISION_KEYS
 
 TINY: dict[str, Any] = {
     "weights": None,

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lightning_mllm.component import ComponentSpec, ResizableComponent
+from lightning_mllm.interop.keys.eva import BLIP2_VISION_KEYS, EVA_KEYS
 from lightning_mllm.training.initialise import build_empty, initialise, materialise
 from lightning_mllm.vision.eva import EvaTower, EvaVision
-from lightning_mllm.vision.eva_keys import BLIP2_VISION_KEYS, EVA_KEYS
 from lightning_mllm.weights.files import write_tensors
 from lightning_mllm.weights.stage_weights import InitialTensors
 from tests.vision.evas import TINY, pixels, theirs, tower

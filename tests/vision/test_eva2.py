@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lightning_mllm.component import ComponentSpec, ResizableComponent
+from lightning_mllm.interop.hf_components import eva_settings
+from lightning_mllm.interop.keys.eva2 import COGVLM_VISION_KEYS, EVA2_KEYS
 from lightning_mllm.training.initialise import build_empty, initialise, materialise
 from lightning_mllm.vision.eva2 import TINY_EVA2, Eva2Tower, Eva2Vision
-from lightning_mllm.vision.eva2_keys import COGVLM_VISION_KEYS, EVA2_KEYS
-from lightning_mllm.vision.eva_hf import eva_settings
 from lightning_mllm.weights.files import write_tensors
 from lightning_mllm.weights.stage_weights import InitialTensors
 from tests.vision.eva2s import TINY, cogvlm_forward, tower

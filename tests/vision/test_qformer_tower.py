@@ -85,7 +85,7 @@ def test_a_run_of_ours_over_the_weights_it_was_trained_from(tmp_path: Path) -> N
 
 
 def _timm(vision: Any) -> Any:
-    from lightning_mllm.vision.eva_keys import EVA_KEYS
+    from lightning_mllm.interop.keys.eva import EVA_KEYS
 
     return EVA_KEYS.to_theirs(vision.state_dict().items())
 

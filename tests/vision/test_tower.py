@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from lightning_mllm.component import ComponentSpec
-from lightning_mllm.vision.clip_keys import CLIP_KEYS
+from lightning_mllm.interop.keys.clip import CLIP_KEYS
 from lightning_mllm.vision.tower import OpenClipTower, VisionTower
 from tests.vision.models import CONFIG, MEAN, STD, write_folder
 

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from lightning_mllm.connectors.alignment import AlignmentConnector
-from lightning_mllm.connectors.qformer_keys import (
+from lightning_mllm.interop.keys.eva import BLIP2_VISION_KEYS, EVA_KEYS
+from lightning_mllm.interop.keys.qformer import (
     BLIP2_HEADS_KEYS,
     BLIP2_QFORMER_KEYS,
     INSTRUCTBLIP_QFORMER_KEYS,
@@ -29,7 +30,6 @@ from lightning_mllm.connectors.qformer_keys import (
     with_last_text,
 )
 from lightning_mllm.vision.eva import EvaTower
-from lightning_mllm.vision.eva_keys import BLIP2_VISION_KEYS, EVA_KEYS
 from lightning_mllm.weights.files import TensorFiles
 from lightning_mllm.weights.keymap import KeyMap
 from tests.connectors.qformers import HF_SIZES, SIZES, qformer

@@ -16,11 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
-from lightning_mllm.architectures.llava import HF_KEYS, ORIGINAL_KEYS, TINY, LLaVA
+from lightning_mllm.architectures.llava import TINY, LLaVA
 from lightning_mllm.connectors.projector import LinearConnector, MlpConnector
 from lightning_mllm.export import export, verify
+from lightning_mllm.export.export import hf_folder
 from lightning_mllm.export.importing import import_folder
 from lightning_mllm.inference import Model, load
+from lightning_mllm.interop import hf_llava, llava_original
 from lightning_mllm.language.causal import CausalLM
 from lightning_mllm.language.tokenizer import byte_tokenizer
 from lightning_mllm.processing.images import ImagePolicy
@@ -43,13 +45,13 @@ def net(seed: int = 0, spread: bool = True, **settings: Any) -> LLaVA:
 
 
 def written(module: LLaVA, folder: Path) -> dict[str, Tensor]:
-    module.hf().write(folder)
+    hf_folder(module).write(folder)
     return load_file(folder / "model.safetensors")
 
 
 def difference(module: LLaVA, folder: Path, case: Path) -> str:
     """What `verify` finds, in this process: a fresh one costs 15 seconds, so only two tests start one."""
-    export.write_case(module, module.hf(), case)
+    export.write_case(module, hf_folder(module), case)
     return verify.compare(folder, load_file(case / "case.safetensors"), json.loads((case / "case.json").read_text()))
 
 
@@ -141,8 +143,8 @@ def test_a_folder_that_transformers_wrote_itself_is_read(tmp_path: Path) -> None
     """Its own layout since version 5, all blocks of the tower, layer -2."""
     module = net()
     folder = tmp_path / "folder"
-    module.hf().write(folder)
-    config: Any = module.hf().config
+    hf_folder(module).write(folder)
+    config: Any = hf_folder(module).config
     config.vision_config.num_hidden_layers, config.vision_feature_layer = 3, -2
     grown = LlavaForConditionalGeneration(config)
     ours: Any = AutoModelForImageTextToText.from_pretrained(folder)
@@ -159,7 +161,7 @@ def test_the_key_maps_are_one_to_one_on_every_tensor() -> None:
         module = net(spread=False, connector=connector)
         config = {"projector_hidden_act": "linear" if isinstance(connector, LinearConnector) else "gelu"}
         state = module.state_dict()
-        for key_map in (HF_KEYS, ORIGINAL_KEYS):
+        for key_map in (hf_llava.KEYS, llava_original.KEYS):
             theirs = list(key_map.to_theirs(state.items()))
             assert len(dict(theirs)) == len(theirs)
             back = dict(key_map.to_ours(theirs, config))
@@ -260,14 +262,14 @@ def test_a_tokenizers_own_template_goes_along(tmp_path: Path, name: str) -> None
 
 def test_what_transformers_has_no_place_for_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"connector.depth: found 3, expected 2"):
-        net(spread=False, connector=MlpConnector(depth=3)).hf()
+        hf_folder(net(spread=False, connector=MlpConnector(depth=3)))
     with pytest.raises(ValueError, match=r"image\.views: found 5, expected 1, all that transformers' LLaVA knows"):
-        net(spread=False, image=ImagePolicy(size=16, fit="pad", views=5)).hf()
+        hf_folder(net(spread=False, image=ImagePolicy(size=16, fit="pad", views=5)))
     narrow = CausalLM(config={**(OPT.config or {}), "word_embed_proj_dim": 16})
     with pytest.raises(ValueError, match=r"word_embed_proj_dim: found 16, expected 32, the width that transf"):
-        net(spread=False, language=narrow).hf()
+        hf_folder(net(spread=False, language=narrow))
     with pytest.raises(ValueError, match=r"vision\.norm: found true, expected false"):
-        net(spread=False, vision=replace(TINY["vision"], norm=True)).hf()
+        hf_folder(net(spread=False, vision=replace(TINY["vision"], norm=True)))
     (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     with pytest.raises(ValueError, match=r"found a LlamaForCausalLM, expected one of .*LlavaForConditionalGeneration"):
         import_folder(tmp_path)
@@ -294,7 +296,7 @@ def test_the_authors_projector_file_is_a_source(tmp_path: Path, prefix: str, con
 
 def test_an_exported_folder_is_a_source(tmp_path: Path) -> None:
     module = net()
-    module.hf().write(tmp_path / "folder")
+    hf_folder(module).write(tmp_path / "folder")
     next_stage = LLaVA.tiny(stage=stage(folder=1.0))
     next_stage.runs = str(tmp_path)
     next_stage.configure_model()
@@ -327,7 +329,7 @@ def test_adapters_are_merged_on_export_and_folded_by_the_next_stage(tmp_path: Pa
     imported = import_folder(tmp_path / "folder")
     imported.configure_model()
     assert isinstance(imported, LLaVA) and same_state(plain, imported)
-    found = initial_tensors({"lora": 1.0}, tmp_path, LLaVA.key_maps)
+    found = initial_tensors({"lora": 1.0}, tmp_path, {})
     assert len(found.adapted) == 14
 
 

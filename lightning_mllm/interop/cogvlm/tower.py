@@ -3,55 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 from transformers import CLIPVisionConfig
 
-from lightning_mllm.vision.clip_hf import clip_config, open_clip_config
+from lightning_mllm.interop.cogvlm.keys import INPUT
+from lightning_mllm.interop.hf_components import clip_config, open_clip_config
 from lightning_mllm.vision.eva import EPS, Mlp
 from lightning_mllm.vision.eva2 import Eva2Attention, Eva2Tower, Eva2Vision
-from lightning_mllm.vision.eva2_keys import COGVLM_VISION_KEYS
 from lightning_mllm.vision.source import Statistic
 from lightning_mllm.vision.tower import OpenClipTower, VisionTower
-from lightning_mllm.weights.keymap import KeyMap, Rule
 
-BRANCH, INPUT = "branch", "input"
-"""Where a block's norms stand (`vision_config.norms`): behind its branches as in EVA2, or before them as in CLIP."""
-
-HERE, THERE = "transformer.resblocks.{n}", "transformer.layers.{n}"
-
-
-def _clip(config: Mapping[str, Any], fields: Mapping[str, str]) -> bool:
-    return config.get("vision_config", {}).get("norms") == INPUT
-
-
-_CLIP_KEYS = KeyMap(
-    [
-        ("class_embedding", "patch_embedding.cls_embedding", (lambda ours: ours[None], lambda theirs: theirs[0])),
-        ("positional_embedding", "patch_embedding.position_embedding.weight"),
-        ("conv1.{...}", "patch_embedding.proj.{...}"),
-        ("ln_pre.{...}", "patch_embedding.norm.{...}"),
-        (f"{HERE}.ln_1.{{...}}", f"{THERE}.input_layernorm.{{...}}"),
-        *((f"{HERE}.attn.in_proj_{kind}", f"{THERE}.attention.query_key_value.{kind}") for kind in ("weight", "bias")),
-        (f"{HERE}.attn.out_proj.{{...}}", f"{THERE}.attention.dense.{{...}}"),
-        (f"{HERE}.ln_2.{{...}}", f"{THERE}.post_attention_layernorm.{{...}}"),
-        (f"{HERE}.mlp.c_fc.{{...}}", f"{THERE}.mlp.fc1.{{...}}"),
-        (f"{HERE}.mlp.c_proj.{{...}}", f"{THERE}.mlp.fc2.{{...}}"),
-    ]
-)
-
-COGVLM_TOWER_KEYS = (
-    KeyMap(
-        [
-            Rule(ours=None, theirs=("output_position_embedding",)),
-            *(replace(rule, when=_clip) for rule in _CLIP_KEYS.table),
-        ]
-    )
-    + COGVLM_VISION_KEYS
-)
-"""`VisionTower` or `Eva2Vision` <-> folders of CogVLM, where these names stand below `model.vision.`."""
+BRANCH = "branch"
+"""`vision_config.norms` of a tower whose norms stand behind its branches, as in EVA2."""
 
 
 def cogvlm_vision(tower: nn.Module, image_size: int) -> dict[str, Any]:

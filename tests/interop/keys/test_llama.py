@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from lightning_mllm.weights.llama_keys import llama_keys
+from lightning_mllm.interop.keys.llama import llama_keys
 
 
 def config(head: int, queries: int = 4, keys: int = 2) -> LlamaConfig:

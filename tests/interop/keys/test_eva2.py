@@ -4,7 +4,7 @@ import timm.models.eva
 import torch
 from torch import Tensor
 
-from lightning_mllm.vision.eva2_keys import COGVLM_VISION_KEYS, EVA2_KEYS
+from lightning_mllm.interop.keys.eva2 import COGVLM_VISION_KEYS, EVA2_KEYS
 from tests.vision.eva2s import tower
 
 

@@ -17,20 +17,22 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
-from lightning_mllm.architectures.cogvlm import HF_KEYS, TINY, CogVLM
+from lightning_mllm.architectures.cogvlm import TINY, CogVLM
 from lightning_mllm.commands import ask
 from lightning_mllm.contracts import Sample, TokenKind, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.export import export, verify
+from lightning_mllm.export.export import hf_folder
 from lightning_mllm.export.importing import import_folder
 from lightning_mllm.inference import ImageInMemory, Model, load
+from lightning_mllm.interop.cogvlm import KEYS
+from lightning_mllm.interop.cogvlm.folder import TOKENIZER
+from lightning_mllm.interop.cogvlm.remote import modeling_cogvlm
 from lightning_mllm.language.tokenizer import byte_tokenizer
 from lightning_mllm.language.visual_expert import VisualExpertLM, shared_positions, vision_mask
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.tower import TINY_TOWER
-from lightning_mllm.weights.hf_cogvlm import TOKENIZER
-from lightning_mllm.weights.remote import modeling_cogvlm
 from tests.architectures.blip2s import built, compared, exported, same_state
 
 LLAMA: dict[str, Any] = TINY["language"].config
@@ -38,7 +40,7 @@ CLIP, CLIP_CONFIG = replace(TINY_TOWER, cls="drop"), TINY_TOWER.config or {}
 BIASED = {**LLAMA, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
 VARIANTS: dict[str, dict[str, Any]] = {
     "eva2": {"chat": "vicuna_v1", "decoding": {"answer": Decoding(max_new_tokens=5)}},
-    "clip, fixed positions": {"vision": replace(CLIP, places=3.0)},
+    "clip, fixed positions": {"vision": replace(CLIP, output_position_scale=3.0)},
     "clip, crop": {"vision": CLIP, "image": ImagePolicy(size=16, fit="crop")},
     "clip, quick gelu, layer -2": {
         "vision": replace(CLIP, layer=-2, config={**(CLIP.config or {}), "quick_gelu": True})
@@ -88,7 +90,7 @@ def test_transformers_says_what_we_say_and_the_folder_comes_back_exactly(tmp_pat
     ):
         assert getattr(own, what) == getattr(other, what), what
     assert own.chat.name == other.chat.name and back.decoding == module.decoding
-    back.hf().write(tmp_path / "again")
+    hf_folder(back).write(tmp_path / "again")
     again = load_file(tmp_path / "again/model.safetensors")
     assert again.keys() == found.tensors.keys()
     assert all(torch.equal(again[each], found.tensors[each]) for each in again)
@@ -98,7 +100,7 @@ def test_transformers_says_what_we_say_and_the_folder_comes_back_exactly(tmp_pat
 
 def test_names_on_disk_are_those_of_the_public_checkpoints(tmp_path: Path) -> None:
     module = net(chat="cogvlm_vqa")
-    module.hf().write(tmp_path)
+    hf_folder(module).write(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     block, tower = "model.layers.1", "model.vision.transformer.layers.1"
     assert {name for name in tensors if ".layers.0." not in name} == {
@@ -132,7 +134,7 @@ def test_names_on_disk_are_those_of_the_public_checkpoints(tmp_path: Path) -> No
 
 def test_an_expert_that_is_not_there_is_the_language_models(tmp_path: Path) -> None:
     module = net(language=VisualExpertLM(config=LLAMA, every=2, parts=("qkv", "ffn")))
-    module.hf().write(tmp_path)
+    hf_folder(module).write(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     same = {
         name
@@ -144,7 +146,7 @@ def test_an_expert_that_is_not_there_is_the_language_models(tmp_path: Path) -> N
 
 def test_code_that_travels_needs_torch_and_transformers_alone() -> None:
     files = sorted(verify.REMOTE.glob("*_cogvlm.py"))
-    assert files == sorted(net().hf().code) and len(files) == 4
+    assert files == sorted(hf_folder(net()).code) and len(files) == 4
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
@@ -179,7 +181,7 @@ def content(sample: Sample) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("variant", ["eva2", "groups of heads"])
 def test_rows_of_several_lengths_and_images_are_read_alike(tmp_path: Path, variant: str) -> None:
     module = net(**VARIANTS[variant])
-    module.hf().write(tmp_path)
+    hf_folder(module).write(tmp_path)
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True).eval()
     processor: Any = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
     own = module.processor
@@ -231,7 +233,7 @@ def test_experts_and_positions_follow_from_types_as_from_kinds() -> None:
 
 
 def test_images_that_are_not_the_tokens_are_refused(tmp_path: Path) -> None:
-    net().hf().write(tmp_path)
+    hf_folder(net()).write(tmp_path)
     model: Any = AutoModelForImageTextToText.from_pretrained(tmp_path, trust_remote_code=True)
     processor: Any = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
     inputs = processor(images=[RED], text="<image>What is it?")
@@ -246,7 +248,7 @@ def test_images_that_are_not_the_tokens_are_refused(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*")
 def test_it_can_be_trained_there(tmp_path: Path) -> None:
     module = net()
-    module.hf().write(tmp_path)
+    hf_folder(module).write(tmp_path)
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True).train()
     processor: Any = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
     inputs = processor(images=RED, text="<image>What is it?")
@@ -268,7 +270,7 @@ def foreign(marker: Path) -> str:
 @pytest.mark.parametrize("change", ["changed", "more", "missing", "elsewhere"])
 def test_only_code_of_the_package_is_run(tmp_path: Path, change: str) -> None:
     module, folder, marker = net(), tmp_path / "folder", tmp_path / "marker"
-    layout = module.hf()
+    layout = hf_folder(module)
     layout.write(folder)
     export.write_case(module, layout, tmp_path / "case")
     code, config = folder / "modeling_cogvlm.py", folder / "config.json"
@@ -293,7 +295,7 @@ def test_only_code_of_the_package_is_run(tmp_path: Path, change: str) -> None:
 @pytest.mark.parametrize("found", ["tokens", "pixels", "logits", "missing keys"])
 def test_a_corrupted_folder_is_told_by_name(tmp_path: Path, found: str) -> None:
     module, folder = net(), tmp_path / "folder"
-    layout = module.hf()
+    layout = hf_folder(module)
     layout.write(folder)
     export.write_case(module, layout, tmp_path / "case")
     settings, tensors = folder / "processor_config.json", load_file(folder / "model.safetensors")
@@ -315,7 +317,7 @@ def test_a_corrupted_folder_is_told_by_name(tmp_path: Path, found: str) -> None:
 def public(module: Any, folder: Path, marker: Path) -> None:
     """A folder as the authors wrote theirs: their fields, code that we know nothing of, a constant among tensors."""
     folder.mkdir()
-    tensors = dict(HF_KEYS.to_theirs(module.state_dict().items()))
+    tensors = dict(KEYS.to_theirs(module.state_dict().items()))
     for i in range(2):
         tensors[f"model.layers.{i}.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / "model.safetensors")
@@ -395,7 +397,7 @@ def refusals() -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("reason", refusals())
 def test_what_the_layout_has_no_place_for_is_refused(reason: str) -> None:
     with pytest.raises(ValueError, match=f"{reason}, all that CogVLM's layout knows"):
-        net(**refusals()[reason]).hf()
+        hf_folder(net(**refusals()[reason]))
 
 
 @pytest.mark.timeout(600)

@@ -22,6 +22,7 @@ from lightning_mllm.commands import export as export_command
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.export import export, verify
+from lightning_mllm.export.export import hf_folder
 from lightning_mllm.export.importing import import_folder
 from lightning_mllm.inference import Model, load
 from lightning_mllm.language.tokenizer import byte_tokenizer
@@ -30,6 +31,7 @@ from lightning_mllm.processing.limits import TextLimits
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.weights.files import BESIDE
 from tests.architectures.blip2s import EVA, LANGUAGES, NORM, OPT, built, compared, eva, exported, same_state
+from tests.interop.tables import folder_format
 from tests.training.runs import fit, settings
 
 LIMITS = TextLimits(prompt=60, answer=40, cut="right")
@@ -114,7 +116,7 @@ def test_names_on_disk_are_those_of_the_published_folders(tmp_path: Path) -> Non
 def test_an_answer_ends_where_ours_does(tmp_path: Path) -> None:
     """The language model inside has settings of its own, and generates by them."""
     module = net("blip2, opt")
-    module.hf().write(tmp_path)
+    hf_folder(module).write(tmp_path)
     model: Any = transformers.Blip2ForConditionalGeneration.from_pretrained(tmp_path)
     assert len(module.processor.eos_token_ids) == 2, "the end of the line, and of the text"
     assert model.language_model.generation_config.eos_token_id == module.processor.eos_token_ids
@@ -123,7 +125,7 @@ def test_an_answer_ends_where_ours_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "tied"), [("blip2, t5", True), ("blip2, flan-t5", False)])
 def test_files_say_whether_the_head_is_tied(tmp_path: Path, name: str, tied: bool) -> None:
-    net(name).hf().write(tmp_path)
+    hf_folder(net(name)).write(tmp_path)
     text = json.loads((tmp_path / "config.json").read_text())["text_config"]
     assert text.get("tie_word_embeddings", True) == tied and text["dense_act_fn"] == "gelu"
     assert ("language_model.lm_head.weight" not in load_file(tmp_path / "model.safetensors")) == tied
@@ -132,7 +134,7 @@ def test_files_say_whether_the_head_is_tied(tmp_path: Path, name: str, tied: boo
 def test_the_processor_writes_the_same_for_a_plain_text(tmp_path: Path) -> None:
     """As the cards of the published folders call it: `processor(images, text)`."""
     module = net("instructblip, llama")
-    module.hf().write(tmp_path)
+    hf_folder(module).write(tmp_path)
     processor: Any = AutoProcessor.from_pretrained(tmp_path)
     picture = export.drawing(16, 16)
     for asked in ("Red?", "Which colour?"):
@@ -160,7 +162,7 @@ def test_the_processor_pads_a_q_formers_texts_on_the_wrong_side(
     assert short < right.shape[1] and right[0, :short].all() and not right[0, short:].any()
     assert raw[0, -short:].all() and not raw[0, :-short].any()
     for name in ("instructblip, flan-t5", "blip2, opt"):
-        assert net(name).hf().advice == ""
+        assert hf_folder(net(name)).advice == ""
 
 
 def corruptions() -> dict[str, tuple[str, Any]]:
@@ -214,7 +216,7 @@ def byte_tokens(folder: Path) -> None:
 def test_a_corrupted_folder_is_told_by_name(tmp_path: Path, found: str) -> None:
     name, corrupt = corruptions()[found]
     module = net(name)
-    layout = module.hf()
+    layout = hf_folder(module)
     layout.write(tmp_path / "folder")
     export.write_case(module, layout, tmp_path / "case")
     corrupt(tmp_path / "folder")
@@ -223,7 +225,7 @@ def test_a_corrupted_folder_is_told_by_name(tmp_path: Path, found: str) -> None:
 
 def test_what_the_retrieval_class_cannot_hold_is_kept_beside(tmp_path: Path) -> None:
     module = net("representation")
-    module.hf().write(tmp_path / "folder")
+    hf_folder(module).write(tmp_path / "folder")
     beside = load_file(tmp_path / "folder" / BESIDE)
     assert set(beside) == {
         *("heads.temperature", "heads.bias"),
@@ -245,8 +247,8 @@ def test_what_the_retrieval_class_cannot_hold_is_kept_beside(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["blip2, opt", "representation", "instructblip, flan-t5"])
 def test_a_folder_that_transformers_wrote_itself_is_read(tmp_path: Path, name: str) -> None:
     module = net(name)
-    module.hf().write(tmp_path)
-    model = getattr(transformers, module.hf_class).from_pretrained(tmp_path)
+    hf_folder(module).write(tmp_path)
+    model = getattr(transformers, folder_format(module).hf_class).from_pretrained(tmp_path)
     model.save_pretrained(tmp_path)
     (tmp_path / "lightning_mllm.json").unlink()
     back = import_folder(tmp_path)
@@ -257,18 +259,18 @@ def test_a_folder_that_transformers_wrote_itself_is_read(tmp_path: Path, name: s
 
 def test_what_transformers_has_no_place_for_is_refused() -> None:
     with pytest.raises(ValueError, match="vision: found a VisionTower, expected an EVA tower"):
-        built(Blip2).hf()
+        hf_folder(built(Blip2))
     with pytest.raises(ValueError, match="chat: found the template 'vicuna_v1', expected one that puts an image"):
-        net("blip2, llama", chat="vicuna_v1").hf()
+        hf_folder(net("blip2, llama", chat="vicuna_v1"))
     with pytest.raises(ValueError, match="reader: found a Q-Former that reads the question"):
-        net("blip2, llama", reader="package:backbones/llama", qformer=replace(TINY["qformer"], vocab=1024)).hf()
+        hf_folder(net("blip2, llama", reader="package:backbones/llama", qformer=replace(TINY["qformer"], vocab=1024)))
     narrow = replace(OPT, config={**(OPT.config or {}), "word_embed_proj_dim": 16})
     with pytest.raises(ValueError, match=r"language\.word_embed_proj_dim: found 16, expected 32"):
-        net("blip2, opt", language=narrow).hf()
+        hf_folder(net("blip2, opt", language=narrow))
     with pytest.raises(ValueError, match=r"image\.views: found 5, expected 1, all that transformers' BLIP-2 knows"):
-        net("blip2, llama", image=ImagePolicy(size=16, fit="squash", views=5)).hf()
+        hf_folder(net("blip2, llama", image=ImagePolicy(size=16, fit="squash", views=5)))
     with pytest.raises(ValueError, match="instructed: found false"):
-        net("instructblip, llama", instructed=False).hf()
+        hf_folder(net("instructblip, llama", instructed=False))
 
 
 def test_another_epsilon_is_noted_and_held_to_the_same_tolerance(tmp_path: Path) -> None:
@@ -285,7 +287,11 @@ def test_another_epsilon_is_noted_and_held_to_the_same_tolerance(tmp_path: Path)
             parameter.mul_(0.02 if name in ("cls_token", "pos_embed", "patch_embed.weight", "patch_embed.bias") else 0)
     found = exported(quiet, tmp_path / "small")
     assert found.difference.startswith("logits: differ by")
-    assert "ln_vision.eps is 1e-05" in quiet.hf().caveat and module.hf().caveat and not net("blip2, opt").hf().caveat
+    assert (
+        "ln_vision.eps is 1e-05" in hf_folder(quiet).caveat
+        and hf_folder(module).caveat
+        and not hf_folder(net("blip2, opt")).caveat
+    )
 
 
 @pytest.mark.timeout(600)

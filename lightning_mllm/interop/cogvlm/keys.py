@@ -1,4 +1,4 @@
-"""Names of a CogVLM's tensors, all but the tower's, here and in the public checkpoints (`CogVLMForCausalLM`).
+"""Names of a CogVLM's tensors here and in the public checkpoints (`CogVLMForCausalLM`).
 
 A public checkpoint has an expert for every part of every block, and one matrix for an expert's QKV. What has no expert
 here serves all tokens, and is written there for both of them.
@@ -7,11 +7,13 @@ here serves all tokens, and is written there for both of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_mllm.interop.keys.eva2 import COGVLM_VISION_KEYS
 from lightning_mllm.weights.keymap import Condition, KeyMap, Rule, RuleLike
 
 EXPERTS = ("language", "vision")
@@ -83,7 +85,7 @@ def _block() -> Iterator[RuleLike]:
         yield f"{OURS}.{norm}.{{...}}", f"{THEIRS}.{norm}.{{...}}"
 
 
-COGVLM_KEYS = KeyMap(
+_LANGUAGE = KeyMap(
     [
         Rule(ours=None, theirs=(f"{THEIRS}.self_attn.rotary_emb.inv_freq",)),  # a constant
         *_block(),
@@ -94,4 +96,42 @@ COGVLM_KEYS = KeyMap(
         ("image_boundary.end", "model.vision.eoi"),
     ]
 )
-"""Ours <-> the public checkpoints."""
+
+HERE, THERE = "transformer.resblocks.{n}", "transformer.layers.{n}"
+
+INPUT = "input"
+"""`vision_config.norms` of a tower whose norms stand before its branches, as in CLIP."""
+
+
+def _clip(config: Mapping[str, Any], fields: Mapping[str, str]) -> bool:
+    return config.get("vision_config", {}).get("norms") == INPUT
+
+
+_CLIP_KEYS = KeyMap(
+    [
+        ("class_embedding", "patch_embedding.cls_embedding", (lambda ours: ours[None], lambda theirs: theirs[0])),
+        ("positional_embedding", "patch_embedding.position_embedding.weight"),
+        ("conv1.{...}", "patch_embedding.proj.{...}"),
+        ("ln_pre.{...}", "patch_embedding.norm.{...}"),
+        (f"{HERE}.ln_1.{{...}}", f"{THERE}.input_layernorm.{{...}}"),
+        *((f"{HERE}.attn.in_proj_{kind}", f"{THERE}.attention.query_key_value.{kind}") for kind in ("weight", "bias")),
+        (f"{HERE}.attn.out_proj.{{...}}", f"{THERE}.attention.dense.{{...}}"),
+        (f"{HERE}.ln_2.{{...}}", f"{THERE}.post_attention_layernorm.{{...}}"),
+        (f"{HERE}.mlp.c_fc.{{...}}", f"{THERE}.mlp.fc1.{{...}}"),
+        (f"{HERE}.mlp.c_proj.{{...}}", f"{THERE}.mlp.fc2.{{...}}"),
+    ]
+)
+
+COGVLM_TOWER_KEYS = (
+    KeyMap(
+        [
+            Rule(ours=None, theirs=("output_position_embedding",)),
+            *(replace(rule, when=_clip) for rule in _CLIP_KEYS.table),
+        ]
+    )
+    + COGVLM_VISION_KEYS
+)
+"""`VisionTower` or `Eva2Vision` <-> folders of CogVLM, where these names stand below `model.vision.`."""
+
+KEYS = COGVLM_TOWER_KEYS.under("vision.", "model.vision.") + _LANGUAGE
+"""Ours <-> the public checkpoints and the folders that are written here."""

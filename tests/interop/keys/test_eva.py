@@ -7,7 +7,7 @@ import timm.models.eva
 import torch
 from torch import Tensor
 
-from lightning_mllm.vision.eva_keys import BLIP2_VISION_KEYS, EVA_KEYS
+from lightning_mllm.interop.keys.eva import BLIP2_VISION_KEYS, EVA_KEYS
 from lightning_mllm.weights.files import TensorFiles
 from lightning_mllm.weights.keymap import KeyMap
 from tests.vision.evas import theirs, tower

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import Turn
+from lightning_mllm.interop.chat_template import chat_template, folder_template
+from lightning_mllm.interop.tokenizer import multimodal_tokenizer
 from lightning_mllm.processing.chat import ChatTemplate, load_template, names
-from lightning_mllm.weights.hf import multimodal_tokenizer
-from lightning_mllm.weights.hf_template import chat_template, folder_template
-from tests.weights.test_hf import byte_tokenizer
+from tests.interop.test_folder import byte_tokenizer
 
 CONVERSATIONS = [
     [("user", "<image>\nWhat is it?")],
@@ -29,7 +29,7 @@ def test_the_exported_template_writes_what_ours_writes(name: str) -> None:
     tokenizer = byte_tokenizer()
     chat = load_template(name, tokenizer)
     assert isinstance(chat, ChatTemplate)
-    exported = multimodal_tokenizer(tokenizer, chat_template(asdict(chat)))
+    exported = multimodal_tokenizer(tokenizer, chat_template(chat))
     compared = 0
     for conversation in CONVERSATIONS:
         turns = [Turn(role=role, text=text) for role, text in conversation]  # pyright: ignore[reportArgumentType]
@@ -79,7 +79,7 @@ def test_white_space_around_a_template_stays(trims: bool, lists: bool, behind: s
     messages = [{"role": "user", "content": "What?"}]
     for before in OUTER_BLANKS:
         for inside in (TURNS, f"Hi.{TURNS}", "{{ bos_token }}" + TURNS + "{{ eos_token }}"):
-            own = Own(f"{before}{inside}{behind}", trims, lists)
+            own: Any = Own(f"{before}{inside}{behind}", trims, lists)
             exported = multimodal_tokenizer(tokenizer, folder_template(own))
             tokenizer.chat_template = own.jinja
             assert rendered(exported, messages, False) == rendered(tokenizer, messages, False), own.jinja

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from lightning_mllm.vision.clip_keys import CLIP_KEYS
+from lightning_mllm.interop.keys.clip import CLIP_KEYS
 from lightning_mllm.vision.tower import OpenClipTower
 from tests.vision.models import CONFIG
 

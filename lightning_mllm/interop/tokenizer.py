@@ -6,9 +6,11 @@ import copy
 from typing import Any
 
 from tokenizers import Tokenizer, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
-NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+from lightning_mllm.contracts import IMAGE_MARK
+
+PAD_TOKEN = "<pad>"
 
 
 def padded_left(tokenizer: PreTrainedTokenizerFast, max_length: int | None = None) -> PreTrainedTokenizerFast:
@@ -49,7 +51,47 @@ def writes_around(
         padding_side=side,
         clean_up_tokenization_spaces=False,
         model_max_length=tokenizer.model_max_length,
-        **{name: token for name in NAMES if (token := getattr(tokenizer, name)) is not None},
+        **{
+            name: token
+            for name in tokenizer.SPECIAL_TOKENS_ATTRIBUTES
+            if (token := getattr(tokenizer, name)) is not None
+        },
     )
     made.chat_template = tokenizer.chat_template
     return made
+
+
+def multimodal_tokenizer(
+    tokenizer: PreTrainedTokenizerFast,
+    chat_template: str | None = None,
+    *,
+    max_length: int | None = None,
+    begins: bool = True,
+) -> PreTrainedTokenizerFast:
+    """A copy with this template, or without any, and with the image and padding tokens that processors need.
+
+    Rows of a batch are padded on the left: answers are written behind them.
+
+    Args:
+        tokenizer: Of the language model.
+        chat_template: Jinja.
+        max_length: Tokens that a row may have.
+        begins: Whether it puts its begin token before a text; not where the template writes one, so that there is one.
+    """
+    copied = padded_left(tokenizer, max_length)
+    if IMAGE_MARK not in copied.get_vocab():
+        copied.add_tokens([_special(IMAGE_MARK)], special_tokens=True)
+    if copied.pad_token is None:
+        copied.add_special_tokens({"pad_token": _special(PAD_TOKEN)})
+    copied.chat_template = chat_template  # pyright: ignore[reportAttributeAccessIssue]
+    return copied if begins else writes_around(copied)
+
+
+def spare_token(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The token of which added rows are copies: one that no answer holds."""
+    candidates: list[Any] = [tokenizer.unk_token_id, tokenizer.bos_token_id, 0]
+    return next(token for token in candidates if token is not None)
+
+
+def _special(token: str) -> AddedToken:
+    return AddedToken(token, special=True, normalized=False)

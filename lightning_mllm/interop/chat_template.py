@@ -3,93 +3,65 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any, Protocol, runtime_checkable
+
+from lightning_mllm.processing.chat import Chat, ChatTemplate
 
 
-def chat_template(wraps: Mapping[str, Any]) -> str:
-    """A chat template (jinja) that writes conversations as ours does.
-
-    Args:
-        wraps: The fields of a `ChatTemplate`: system, system_wrap, system_inside, between, user, assistant_prompt,
-            generation_prompt, assistant, end, images, wordless, bos, eos.
-    """
+def chat_template(wraps: ChatTemplate) -> str:
+    """A chat template (jinja) that writes conversations as ours does."""
     own = _turns_template(wraps)
-    if (other := wraps["wordless"]) is not None:
+    if (other := wraps.wordless) is not None:
         own = f"{WORDLESS}{_turns_template(other)}{{%- else -%}}{own}{{%- endif -%}}"
     return FLATTEN + own
 
 
-def _turns_template(wraps: Mapping[str, Any]) -> str:
+def _turns_template(wraps: ChatTemplate) -> str:
     def literal(text: str) -> str:
-        return json.dumps(text.replace("{bos}", wraps["bos"]).replace("{eos}", wraps["eos"]))
+        return json.dumps(text.replace("{bos}", wraps.bos).replace("{eos}", wraps.eos))
 
     def sides(wrap: str) -> tuple[str, str]:
-        before, after = wraps[wrap].split("{text}")
+        before, after = wrap.split("{text}")
         return literal(before), literal(after)
 
-    (s_before, s_after), (u_before, u_after), (a_before, a_after) = map(sides, ("system_wrap", "user", "assistant"))
-    opening = literal(wraps["assistant_prompt"] + wraps["generation_prompt"])
-    inside = "true" if wraps["system_inside"] else "false"
+    (s_before, s_after), (u_before, u_after) = sides(wraps.system_wrap), sides(wraps.user)
+    a_before, a_after = sides(wraps.assistant)
+    opening = literal(wraps.assistant_prompt + wraps.generation_prompt)
+    inside = "true" if wraps.system_inside else "false"
     return "".join(
         [
-            f"{{%- set ns.system = {literal(wraps['system'])} -%}}",
+            f"{{%- set ns.system = {literal(wraps.system)} -%}}",
             "{%- if messages and messages[0]['role'] == 'system' -%}",
             "{%- set ns.system = messages[0]['content'] -%}{%- set messages = messages[1:] -%}",
             "{%- endif -%}",
             f"{{%- set lead = ({s_before} ~ ns.system ~ {s_after}) if ns.system else '' -%}}",
             f"{{%- set inside = {inside} and messages and messages[0]['role'] == 'user' -%}}",
-            IMAGES_FIRST if wraps["images"] == "first" else "",
+            IMAGES_FIRST if wraps.images == "first" else "",
             "{{- '' if inside else lead -}}",
             "{%- for message in messages -%}",
             "{%- set text = message['content'] -%}{%- set images = '' -%}",
             "{%- if message['role'] == 'user' -%}",
-            PLACE_IMAGES[wraps["images"]],
-            f"{{{{- '' if loop.first else {literal(wraps['between'])} -}}}}",
+            PLACE_IMAGES[wraps.images],
+            f"{{{{- '' if loop.first else {literal(wraps.between)} -}}}}",
             f"{{{{- images ~ {u_before} ~ (lead if inside and loop.first else '') ~ text ~ {u_after} -}}}}",
             "{%- else -%}",
-            f"{{{{- {literal(wraps['assistant_prompt'])} ~ {a_before} ~ text ~ {a_after} -}}}}",
+            f"{{{{- {literal(wraps.assistant_prompt)} ~ {a_before} ~ text ~ {a_after} -}}}}",
             "{%- endif -%}",
             "{%- endfor -%}",
             "{%- if messages and messages[-1]['role'] == 'assistant' -%}",
-            f"{{{{- {literal(wraps['end'])} -}}}}{{%- endif -%}}",
+            f"{{{{- {literal(wraps.end)} -}}}}{{%- endif -%}}",
             f"{{%- if add_generation_prompt -%}}{{{{- {opening} -}}}}{{%- endif -%}}",
         ]
     )
 
 
-@runtime_checkable
-class OwnTemplate(Protocol):
-    """A tokenizer's own chat template."""
-
-    @property
-    def jinja(self) -> str: ...
-
-    @property
-    def trims(self) -> bool:
-        """Whether blanks at the end of its generation prompt are left out: an answer's first token brings them."""
-        ...
-
-    @property
-    def lists(self) -> bool:
-        """Whether it reads lists of images and texts, and no plain texts."""
-        ...
-
-    @property
-    def unmarked(self) -> str:
-        """The template without generation marks, which belong to no other block."""
-        ...
-
-
-def folder_template(chat: Any) -> str:
+def folder_template(chat: Chat) -> str:
     """The chat template (jinja) of a folder: what ours writes, for turns of text and for lists of images and texts.
 
     Args:
-        chat: A `ChatTemplate`, or an `OwnTemplate`, which stays what it is: one for plain texts also takes lists.
+        chat: A template of ours, or a tokenizer's, which stays what it is: one for plain texts also takes lists.
     """
-    if not isinstance(chat, OwnTemplate):
-        return chat_template(asdict(chat))
+    if isinstance(chat, ChatTemplate):
+        return chat_template(chat)
     template = chat.jinja
     if chat.trims:
         # What jinja takes off the end of a file.
