@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from data_modules.mixture_sampler import Place, seeded
 from data_modules.sources.source import Source
 from data_modules.text import Row, TextRows
-from lightning_mllm.contracts import Batch
+from lightning_mllm.contracts import Batch, accumulation
 
 TIMEOUT = 60
 """Seconds to wait for a batch of a worker: one that cannot send its error would otherwise be waited for without end."""
@@ -205,13 +205,7 @@ class Share:
         Raises:
             ValueError: the batch is not a multiple of what the ranks take at once.
         """
-        at_once = self.micro_batch * world
-        if self.micro_batch < 1 or self.batch < 1 or self.batch % at_once:
-            raise ValueError(
-                f"{self.name}: found {self.batch}, expected a multiple of {at_once} = micro_batch {self.micro_batch}"
-                f" x {world} processes"
-            )
-        return self.batch // at_once
+        return accumulation(self.name, self.batch, self.micro_batch, world)
 
 
 class _Stream(Sampler[list[Any]]):

@@ -317,3 +317,18 @@ class Evaluation:
     def suffix(self) -> str:
         """What is appended to a score's name: `vqa_accuracy` + `_novel_blind`."""
         return ("_" + self.part if self.part else "") + ("_blind" if self.blind else "")
+
+
+def accumulation(setting: str, batch: int, micro_batch: int, world: int) -> int:
+    """Micro-batches of each of `world` processes in one optimizer step of `batch` samples.
+
+    Raises:
+        ValueError: the batch of `setting` is not a multiple of what the processes take at once.
+    """
+    at_once = micro_batch * world
+    if micro_batch < 1 or batch < 1 or batch % at_once:
+        raise ValueError(
+            f"{setting}: found {batch}, expected a multiple of {at_once} = micro_batch {micro_batch} x {world}"
+            " processes"
+        )
+    return batch // at_once

@@ -1,10 +1,9 @@
-"""What a machine can hold, and the accumulation that follows from it."""
+"""What a machine can hold."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.training.parallelize import ParallelPlan
 
 
@@ -30,21 +29,6 @@ class Hardware(ParallelPlan):
         for name, least in (("micro_batch", 1), ("text_micro_batch", 1), ("workers", 0), ("eval_batch", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"hardware.{name}: found {getattr(self, name)}, expected at least {least}")
-
-
-def accumulation(global_batch: int, micro_batch: int, world_size: int) -> int:
-    """Micro-batches per optimizer step of one rank; `micro_batch` is the stage's or the hardware's (`at_once`).
-
-    Raises:
-        ValueError: The global batch is no multiple of what the ranks take at once.
-    """
-    together = micro_batch * world_size
-    if global_batch % together:
-        raise ConfigError(
-            f"stage.global_batch: found {global_batch}, expected a multiple of {together} = micro_batch "
-            f"{micro_batch} x {world_size} devices"
-        )
-    return global_batch // together
 
 
 def at_once(stage: int | None, hardware: int) -> int:

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from lightning_mllm.commands.command_line import read_command_line
 from lightning_mllm.commands.config import ConfigError, import_class
 from lightning_mllm.commands.explain import explain
 from lightning_mllm.commands.finished import checkpoint_of, clear, is_done
-from lightning_mllm.commands.hardware import Hardware, accumulation, at_once
+from lightning_mllm.commands.hardware import Hardware, at_once
 from lightning_mllm.commands.help import asks_for_help, show_help
 from lightning_mllm.commands.lock import locked
+from lightning_mllm.contracts import accumulation
 from lightning_mllm.evaluation.checks import check_sets, check_training
 from lightning_mllm.training.callbacks.averaging import Averaging
 from lightning_mllm.training.callbacks.best import BestWeights
@@ -233,13 +234,14 @@ class CLI(LightningCLI):
 
     def before_fit(self) -> None:
         stage, hardware, world = self.settings["stage"], self.settings["hardware"], self.trainer.world_size
-        # Only a data module knows what else a step takes beside the global batch.
-        own: Any = getattr(self.datamodule, "accumulation", None)
-        self.trainer.accumulate_grad_batches = (
-            accumulation(stage["global_batch"], at_once(stage["micro_batch"], hardware["micro_batch"]), world)
-            if own is None
-            else own(world)
+        # A data module may take more in a step than the global batch.
+        own = getattr(self.datamodule, "accumulation", None) or partial(
+            accumulation,
+            "stage.global_batch",
+            stage["global_batch"],
+            at_once(stage["micro_batch"], hardware["micro_batch"]),
         )
+        self.trainer.accumulate_grad_batches = own(world)
         if (every := stage["validate_every"]) is not None:
             self.trainer.val_check_interval = every * self.trainer.accumulate_grad_batches
             self.trainer.check_val_every_n_epoch = None
