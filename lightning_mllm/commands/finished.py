@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from lightning_mllm.commands.config import ConfigError
+from lightning_mllm.training.checkpoints import newest
 
 MADE_BY_TRAINING = ("weights", "checkpoints", "metrics.csv", "test.json", "test_answers.jsonl", "answers.jsonl")
 
@@ -43,7 +44,7 @@ def is_done(run_dir: Path, recipe: Mapping[str, Any]) -> bool:
 
 
 def checkpoint_of(run_dir: Path, recipe: Mapping[str, Any], recipe_of: Any) -> Path | None:
-    """The checkpoint from which a stopped stage goes on; None where there is none.
+    """The newest complete checkpoint, from which a stopped stage goes on; None where there is none.
 
     Args:
         recipe_of: Takes from a resolved configuration what decides the result.
@@ -51,8 +52,8 @@ def checkpoint_of(run_dir: Path, recipe: Mapping[str, Any], recipe_of: Any) -> P
     Raises:
         ConfigError: It was written under another recipe; names the keys that differ.
     """
-    last, config = run_dir / "checkpoints" / "last.ckpt", run_dir / "config.yaml"
-    if not last.is_file():
+    last, config = newest(run_dir / "checkpoints"), run_dir / "config.yaml"
+    if last is None:
         return None
     if config.is_file():
         known = recipe_of(yaml.safe_load(config.read_text(encoding="utf-8")))

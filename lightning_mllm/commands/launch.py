@@ -39,6 +39,7 @@ from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.callbacks.progress import StageProgress
 from lightning_mllm.training.callbacks.record import StageRecord
 from lightning_mllm.training.callbacks.rng import RandomStates
+from lightning_mllm.training.checkpoints import MANIFEST
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings, together
 
@@ -108,7 +109,9 @@ class CLI(LightningCLI):
         parser.add_argument("--hardware", type=Hardware, default=Hardware(), help="What this machine can hold.")
         parser.add_argument("--runs", type=str, default="runs", help="Where runs are kept.")
         parser.add_argument("--run_dir", type=str, help="Where this run is kept. (RUNS/<its YAML under experiments>)")
-        parser.add_argument("--checkpoint_every", type=int, default=200, help="Optimizer steps between checkpoints.")
+        parser.add_argument(
+            "--checkpoint_every", type=int | str, default=200, help="Optimizer steps or time (15m) between checkpoints."
+        )
         parser.link_arguments("stage", "model.init_args.stage")
         parser.link_arguments("stage.global_batch", "data.init_args.global_batch")
         parser.link_arguments("stage.epochs", "data.init_args.epochs", compute_fn=passes)
@@ -172,8 +175,11 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         _ = self.recipe
         ckpt_path = self.settings.get("ckpt_path")
-        if ckpt_path and not Path(ckpt_path).is_file():
-            raise ConfigError(f"ckpt_path: found no file {ckpt_path}, expected a checkpoint of this stage")
+        if ckpt_path and not (Path(ckpt_path) / MANIFEST).is_file():
+            raise ConfigError(
+                f"ckpt_path: found no {MANIFEST} in {ckpt_path}, expected a checkpoint of this stage such as"
+                " checkpoints/step-200"
+            )
         if self.subcommand == "fit":
             self._held.enter_context(locked(self.run_dir))
             self._go_on()
@@ -322,7 +328,7 @@ def _blamed(given: Any, sentence: str) -> str:
 
 
 def _names_a_setting(sentence: str) -> bool:
-    return re.match(r"(stage|hardware|data|model|trainer|run_dir)[.\w]*: ", sentence) is not None
+    return re.match(r"(stage|hardware|data|model|trainer|run_dir|checkpoint_every)[.\w]*: ", sentence) is not None
 
 
 def _raised_in_settings(error: BaseException) -> bool:

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_mllm.component import ComponentSpec
@@ -28,6 +29,7 @@ from lightning_mllm.contracts import Batch, Output, ParamGroup, Stage
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.interop.format import key_maps
 from lightning_mllm.language.lora import Lora, adapted_layers, add_lora
+from lightning_mllm.training.checkpoints import restore
 from lightning_mllm.training.evaluated import EvaluatedModule
 from lightning_mllm.training.freezing import (
     FreezeRow,
@@ -295,7 +297,7 @@ class MultimodalModule(EvaluatedModule):
         groups = parameter_groups(self, self.trained, self.table, lr=stage.lr, **decay)
         if not groups:
             raise ValueError(f"stage.train: stage {stage.name!r} trains nothing, expected at least one pattern")
-        fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+        fused = all(p.device.type in ("cpu", "cuda") for group in groups for _, p in group["params"])
         optimizer = torch.optim.AdamW(groups, lr=stage.lr, betas=stage.betas, eps=stage.eps, fused=fused)
         total = self.optimizer_steps()
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: stage.lr_factor(step, total))
@@ -307,25 +309,24 @@ class MultimodalModule(EvaluatedModule):
 
     # ---- what is kept ------------------------------------------------------------------------------------------
 
-    def checkpoint_names(self) -> list[str]:
-        """What a checkpoint and the hand-over weights hold: trained parameters, and buffers of modules that train."""
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint and the stage's weights hold, sharing memory with the net: trained parameters, and buffers
+        of modules that train; DTensors where parameters are sharded.
+
+        Contract: goes through `state_dict`, which brings FSDP2's parameters back into shards.
+        """
         still = {id(buffer) for module in frozen_modules(self) for buffer in module.buffers()}
         moving = {name for name, buffer in self.named_buffers() if id(buffer) not in still}
-        return [name for name in self.state_dict() if name in self.trained or name in moving]
+        return {n: t.detach() for n, t in self.state_dict().items() if n in self.trained or n in moving}
 
     def trained_tensors(self) -> dict[str, Tensor]:
-        """The whole trained tensors on the CPU, on rank 0; every rank must call this, the others get nothing."""
-        kept, state = set(self.checkpoint_names()), {}
-        for name, tensor in self.state_dict().items():
-            if name in kept:
-                full = full_tensor(tensor.detach())
-                if self._trainer is None or self._trainer.is_global_zero:
-                    state[name] = full.cpu()
-        return state
+        """The same as full tensors on the CPU, on rank 0; every rank must call this, the others get nothing."""
+        kept = {name: full_tensor(tensor) for name, tensor in self.checkpoint_tensors().items()}
+        first = self._trainer is None or self._trainer.is_global_zero
+        return {name: tensor.cpu() for name, tensor in kept.items()} if first else {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        kept = set(self.checkpoint_names())
-        checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in kept}
+        checkpoint["state_dict"] = self.checkpoint_tensors()
         checkpoint["stage"] = None if self.stage is None else asdict(self.stage)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -336,15 +337,4 @@ class MultimodalModule(EvaluatedModule):
                 f"the checkpoint was written with stage.{changed} = {found.get(changed)!r}, expected"
                 f" {expected[changed]!r} as configured now; delete it to start the stage anew"
             )
-        own, state = self.state_dict(), checkpoint["state_dict"]
-        names = set(self.checkpoint_names())
-        if odd := sorted(names ^ set(state)):
-            raise ValueError(
-                f"the checkpoint and the net differ in {len(odd)} trained tensors, {odd[0]!r} is only in the"
-                f" {'net' if odd[0] in names else 'checkpoint'}, expected the same names"
-            )
-        for name in names:
-            if own[name].shape != state[name].shape:
-                raise ValueError(
-                    f"{name}: the checkpoint has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
-                )
+        restore(checkpoint, self.checkpoint_tensors(), with_optimizer=self.trainer.state.fn == TrainerFn.FITTING)

@@ -23,7 +23,7 @@ def parameter_groups(
     weight_decay: float,
     decay_scalars: bool = False,
 ) -> list[dict[str, Any]]:
-    """The groups of an optimizer of torch: `name`, `params`, `lr`, `weight_decay`.
+    """The groups of an optimizer of torch: `name`, `params` (pairs of name and parameter), `lr`, `weight_decay`.
 
     Tensors of one dimension and biases are never decayed.
 
@@ -35,12 +35,12 @@ def parameter_groups(
         decay_scalars: Whether tensors of no dimension are decayed.
     """
     shares = {pattern: layer_shares(trained, pattern, how.layer_decay) for pattern, how in table.items()}
-    groups: dict[tuple[str, bool, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, bool, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in module.named_parameters():
         if name in trained:
             shaped = parameter.ndim > 1 or (decay_scalars and parameter.ndim == 0)
             pattern, decayed = trained[name], shaped and not name.endswith("bias")
-            groups.setdefault((pattern, decayed, shares[pattern][name]), []).append(parameter)
+            groups.setdefault((pattern, decayed, shares[pattern][name]), []).append((name, parameter))
     settings = []
     for (pattern, decayed, share), parameters in groups.items():
         how = table[pattern]

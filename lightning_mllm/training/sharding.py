@@ -6,12 +6,11 @@ names, so a stage started on eight ranks can be resumed on one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,12 +19,16 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from lightning_mllm.contracts import Output, Term
 from lightning_mllm.training.parallelize import before_last_micro_batch, sharding_mesh
+from lightning_mllm.weights.safetensors_writer import HeldTensors
+
+T = TypeVar("T")
 
 # Older torch finds the tensors that FSDP2 hooks for the backward pass by flattening what a module returns, and an
 # unregistered class would hide the loss from it.
@@ -41,6 +44,24 @@ def to_local(tensor: Tensor) -> Tensor:
 def full_tensor(tensor: Tensor) -> Tensor:
     """The full tensor; all ranks must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(like: Tensor, shard: Tensor) -> Tensor:
+    """`shard` as this rank's shard of a tensor that is sharded as `like` is, or `shard` itself; shares its memory.
+
+    Dtype and device may differ from those of `like`.
+    """
+    if not isinstance(like, DTensor):
+        return shard
+    meta = TensorMeta(like.shape, like.stride(), shard.dtype)
+    return DTensor(shard, DTensorSpec(like.device_mesh, like.placements, tensor_meta=meta), requires_grad=False)
+
+
+class GatheredTensors(HeldTensors):
+    """Full tensors, of which each is gathered when it is asked for; all ranks ask for them together."""
+
+    def pieces(self, name: str) -> Iterable[Tensor]:
+        yield full_tensor(self.tensors[name].detach()).cpu()
 
 
 @torch.no_grad()
@@ -61,6 +82,25 @@ def rank_and_world() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def cpu_group() -> dist.ProcessGroup | None:
+    """A new process group for CPU tensors, whose collectives meet no others; all ranks make it together.
+
+    None where there is one process.
+    """
+    if rank_and_world()[1] == 1:
+        return None
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+
+
+def from_first_rank(value: T) -> T:
+    """The plain value that rank 0 gives; all ranks call it together."""
+    if rank_and_world()[1] == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def gather(tensor: Tensor, *, gradient: bool) -> Tensor:
@@ -104,8 +144,7 @@ def all_reduce(tensor: Tensor, how: Literal["sum", "max"] = "sum") -> Tensor:
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 over all ranks; works with NCCL on GPUs and gloo on CPUs.
 
-    Checkpoints are one file with whole tensors, holding what the module calls its `trained` names, and are the same
-    as those of DDP and of one device. They are read with `weights_only=True` only.
+    Checkpoints are those of DDP and of one device; each rank hands over the shards that it owns.
     """
 
     mesh: DeviceMesh
@@ -137,49 +176,24 @@ class ShardedStrategy(ModelParallelStrategy):
         with before_last_micro_batch(module, module.parallel):
             yield
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        module = cast(Any, self.lightning_module)
-        kept = set(module.checkpoint_names())
-        state: dict[str, Any] = {}
-        for name, tensor in module.state_dict().items():
-            if name in kept:
-                full = full_tensor(tensor.detach())
-                if self.global_rank == 0:
-                    state[name] = full.cpu()
-        return state
+    def lightning_module_state_dict(self) -> dict[str, Tensor]:
+        return cast(Any, self.lightning_module).checkpoint_tensors()
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        own = cast(Any, self.lightning_module).state_dict()
-        for name, tensor in checkpoint["state_dict"].items():
-            copy_into_shard(own[name], tensor)
+        """Nothing: the module has read its shards (`checkpoints.restore`)."""
 
     def optimizer_state(self, optimizer: Optimizer | LightningOptimizer) -> dict[str, Any]:
         inner = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        state = inner.state_dict()
-        moments: dict[int, dict[str, Any]] = {}
-        for index, entries in state["state"].items():
-            full = {k: full_tensor(v) if isinstance(v, Tensor) else v for k, v in entries.items()}
-            if self.global_rank == 0:
-                moments[index] = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in full.items()}
-        return {**state, "state": moments}
+        return inner.state_dict()
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            moments = {
-                index: {k: _like(parameters[index], v) for k, v in entries.items()}
-                for index, entries in state["state"].items()
-            }
-            optimizer.load_state_dict({**state, "state": moments})
+            optimizer.load_state_dict(state)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        # By all ranks.
+        self.checkpoint_io.save_checkpoint(checkpoint, self.broadcast(filepath), storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return self.checkpoint_io.load_checkpoint(Path(self.broadcast(checkpoint_path)), weights_only=True)
-
-
-def _like(parameter: Tensor, value: Any) -> Any:
-    """A full optimizer tensor sharded as its parameter is; a step counter stays as it is."""
-    if not isinstance(value, Tensor) or value.shape != parameter.shape:
-        return value
-    moment = torch.empty_like(parameter, dtype=value.dtype)
-    copy_into_shard(moment, value)
-    return moment
+        # By all ranks, each its own shards.
+        return self.checkpoint_io.load_checkpoint(checkpoint_path)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_mllm.weights.safetensors_writer import Layout, size, write_safetensors
+from lightning_mllm.weights.safetensors_writer import Layout, size, write_safetensors, writing_order
 
 SHARD_BYTES = 4 * 1024**3
 """Largest file; more than that is cut into shards with an index, as transformers reads them."""
@@ -72,7 +72,7 @@ def write_text(path: Path, text: str) -> None:
         beside.rename(path)
     finally:
         beside.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync_folder(path.parent)
 
 
 def write_tensors(
@@ -135,6 +135,12 @@ def write_in_pieces(
     finally:
         for beside, _ in written:
             beside.unlink(missing_ok=True)
+
+
+def reading_order(layout: Layout, shard_bytes: int = SHARD_BYTES) -> Iterator[str]:
+    """The names in the order in which `write_in_pieces` asks for them."""
+    for names in _cut(layout, shard_bytes):
+        yield from writing_order({name: layout[name] for name in names})
 
 
 def pairs(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
@@ -316,7 +322,7 @@ def _publish(path: Path, written: list[tuple[Path, list[str]]], total: int) -> l
         write_text(index, json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n")
     for old in stale - set(final):
         old.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync_folder(path.parent)
     return final
 
 
@@ -324,7 +330,8 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.writing")
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder last through a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

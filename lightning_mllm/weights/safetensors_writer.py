@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 Layout = dict[str, tuple[torch.dtype, torch.Size]]
 """Name -> dtype and shape."""
+
+
+@runtime_checkable
+class TensorStream(Protocol):
+    """Tensors of which dtypes and shapes are known beforehand, and values when they are asked for."""
+
+    def layout(self) -> Layout: ...
+
+    def pieces(self, name: str) -> Iterable[Tensor]:
+        """The tensor called `name`, on the CPU, in pieces that follow one another."""
+        ...
+
+
+class HeldTensors:
+    """The stream of tensors that are in memory."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    def layout(self) -> Layout:
+        return {name: (tensor.dtype, tensor.shape) for name, tensor in self.tensors.items()}
+
+    def pieces(self, name: str) -> Iterable[Tensor]:
+        yield self.tensors[name].detach().cpu()
+
 
 CODES = {
     torch.float64: "F64",
@@ -33,17 +58,19 @@ def size(each: tuple[torch.dtype, torch.Size]) -> int:
     return each[1].numel() * each[0].itemsize
 
 
+def writing_order(layout: Layout) -> list[str]:
+    """Names in the order of a file: tensors of larger numbers first, so that each starts where its numbers may."""
+    return sorted(layout, key=lambda name: -layout[name][0].itemsize)
+
+
 def write_safetensors(path: Path, layout: Layout, read: Callable[[str], Iterable[Tensor]]) -> None:
     """Writes the header's length, the header, and then the tensors without gaps.
-
-    Tensors of larger numbers come first, so that each starts where its numbers may.
 
     Args:
         read: Gives the tensor of a name, on the CPU, in pieces that follow one another; called once for each.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    names = sorted(layout, key=lambda name: -layout[name][0].itemsize)
-    end = 0
+    names, end = writing_order(layout), 0
     for name in names:
         (dtype, shape), start = layout[name], end
         end += size(layout[name])

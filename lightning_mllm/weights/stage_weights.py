@@ -17,15 +17,16 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_mllm.weights.files import BESIDE, TensorFiles, sha256, write_tensors, write_text
+from lightning_mllm.weights.files import BESIDE, TensorFiles, sha256, write_in_pieces, write_text
 from lightning_mllm.weights.keymap import KeyMap
 from lightning_mllm.weights.lineage import FORMAT, RECORD, WEIGHTS, InitSource, Lineage, portable
 from lightning_mllm.weights.mixing import Mixture, coefficients
+from lightning_mllm.weights.safetensors_writer import HeldTensors, TensorStream
 
 
 def write_stage(
     run_dir: Path,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor] | TensorStream,
     *,
     stage: str,
     settings: dict[str, Any],
@@ -38,7 +39,7 @@ def write_stage(
 
     Args:
         run_dir: The stage's run folder.
-        tensors: What the stage trained, under the net's names.
+        tensors: What the stage trained, under the net's names; of a stream, one tensor is in memory at a time.
         stage: The stage's name in the architecture.
         settings: Facts to keep (JSON); `settings["config"]`, where there is one, is what the hash identifies.
         init_from: As in the stage's settings.
@@ -57,14 +58,17 @@ def write_stage(
     runs = runs or run_dir.parent
     init_from = portable(init_from, run_dir, runs)
     lineage = Lineage.read(init_from, runs, near=run_dir)
-    named = {_plain(name): tensor for name, tensor in tensors.items()}
+    stream = tensors if isinstance(tensors, TensorStream) else HeldTensors(tensors)
+    layout = stream.layout()
+    own = {_plain(name): name for name in layout}
     if lora_scale is None:
         lora_scale = _scale_in(settings)
-    assert lora_scale is not None or not any(map(is_adapter, named)), "adapters need their scale"
+    assert lora_scale is not None or not any(map(is_adapter, own)), "adapters need their scale"
     (folder / RECORD).unlink(missing_ok=True)
-    write_tensors(folder / "model.safetensors", named)
+    plain = {name: layout[own[name]] for name in own}
+    write_in_pieces(folder / "model.safetensors", plain, lambda name: stream.pieces(own[name]))
     facts = {"stage": stage, "steps": steps, "init_from": dict(init_from), "lora_scale": lora_scale}
-    write_record(folder, lineage, names=named, settings=settings, **facts)
+    write_record(folder, lineage, names=own, settings=settings, **facts)
     return folder
 
 

@@ -14,7 +14,7 @@ from tests.commands.conftest import TOY
 from tests.test_cli import refused
 
 FIT = ("fit", f"--config={TOY}", "--run_dir=run", "--stage.epochs=1", "--trainer.enable_progress_bar=false")
-RECORD, LAST = Path("run/weights/stage.json"), Path("run/checkpoints/last.ckpt")
+RECORD, LAST = Path("run/weights/stage.json"), Path("run/checkpoints/step-1/state.pt")
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def test_a_stopped_run_goes_on_or_is_refused(
 
     def stop(self: StageCheckpoint, *arguments: object) -> None:
         finish(self, *arguments)  # pyright: ignore[reportArgumentType]
-        if self.path.is_file():
+        if self.saved_step:
             signal.raise_signal(signal.SIGINT)
 
     handler = signal.getsignal(signal.SIGINT)
@@ -69,7 +69,7 @@ def test_a_stopped_run_goes_on_or_is_refused(
     assert "run: found a checkpoint written under other settings (stage.lr), expected the same" in sentence
     assert LAST.read_bytes() == before
     main(FIT)
-    assert "run goes on from checkpoints/last.ckpt" in capsys.readouterr().out
+    assert "run goes on from checkpoints/step-1" in capsys.readouterr().out
     assert json.loads(RECORD.read_text())["steps"] == 2
     assert len(Path("run/metrics.csv").read_text().splitlines()) == 3
 

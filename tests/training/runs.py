@@ -14,6 +14,7 @@ from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.callbacks.record import StageRecord
 from lightning_mllm.training.callbacks.rng import RandomStates
+from lightning_mllm.training.checkpoints import SavedTensors, newest, read_state
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.parallelize import ParallelPlan
 from lightning_mllm.training.stage import StageSettings
@@ -26,7 +27,9 @@ def settings(name: str = "instruct", **changes: Any) -> StageSettings:
     return StageSettings(**{**given, **changes})
 
 
-def trainer(folder: Path, *, every_n_steps: int = 1, callbacks: list[Any] | None = None, **arguments: Any) -> Trainer:
+def trainer(
+    folder: Path, *, every_n_steps: int | str = 1, callbacks: list[Any] | None = None, **arguments: Any
+) -> Trainer:
     return Trainer(
         **{
             "default_root_dir": str(folder),
@@ -75,9 +78,26 @@ def fit(
     datamodule = ToyData(**(data or {}), processor=module.processor)
     own = trainer(folder, **arguments)
     own.accumulate_grad_batches = datamodule.accumulation(own.world_size)
-    checkpoint = str(folder / "checkpoints" / "last.ckpt") if resume else None
+    checkpoint = newest(folder / "checkpoints") if resume else None
     own.fit(module, datamodule=datamodule, ckpt_path=checkpoint)
     return module
+
+
+def last(folder: Path) -> Path:
+    """The newest checkpoint of a run folder."""
+    found = newest(folder / "checkpoints")
+    assert found is not None
+    return found
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    """The plain values of the newest checkpoint of a run folder."""
+    return read_state(last(folder))
+
+
+def saved_tensors(folder: Path) -> dict[str, Tensor]:
+    """The full tensors of the newest checkpoint of a run folder."""
+    return dict(SavedTensors(last(folder)))
 
 
 def losses(folder: Path, column: str = "train/loss") -> list[tuple[int, float]]:

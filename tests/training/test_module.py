@@ -9,7 +9,7 @@ from lightning import Callback
 from lightning_mllm.contracts import ParamGroup
 from tests.toy import Toy, ToyLanguage, ToyProcessor
 from tests.training.data import ToyData
-from tests.training.runs import fit, losses, settings, trainer, weights
+from tests.training.runs import fit, losses, saved, saved_tensors, settings, trainer, weights
 
 
 @pytest.fixture
@@ -168,9 +168,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_do(tmp_path: Path, m
     monkeypatch.setattr(Toy, "forward", broken)
     with pytest.raises(ValueError, match=r"optimizer step 3: found .*nan"):
         fit(tmp_path, data={"steps": 5})
-    kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    kept = saved(tmp_path)
     assert kept["global_step"] == 2
-    assert all(tensor.isfinite().all() for tensor in kept["state_dict"].values())
+    assert all(tensor.isfinite().all() for tensor in saved_tensors(tmp_path).values())
 
 
 def test_without_a_trainer_the_net_answers(tmp_path: Path) -> None:

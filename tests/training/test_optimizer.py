@@ -20,7 +20,7 @@ def tower(depth: int) -> nn.Module:
 def rates(net: nn.Module, table: dict[str, ParamGroup]) -> dict[str, float]:
     """Parameter name -> its rate, where the stage's is 1."""
     groups = parameter_groups(net, match(dict(net.named_parameters()), table), table, lr=1.0, weight_decay=0.05)
-    found = {id(p): group["lr"] for group in groups for p in group["params"]}
+    found = {id(p): group["lr"] for group in groups for _, p in group["params"]}
     assert len(found) == sum(len(group["params"]) for group in groups)
     return {name: found[id(p)] for name, p in net.named_parameters()}
 
@@ -47,7 +47,7 @@ def test_without_a_decay_a_pattern_has_one_rate_and_two_groups() -> None:
         ("vision.* (not decayed)", 0.5, 0.0),
         ("ln_vision.* (not decayed)", 1.0, 0.0),
     ]
-    assert all(parameter.ndim > 1 for parameter in groups[0]["params"])
+    assert all(parameter.ndim > 1 for _, parameter in groups[0]["params"])
     torch.optim.AdamW(groups)
 
 
@@ -59,7 +59,7 @@ def test_scalars_are_decayed_where_it_is_said(decay_scalars: bool) -> None:
     net.matrix, net.bias, net.vector = (nn.Parameter(torch.ones(*size)) for size in ((2, 2), (2, 2), (2,)))
     trained = dict.fromkeys(dict(net.named_parameters()), "*")
     groups = parameter_groups(net, trained, {"*": ParamGroup()}, lr=1.0, weight_decay=0.05, decay_scalars=decay_scalars)
-    decayed = {id(p) for group in groups for p in group["params"] if group["weight_decay"]}
+    decayed = {id(p) for group in groups for _, p in group["params"] if group["weight_decay"]}
     assert {name for name, p in net.named_parameters() if id(p) in decayed} == (
         {"temperature", "matrix"} if decay_scalars else {"matrix"}
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from data_modules.module import MultimodalDataModule
 from data_modules.sources.source import Source
 from lightning_mllm.contracts import IGNORE, Output, Sample, Term, Turn
+from lightning_mllm.training.checkpoints import newest
 from lightning_mllm.training.reduction import row_weights, step_weights
 from lightning_mllm.training.stage import StageSettings
 from tests.distributed.ranks import on_two_ranks
@@ -80,7 +81,7 @@ def run(folder: Path, reduction: str, micro: int, *, resume: bool = False, **arg
     datamodule = data(micro, processor=module.processor)
     own = trainer(folder, **arguments)
     own.accumulate_grad_batches = datamodule.accumulation(own.world_size)
-    own.fit(module, datamodule=datamodule, ckpt_path=str(folder / "checkpoints" / "last.ckpt") if resume else None)
+    own.fit(module, datamodule=datamodule, ckpt_path=newest(folder / "checkpoints") if resume else None)
     return seen
 
 

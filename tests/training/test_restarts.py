@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from tests.training.runs import fit, losses, weights
+from tests.training.runs import fit, losses, saved, weights
 
 STEPS, SAMPLES = 12, 12
 """Three steps of four samples an epoch: steps 3, 6, 9 and 12 are borders of epochs."""
@@ -83,9 +83,7 @@ def test_stopped_after_each_step(step: int, whole: Any, tmp_path: Path) -> None:
     """
     arguments, accumulation, *_ = whole
     stopped(tmp_path, step * accumulation - 1, "after", **arguments)
-    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step - (
-        step % 4 == 0
-    )
+    assert saved(tmp_path)["global_step"] == step - (step % 4 == 0)
     same(tmp_path, fit(tmp_path, resume=True, **arguments), whole)
 
 
@@ -95,8 +93,7 @@ def test_stopped_in_a_validation(step: int, when: str, whole: Any, tmp_path: Pat
     """Also in the last one of the stage; a validation that is over is not repeated."""
     arguments, accumulation, *_ = whole
     stopped(tmp_path, step * accumulation - 1, when, **arguments)
-    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    assert saved == step - (when == "validation begins")
+    assert saved(tmp_path)["global_step"] == step - (when == "validation begins")
     same(tmp_path, fit(tmp_path, resume=True, **arguments), whole)
 
 

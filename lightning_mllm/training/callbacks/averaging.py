@@ -5,8 +5,8 @@ SWA     the mean of the weights since a step                      arXiv 1803.054
 LAWA    the mean of the latest few snapshots                      arXiv 2209.14981
 
 Every rank averages the parts of the trained parameters that it holds, in float32, and asks no other rank. The average
-stands in for the weights in validation, in tests and in the hand-over; checkpoints hold both, as whole tensors under
-plain names, so that a stage begun on eight ranks may end on one.
+stands in for the weights in validation, in tests and in the hand-over; checkpoints hold both, and a stage begun on
+eight ranks may end on one.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from lightning_mllm.training.checkpoints import TENSORS, SavedTensors
 from lightning_mllm.training.module import MultimodalModule
-from lightning_mllm.training.sharding import copy_into_shard, full_tensor, to_local
+from lightning_mllm.training.sharding import shard_like, to_local
 
 KEY = "average"
 """Where in a checkpoint the average is."""
@@ -110,9 +111,9 @@ class Averaging(Callback):
         without a backward one the outermost unit is still gathered, and what is written to its parts would be lost.
         """
         net = cast(MultimodalModule, module)
-        state = net.state_dict()
-        names = set(net.checkpoint_names()) if self.use_buffers else set(net.trained)
-        return {name: each for name, each in state.items() if name in names and each.is_floating_point()}
+        tensors = net.checkpoint_tensors()
+        names = tensors if self.use_buffers else net.trained
+        return {name: each for name, each in tensors.items() if name in names and each.is_floating_point()}
 
     # ---- when --------------------------------------------------------------------------------------------------
 
@@ -183,16 +184,15 @@ class Averaging(Callback):
                 f"{type(self).__name__}: found a checkpoint being saved while the average is in the net, expected it"
                 " after the validation"
             )
-        # Only rank 0 writes callbacks' states, but all of them hold parts.
-        tensors, held = self._tensors(pl_module), []
-        for each in self.held:
-            full: dict[str, Tensor] = {}
-            for name, part in each.items():
-                tensor = _whole(tensors[name], part)
-                if trainer.is_global_zero:
-                    full[name] = tensor
-            held.append(full)
-        checkpoint[KEY] = {"settings": self.settings, "taken": self.taken, "held": held}
+        tensors = self._tensors(pl_module)
+        checkpoint.setdefault(TENSORS, {}).update(
+            {
+                _saved_name(number, name): shard_like(tensors[name], shard)
+                for number, each in enumerate(self.held)
+                for name, shard in each.items()
+            }
+        )
+        checkpoint[KEY] = {"settings": self.settings, "taken": self.taken, "held": len(self.held)}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         kept, own = checkpoint.get(KEY), self.settings
@@ -206,15 +206,16 @@ class Averaging(Callback):
                     )
         if kept is None:
             return
-        tensors = self._tensors(pl_module)
-        for each in kept["held"]:
-            if odd := sorted(set(each) ^ set(tensors)):
+        saved: SavedTensors = checkpoint[TENSORS]
+        tensors, targets = self._tensors(pl_module), {}
+        self.taken, self.held = kept["taken"], []
+        for number in range(kept["held"]):
+            if odd := sorted(set(saved.named(_saved_name(number))) ^ set(tensors)):
                 raise ValueError(f"the checkpoint's average and the net differ in {odd[0]!r}, expected the same names")
-        self.taken = kept["taken"]
-        self.held = [
-            {name: self._copied(_part(tensors[name], full), full.dtype) for name, full in each.items()}
-            for each in kept["held"]
-        ]
+            dtypes = {name: saved.dtype(_saved_name(number, name)) for name in tensors}
+            self.held.append({name: self._copied(to_local(each), dtypes[name]) for name, each in tensors.items()})
+            targets |= {_saved_name(number, n): shard_like(tensors[n], each) for n, each in self.held[-1].items()}
+        saved.read_into(targets)
 
 
 class EMA(Averaging):
@@ -332,18 +333,9 @@ def _precise(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _whole(like: Tensor, part: Tensor) -> Tensor:
-    """All ranks' parts of a tensor that is cut as `like` is, on the CPU; all ranks call this together."""
-    full = torch.empty_like(like, dtype=part.dtype)
-    to_local(full).copy_(part)
-    return full_tensor(full).cpu()
-
-
-def _part(like: Tensor, full: Tensor) -> Tensor:
-    """This rank's part of a whole tensor, cut as `like` is."""
-    empty = torch.empty_like(like, dtype=full.dtype)
-    copy_into_shard(empty, full)
-    return to_local(empty)
+def _saved_name(number: int, name: str = "") -> str:
+    """Of a tensor of the entry `number` of `held`, in a checkpoint."""
+    return f"{KEY}.{number}.{name}"
 
 
 def _named(name: str, settings: Mapping[str, Any]) -> str:

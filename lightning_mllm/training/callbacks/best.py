@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 
 from lightning_mllm.training.callbacks.averaging import averaged
-from lightning_mllm.training.callbacks.checkpoint import SafeCheckpointIO
+from lightning_mllm.training.callbacks.checkpoint import checkpoint_io
 from lightning_mllm.training.callbacks.ending import tell
+from lightning_mllm.training.checkpoints import WEIGHTS, SavedWeights, newest, read_state
 from lightning_mllm.training.module import MultimodalModule
+
+BEST = "best-*"
+"""The checkpoint of the best weights, by its step."""
 
 
 class BestWeights(Callback):
-    """Keeps what the stage trained, as it was at the best validation, in `checkpoints/best.ckpt` of the run folder.
+    """Keeps what the stage trained, as it was at the best validation, in `checkpoints/best-N` of the run folder.
 
-    Whole tensors under plain names, however they were sharded; where a callback averages the weights, it is the average
-    that was validated. The file is what a resumed run compares with. It may be of a later step than the checkpoint that
-    the run goes on from: that step will be taken again, from the same samples.
+    A checkpoint of weights alone, which every rank writes its shards of; where a callback averages the weights, it is
+    the average that was validated. It is what a resumed run compares with. It may be of a later step than the
+    checkpoint that the run goes on from: that step will be taken again, from the same samples.
 
     Args:
         monitor: The score of the validation sets (`data.val`) that decides, as it is logged: `val/loss`,
@@ -36,7 +40,8 @@ class BestWeights(Callback):
         if mode not in ("min", "max"):
             raise ValueError(f"BestWeights.mode: found {mode!r}, expected min or max")
         self.monitor, self.mode = monitor, mode
-        self.path = Path()
+        self.folder = Path()
+        """Of the run's checkpoints."""
         self.score, self.step = math.nan, 0
         """Of the best validation so far; step 0 is before the first."""
 
@@ -46,21 +51,24 @@ class BestWeights(Callback):
         datamodule: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if not getattr(datamodule, "val", True):
             raise ValueError("trainer.callbacks: found BestWeights and no data.val, expected sets that decide")
-        self.path = Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt"
+        self.folder = Path(trainer.default_root_dir) / "checkpoints"
         self.score, self.step = math.nan, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         expected = self.step if trainer.global_step else 0
         found: dict[str, Any] | None = None
-        if trainer.is_global_zero and trainer.global_step and self.path.is_file():
-            found = {name: value for name, value in self._read().items() if name != "tensors"}
+        path = newest(self.folder, BEST) if trainer.is_global_zero else None
+        if path is not None and trainer.global_step:
+            found = read_state(path)
         found = trainer.strategy.broadcast(found)
         if expected and found is None:
-            raise ValueError(f"{self.path}: found no file, expected the weights of step {expected}; train anew")
+            raise ValueError(
+                f"{self.folder}/{BEST}: found no checkpoint, expected the weights of step {expected}; train anew"
+            )
         if found is None:
             self.score, self.step = math.nan, 0
-            if trainer.is_global_zero:
-                self.path.unlink(missing_ok=True)
+            if path is not None:
+                shutil.rmtree(path)
         else:
             self.score, self.step = found["score"], found["step"]
 
@@ -79,9 +87,9 @@ class BestWeights(Callback):
         self.score, self.step = score, trainer.global_step
         net = cast(MultimodalModule, pl_module)
         with averaged(trainer, net):
-            tensors = net.trained_tensors()
-        if trainer.is_global_zero:
-            SafeCheckpointIO().save_checkpoint({**self.facts(), "tensors": tensors}, self.path)
+            tensors = {f"{WEIGHTS}{name}": tensor for name, tensor in net.checkpoint_tensors().items()}
+            path = self.folder / BEST.replace("*", str(self.step))
+            checkpoint_io(trainer).save(path, tensors, self.facts(), replaces=BEST)
 
     def _better(self, score: float) -> bool:
         return score < self.score if self.mode == "min" else score > self.score
@@ -90,12 +98,12 @@ class BestWeights(Callback):
         """Which validation was the best; for `stage.json`."""
         return {"monitor": self.monitor, "mode": self.mode, "score": self.score, "step": self.step}
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The weights of that validation."""
-        return self._read()["tensors"]
-
-    def _read(self) -> dict[str, Any]:
-        return SafeCheckpointIO().load_checkpoint(self.path)
+    def weights(self, trainer: Trainer) -> SavedWeights:
+        """Those of that validation, on rank 0."""
+        checkpoint_io(trainer).wait()
+        path = newest(self.folder, BEST)
+        assert path is not None
+        return SavedWeights(path)
 
     def state_dict(self) -> dict[str, Any]:
         return self.facts()

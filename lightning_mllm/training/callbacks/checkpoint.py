@@ -1,69 +1,31 @@
-"""Checkpoints for going on after a stop: one file, replaced in one move, never half written."""
+"""When a stage is checkpointed, and what is told about going on after a stop."""
 
 from __future__ import annotations
 
-import os
+import re
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning import LightningModule, Trainer
-from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_mllm.training.callbacks.ending import signal_name, tell
+from lightning_mllm.training.checkpoints import ShardedCheckpointIO, newest
+from lightning_mllm.training.sharding import cpu_group
 
-
-class SafeCheckpointIO(CheckpointIO):
-    """Writes beside the target, flushes to the disk and renames; reads tensors and plain values only.
-
-    Lightning's own writes in TMPDIR and moves, which is a copy over the old file where that is another file system.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.part")
-        try:
-            with open(beside, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """The checkpoint on the CPU.
-
-        Raises:
-            ValueError: The file is missing, damaged, or holds something other than tensors and plain values.
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise ValueError(f"{path}: found no checkpoint, expected a file")
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(
-                f"{path}: cannot read the checkpoint ({type(error).__name__}: {reason}), expected tensors and plain"
-                " values; delete it to start the stage anew"
-            ) from error
-
-    def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
+STEPS = "step-*"
+"""The checkpoints of a stage; the newest one replaces the others."""
 
 
 class StageCheckpoint(Checkpoint):
-    """Saves `checkpoints/last.ckpt` in the run folder every `every_n_steps` optimizer steps, and after the last one.
+    """Saves `checkpoints/step-N` in the run folder every few optimizer steps or minutes, and after the last step.
+
+    The step that follows is taken while the checkpoint is written; an earlier one is removed when the new one is
+    complete.
 
     The last one is also that at which the time is up (`trainer.max_time`) or a callback wants to stop: whoever wants it
     waits for the end of the optimizer step that has begun. Where the step is validated, it is saved after that: a run
@@ -71,48 +33,67 @@ class StageCheckpoint(Checkpoint):
     Trainer calls this callback after all others.
 
     Args:
-        every_n_steps: Optimizer steps between two savings; 0 saves nothing.
+        every: Optimizer steps between two savings, 0 for none; or a time by the clock of rank 0: `90s`, `15m`, `2h`.
         folder: Where; None is `checkpoints` in the Trainer's `default_root_dir`.
+
+    Raises:
+        ValueError: It is neither.
     """
 
-    def __init__(self, every_n_steps: int = 200, folder: str | None = None) -> None:
-        if every_n_steps < 0:
-            raise ValueError(f"every_n_steps: found {every_n_steps}, expected at least 0")
-        self.every_n_steps = every_n_steps
+    def __init__(self, every: int | str = 200, folder: str | None = None) -> None:
+        self.every_n_steps, self.every_seconds = _interval(every)
         self.folder = folder
         self.path = Path()
+        """The folder of checkpoints."""
         self.saved_step = 0
-        """That of the file; 0 if there is none."""
+        """That of the newest checkpoint; 0 if there is none."""
+        self._step = 0
+        self._saved_at = 0.0
+        self._group: dist.ProcessGroup | None = None
         self._stopping = False
         self._waits = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.path = Path(self.folder or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
-        if type(trainer.strategy.checkpoint_io) is not SafeCheckpointIO:
-            trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        self.path = Path(self.folder or Path(trainer.default_root_dir) / "checkpoints")
+        checkpoint_io(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Inside an accumulation window `global_step` stays at the last saved step: without this, the first micro-batch
-        # after a restart would replace the file by one whose loader is ahead of its weights.
-        self.saved_step = trainer.global_step
+        # Inside an accumulation window `global_step` stays: without this, the first micro-batch after a restart would
+        # be followed by a checkpoint whose loader is ahead of its weights.
+        self.saved_step = self._step = trainer.global_step
+        self._saved_at = time.monotonic()
         self._stopping = self._waits = False
+        self._group = cpu_group() if self.every_seconds else None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._stop_after_a_step(trainer, batch_idx)
-        step = trainer.global_step
-        if not self.every_n_steps or step == self.saved_step or trainer.fast_dev_run:  # pyright: ignore
+        checkpoint_io(trainer).check()
+        step, last = trainer.global_step, self._step
+        self._step = step
+        if not (self.every_n_steps or self.every_seconds) or step == last or trainer.fast_dev_run:  # pyright: ignore
             return
-        if step % self.every_n_steps == 0 or step >= trainer.estimated_stepping_batches or trainer.should_stop:
+        if self._is_due(step) or step >= trainer.estimated_stepping_batches or trainer.should_stop:
             # Who wants to stop may have no time for a validation.
             self._waits = not trainer.should_stop and _is_validated_next(trainer)
             if not self._waits:
                 self._save(trainer)
 
+    def _is_due(self, step: int) -> bool:
+        if self.every_n_steps and step % self.every_n_steps == 0:
+            return True
+        if not self.every_seconds:
+            return False
+        due = torch.tensor(time.monotonic() - self._saved_at >= self.every_seconds)
+        if self._group is not None:
+            dist.broadcast(due, src=0, group=self._group)
+        return bool(due)
+
     def _save(self, trainer: Trainer) -> None:
-        self.saved_step, self._waits = trainer.global_step, False
-        trainer.save_checkpoint(self.path, weights_only=False)
+        step = trainer.global_step
+        trainer.save_checkpoint(self.path / f"step-{step}", weights_only=False, storage_options=STEPS)
+        self.saved_step, self._saved_at, self._waits = step, time.monotonic(), False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
@@ -132,12 +113,39 @@ class StageCheckpoint(Checkpoint):
             if isinstance(each, Timer):
                 checkpoint["callbacks"].pop(each.state_key, None)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        checkpoint_io(trainer).wait()
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        try:
+            checkpoint_io(trainer).wait()
+        except OSError as error:
+            tell(trainer, str(error), error=True)
         name = signal_name(exception)
         if not name or trainer.state.fn != TrainerFn.FITTING:
             return
         told = f"{trainer.default_root_dir}: {name} ended the training in step {trainer.global_step + 1}"
         tell(trainer, f"{told}; {how_to_go_on(trainer)}", error=True)
+
+
+def _interval(every: int | str) -> tuple[int, float]:
+    """Optimizer steps and seconds, one of which is 0."""
+    if isinstance(every, int) and every >= 0:
+        return every, 0.0
+    time_of = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(every))
+    if time_of is None or float(time_of[1]) == 0:
+        raise ValueError(
+            f"checkpoint_every: found {every!r}, expected optimizer steps such as 200 or a time such as 90s, 15m or 2h"
+        )
+    return 0, float(time_of[1]) * {"s": 1, "m": 60, "h": 3600}[time_of[2]]
+
+
+def checkpoint_io(trainer: Trainer) -> ShardedCheckpointIO:
+    """The Trainer's, which is made if it has another one."""
+    io = trainer.strategy.checkpoint_io
+    if not isinstance(io, ShardedCheckpointIO):
+        io = trainer.strategy.checkpoint_io = ShardedCheckpointIO()
+    return io
 
 
 def _is_validated_next(trainer: Trainer) -> bool:
@@ -153,7 +161,8 @@ def _is_validated_next(trainer: Trainer) -> bool:
 def how_to_go_on(trainer: Trainer) -> str:
     """What the same command will do, in words."""
     callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    checkpoint_io(trainer).wait()
     for each in callbacks:
-        if isinstance(each, StageCheckpoint) and each.saved_step and each.path.is_file():
-            return f"the same command goes on after step {each.saved_step}, from {each.path}"
+        if isinstance(each, StageCheckpoint) and each.saved_step and (last := newest(each.path)) is not None:
+            return f"the same command goes on after step {each.saved_step}, from {last}"
     return "there is no checkpoint, and the same command begins anew"

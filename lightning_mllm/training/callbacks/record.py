@@ -16,6 +16,8 @@ from lightning_mllm.training.callbacks.ending import Ending, ending_of, tell
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.initialise import summary
 from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.training.sharding import GatheredTensors
+from lightning_mllm.weights.files import reading_order
 from lightning_mllm.weights.stage_weights import write_stage
 
 
@@ -64,9 +66,9 @@ class StageRecord(Callback):
     def _write(self, trainer: Trainer, module: MultimodalModule, average: dict[str, Any] | None, ended: Ending) -> None:
         assert module.stage is not None
         chosen = best(trainer)
-        tensors = module.trained_tensors() if chosen is None else {}
+        gathered = GatheredTensors(module.checkpoint_tensors())
         if trainer.is_global_zero:
-            tensors = tensors if chosen is None else chosen.tensors()
+            tensors = gathered if chosen is None else chosen.weights(trainer)
             facts = {
                 "best": None if chosen is None else chosen.facts(),
                 "freeze_table": [asdict(row) for row in module.freeze_rows()],
@@ -85,6 +87,9 @@ class StageRecord(Callback):
                 runs=Path(module.runs),
                 lora_scale=None if module.lora is None else module.lora.alpha / module.lora.r,
             )
+        elif chosen is None:
+            for name in reading_order(gathered.layout()):
+                list(gathered.pieces(name))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if KEY in checkpoint and not any(isinstance(each, Averaging) for each in trainer.callbacks):  # pyright: ignore

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from data_modules.evaluation import EvaluationSet
 from lightning_mllm.training.callbacks.averaging import EMA, averaged
 from lightning_mllm.training.callbacks.best import BestWeights
+from lightning_mllm.training.checkpoints import SavedTensors, ShardedCheckpointIO, newest, read_state
 from tests.distributed.ranks import on_two_ranks
 from tests.distributed.test_two_ranks import STRATEGIES
 from tests.toy import Toy
@@ -52,7 +54,7 @@ def run(folder: Path, *callbacks: Any, resume: bool = False, val: Any = None, **
     own = trainer(folder, callbacks=list(callbacks), **given)
     own.accumulate_grad_batches = data.accumulation(own.world_size)
     own.val_check_batch = own.val_check_interval = own.accumulate_grad_batches
-    own.fit(module, datamodule=data, ckpt_path=str(folder / "checkpoints" / "last.ckpt") if resume else None)
+    own.fit(module, datamodule=data, ckpt_path=newest(folder / "checkpoints") if resume else None)
     return module
 
 
@@ -112,12 +114,15 @@ def test_a_resumed_stage_hands_over_the_same(index: int, tmp_path: Path) -> None
 def test_a_stage_begun_anew_forgets_the_best_of_another(tmp_path: Path) -> None:
     run(tmp_path, BestWeights(mode="max"))
     first = record(tmp_path)["settings"]["best"]
-    kept = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
-    torch.save({**kept, "score": 1e9}, tmp_path / "checkpoints" / "best.ckpt")
+    (kept,) = (tmp_path / "checkpoints").glob("best-*")
+    io = ShardedCheckpointIO()
+    io.save(kept, dict(SavedTensors(kept)), {**read_state(kept), "score": 1e9})
+    io.wait()
     run(tmp_path, BestWeights(mode="max"))
     assert record(tmp_path)["settings"]["best"] == first
-    (tmp_path / "checkpoints" / "best.ckpt").unlink()
-    with pytest.raises(ValueError, match=r"best.ckpt: found no file, expected the weights of step \d"):
+    (kept,) = (tmp_path / "checkpoints").glob("best-*")
+    shutil.rmtree(kept)
+    with pytest.raises(ValueError, match=r"best-\*: found no checkpoint, expected the weights of step \d"):
         run(tmp_path, BestWeights(mode="max"), resume=True)
 
 

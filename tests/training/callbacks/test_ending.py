@@ -14,7 +14,7 @@ import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import EarlyStopping
 
-from tests.training.runs import fit, losses, weights
+from tests.training.runs import fit, losses, saved, weights
 
 DATA = {"steps": 8, "micro_batch": 2}
 """Two micro-batches a step."""
@@ -50,7 +50,7 @@ def test_a_wish_to_stop_waits_for_the_step_that_has_begun(tmp_path: Path) -> Non
     fit(tmp_path, data=DATA, callbacks=[Stop()])
     assert record(tmp_path)["steps"] == 3, "micro-batch 4 begins step 3"
     assert record(tmp_path)["settings"]["ended_by"] == "trainer.should_stop"
-    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert saved(tmp_path)["global_step"] == 3
 
 
 def test_a_stage_whose_time_is_up_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,11 +61,11 @@ def test_a_stage_whose_time_is_up_goes_on(tmp_path: Path, capsys: pytest.Capture
     capsys.readouterr()
     for step in range(1, 8):
         module = fit(folder, resume=step > 1, **given)
-        assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
+        assert saved(folder)["global_step"] == step
         assert not (folder / "weights").exists()
         out = capsys.readouterr().out
         assert f"{folder}: max_time ended the training after step {step} of 8; the stage is not done" in out
-        assert f"the same command goes on after step {step}, from {folder / 'checkpoints' / 'last.ckpt'}" in out
+        assert f"the same command goes on after step {step}, from {folder / 'checkpoints' / f'step-{step}'}" in out
         assert (f"{step - 1} of 8 steps are done, step {step} is next" in out) == (step > 1)
     module = fit(folder, resume=True, **given)
     assert record(folder)["steps"] == 8
