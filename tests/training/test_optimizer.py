@@ -72,7 +72,7 @@ def test_a_scale_is_of_the_rate_that_a_pattern_has() -> None:
     assert found["vision.blocks.0.norm1.weight"] == pytest.approx(0.05)
     assert found["vision.cls_token"] == pytest.approx(0.025)
     assert found["ln_vision.weight"] == pytest.approx(0.05)
-    with pytest.raises(ValueError, match=r"found scale 0, expected a number above 0"):
+    with pytest.raises(ValueError, match=r"found lr_scale 0, expected a number above 0"):
         ParamGroup(lr_scale=0)
 
 
