@@ -20,8 +20,8 @@ WORDS = {"<im_start>": 7, "<im_end>": 8}
         ("vectors", 2, [3] * 8, [B, I, I, E, B, I, I, E]),
     ],
 )
-def test_an_image_in_full(ends: ImageEnds, views: int, tokens: list[int], kinds: list[int]) -> None:
-    row = image_slots(ends, image_id=3, vectors=[2] * views, vocabulary=WORDS)
+def test_an_image_in_full(image_boundary: ImageEnds, views: int, tokens: list[int], kinds: list[int]) -> None:
+    row = image_slots(image_boundary, image_id=3, vectors=[2] * views, vocabulary=WORDS)
     assert row == (tokens, [IGNORE] * len(tokens), kinds)
 
 
