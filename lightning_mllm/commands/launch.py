@@ -41,6 +41,8 @@ from lightning_mllm.training.callbacks.record import StageRecord
 from lightning_mllm.training.callbacks.rng import RandomStates
 from lightning_mllm.training.checkpoints import MANIFEST
 from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.training.parallelize import check_precision
+from lightning_mllm.training.sharding import ShardedStrategy
 from lightning_mllm.training.stage import StageSettings, together
 
 DEFAULTS = Path(str(files("lightning_mllm") / "defaults" / "fit.yaml"))
@@ -234,9 +236,12 @@ class CLI(LightningCLI):
         for each in given["logger"] if isinstance(given["logger"], list) else [given["logger"]]:
             loggers += [each] if isinstance(each, Logger) else []
         try:
-            return super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
+            trainer = super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
         except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
             raise ConfigError(f"{_blamed(given, str(error))}: {' '.join(str(error).split())}") from error
+        sharded = isinstance(trainer.strategy, ShardedStrategy)
+        check_precision(str(trainer.precision), sharded, self._get(self.config_init, "hardware"))
+        return trainer
 
     def before_fit(self) -> None:
         stage, hardware, world = self.settings["stage"], self.settings["hardware"], self.trainer.world_size

@@ -42,7 +42,7 @@ from lightning_mllm.training.freezing import (
 )
 from lightning_mllm.training.initialise import Provenance, build_empty, initialise, materialise
 from lightning_mllm.training.optimizer import parameter_groups
-from lightning_mllm.training.parallelize import ParallelPlan, parallelize
+from lightning_mllm.training.parallelize import ParallelPlan, check_precision, gathered, parallelize
 from lightning_mllm.training.reduction import MicroBatchWeights, step_weights
 from lightning_mllm.training.sharding import ShardedStrategy, all_reduce, full_tensor, to_local
 from lightning_mllm.training.stage import StageSettings
@@ -147,7 +147,8 @@ class MultimodalModule(EvaluatedModule):
             return [candidates[row.index(max(row))] for candidates, row in rows]
         task = batch.tasks[0] if batch.tasks else ""
         decoding = self.decoding.get(f"{task}_{part}") or self.decoding.get(task, Decoding())
-        return [self.processor.decode(tokens) for tokens in self.generate(batch, decoding)]
+        with gathered(self, self.parallel):
+            return [self.processor.decode(tokens) for tokens in self.generate(batch, decoding)]
 
     def unused_parameters(self) -> set[str]:
         """Names of parameters that no loss can reach; a stage that trains them does not wait for their gradients."""
@@ -198,6 +199,7 @@ class MultimodalModule(EvaluatedModule):
     # ---- training ----------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        check_precision(str(self.trainer.precision), self.sharded, self.parallel)
         if stage == "fit":
             take_whole_steps(self.trainer)
         super().setup(stage)
@@ -216,6 +218,11 @@ class MultimodalModule(EvaluatedModule):
         self.train()
         self._sums, self._weights = {}, []
         self._check = GradientCheck(self, self.unused_parameters())
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            # Lightning does it between the forward and the backward pass, where memory is scarcest.
+            self.zero_grad()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         weights = self._weights_of(batch)

@@ -105,6 +105,33 @@ class ParallelPlan:
         return sum(p.numel() for p in net.parameters() if p.requires_grad) <= SMALL
 
 
+def check_precision(trainer: str, sharded: bool, plan: ParallelPlan) -> None:
+    """Refuses what would train in less than float32 or keep more than the plan says.
+
+    Args:
+        trainer: The Trainer's `precision`.
+        sharded: Whether its strategy is `ShardedStrategy`.
+
+    Raises:
+        ValueError: The Trainer's precision, the strategy and the plan do not go together.
+    """
+    if plan.precision == "bf16" and not sharded:
+        raise ValueError(
+            "hardware.precision: found bf16 without sharded parameters, expected fp32, or trainer.strategy"
+            " lightning_mllm.training.sharding.ShardedStrategy (hardware.shard=1 keeps a copy on each rank, as DDP)"
+        )
+    if trainer in ("bf16-true", "16-true"):
+        raise ValueError(
+            f"trainer.precision: found {trainer}, by which the optimizer updates weights of 16 bits, expected 32-true"
+            " with hardware.precision=bf16"
+        )
+    if trainer.endswith("-mixed") and (sharded or plan.precision == "bf16"):
+        raise ValueError(
+            f"trainer.precision: found {trainer}, whose autocast copies every sharded parameter anew, expected 32-true"
+            " with hardware.precision=bf16"
+        )
+
+
 def parallelize(
     net: nn.Module,
     blocks: Mapping[str, Sequence[nn.Module]],
@@ -126,11 +153,12 @@ def parallelize(
         entries: Methods of `net` beside `forward` that use parameters.
 
     Raises:
-        ValueError: bf16 without a mesh, or with trained parameters that are stored in 16 bits.
+        ValueError: A parameter that is trained is stored in 16 bits, in bf16.
     """
     half = {name for name in blocks if name != LANGUAGE and _computes_in_float16(net.get_submodule(name))}
     if plan.precision == "bf16":
-        _store_in_bf16(net, [net.get_submodule(name) for name in half], mesh)
+        assert mesh is not None, "bf16 without sharding; see check_precision"
+        _store_in_bf16(net, [net.get_submodule(name) for name in half])
     for name, found in blocks.items():
         checkpointing = plan.checkpointing(name, found)
         for block in found:
@@ -158,13 +186,8 @@ def _computes_in_float16(component: nn.Module) -> bool:
     return any(p.dtype == torch.float16 for p in component.parameters())
 
 
-def _store_in_bf16(net: nn.Module, but: Sequence[nn.Module], mesh: DeviceMesh | None) -> None:
+def _store_in_bf16(net: nn.Module, but: Sequence[nn.Module]) -> None:
     """What is frozen, but for the components that have a 16-bit dtype of their own."""
-    if mesh is None:
-        raise ValueError(
-            "hardware.precision: found bf16 without sharded parameters, expected fp32, or trainer.strategy"
-            " lightning_mllm.training.sharding.ShardedStrategy (hardware.shard=1 keeps a copy on each rank, as DDP)"
-        )
     own = {id(parameter) for component in but for parameter in component.parameters()}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad and parameter.dtype.itemsize < 4:
@@ -279,7 +302,8 @@ def gathered(net: nn.Module, plan: ParallelPlan) -> Iterator[None]:
         for unit in found:
             unit.set_reshard_after_forward(True, recurse=False)
             unit.reshard()
-        _keep_gathered(found, plan)
+        if found:
+            _keep_gathered(found, plan)
 
 
 def _keep_gathered(found: Sequence[FSDPModule], plan: ParallelPlan) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.training.parallelize import ParallelPlan
 from lightning_mllm.training.stage import StageSettings
 from tests.distributed.ranks import on_two_ranks
 from tests.distributed.test_two_ranks import STRATEGIES
@@ -20,6 +21,10 @@ from tests.training.runs import fit, losses, settings, trainer, weights
 
 Alone = dict[str, tuple[dict[str, Tensor], list[tuple[int, float]]]]
 """Case -> final weights, and the loss of each step."""
+
+
+BUSY = ParallelPlan(language_checkpointing="selective", vision_checkpointing="full", gather_frozen=True, prefetch=1)
+"""Of two ranks, beside a process without any of it."""
 
 
 def same_as_alone(found: dict[str, dict[str, Tensor]], alone: Alone, folder: Path) -> None:
@@ -46,8 +51,9 @@ class Stages:
     def run(self, folder: Path, case: str, *, ranks: int = 1, strategy: str = "") -> Any:
         given = dict(self.cases[case])
         data = {"steps": self.steps, "micro_batch": 4 // ranks, **given.pop("data", {})}
-        chosen = STRATEGIES[strategy]() if ranks > 1 else "auto"
-        return fit(folder / case, data=data, build=self.tiny, runs=str(folder), devices=ranks, strategy=chosen, **given)
+        chosen, plan = (STRATEGIES[strategy](), BUSY) if ranks > 1 else ("auto", ParallelPlan())
+        own = {"build": self.tiny, "parallel": plan, "devices": ranks, "strategy": chosen}
+        return fit(folder / case, data=data, runs=str(folder), **own, **given)
 
     def alone(self, folder: Path) -> Alone:
         return {case: (weights(self.run(folder, case)), losses(folder / case)) for case in self.cases}
@@ -58,7 +64,7 @@ class Stages:
         def work(rank: int) -> tuple[dict[str, Any], list[str]]:
             found = {case: weights(self.run(folder, case, ranks=2, strategy=strategy)) for case in self.cases}
             module = self.tiny(settings(self.answers, train={}, init_from={self.answers: 1.0}))
-            module.runs = str(folder)
+            module.runs, module.parallel = str(folder), BUSY
             tester = trainer(folder / self.answers, devices=2, strategy=STRATEGIES[strategy](), logger=False)
             tester.test(module, datamodule=ToyData(processor=module.processor), verbose=False)
             return found, [name for name, _ in module.named_parameters()]

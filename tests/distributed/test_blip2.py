@@ -16,11 +16,12 @@ from lightning_mllm.architectures.blip2_representation import Blip2Representatio
 from lightning_mllm.architectures.instructblip import InstructBlip
 from lightning_mllm.contracts import Batch
 from lightning_mllm.language.seq2seq import TINY_T5
+from lightning_mllm.training.parallelize import ParallelPlan
 from lightning_mllm.training.stage import StageSettings
 from tests.architectures.blip2s import OPT, built, collated
 from tests.architectures.test_blip2_representation import SHARED
 from tests.distributed.ranks import on_two_ranks
-from tests.distributed.stages import Alone, same_as_alone
+from tests.distributed.stages import BUSY, Alone, same_as_alone
 from tests.distributed.test_two_ranks import STRATEGIES
 from tests.training.runs import fit, losses, settings, weights
 
@@ -102,9 +103,10 @@ CASES: dict[str, dict[str, Any]] = {
 def run(folder: Path, case: str, *, ranks: int = 1, strategy: str = "") -> Any:
     given = CASES[case]
     data = {"steps": 2, "micro_batch": 4 // ranks, "half_text": given.get("half_text", False)}
-    chosen = STRATEGIES[strategy]() if ranks > 1 else "auto"
+    chosen, plan = (STRATEGIES[strategy](), BUSY) if ranks > 1 else ("auto", ParallelPlan())
     stage = settings("generative" if case.startswith("blip2") else "instruct", lr=1e-3, eps=1e-6)
-    return fit(folder / case, stage=stage, data=data, build=given["build"], devices=ranks, strategy=chosen)
+    own = {"build": given["build"], "parallel": plan, "devices": ranks, "strategy": chosen}
+    return fit(folder / case, stage=stage, data=data, **own)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +135,7 @@ def test_the_first_stage_learns_on_two_ranks(strategy: str, tmp_path: Path, monk
         return fit(folder, stage=stage, data=data, build=lambda s: Blip2Representation.tiny(stage=s), **more)
 
     def work(rank: int) -> dict[str, Tensor]:
-        return weights(first_stage(tmp_path / "two", devices=2, strategy=STRATEGIES[strategy]()))
+        return weights(first_stage(tmp_path / "two", devices=2, strategy=STRATEGIES[strategy](), parallel=BUSY))
 
     expected = weights(first_stage(tmp_path / "one"))
     first, _ = on_two_ranks(work)

@@ -23,7 +23,7 @@ from lightning_mllm.architectures.sphinx import Sphinx
 from lightning_mllm.language.lora import Lora
 from lightning_mllm.language.seq2seq import TINY_T5
 from lightning_mllm.training import parallelize as plans
-from lightning_mllm.training.parallelize import ParallelPlan
+from lightning_mllm.training.parallelize import ParallelPlan, check_precision
 from tests.architectures.blip2s import OPT
 from tests.architectures.samples import ONE, OTHER, TEXT, TWO, batch_of
 from tests.architectures.sphinxes import POOLED
@@ -235,6 +235,31 @@ def test_wrong_settings(setting: dict[str, Any], told: str) -> None:
         ParallelPlan(**setting)
 
 
-def test_bf16_needs_sharding() -> None:
-    with pytest.raises(ValueError, match=r"hardware\.precision: found bf16 without sharded parameters"):
-        built("llava, align", ParallelPlan(precision="bf16"))
+BF16 = ParallelPlan(precision="bf16")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "sharded", "plan", "told"),
+    [
+        ("32-true", False, BF16, "hardware.precision: found bf16 without sharded parameters"),
+        ("bf16-true", True, BF16, "trainer.precision: found bf16-true, by which"),
+        ("bf16-true", False, ParallelPlan(), "trainer.precision: found bf16-true, by which"),
+        ("bf16-mixed", True, ParallelPlan(), "trainer.precision: found bf16-mixed, whose autocast"),
+    ],
+)
+def test_precisions_that_do_not_go_together(trainer: str, sharded: bool, plan: ParallelPlan, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        check_precision(trainer, sharded, plan)
+
+
+def test_precisions_that_go_together(tmp_path: Path) -> None:
+    check_precision("32-true", True, BF16)
+    check_precision("bf16-mixed", False, ParallelPlan())
+    with pytest.raises(ValueError, match=r"trainer\.precision: found bf16-true"):
+        fit(tmp_path, precision="bf16-true")
+
+
+def test_weights_that_are_trained_are_stored_in_float32() -> None:
+    net = nn.ModuleDict({"vision": nn.Linear(2, 2), "language": nn.Linear(2, 2, dtype=torch.bfloat16)})
+    with pytest.raises(ValueError, match=r"language\.weight: found torch\.bfloat16 in a parameter that is trained"):
+        plans._store_in_bf16(net, [])
