@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from data_modules.sources.files import BadRecords
 from data_modules.sources.questions import Question, QuestionSource, most_common
@@ -54,7 +54,7 @@ class AOkVqa(QuestionSource):
         super().__init__(annotations, images, prompt, answers, bad_records)
         self.form, self.image_pattern, self.difficult = form, image_pattern, difficult
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         id, question = text_of(record, "question_id", MAX_CAPTION), text_of(record, "question", MAX_CAPTION)
         images = [self.image_pattern.format(image_id=field(record, "image_id", int))]
         if self.form == "direct":

@@ -6,7 +6,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -237,23 +237,23 @@ class KarpathyCaptions(CaptionSource):
         for name, texts in captions.items():
             yield self._image_entry(name, name, [f"{name}#{k}" for k in range(len(texts))], texts, place=places[name])
 
-    def _check_split(self, records: list[Any]) -> None:
+    def _check_split(self, records: list[object]) -> None:
         known = {record.get("split") for record in records if isinstance(record, dict)} - {None}
         if odd := [part for part in self.split.split("+") if part not in known]:
             raise ValueError(
                 f"{self.annotations}: split is '{odd[0]}', expected {' or '.join(sorted(map(str, known)))}"
             )
 
-    def _original(self, record: Any) -> tuple[str, list[str]] | None:
+    def _original(self, record: object) -> tuple[str, list[str]] | None:
         if field(record, "split", str) not in self.split.split("+"):
             return None
         sentences = field(record, "sentences", list)
         if not sentences:
             raise RecordError("'sentences' is empty, expected at least one")
-        folder = record.get("filepath") or "."
+        folder = field(record, "filepath", str, type(None)) or "."
         return f"{folder}/{field(record, 'filename', str)}", [text_of(each, "raw", MAX_CAPTION) for each in sentences]
 
-    def _listed(self, record: Any) -> tuple[str, list[str]]:
+    def _listed(self, record: object) -> tuple[str, list[str]]:
         caption = field(record, "caption", str, list)
         if not caption:
             raise RecordError("'caption' is empty, expected at least one text")

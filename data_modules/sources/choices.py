@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from data_modules.sources.files import BadRecords
 from data_modules.sources.questions import Question, QuestionSource
@@ -46,7 +46,7 @@ class Problems(QuestionSource):
         super().__init__(annotations, images, prompt, bad_records=bad_records)
         self.splits, self.split = str(splits), split
 
-    def _records(self) -> Iterator[tuple[str, Any]]:
+    def _records(self) -> Iterator[tuple[str, object]]:
         problems = dict(keyed_records_in(self.annotations, self.key))
         content = read_json(self.splits)
         if isinstance(content, dict) and self.split not in content:
@@ -60,7 +60,7 @@ class Problems(QuestionSource):
             yield place, problems[place]
 
 
-def chosen(problem: Any) -> tuple[list[str], str]:
+def chosen(problem: object) -> tuple[list[str], str]:
     """The choices of a problem and the right one of them; RecordError if it has none."""
     choices, right = texts_of(problem, "choices", MAX_CAPTION), field(problem, "answer", int)
     if not 0 <= right < len(choices):
@@ -109,14 +109,15 @@ class IconQa(Problems):
         super().__init__(annotations, images, splits, f"{form}_{split}", asked, bad_records)
         self.form = form
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         question, folder = text_of(record, "question", MAX_CAPTION), one_of(record, "split", FOLDERS)
-        images = [f"{folder}/{one_of(record, 'ques_type', (self.form,))}/{record['id']}/image.png"]
+        id = field(record, "id", str)
+        images = [f"{folder}/{one_of(record, 'ques_type', (self.form,))}/{id}/image.png"]
         if self.form == "fill_in_blank":
-            yield Question(record["id"], images, question, text_of(record, "answer", MAX_CAPTION))
+            yield Question(id, images, question, text_of(record, "answer", MAX_CAPTION))
         else:
             choices, answer = chosen(record)
-            yield Question(record["id"], images, question, answer, options=choices, candidates=choices)
+            yield Question(id, images, question, answer, options=choices, candidates=choices)
 
 
 class ScienceQa(Problems):
@@ -150,12 +151,13 @@ class ScienceQa(Problems):
         super().__init__(annotations, images, splits, split, prompt, bad_records)
         self.with_image, self.lecture = with_image, lecture
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         question, (choices, answer) = text_of(record, "question", MAX_CAPTION), chosen(record)
         folder, image = one_of(record, "split", FOLDERS), field(record, "image", str, type(None))
         told = [field(record, "hint", str), field(record, "lecture", str) if self.lecture else ""]
         context = " ".join(text.strip() for text in told if text.strip())
         if image is None and self.with_image:
             return
-        images = [] if image is None else [f"{folder}/{record['id']}/{image}"]
-        yield Question(record["id"], images, question, answer, (), choices, context=context, candidates=choices)
+        id = field(record, "id", str)
+        images = [] if image is None else [f"{folder}/{id}/{image}"]
+        yield Question(id, images, question, answer, (), choices, context=context, candidates=choices)

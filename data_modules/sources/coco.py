@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from data_modules.sources.records import MAX_CAPTION, RecordError, field, list_in, refused, text_of
+from data_modules.sources.records import MAX_CAPTION, Record, RecordError, field, list_in, refused, text_of
 
 
-def images_in(path: str, content: Any) -> Iterator[tuple[str, Any]]:
+def images_in(path: str, content: object) -> Iterator[tuple[str, Record]]:
     """Place of each image of {images: [{id}], annotations: [{id, image_id}]}, and its record with its `annotations`.
 
     Args:
@@ -17,7 +16,7 @@ def images_in(path: str, content: Any) -> Iterator[tuple[str, Any]]:
     Raises:
         ValueError: an id occurs twice, or an annotation is about no image of the file.
     """
-    of: dict[int, list[Any]] = {}
+    of: dict[int, list[Record]] = {}
     images = list(_rows(path, content, "images"))
     known = {image["id"] for _, image in images}
     for place, annotation in _rows(path, content, "annotations"):
@@ -31,7 +30,7 @@ def images_in(path: str, content: Any) -> Iterator[tuple[str, Any]]:
         yield place, {**image, "annotations": of.pop(image["id"], [])}
 
 
-def names_of(path: str, content: Any) -> dict[int, str]:
+def names_of(path: str, content: object) -> dict[int, str]:
     """Id of each category -> its name, of {categories: [{id, name}]}."""
     names: dict[int, str] = {}
     for place, category in _rows(path, content, "categories"):
@@ -42,7 +41,7 @@ def names_of(path: str, content: Any) -> dict[int, str]:
     return names
 
 
-def numbers_of(record: Any, key: str, count: int) -> list[float]:
+def numbers_of(record: object, key: str, count: int) -> list[float]:
     """`record[key]`, a list of so many numbers; RecordError otherwise."""
     found = field(record, key, list)
     if odd := [each for each in found if type(each) not in (int, float)]:
@@ -52,7 +51,7 @@ def numbers_of(record: Any, key: str, count: int) -> list[float]:
     return found
 
 
-def _rows(path: str, content: Any, name: str) -> Iterator[tuple[str, Any]]:
+def _rows(path: str, content: object, name: str) -> Iterator[tuple[str, Record]]:
     """Place of each record of a list, and the record, which has an id of its own."""
     seen: set[int] = set()
     for index, record in enumerate(list_in(path, content, name)):

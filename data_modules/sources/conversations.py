@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 
@@ -99,11 +99,12 @@ class LlavaConversations(FileSource):
                 self._bad(refused(self.annotations, place, record, rule))
                 continue
             self.changed.update(changed)
+            assert isinstance(record, dict)
             id = str(record.get("id", place.lstrip(":")))
             words = sum(len(text.split()) for _, text in turns)
             yield Entry(words, bool(images), [unique_id(id, known), images, turns], place)
 
-    def _checked(self, record: Any, changed: list[str]) -> tuple[list[str], Turns]:
+    def _checked(self, record: object, changed: list[str]) -> tuple[list[str], Turns]:
         """Image names and turns of a record that keeps the rules; RecordError otherwise.
 
         What is read otherwise than it is written is added to `changed`.
@@ -159,12 +160,12 @@ class LlavaConversations(FileSource):
         )
 
 
-def record_image(record: Any) -> Any:
+def record_image(record: object) -> object:
     """What a record says about its images, None where it has none."""
     return record.get("image") if isinstance(record, dict) else None
 
 
-def _said(records: list[Any], how: Records) -> Turns:
+def _said(records: list[object], how: Records) -> Turns:
     """Role and text of each turn of a record; where the reading is strict no text may be empty, and blanks go."""
     turns: Turns = []
     for place, record in enumerate(records):
@@ -243,7 +244,7 @@ class LlavaPretrain(LlavaConversations):
     ) -> None:
         super().__init__(annotations, images, records, marks, bad_records=bad_records)
 
-    def _checked(self, record: Any, changed: list[str]) -> tuple[list[str], Turns]:
+    def _checked(self, record: object, changed: list[str]) -> tuple[list[str], Turns]:
         images, turns = super()._checked(record, changed)
         if len(images) != 1 or len(turns) != 2:
             raise RecordError(

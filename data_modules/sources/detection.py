@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from data_modules.sources.coco import images_in, names_of, numbers_of
 from data_modules.sources.files import BadRecords
@@ -41,12 +41,12 @@ class CocoObjects(RegionSource):
         super().__init__(annotations, images, dialect, ask, frame, prompt, bad_records)
         self._categories: dict[int, str] = {}
 
-    def _records(self) -> Iterator[tuple[str, Any]]:
+    def _records(self) -> Iterator[tuple[str, object]]:
         content = read_json(self.annotations)
         self._categories = names_of(self.annotations, content)
         return images_in(self.annotations, content)
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         for category, boxes in _by_category(self, record, self._categories).items():
             if len(boxes) == 1:
                 ((id, box),) = boxes
@@ -100,18 +100,18 @@ class CocoDetection(BoxSource):
         self.most = most
         self._categories: dict[int, str] = {}
 
-    def _records(self) -> Iterator[tuple[str, Any]]:
+    def _records(self) -> Iterator[tuple[str, object]]:
         content = read_json(self.annotations)
         self._categories = names_of(self.annotations, content)
         return images_in(self.annotations, content)
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         for category, boxes in _by_category(self, record, self._categories).items():
             if len(boxes) <= self.most:
                 name, text = self._categories[category], self.text(*sorted(box for _, box in boxes))
-                image = field(record, "file_name", str)
+                id, image = field(record, "id", int), field(record, "file_name", str)
                 fields = {"expression": name, "plural": plural(name)}
-                yield Question(f"{record['id']}-{category}", [image], name, text, fields=fields, size=size_of(record))
+                yield Question(f"{id}-{category}", [image], name, text, fields=fields, size=size_of(record))
 
 
 PLURALS = {"person": "people", "mouse": "mice", "knife": "knives", "tooth": "teeth", "foot": "feet"}
@@ -134,10 +134,10 @@ def plural(name: str) -> str:
     return f"{before} {many}" if before else many
 
 
-def _by_category(source: BoxSource, record: Any, categories: dict[int, str]) -> dict[int, list[tuple[int, Box]]]:
+def _by_category(source: BoxSource, record: object, categories: dict[int, str]) -> dict[int, list[tuple[int, Box]]]:
     """Category -> id and box of each of its things in an image; without categories that have a crowd."""
     size, found, crowds = size_of(record), dict[int, list[tuple[int, Box]]](), set[int]()
-    for annotation in record["annotations"]:
+    for annotation in field(record, "annotations", list):
         try:
             category = field(annotation, "category_id", int)
             if category not in categories:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from data_modules.sources.files import BadRecords
 from data_modules.sources.questions import Question, QuestionSource
@@ -54,16 +54,16 @@ class VisualDialog(QuestionSource):
     ) -> None:
         super().__init__(annotations, images, prompt, bad_records=bad_records)
         self.prefix, self.caption = prefix, caption
-        self._texts: dict[str, list[Any]] = {}
+        self._texts: dict[str, list[object]] = {}
 
-    def _records(self) -> Iterator[tuple[str, Any]]:
+    def _records(self) -> Iterator[tuple[str, object]]:
         content = read_json(self.annotations)
         data = content.get("data") if isinstance(content, dict) else content
         self._texts = {name: list_in(self.annotations, data, name) for name in ("questions", "answers")}
         dialogues = list_in(self.annotations, data, "dialogs")
         yield from ((f"data.dialogs[{index}]", record) for index, record in enumerate(dialogues))
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         image, rounds = field(record, "image_id", int), field(record, "dialog", list)
         caption = text_of(record, "caption", MAX_CAPTION) if self.caption else ""
         if len(rounds) != ROUNDS:
@@ -85,19 +85,19 @@ class VisualDialog(QuestionSource):
             )
             history.append((question, answer))
 
-    def _round(self, record: Any) -> tuple[str, str, list[str]]:
+    def _round(self, record: object) -> tuple[str, str, list[str]]:
         """Question, answer and the options to answer of a round."""
         given, place = field(record, "answer_options", list), field(record, "gt_index", int)
         if len(given) != OPTIONS:
             raise RecordError(f"found {len(given)} of 'answer_options', expected {OPTIONS}")
         if not 0 <= place < OPTIONS:
             raise RecordError(f"'gt_index' is {place}, expected 0 to {OPTIONS - 1}")
-        if given[place] != field(record, "answer", int):
-            raise RecordError(f"'gt_index' {place} is the answer {given[place]}, expected {record['answer']}")
+        if given[place] != (true := field(record, "answer", int)):
+            raise RecordError(f"'gt_index' {place} is the answer {given[place]}, expected {true}")
         options = [self._text("answers", {"answer_options": each}, "answer_options") for each in given]
         return self._text("questions", record, "question"), options[place], options
 
-    def _text(self, name: str, record: Any, key: str) -> str:
+    def _text(self, name: str, record: object, key: str) -> str:
         """What the index `record[key]` stands for in the list `name` of texts."""
         texts, index = self._texts[name], field(record, key, int)
         if not 0 <= index < len(texts):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from data_modules.sources.files import BadRecords
 from data_modules.sources.questions import Question, QuestionSource, most_common
@@ -43,11 +43,11 @@ class ChartQa(QuestionSource):
         super().__init__(annotations, images, prompt, bad_records=bad_records)
         self._before: Counter[str] = Counter()
 
-    def _records(self) -> Iterator[tuple[str, Any]]:
+    def _records(self) -> Iterator[tuple[str, object]]:
         self._before.clear()
         return super()._records()
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         name = field(record, "imgname", str)
         question, answer = text_of(record, "query", MAX_CAPTION), text_of(record, "label", MAX_CAPTION)
         yield Question(f"{name}#{self._before[name]}", [name], question, answer)
@@ -85,7 +85,7 @@ class DocVqa(QuestionSource):
     ) -> None:
         super().__init__(annotations, images, prompt, bad_records=bad_records)
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         id, answers = field(record, "questionId", int), texts_of(record, "answers", MAX_CAPTION)
         question, image = text_of(record, "question", MAX_CAPTION), field(record, "image", str)
         yield Question(str(id), [image], question, most_common(answers), answers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from data_modules.sources.coco import images_in, numbers_of
 from data_modules.sources.questions import Question
@@ -44,15 +44,15 @@ class GroundedCaptions(BoxSource):
     asks: tuple[str, ...] = ()
     knows: tuple[str, ...] = ()
 
-    def _records(self) -> Iterator[tuple[str, Any]]:
+    def _records(self) -> Iterator[tuple[str, object]]:
         return images_in(self.annotations, read_json(self.annotations))
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         caption, size = field(record, "caption", str), size_of(record)
         if len(caption) > MAX_CAPTION:
             raise RecordError(f"'caption' has {len(caption)} characters, expected at most {MAX_CAPTION}")
         behind: dict[int, list[Box]] = {}
-        for annotation in record["annotations"]:
+        for annotation in field(record, "annotations", list):
             try:
                 end = _end(annotation, len(caption))
                 behind.setdefault(end, []).append(self.box(numbers_of(annotation, "bbox", 4), size))
@@ -65,10 +65,11 @@ class GroundedCaptions(BoxSource):
             text += f"{caption[start:end]} {self.text(*behind[end])}"
             start = end
         text = (text + caption[start:]).strip()
-        yield Question(str(record["id"]), [field(record, "file_name", str)], "", text, [text, caption], size=size)
+        id, image = field(record, "id", int), field(record, "file_name", str)
+        yield Question(str(id), [image], "", text, [text, caption], size=size)
 
 
-def _end(annotation: Any, length: int) -> int:
+def _end(annotation: object, length: int) -> int:
     """Where the last span of a box's phrase ends, in a caption of so many characters."""
     spans = field(annotation, "tokens_positive", list)
     if not spans:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from data_modules.sources.files import BadRecords
 from data_modules.sources.questions import Question, QuestionSource
@@ -73,10 +73,10 @@ class OcrVqa(QuestionSource):
             raise ValueError(f"split: found '{odd[0]}', expected {' or '.join(SPLITS)}")
         self._parts = {SPLITS[part] for part in split.split("+")}
 
-    def _records(self) -> Iterator[tuple[str, Any]]:
+    def _records(self) -> Iterator[tuple[str, object]]:
         return keyed_records_in(self.annotations, self.key)
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         if (part := field(record, "split", int)) not in SPLITS.values():
             raise RecordError(f"'split' is {part}, expected 1, 2 or 3")
         if part not in self._parts:
@@ -84,7 +84,7 @@ class OcrVqa(QuestionSource):
         questions, answers = field(record, "questions", list), field(record, "answers", list)
         if not questions or len(questions) != len(answers):
             raise RecordError(f"found {len(questions)} questions and {len(answers)} answers, expected as many of each")
-        id = record["id"]
+        id = field(record, "id", str)
         image = id + PurePosixPath(text_of(record, "imageURL", MAX_CAPTION)).suffix
         for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
             pair = {"question": question, "answer": answer}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from data_modules.sources.files import BadRecords
 from data_modules.sources.ocr import read_ocr
@@ -15,7 +15,7 @@ PEOPLE = 10
 """So many answered each question of TextVQA and VizWiz; VQA accuracy is defined for ten (arXiv 1505.00468, sec. 3)."""
 
 
-def ten_answers(given: Sequence[Any]) -> list[str]:
+def ten_answers(given: Sequence[object]) -> list[str]:
     """The texts of ten people, some of which may be blank; RecordError otherwise."""
     if len(given) != PEOPLE:
         raise RecordError(f"found {len(given)} answers, expected those of {PEOPLE} people")
@@ -59,11 +59,11 @@ class TextVqa(QuestionSource):
         self.ocr = str(ocr)
         self._tokens: dict[str, list[str]] = {}
 
-    def _records(self) -> Iterator[tuple[str, Any]]:
+    def _records(self) -> Iterator[tuple[str, object]]:
         self._tokens = read_ocr(self.ocr)
         return super()._records()
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         id, image = field(record, "question_id", int), text_of(record, "image_id", MAX_CAPTION)
         question, given = text_of(record, "question", MAX_CAPTION), ten_answers(field(record, "answers", list))
         if self.ocr and image not in self._tokens:
@@ -108,7 +108,7 @@ class VizWiz(QuestionSource):
         super().__init__(annotations, images, prompt, answers, bad_records)
         self.unanswerable = unanswerable
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         image, question = text_of(record, "image", MAX_CAPTION), text_of(record, "question", MAX_CAPTION)
         given = ten_answers([field(each, "answer", str) for each in field(record, "answers", list)])
         if (answerable := field(record, "answerable", int)) not in (0, 1):
@@ -151,11 +151,11 @@ class Gqa(QuestionSource):
         super().__init__(annotations, images, prompt, bad_records=bad_records)
         self.balanced = balanced
 
-    def _records(self) -> Iterator[tuple[str, Any]]:
+    def _records(self) -> Iterator[tuple[str, object]]:
         return keyed_records_in(self.annotations, self.key)
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         question, answer = text_of(record, "question", MAX_CAPTION), text_of(record, "answer", MAX_CAPTION)
         image = text_of(record, "imageId", MAX_CAPTION)
         if field(record, "isBalanced", bool) or not self.balanced:
-            yield Question(record["id"], [f"{image}.jpg"], question, answer)
+            yield Question(field(record, "id", str), [f"{image}.jpg"], question, answer)

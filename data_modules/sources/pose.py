@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from data_modules.sources.coco import images_in, numbers_of
 from data_modules.sources.files import BadRecords
@@ -55,7 +55,7 @@ class CocoPose(BoxSource):
         super().__init__(annotations, images, dialect, frame, prompt, bad_records)
         self._joints: dict[int, list[str]] = {}
 
-    def _records(self) -> Iterator[tuple[str, Any]]:
+    def _records(self) -> Iterator[tuple[str, object]]:
         content = read_json(self.annotations)
         for index, category in enumerate(list_in(self.annotations, content, "categories")):
             try:
@@ -65,9 +65,9 @@ class CocoPose(BoxSource):
                 raise refused(self.annotations, f"categories[{index}]", category, rule) from None
         return images_in(self.annotations, content)
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         size = size_of(record)
-        for person in record["annotations"]:
+        for person in field(record, "annotations", list):
             try:
                 if field(person, "iscrowd", int) or not (joints := self._where(person, size)):
                     continue
@@ -78,7 +78,7 @@ class CocoPose(BoxSource):
             image = field(record, "file_name", str)
             yield Question(str(person["id"]), [image], box, answer, fields={"box": box}, size=size)
 
-    def _where(self, person: Any, size: tuple[int, int]) -> list[tuple[str, str]]:
+    def _where(self, person: object, size: tuple[int, int]) -> list[tuple[str, str]]:
         """Name and point of each labelled joint."""
         if (category := field(person, "category_id", int)) not in self._joints:
             raise RecordError(f"category_id is {category}, expected one of the {len(self._joints)} categories")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 
@@ -134,10 +134,10 @@ class QuestionSource(FileSource):
         self.answers = answers
 
     @abstractmethod
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         """The questions of one record: none where it belongs to another split; RecordError if it breaks the format."""
 
-    def _records(self) -> Iterator[tuple[str, Any]]:
+    def _records(self) -> Iterator[tuple[str, object]]:
         """Place of each record, and the record: its bytes, or its value where the whole file was one."""
         return records_in(self.annotations, self.records)
 

@@ -9,7 +9,11 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar, cast
+
+Record = dict[str, Any]
+"""A JSON object."""
+Value = TypeVar("Value")
 
 MAX_CAPTION = 10_000
 """Characters; the longest caption of the published sets has a few hundred."""
@@ -23,7 +27,7 @@ class RecordError(ValueError):
     """The rule that a record breaks; the reader of the file adds the file's name, the place and the id."""
 
 
-def refused(path: str | Path, place: str, record: Any, rule: object, key: str = "id") -> ValueError:
+def refused(path: str | Path, place: str, record: object, rule: object, key: str = "id") -> ValueError:
     """The error that names the file, the record's place and id, and the rule.
 
     Args:
@@ -66,7 +70,7 @@ def _no_constant(name: str) -> None:
     raise RecordError(f"found {name}, expected a finite number")
 
 
-def parse(text: bytes | str) -> Any:
+def parse(text: bytes | str) -> object:
     """JSON in UTF-8, without NaN and infinity.
 
     Raises:
@@ -90,7 +94,7 @@ def read_bytes(path: str | Path) -> bytes:
         raise ValueError(f"{path}: cannot read the file ({error.strerror})") from None
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path) -> object:
     """The value in a JSON file; ValueError names the file and what is wrong."""
     try:
         return parse(read_bytes(path))
@@ -98,7 +102,7 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path}: {error}") from None
 
 
-def list_in(path: str | Path, content: Any, name: str) -> list[Any]:
+def list_in(path: str | Path, content: object, name: str) -> list[Any]:
     """`content[name]`, which must be a list; ValueError names the file `path` that holds it."""
     if not isinstance(content, dict):
         raise ValueError(f"{path}: found {_kind(content)}, expected an object with the list '{name}'")
@@ -115,7 +119,7 @@ def lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def records_in(path: str | Path, name: str = "") -> Iterator[tuple[str, Any]]:
+def records_in(path: str | Path, name: str = "") -> Iterator[tuple[str, object]]:
     """Place of each record, and the record: of .jsonl lines the bytes, of other JSON the values of a list.
 
     Args:
@@ -132,7 +136,7 @@ def records_in(path: str | Path, name: str = "") -> Iterator[tuple[str, Any]]:
     yield from ((f"{name}[{index}]" if name else f"record {index}", each) for index, each in enumerate(content))
 
 
-def keyed_records_in(path: str | Path, key: str) -> Iterator[tuple[str, Any]]:
+def keyed_records_in(path: str | Path, key: str) -> Iterator[tuple[str, object]]:
     """Place of each record of an object {id: record}, and the record with its id under `key`."""
     content = read_json(path)
     if not isinstance(content, dict):
@@ -141,23 +145,23 @@ def keyed_records_in(path: str | Path, key: str) -> Iterator[tuple[str, Any]]:
         yield f"record '{id}'", {**record, key: id} if isinstance(record, dict) else record
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
 
-def field(record: Any, key: str, *types: type) -> Any:
+def field(record: object, key: str, *types: type[Value]) -> Value:
     """`record[key]`, which must be one of `types`; RecordError otherwise."""
     if not isinstance(record, dict):
         raise RecordError(f"found {_kind(record)}, expected an object with '{key}'")
     value = record.get(key)
     if type(value) in types:
-        return value
+        return cast(Value, value)
     found = f"'{key}' is {_kind(value)}" if key in record else f"has no '{key}'"
     raise RecordError(f"{found}, expected {' or '.join(dict.fromkeys(_kind(each()) for each in types))}")
 
 
-def text_of(record: Any, key: str, most: int) -> str:
+def text_of(record: object, key: str, most: int) -> str:
     """`record[key]` without the blanks around it: a text of 1 to `most` characters; RecordError otherwise."""
     text = field(record, key, str).strip()
     if not text:
@@ -167,7 +171,7 @@ def text_of(record: Any, key: str, most: int) -> str:
     return text
 
 
-def texts_of(record: Any, key: str, most: int) -> list[str]:
+def texts_of(record: object, key: str, most: int) -> list[str]:
     """`record[key]`, a list of one text or more, without the blanks around them; RecordError otherwise."""
     found = field(record, key, list)
     if not found:
@@ -175,7 +179,7 @@ def texts_of(record: Any, key: str, most: int) -> list[str]:
     return [text_of({key: each}, key, most) for each in found]
 
 
-def one_of(record: Any, key: str, known: Sequence[str]) -> str:
+def one_of(record: object, key: str, known: Sequence[str]) -> str:
     """`record[key]`, which must be one of `known`; RecordError otherwise."""
     found = field(record, key, str)
     if found not in known:
@@ -229,7 +233,7 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def packed(value: Any) -> bytes:
+def packed(value: object) -> bytes:
     """What `Packed` keeps of a JSON value; UnicodeEncodeError for a text with half of a surrogate pair."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from data_modules.sources.coco import images_in, numbers_of
 from data_modules.sources.files import BadRecords
 from data_modules.sources.questions import Question
-from data_modules.sources.records import MAX_CAPTION, RecordError, field, read_json, text_of
+from data_modules.sources.records import MAX_CAPTION, Record, RecordError, field, read_json, text_of
 from data_modules.sources.regions import Ask, RegionSource, expressions, size_of
 from data_modules.sources.source import Published
 from lightning_mllm.boxes import Frame
@@ -32,18 +32,18 @@ class RefCoco(RegionSource):
         for title, paper in (("RefCOCO", "1608.00272"), ("RefCOCO+", "1608.00272"), ("RefCOCOg", "1511.02283"))
     )
 
-    def _records(self) -> Iterator[tuple[str, Any]]:
+    def _records(self) -> Iterator[tuple[str, object]]:
         refuse_pickle(self.annotations)
         return images_in(self.annotations, read_json(self.annotations))
 
-    def _questions(self, record: Any) -> Iterator[Question]:
-        boxes = record["annotations"]
+    def _questions(self, record: object) -> Iterator[Question]:
+        boxes = field(record, "annotations", list)
         if len(boxes) != 1:
             raise RecordError(f"has {len(boxes)} annotations, expected the one that the expression means")
         expression = text_of(record, "caption", MAX_CAPTION)
         size = size_of(record)
         box = self.box(numbers_of(boxes[0], "bbox", 4), size)
-        yield self._region(str(record["id"]), field(record, "file_name", str), expression, box, size)
+        yield self._region(str(field(record, "id", int)), field(record, "file_name", str), expression, box, size)
 
 
 class RefCocoRefs(RegionSource):
@@ -80,9 +80,9 @@ class RefCocoRefs(RegionSource):
     ) -> None:
         super().__init__(annotations, images, dialect, ask, frame, prompt, bad_records)
         self.instances, self.split = str(instances), split
-        self._boxes: dict[int, tuple[Any, Any]] = {}
+        self._boxes: dict[int, tuple[Record, Record]] = {}
 
-    def _records(self) -> Iterator[tuple[str, Any]]:
+    def _records(self) -> Iterator[tuple[str, object]]:
         refuse_pickle(self.annotations)
         refs = read_json(self.annotations)
         if not isinstance(refs, list):
@@ -96,7 +96,7 @@ class RefCocoRefs(RegionSource):
         self._boxes = {each["id"]: (image, each) for _, image in images for each in image["annotations"]}
         yield from ((f"record {index}", record) for index, record in enumerate(refs))
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         if field(record, "split", str) != self.split:
             return
         thing, own = field(record, "ann_id", int), field(record, "image_id", int)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from data_modules.sources.files import BadRecords, Entry
 from data_modules.sources.questions import Question, QuestionSource
@@ -116,7 +116,7 @@ class RegionSource(BoxSource):
         return Question(id, [image], text, expression, [expression, *others], fields={"box": text}, size=size)
 
 
-def size_of(record: Any) -> tuple[int, int]:
+def size_of(record: object) -> tuple[int, int]:
     """Width and height of an image by its record; RecordError where they are missing."""
     width, height = field(record, "width", int), field(record, "height", int)
     if width < 1 or height < 1:

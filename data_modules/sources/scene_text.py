@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -48,7 +48,7 @@ class SceneText(FileSource):
 
     def _read(self) -> Iterator[Entry]:
         for number, line in lines(self.annotations):
-            record: Any = None
+            record: object = None
             try:
                 record = parse(line)
                 id, captions = field(record, "id", str), field(record, "captions", list)
@@ -92,5 +92,5 @@ class SceneText(FileSource):
         return Sample(id=id, turns=tuple(turns), references=(turns[-1].text,), task="conversation")
 
 
-def _pair(record: Any) -> tuple[str, str]:
+def _pair(record: object) -> tuple[str, str]:
     return text_of(record, "question", MAX_CAPTION), text_of(record, "answer", MAX_CAPTION)

@@ -7,7 +7,7 @@ prediction, how likely it is the score.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from data_modules.sources.files import BadRecords
 from data_modules.sources.questions import Question, QuestionSource
@@ -15,7 +15,7 @@ from data_modules.sources.records import MAX_CAPTION, RecordError, field, text_o
 from data_modules.sources.source import Published
 
 
-def label_of(record: Any) -> bool:
+def label_of(record: object) -> bool:
     """The `label`, which must be 0 or 1; RecordError otherwise."""
     if (label := field(record, "label", int)) not in (0, 1):
         raise RecordError(f"'label' is {label}, expected 0 or 1")
@@ -61,7 +61,7 @@ class Vsr(QuestionSource):
             raise ValueError(f"positive, negative: found {positive} and {negative}, expected different words in each")
         self.positive, self.negative = tuple(positive), tuple(negative)
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         image, caption = text_of(record, "image", MAX_CAPTION), text_of(record, "caption", MAX_CAPTION)
         words = self.positive if label_of(record) else self.negative
         # Records have no id; no caption is said twice of one image.
@@ -92,7 +92,7 @@ class HatefulMemes(QuestionSource):
     task: str = "auc"
     key: ClassVar[str] = "id"
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         id, image = field(record, "id", int, str), text_of(record, "img", MAX_CAPTION)
         text, answer = text_of(record, "text", MAX_CAPTION), "yes" if label_of(record) else "no"
         yield Question(str(id), [image], text, answer, candidates=("yes", "no"))

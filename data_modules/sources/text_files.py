@@ -7,7 +7,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -84,7 +84,7 @@ class TextLines(TextSource):
             self._places.open()
             begin = 0
             for number, line in _lines(path):
-                record: Any = None
+                record: object = None
                 try:
                     if line.strip():
                         record = parse(line)
@@ -100,7 +100,7 @@ class TextLines(TextSource):
             stream.seek(begin)
             return self._text(parse(stream.readline()))
 
-    def _text(self, record: Any) -> bytes:
+    def _text(self, record: object) -> bytes:
         try:
             return text_of(record, self.field, MAX_TEXT).encode("utf-8")
         except UnicodeEncodeError:

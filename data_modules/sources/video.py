@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 
@@ -138,7 +138,7 @@ class MsvdQa(VideoQuestions):
             self._candidates = tuple(content)
         super().load()
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         id, video = field(record, "id", int), field(record, "video_id", int)
         question, answer = text_of(record, "question", MAX_CAPTION), text_of(record, "answer", MAX_CAPTION)
         yield Question(str(id), self._frames(f"{self.video}{video}"), question, answer)
@@ -184,7 +184,7 @@ class IVqa(VideoQuestions):
     task: str = "ivqa"
     key: ClassVar[str] = "video_id"
 
-    def _records(self) -> Iterator[tuple[str, Any]]:
+    def _records(self) -> Iterator[tuple[str, object]]:
         try:
             text = read_bytes(self.annotations).decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -196,10 +196,10 @@ class IVqa(VideoQuestions):
             line = rows.reader.line_num
             raise ValueError(f"{self.annotations}:{line}: expected comma-separated values ({error})") from None
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         question = text_of(record, "question", MAX_CAPTION)
         given = [field(record, f"answer{k}", str) for k in range(1, PEOPLE + 1)]
-        if None in record:
+        if isinstance(record, dict) and None in record:
             raise RecordError(f"found {len(record) - 1 + len(record[None])} values, expected {len(record) - 1}")
         clip = "_".join(
             [text_of(record, "video_id", MAX_CAPTION), *(_seconds(record, key) for key in ("start", "end"))]
@@ -207,7 +207,7 @@ class IVqa(VideoQuestions):
         yield Question(clip, self._frames(clip), question, most_common(given), given)
 
 
-def _seconds(record: Any, key: str) -> str:
+def _seconds(record: object, key: str) -> str:
     text = field(record, key, str)
     try:
         return str(int(float(text)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from data_modules.sources.files import BadRecords
 from data_modules.sources.questions import Question, QuestionSource
@@ -35,7 +35,7 @@ class VisualGenomeQa(QuestionSource):
     ) -> None:
         super().__init__(annotations, images, prompt, bad_records=bad_records)
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         image = field(record, "id", int)
         for asked in field(record, "qas", list):
             id, own = field(asked, "qa_id", int), field(asked, "image_id", int)
@@ -74,11 +74,11 @@ class VisualGenomeRegions(RegionSource):
         self.sizes = str(sizes)
         self._sizes: dict[int, tuple[int, int]] = {}
 
-    def _records(self) -> Iterator[tuple[str, Any]]:
+    def _records(self) -> Iterator[tuple[str, object]]:
         self._sizes = sizes_in(self.sizes)
         return records_in(self.annotations)
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         image = field(record, "id", int)
         for region in field(record, "regions", list):
             id, own = field(region, "region_id", int), field(region, "image_id", int)
@@ -105,7 +105,7 @@ class VisualGenomeObjects(VisualGenomeRegions):
     )
     key: ClassVar[str] = "image_id"
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         image = field(record, "image_id", int)
         objects = [(field(each, "object_id", int), _name(each), each) for each in field(record, "objects", list)]
         counts = Counter(name for _, name, _ in objects)
@@ -164,11 +164,11 @@ class VisualGenomeRelations(BoxSource):
         self.sizes, self.image_pattern = str(sizes), image_pattern
         self._sizes: dict[int, tuple[int, int]] = {}
 
-    def _records(self) -> Iterator[tuple[str, Any]]:
+    def _records(self) -> Iterator[tuple[str, object]]:
         self._sizes = sizes_in(self.sizes)
         return records_in(self.annotations)
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         image = field(record, "image_id", int)
         for each in field(record, "relationships", list):
             id, size = field(each, "relationship_id", int), size_in(self.sizes, self._sizes, image)
@@ -205,13 +205,13 @@ def size_in(path: str, sizes: dict[int, tuple[int, int]], image: int) -> tuple[i
     return sizes[image]
 
 
-def _name(thing: Any) -> str:
+def _name(thing: object) -> str:
     if isinstance(thing, dict) and "name" not in thing and field(thing, "names", list):
         return text_of({"names": thing["names"][0]}, "names", MAX_CAPTION)
     return text_of(thing, "name", MAX_CAPTION)
 
 
-def _inside(source: BoxSource, thing: Any, keys: tuple[str, ...], size: tuple[int, int], id: int) -> Box:
+def _inside(source: BoxSource, thing: object, keys: tuple[str, ...], size: tuple[int, int], id: int) -> Box:
     """A box by its four keys; RecordError names the region, object or relationship that it belongs to."""
     try:
         return source.box([field(thing, key, int, float) for key in keys], size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from data_modules.sources.files import BadRecords
 from data_modules.sources.questions import Question, QuestionSource, most_common
@@ -64,15 +64,15 @@ class VqaV2(QuestionSource):
     def _asked_in(self) -> str:
         return self.questions
 
-    def _records(self) -> Iterator[tuple[str, Any]]:
+    def _records(self) -> Iterator[tuple[str, object]]:
         self._answered = self._answers()
-        records: list[Any] = list_in(self.questions, read_json(self.questions), "questions")
+        records: list[object] = list_in(self.questions, read_json(self.questions), "questions")
         yield from ((f"questions[{index}]", record) for index, record in enumerate(records))
         # Each of them had a good id of its own by now.
-        if odd := next(iter(self._answered.keys() - {record["question_id"] for record in records}), None):
+        if odd := next(iter(self._answered.keys() - {field(record, "question_id", int) for record in records}), None):
             raise ValueError(f"{self.annotations}: question_id {odd} is not in {self.questions}, expected the same ids")
 
-    def _questions(self, record: Any) -> Iterator[Question]:
+    def _questions(self, record: object) -> Iterator[Question]:
         id, image = field(record, "question_id", int), field(record, "image_id", int)
         question = text_of(record, "question", MAX_CAPTION)
         if id not in self._answered:
@@ -98,7 +98,7 @@ class VqaV2(QuestionSource):
                 raise refused(self.annotations, f"annotations[{index}]", record, rule, "question_id") from None
         return answers
 
-    def _common(self, annotation: Any, answers: list[str]) -> str:
+    def _common(self, annotation: object, answers: list[str]) -> str:
         """The answer that most people gave."""
         return text_of(annotation, "multiple_choice_answer", MAX_CAPTION)
 
@@ -145,5 +145,5 @@ class OkVqa(VqaV2):
             raise ValueError(f"spelling: found {spelling!r}, expected 'answer' or 'raw_answer'")
         self.spelling = spelling
 
-    def _common(self, annotation: Any, answers: list[str]) -> str:
+    def _common(self, annotation: object, answers: list[str]) -> str:
         return text_of({"answers": most_common(answers)}, "answers", MAX_CAPTION)

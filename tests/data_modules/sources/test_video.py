@@ -101,7 +101,7 @@ def test_frames_are_the_centres_or_the_starts_of_segments(tmp_path: Path) -> Non
             centres = [int((k + 0.5) * count / 4) for k in range(4)]
             assert [int(Path(name).stem) for name in shown(sample)] == (starts if which == "starts" else centres)
     with pytest.raises(ValueError, match="spread: found 'ends', expected 'centres' or 'starts'"):
-        msvd(tmp_path, [asked()], spread="image_boundary")
+        msvd(tmp_path, [asked()], spread="ends")
 
 
 def test_frames_settings_and_folder(tmp_path: Path) -> None:
