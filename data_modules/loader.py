@@ -130,8 +130,8 @@ class SampleLoader(DataLoader):
 
 def shown_ahead(step: Sequence[Batch]) -> list[Batch]:
     """The micro-batches of an optimizer step; the first knows all of them without their images (`Batch.step`)."""
-    known = tuple(replace(each, images=each.images[:0].clone()) for each in step)
-    return [replace(step[0], step=known), *step[1:]]
+    known = tuple(each.noted(images=each.images[:0].clone()) for each in step)
+    return [step[0].noted(step=known), *step[1:]]
 
 
 class StepsAhead:
@@ -320,7 +320,7 @@ class ResumableLoader(SampleLoader):
         """The next batch with what the order knows of it."""
         share, places = self._stream.ahead.popleft()
         sources = [place.source if isinstance(place, Place) else share.name for place in places]
-        return replace(batch, sources=sources, own_mean=share.own_mean) if isinstance(batch, Batch) else batch
+        return batch.noted(sources=sources, own_mean=share.own_mean) if isinstance(batch, Batch) else batch
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self._stream.position(self._handed_out)}

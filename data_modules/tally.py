@@ -16,6 +16,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from lightning_mllm.contracts import Batch
+
 SENTENCES = 5
 """So many of what is behind a note are shown."""
 
@@ -92,6 +94,12 @@ class TalliedDataModule(LightningDataModule, ABC):
                 self._validated, self._tallies["evaluation"] = trainer.fit_loop.total_batch_idx, Tally()
             self._tallies["train" if trainer.training else "evaluation"].add(batch)
         return batch
+
+    def transfer_batch_to_device(self, batch: object, device: torch.device, dataloader_idx: int) -> object:
+        """Without waiting for copies from pinned memory, as Lightning moves plain tensors alone."""
+        if isinstance(batch, Batch):
+            return batch.to(device, non_blocking=True)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def teardown(self, stage: str) -> None:
         """Says what happened to samples on their way into batches, if anything did."""

@@ -3,14 +3,16 @@
 Everything here is plain data over torch and the standard library, so that data modules, processors, networks and
 exporters can share it without knowing one another.
 
-Legend: B rows, T tokens a row, N images (views), H and W pixels.
+Legend: B rows, T tokens a row, N views of I images, H and W pixels.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields, replace
-from enum import IntEnum
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -18,23 +20,16 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-IGNORE = -100
-"""The label of a token that is not learned; cross-entropy skips it."""
+from lightning_mllm.layout import IGNORE as IGNORE
+from lightning_mllm.layout import Layout, map_tensors
+from lightning_mllm.layout import Supervised as Supervised
+from lightning_mllm.layout import TokenKind as TokenKind
+from lightning_mllm.layout import runs_of as runs_of
 
 IMAGE_MARK = "<image>"
 """Where an image stands in the text of a user turn."""
 
 Role = Literal["system", "user", "assistant"]
-
-
-class TokenKind(IntEnum):
-    """What a token is, one byte each; visual slots, expert choice and shared positions are derived from it."""
-
-    TEXT = 0
-    IMAGE = 1
-    """A slot: the network overwrites its embedding with one visual vector."""
-    IMAGE_BEGIN = 2
-    IMAGE_END = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +129,8 @@ class Encoded:
     """What a Q-Former reads beside the image, in the tokens of its own vocabulary."""
     image_ids: tuple[int, ...] = ()
     """One number an image, the same wherever the same file is shown."""
+    visual_counts: tuple[int, ...] = ()
+    """As in `Batch`."""
     references: tuple[str, ...] = ()
     candidates: tuple[str, ...] = ()
     task: str = ""
@@ -168,6 +165,12 @@ class Batch:
     """Of each row, in the Q-Former's own tokens; IGNORE is padding."""
     image_ids: Int[Tensor, " I"] | None = None
     """Of the images that own slots."""
+    num_files: int = 0
+    """How many different files those are, on the host."""
+    image_rows: Int[Tensor, " N"] | None = None
+    """The row that shows each of `images`; the blank image is counted to the first."""
+    visual_counts: tuple[int, ...] = ()
+    """How many visual vectors each image has, over all its views, and so many IMAGE slots; I numbers, on the host."""
     references: list[tuple[str, ...]] = field(default_factory=list)
     candidates: list[tuple[str, ...]] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
@@ -185,21 +188,31 @@ class Batch:
     """On the first micro-batch of an optimizer step: all that this rank takes in the step, in their order, on the host
     and without images. What a mean over the global batch is divided by is known from them before the first backward."""
 
+    @cached_property
+    def layout(self) -> Layout:
+        """Where tokens of each kind stand; found by the collator, on the host, and moved with the batch."""
+        return Layout.of(self.labels, self.segments, self.kinds, self.targets)
+
+    def noted(self, **changes: object) -> Batch:
+        """The same rows with other fields beside them; their `layout` is not found anew, as `replace` would."""
+        assert changes.keys() <= {"images", "sources", "own_mean", "step"}, f"{list(changes)} change the rows"
+        known = copy(self)
+        vars(known).update(changes)
+        return known
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with every tensor changed, but those of `step`, which stay on the host."""
+        moved, known = copy(self), {"layout": self.layout, **vars(self)}
+        vars(moved).update({name: map_tensors(each, change) for name, each in known.items() if name != "step"})
+        return moved
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on `device`."""
-        moved = {
-            f.name: value.to(device, non_blocking=non_blocking)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return replace(self, **moved)
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; torch's DataLoader calls it."""
-        pinned = {
-            f.name: value.pin_memory() for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return replace(self, **pinned)
+        return self.map(Tensor.pin_memory)
 
 
 @dataclass(kw_only=True)
@@ -217,7 +230,7 @@ class Term:
     def count(self) -> Int[Tensor, ""]:
         """Items of the batch."""
         if self.tokens is None:
-            return torch.tensor(len(self.losses), device=self.losses.device)
+            return self.losses.new_full((), len(self.losses), dtype=torch.long)
         return self.tokens.sum()
 
     @property

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_mllm.contracts import TokenKind
-from lightning_mllm.language.hidden_states import decode
-from lightning_mllm.language.visual_expert import Routed, VisualExpertLM, shared_positions, vision_mask
+from lightning_mllm.contracts import IGNORE, Batch, TokenKind
+from lightning_mllm.language.hidden_states import lm_hidden_states
+from lightning_mllm.language.visual_expert import Routed, VisualExpertLM, vision_mask
+from lightning_mllm.processing.packing import shared_positions
 
 
 class Scattered(nn.Module):
@@ -54,11 +55,21 @@ def scattered(model: PreTrainedModel, mask: Tensor) -> PreTrainedModel:
 
 def step(model: PreTrainedModel, embeds: Tensor, positions: Tensor, kinds: Tensor | None) -> Callable[[], None]:
     """One training step over `embeds`, whose gradient a connector would need."""
-    segments = torch.ones_like(positions)
+    rows = torch.zeros_like(positions)
+    batch = Batch(
+        ids=[str(row) for row in range(len(rows))],
+        tokens=rows,
+        labels=torch.full_like(rows, IGNORE),
+        kinds=rows.to(torch.uint8) if kinds is None else kinds,
+        segments=torch.ones_like(rows),
+        positions=positions,
+        images=torch.zeros(1, 3, 1, 1, dtype=torch.uint8),
+        num_images=0,
+    )
 
     def run() -> None:
         model.zero_grad()
-        hidden = decode(model, embeds.detach().requires_grad_(), segments, positions, kinds)
+        hidden = lm_hidden_states(model, embeds.detach().requires_grad_(), batch)
         hidden[:, -1].square().mean().backward()
 
     return run

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.connectors.projector import Linear, LinearConnector
 from lightning_mllm.connectors.qformer import TINY_QFORMER, QFormer, QFormerConnector
-from lightning_mllm.contracts import Batch, ParamGroup, Stage
+from lightning_mllm.contracts import Batch, ParamGroup, Stage, TokenKind
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
 from lightning_mllm.language.seq2seq import Seq2SeqLM
@@ -134,13 +134,14 @@ class Blip2(PromptedModule):
         )
         super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
 
-    def encode_images(self, batch: Batch) -> Float[Tensor, "N Q T"]:
-        """What the language model is shown of each image."""
+    def encode_images(self, batch: Batch) -> dict[TokenKind, Float[Tensor, "_ T"]]:
+        """What the language model is shown of the images."""
         visual = self.ln_vision(self.vision(batch.images).to(self.ln_vision.weight.dtype))
         if batch.query_text is None:
-            return self.projection(self.qformer.encode_images(visual))
-        tokens, real = texts_of_images(batch, vectors=self.processor.vectors_per_image)
-        return self.projection(self.qformer.encode_instructed(visual, tokens, real))
+            queries = self.qformer.encode_images(visual)
+        else:
+            queries = self.qformer.encode_instructed(visual, *texts_of_images(batch))
+        return {TokenKind.IMAGE: self.projection(queries).flatten(0, 1)}
 
     @classmethod
     def tiny(cls, **settings: Any) -> Self:

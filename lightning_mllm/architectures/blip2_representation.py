@@ -28,11 +28,12 @@ from lightning_mllm.connectors.alignment import (
     LossWeights,
     Pairs,
     apart_or_together,
+    check_negatives,
     contrastive,
     hard_negatives,
     nearest_query,
+    summed_by_text,
     targets_of,
-    written,
 )
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.connectors.qformer import TINY_QFORMER, PastKeyValues, QFormer, QFormerConnector
@@ -163,7 +164,7 @@ class Blip2Representation(MultimodalModule):
         rank, world = rank_and_world()
         # Ranks exchange texts, which must have one length then.
         missing = self.processor.max_length - batch.tokens.shape[1] if world > 1 else 0
-        count = len(batch.ids)
+        count, learned = len(batch.ids), batch.layout.supervised
         if self.soft_targets:
             own = batch.image_ids.unsqueeze(1) == gather(batch.image_ids, gradient=False)
         else:
@@ -174,6 +175,8 @@ class Blip2Representation(MultimodalModule):
             tokens=F.pad(batch.tokens, (0, missing), value=self.processor.pad_id),
             real=F.pad(batch.segments, (0, missing)) > 0,
             own=own,
+            supervised=replace(learned, hidden=learned.hidden + learned.rows * missing),
+            files=batch.num_files,
         )
 
     def encode(self, batch: Batch) -> Float[Tensor, "N V E"]:
@@ -215,6 +218,9 @@ class Blip2Representation(MultimodalModule):
             first = rank_and_world()[0] * len(tokens)
             mine = slice(first, first + len(tokens))
             own, images_to_texts, texts_to_images = (each[:, mine] for each in (own, images_to_texts, texts_to_images))
+        if pairs.files < 2:
+            # With two of its own a rank need not ask the device whether there are others.
+            check_negatives(own)
         other_image, other_text = hard_negatives(texts_to_images, own), hard_negatives(images_to_texts, own)
         logits = self.match_logits(
             torch.cat([pairs.visual, visual[other_image], pairs.visual]),
@@ -236,9 +242,9 @@ class Blip2Representation(MultimodalModule):
         """
         tokens = pairs.tokens.clone()
         tokens[:, 0] = self.write_id
-        hidden, learned = self.qformer.decode_text(tokens, pairs.real, past_key_values), pairs.real[:, 1:]
-        logits = self.word_logits(hidden[:, :-1][learned])
-        return written(logits, tokens[:, 1:], learned, self.label_smoothing), learned.sum(1)
+        hidden, learned = self.qformer.decode_text(tokens, pairs.real, past_key_values), pairs.supervised
+        logits = self.word_logits(hidden.flatten(0, 1).index_select(0, learned.hidden))
+        return summed_by_text(logits, learned, self.label_smoothing), learned.counts
 
     def word_logits(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... W"]:
         """Through the head that shares the Q-Former's table of words."""

@@ -16,7 +16,7 @@ it knows.
                                                |
                          head at supervised tokens -> cross-entropy
 
-All vectors of an image have one position.
+All vectors of an image have one position: what stands in a picture is no sequence.
 
 Legend: B rows, T tokens, N images, V vectors an image, Dv and D widths of tower and language model.
 """
@@ -37,7 +37,7 @@ from lightning_mllm.contracts import Batch, ParamGroup, Stage, TokenKind
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA
 from lightning_mllm.language.tokenizer import language_tokenizer
-from lightning_mllm.language.visual_expert import VisualExpertLM, shared_positions, unused_names
+from lightning_mllm.language.visual_expert import VisualExpertLM, unused_names
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy, fitting
 from lightning_mllm.processing.processor import Processor
@@ -88,7 +88,6 @@ class CogVLM(PromptedModule):
             lora_targets=("language.*.self_attn.*.language", "vision.*.attn.*"),
         ),
     }
-    slots: ClassVar[frozenset[TokenKind]] = frozenset({TokenKind.IMAGE_BEGIN, TokenKind.IMAGE, TokenKind.IMAGE_END})
 
     vision: nn.Module
     connector: nn.Module
@@ -117,6 +116,7 @@ class CogVLM(PromptedModule):
             max_length=max_length,
             special_in_turns=special_in_turns,
             image_boundary="vectors",
+            shared_positions=True,
         )
         parts = {
             "vision": vision,
@@ -126,14 +126,10 @@ class CogVLM(PromptedModule):
         }
         super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
 
-    def prepare_batch(self, batch: Batch) -> Batch:
-        """All vectors of an image at one position: what stands in a picture is no sequence."""
-        return replace(batch, positions=shared_positions(batch.kinds, batch.segments))
-
-    def encode_images(self, batch: Batch) -> Float[Tensor, "N V D"]:
-        """What the language model is shown of each image, its begin and its end included."""
+    def encode_images(self, batch: Batch) -> dict[TokenKind, Float[Tensor, "_ D"]]:
+        """What the language model is shown of the images: the vectors of each, its begin and its end."""
         visual = self.vision(batch.images).to(next(self.connector.parameters()).dtype)
-        return self.image_boundary(self.connector(visual))
+        return self.image_boundary(self.connector(visual).flatten(0, 1), views=len(visual))
 
     def unused_parameters(self) -> set[str]:
         return {f"language.{name}" for name in unused_names(self.language)}

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from lightning_mllm.connectors.projector import MlpConnector
 from lightning_mllm.connectors.spec import ConnectorSpec, with_widths
-from lightning_mllm.contracts import Batch, ParamGroup, Stage
+from lightning_mllm.contracts import Batch, ParamGroup, Stage, TokenKind
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
 from lightning_mllm.language.tokenizer import language_tokenizer
@@ -97,9 +97,9 @@ class LLaVA(PromptedModule):
         }
         super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
 
-    def encode_images(self, batch: Batch) -> Float[Tensor, "N V D"]:
-        """What the language model is shown of each image."""
-        return self.connector(self.vision(batch.images))
+    def encode_images(self, batch: Batch) -> dict[TokenKind, Float[Tensor, "_ D"]]:
+        """What the language model is shown of the images."""
+        return {TokenKind.IMAGE: self.connector(self.vision(batch.images)).flatten(0, 1)}
 
     @classmethod
     def tiny(cls, **settings: Any) -> Self:

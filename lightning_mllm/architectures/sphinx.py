@@ -62,7 +62,6 @@ class Sphinx(PromptedModule):
     """
 
     stages: ClassVar[dict[str, Stage]] = {"pretrain": Stage(train=TRAINED), "instruct": Stage(train=TRAINED)}
-    slots: ClassVar[frozenset[TokenKind]] = frozenset({TokenKind.IMAGE_BEGIN, TokenKind.IMAGE, TokenKind.IMAGE_END})
 
     vision: nn.Module
     connector: MixedProjection
@@ -103,10 +102,10 @@ class Sphinx(PromptedModule):
         }
         super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
 
-    def encode_images(self, batch: Batch) -> Float[Tensor, "I V D"]:
-        """What the language model is shown of each image, all its views (of a blank image: of its only one)."""
-        views = self.processor.image.num_views
-        return self.connector.by_image(self.vision(batch.images), views, around=self.image_boundary)
+    def encode_images(self, batch: Batch) -> dict[TokenKind, Float[Tensor, "_ D"]]:
+        """What the language model is shown of the images: the vectors, begin and end of all views of each."""
+        visual = self.connector.by_image(self.vision(batch.images), self.processor.image.num_views)
+        return self.image_boundary(visual.flatten(0, 1), views=len(batch.images))
 
     @classmethod
     def tiny(cls, **settings: Any) -> Self:

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lightning_mllm.contracts import Supervised
+
 STD = 0.02
 """Of BERT's initial values, for the part of its head that is here."""
 TEMPERATURE = 0.07
@@ -34,6 +36,10 @@ class Pairs:
     real: Bool[Tensor, "B L"]
     own: Bool[Tensor, "B A"]
     """Which pairs of all ranks are no negatives of each pair of this rank."""
+    supervised: Supervised
+    """The tokens of the texts that captioning learns, as in `Layout`."""
+    files: int
+    """How many different images this rank has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,21 +126,22 @@ def contrastive(similarity: Float[Tensor, "B A"], targets: Float[Tensor, "B A"])
     return F.cross_entropy(similarity.float(), targets, reduction="none")
 
 
-@torch.no_grad()
-def hard_negatives(
-    similarity: Float[Tensor, "B A"], own: Bool[Tensor, "B A"], generator: torch.Generator | None = None
-) -> Int[Tensor, " B"]:
-    """For each row one of the A that are not its own, drawn in proportion to exp(similarity).
-
-    Raises:
-        ValueError: A row has nothing but its own.
-    """
+def check_negatives(own: Bool[Tensor, "B A"]) -> None:
+    """Raises ValueError if a row has nothing but its own; waits for the device."""
     if bool(own.all(1).any()):
         raise ValueError(
             f"matching: found no other image among {own.shape[1]} pairs, expected at least one to tell apart"
         )
+
+
+@torch.no_grad()
+def hard_negatives(
+    similarity: Float[Tensor, "B A"], own: Bool[Tensor, "B A"], generator: torch.Generator | None = None
+) -> Int[Tensor, " B"]:
+    """For each row one of the A that are not its own, drawn in proportion to exp(similarity); any where all are."""
     chances = similarity.float().masked_fill(own, float("-inf")).softmax(1)
-    return torch.multinomial(chances, 1, generator=generator).squeeze(1)
+    # As torch.multinomial draws one, which also asks the device whether the chances are any.
+    return (chances / torch.empty_like(chances).exponential_(generator=generator)).argmax(1)
 
 
 def apart_or_together(logits: Float[Tensor, "N 2"]) -> Float[Tensor, " B"]:
@@ -144,12 +151,10 @@ def apart_or_together(logits: Float[Tensor, "N 2"]) -> Float[Tensor, " B"]:
     return F.cross_entropy(logits, together, reduction="none").view(3, -1).mean(0)
 
 
-def written(
-    logits: Float[Tensor, "N W"], words: Int[Tensor, "B L"], learned: Bool[Tensor, "B L"], label_smoothing: float
-) -> Float[Tensor, " B"]:
-    """Cross-entropy of the N words that are learned, summed over each text, in float32."""
-    each = F.cross_entropy(logits.float(), words[learned], label_smoothing=label_smoothing, reduction="none")
-    return torch.zeros(len(words), device=each.device).index_add(0, learned.nonzero()[:, 0], each)
+def summed_by_text(logits: Float[Tensor, "S W"], supervised: Supervised, label_smoothing: float) -> Float[Tensor, " B"]:
+    """Cross-entropy of the words that are learned, summed over each text, in float32."""
+    each = F.cross_entropy(logits.float(), supervised.targets, label_smoothing=label_smoothing, reduction="none")
+    return torch.zeros(len(supervised.counts), device=each.device).index_add(0, supervised.rows, each)
 
 
 def nearest_query(images: Float[Tensor, "N Q C"], texts: Float[Tensor, "M C"]) -> Float[Tensor, "N M"]:

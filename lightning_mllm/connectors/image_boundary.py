@@ -1,4 +1,4 @@
-"""Learned vectors before and after the visual vectors of a view: f[N,V,D] -> f[N,V+2,D].
+"""Learned vectors before and after the visual vectors of a view: [begin, V vectors, end].
 
 CogVLM's `boi` and `eoi` start as zeros, SPHINX's `start_img` and `end_img` uniform between 0 and 1 (released code of
 both); all views of all images share one pair.
@@ -15,11 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lightning_mllm.contracts import TokenKind
+
 Start = Literal["zeros", "uniform"]
 
 
 class ImageBoundary(nn.Module):
-    """[begin, visual vectors, end] for every view."""
+    """What fills the slots of views: begin and end of each, and visual vectors between them."""
 
     def __init__(self, width: int, start: Start) -> None:
         super().__init__()
@@ -27,9 +29,10 @@ class ImageBoundary(nn.Module):
         self.begin = nn.Parameter(draw(1, 1, width))
         self.end = nn.Parameter(draw(1, 1, width))
 
-    def forward(self, visual: Float[Tensor, "N V D"]) -> Float[Tensor, "N V+2 D"]:
-        begin, end = (each.to(visual.dtype).expand(len(visual), -1, -1) for each in (self.begin, self.end))
-        return torch.cat([begin, visual, end], dim=1)
+    def forward(self, visual: Float[Tensor, "n D"], views: int) -> dict[TokenKind, Float[Tensor, "_ D"]]:
+        """Kind of slot -> its vectors, n being those of all N views."""
+        begin, end = (each[0].to(visual.dtype).expand(views, -1) for each in (self.begin, self.end))
+        return {TokenKind.IMAGE_BEGIN: begin, TokenKind.IMAGE: visual, TokenKind.IMAGE_END: end}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ Legend: N views, I images, V vectors and D width of a view.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,26 +50,20 @@ class MixedProjection(nn.Module):
         """The vectors of each view, group after group."""
         return torch.cat([project(each) for project, each in zip(self.projections, visual, strict=True)], dim=1)
 
-    def by_image(
-        self,
-        visual: tuple[Float[Tensor, "N _ _"], ...],
-        views: int,
-        around: Callable[[Tensor], Tensor] = lambda view: view,
-    ) -> Float[Tensor, "I V D"]:
+    def by_image(self, visual: tuple[Float[Tensor, "N _ _"], ...], views: int) -> Float[Tensor, "I V D"]:
         """The vectors of each image: those of its views one after another, its parts' pooled.
 
         Args:
             visual: Of all views of all images; a number of views that is no multiple of `views` is a blank image.
             views: Of an image, the first of them whole.
-            around: Adds to the vectors of each view, f[N, V, D], what stands around them.
         """
         count = len(visual[0])
         if views == 1 or count % views:
-            return around(self(visual))
+            return self(visual)
         by_view = [each.unflatten(0, (count // views, views)) for each in visual]
-        whole = around(self(tuple(each[:, 0] for each in by_view)))
+        whole = self(tuple(each[:, 0] for each in by_view))
         parts = (pooled(each[:, 1:].flatten(0, 1), by) for each, by in zip(by_view, self.pool, strict=True))
-        return torch.cat([whole, around(self(tuple(parts))).unflatten(0, (-1, views - 1)).flatten(1, 2)], dim=1)
+        return torch.cat([whole, self(tuple(parts)).unflatten(0, (-1, views - 1)).flatten(1, 2)], dim=1)
 
 
 def pooled(visual: Float[Tensor, "N V D"], by: int) -> Float[Tensor, "N W D"]:

@@ -74,7 +74,7 @@ class Wrap:
         """
         turn = Turn(role="user", text=f"{IMAGE_MARK}\n{ASKED}")
         (first, *others) = processor.chat.render((turn,), generate=True)
-        if processor.prefix or not first.image or any(piece.image for piece in others):
+        if processor.prefix or not first.mark or any(piece.mark for piece in others):
             raise ValueError(
                 f"chat: found the template {processor.chat.name!r}, expected one that puts an image before all text,"
                 " as transformers' BLIP-2 does"

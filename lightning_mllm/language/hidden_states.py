@@ -5,50 +5,66 @@ Legend: B rows, T tokens a row, D width.
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Float, Int, UInt8
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from lightning_mllm.contracts import Batch
 from lightning_mllm.language.visual_expert import PLAN, has_experts, plan_of
 
+SDPA = "sdpa_mask_as_given"
+"""The attention kernel of `sdpa`. For a name of its own transformers builds no mask, and so reads none from the device:
+a mask that is given reaches the kernel, and where none is given attention is causal."""
 
-def lm_hidden_states(
-    model: PreTrainedModel,
-    embeds: Float[Tensor, "B T D"],
-    segments: Int[Tensor, "B T"],
-    positions: Int[Tensor, "B T"],
-    kinds: UInt8[Tensor, "B T"] | None = None,
-) -> Float[Tensor, "B T D"]:
+AttentionInterface.register(SDPA, sdpa_attention_forward)
+
+
+def lm_hidden_states(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch) -> Float[Tensor, "B T D"]:
     """What the model's head reads: the last hidden states, after the final norm.
 
     Args:
         model: A causal language model of transformers.
         embeds: Of tokens and visual vectors.
-        segments: 0 is padding, whose hidden states mean nothing; a token sees those before it in its own segment.
-        positions: Restart at 0 in each segment.
-        kinds: By which a model with visual experts routes; None is text alone.
+        batch: A token attends to itself and to those before it in its own segment; what comes out at padding means
+            nothing. A model with visual experts routes by the kinds of tokens.
+
+    Raises:
+        ValueError: Rows longer than the window of a model that attends to a sliding window.
     """
-    mask = _mask(segments, embeds.dtype)
-    plan = plan_of(kinds) if kinds is not None and has_experts(model) else None
+    config, layout = model.config, batch.layout
+    window = getattr(config, "sliding_window", None)
+    if window is not None and embeds.shape[1] > window:
+        raise ValueError(
+            f"language: found rows of {embeds.shape[1]} tokens (samples {batch.ids[:5]}) for a model with"
+            f" sliding_window = {window}, expected at most as many: longer rows would be attended to as a whole"
+        )
+    # Padding behind a row is attended to by nothing but itself: without a mask the kernel takes its causal shortcut.
+    needed = layout.packed or layout.padded_left or config._attn_implementation == "eager"
+    mask = block_mask(batch.segments, embeds.dtype) if needed else None
+    plan = plan_of(layout.runs) if has_experts(model) else None
     routing = {} if plan is None else {PLAN: plan}
-    # use_cache: with a cache, transformers ignores that positions restart, and segments see one another.
-    output = model.base_model(
-        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, **routing
-    )
+    with masks_as_given(model):
+        # use_cache: with a cache, transformers ignores that positions restart, and segments see one another.
+        output = model.base_model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False, **routing
+        )
     return output.last_hidden_state
 
 
-def _mask(segments: Int[Tensor, "B T"], dtype: torch.dtype) -> Tensor:
-    """What transformers is told of who sees whom, beside that nobody sees what stands behind."""
-    # One transfer from the device for both.
-    packed, padded_before = torch.stack([(segments > 1).any(), (segments[:, 0] == 0).any()]).tolist()
-    if packed:
-        return block_mask(segments, dtype)
-    if padded_before:
-        return (segments > 0).long()
-    # Padding behind a row is seen by nothing but itself: no mask, and the attention kernel takes its causal shortcut.
-    return torch.ones_like(segments)
+@contextmanager
+def masks_as_given(model: PreTrainedModel) -> Iterator[None]:
+    """While it lasts, a model with `sdpa` attention takes masks as they are given."""
+    own = model.config._attn_implementation
+    model.config._attn_implementation = SDPA if own == "sdpa" else own
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = own
 
 
 def head(model: PreTrainedModel) -> nn.Module:
@@ -59,7 +75,7 @@ def head(model: PreTrainedModel) -> nn.Module:
 
 
 def block_mask(segments: Int[Tensor, "B T"], dtype: torch.dtype) -> Float[Tensor, "B 1 T T"]:
-    """Additive: 0 where a token (row) sees another (column), else the smallest number of `dtype`.
+    """Additive: 0 where a token (row) attends to another (column), else the smallest number of `dtype`.
 
     A boolean mask would be misread by transformers' eager attention, without a word.
     """
@@ -67,6 +83,14 @@ def block_mask(segments: Int[Tensor, "B T"], dtype: torch.dtype) -> Float[Tensor
     causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
     same = segments.unsqueeze(2) == segments.unsqueeze(1)
     # Padding sees itself: a row of nothing but forbidden columns gives NaN.
-    hidden = ~(same & causal)
-    mask = torch.zeros(hidden.shape, dtype=dtype, device=segments.device)
-    return mask.masked_fill(hidden, torch.finfo(dtype).min).unsqueeze(1)
+    return _additive(same & causal, dtype).unsqueeze(1)
+
+
+def padding_mask(segments: Int[Tensor, "B T"], dtype: torch.dtype) -> Float[Tensor, "B 1 1 T"]:
+    """Additive, as `block_mask`, for what attends to whole rows: to all but padding."""
+    return _additive(segments > 0, dtype)[:, None, None]
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill(~visible, torch.finfo(dtype).min)

@@ -17,8 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_mllm.contracts import IGNORE, Batch
-from lightning_mllm.language.hidden_states import head, lm_hidden_states
-from lightning_mllm.language.loss import predicted
+from lightning_mllm.language.hidden_states import head, lm_hidden_states, padding_mask
 
 
 class Answers(NamedTuple):
@@ -43,13 +42,11 @@ def target_logits(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch:
     Raises:
         ValueError: An encoder-decoder and a batch without targets, or with more than one segment a row.
     """
-    if model.config.is_encoder_decoder:
-        hidden, mask, targets = _decoded(model, embeds, batch)
-    else:
-        hidden = lm_hidden_states(model, embeds, batch.segments, batch.positions, batch.kinds)[:, :-1]
-        mask, targets = predicted(batch.labels, batch.segments), batch.labels[:, 1:]
+    states = decoder_states if model.config.is_encoder_decoder else lm_hidden_states
+    hidden, supervised = states(model, embeds, batch), batch.layout.supervised
     # Only supervised positions pass through the head: logits of all would cost more than the whole decoder.
-    return Answers(head(model)(hidden[mask]).float(), targets[mask], mask.nonzero()[:, 0])
+    chosen = hidden.flatten(0, 1).index_select(0, supervised.hidden)
+    return Answers(head(model)(chosen).float(), supervised.targets, supervised.rows)
 
 
 def lm_losses(
@@ -62,17 +59,25 @@ def lm_losses(
     logits, targets, rows = target_logits(model, embeds, batch)
     each = F.cross_entropy(logits, targets, reduction="none")
     zeros = torch.zeros(len(embeds), device=each.device)
-    return zeros.index_add(0, rows, each), torch.bincount(rows, minlength=len(embeds))
+    return zeros.index_add(0, rows, each), batch.layout.supervised.counts
 
 
-def _decoded(model: PreTrainedModel, embeds: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """What the head reads at each decoder token, which tokens are learned, and all of them."""
+def decoder_states(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch) -> Float[Tensor, "B S D"]:
+    """What the head of an encoder-decoder reads at each of the batch's `targets`.
+
+    Raises:
+        ValueError: A batch without targets, or with more than one segment a row.
+    """
     targets = batch.targets
     if targets is None:
         raise ValueError(f"found a batch without targets (samples {batch.ids[:5]}), expected a decoder's tokens")
-    if bool((batch.segments > 1).any()):
-        raise ValueError(f"found {int(batch.segments.max())} segments in a row, expected one for an encoder-decoder")
-    config, mask = model.config, (batch.segments > 0).long()
+    if batch.layout.packed:
+        raise ValueError(
+            f"found several segments in a row (samples {batch.ids[:5]}), expected one for an encoder-decoder"
+        )
+    config = model.config
+    # With a mask of all ones transformers would ask the device whether it is one.
+    mask = padding_mask(batch.segments, embeds.dtype) if batch.layout.padded else None
     memory = model.get_encoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
     start = torch.full_like(targets[:, :1], config.decoder_start_token_id)
     read = torch.cat([start, targets[:, :-1]], 1)
@@ -83,6 +88,4 @@ def _decoded(model: PreTrainedModel, embeds: Tensor, batch: Batch) -> tuple[Tens
         encoder_attention_mask=mask,
         use_cache=False,
     ).last_hidden_state
-    if config.scale_decoder_outputs:
-        hidden = hidden * config.d_model**-0.5
-    return hidden, targets != IGNORE, targets
+    return hidden * config.d_model**-0.5 if config.scale_decoder_outputs else hidden

@@ -1,58 +1,59 @@
-"""Visual vectors in the places that the processor kept for them."""
+"""Visual vectors in the places that the processor kept for them.
+
+Legend: B rows, T tokens, D width, n slots of one kind, N images, L tokens of a Q-Former's text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_mllm.contracts import IGNORE, Batch, TokenKind
 
+BOUNDARY = (TokenKind.IMAGE_BEGIN, TokenKind.IMAGE_END)
+"""Kinds that are words where a net has no vectors for them."""
+
 
 def fill_slots(
     embeds: Float[Tensor, "B T D"],
-    kinds: UInt8[Tensor, "B T"] | Int[Tensor, "B T"],
-    visual: Float[Tensor, "N V D"],
-    ids: Sequence[str],
-    slots: AbstractSet[TokenKind] = frozenset({TokenKind.IMAGE}),
+    batch: Batch,
+    vectors: Mapping[TokenKind, Float[Tensor, "_ D"]] | Mapping[int, Float[Tensor, "_ D"]],
 ) -> Float[Tensor, "B T D"]:
-    """`embeds` with the slots overwritten by `visual`, in reading order.
+    """`embeds` with the slots of each kind overwritten by its vectors, in reading order.
+
+    Of the blank image of a text-only batch nothing is placed, and yet it takes part: the empty slice gives what it went
+    through a gradient of zero, so that no rank is without one.
 
     Args:
-        embeds: B rows of T tokens.
-        kinds: A `TokenKind` for each token.
-        visual: V vectors of each of the batch's N images, or of none.
-        ids: The rows' samples, for the error.
-        slots: The kinds of token that are overwritten.
+        embeds: Of the batch's tokens.
+        batch: Owns the slots.
+        vectors: Kind -> f[n, D] for the n slots of that kind, whichever image they come from.
 
     Raises:
-        ValueError: There are not as many slots as vectors.
+        ValueError: There are not as many slots of a kind as vectors, or slots of a kind that is not given.
     """
-    filled = torch.stack([kinds == kind for kind in sorted(slots)]).any(0)
-    vectors = visual.shape[0] * visual.shape[1]
-    counts = filled.sum(1)
-    if int(counts.sum()) != vectors:
-        odd = [id for id, count in zip(ids, counts.tolist(), strict=True) if count % visual.shape[1]] or list(ids)
+    if odd := [kind for kind, at in batch.layout.slots.items() if len(at) and kind not in {*vectors, *BOUNDARY}]:
         raise ValueError(
-            f"found {int(counts.sum())} image slots for {vectors} visual vectors ({len(visual)} images of "
-            f"{visual.shape[1]}), expected as many; look at sample {', '.join(map(repr, odd[:5]))}"
+            f"found slots of the kinds {odd}, expected {sorted(map(int, vectors))}, which the net fills;"
+            f" look at samples {', '.join(map(repr, batch.ids[:5]))}"
         )
-    return embeds.masked_scatter(filled.unsqueeze(-1), visual.to(embeds.dtype))
+    given = {kind: each if batch.num_images else each[:0] for kind, each in vectors.items()}
+    for kind, each in given.items():
+        if (slots := len(batch.layout.slots[kind])) != len(each):
+            raise ValueError(
+                f"found {slots} {getattr(kind, 'name', kind)} slots for {len(each)} vectors of {batch.num_images}"
+                f" images, expected as many; look at samples {', '.join(map(repr, batch.ids[:5]))}"
+            )
+    index = torch.cat([batch.layout.slots[kind] for kind in given])
+    filled = torch.cat(list(given.values())).to(embeds.dtype)
+    return embeds.flatten(0, 1).index_copy(0, index, filled).unflatten(0, embeds.shape[:2])
 
 
-def texts_of_images(batch: Batch, vectors: int) -> tuple[Int[Tensor, "N L"], Bool[Tensor, "N L"]]:
-    """For each image the Q-Former's text of the row that shows it, and where that is no padding.
-
-    Args:
-        vectors: Slots that an image takes.
-    """
-    assert batch.query_text is not None
-    images = (batch.kinds == TokenKind.IMAGE).sum(1) // vectors
-    if batch.num_images == 0:
-        # The blank image is shown by no row.
-        images = torch.zeros_like(images).index_fill(0, images.new_zeros(1), 1)
-    text = batch.query_text.repeat_interleave(images, 0)
+def texts_of_images(batch: Batch) -> tuple[Int[Tensor, "N L"], Bool[Tensor, "N L"]]:
+    """For each image the Q-Former's text of the row that shows it, and where that is no padding."""
+    assert batch.query_text is not None and batch.image_rows is not None
+    text = batch.query_text.index_select(0, batch.image_rows)
     return text, text != IGNORE

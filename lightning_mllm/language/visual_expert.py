@@ -7,11 +7,12 @@ expert, so what the language model knew stays as it was.
     x f[B,T,D] --cut into runs--> text  --language--.
                                   image --vision----'--> joined in order f[B,T,E]
 
-Which tokens are an image's, and where they stand, is derived from their kinds here and nowhere else:
+Which tokens are an expert's is derived from their kinds here and nowhere else:
 
     kind       TEXT  IMAGE_BEGIN  IMAGE  IMAGE  IMAGE  IMAGE_END  TEXT  TEXT
     expert      -        x          x      x      x        -        -     -
-    position    0        1          2      2      2        3        4     5
+
+All vectors of an image have one position (`processing/packing.py`, `shared_positions`).
 
 Legend: B rows, T tokens a row, D and E widths.
 """
@@ -23,16 +24,15 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from inspect import Parameter, signature
-from itertools import pairwise
+from itertools import groupby
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_mllm.contracts import TokenKind
+from lightning_mllm.contracts import TokenKind, runs_of
 from lightning_mllm.language.causal import CausalLM
 
 PLAN = "expert_plan"
@@ -47,26 +47,13 @@ PARTS: dict[str, tuple[str, ...]] = {
 """What an expert has, as modules of a block."""
 
 
+OF_EXPERT = (TokenKind.IMAGE_BEGIN, TokenKind.IMAGE)
+"""Kinds of tokens that are an expert's; an image's end is language's (the released code)."""
+
+
 def vision_mask(kinds: UInt8[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
-    """Whether a token is an expert's: an image's begin and its vectors; its end is language's (the released code)."""
-    return (kinds == TokenKind.IMAGE_BEGIN) | (kinds == TokenKind.IMAGE)
-
-
-def shared_positions(kinds: UInt8[Tensor, "B T"], segments: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    """Positions by which all vectors of an image stand at one place (the paper and its released code).
-
-    Args:
-        kinds: Two images need a token that is no IMAGE between them, or they are one.
-        segments: Positions restart in each; padding, 0, has position 0.
-    """
-    # Before the first token stands one of a segment that does not exist.
-    starts = segments != F.pad(segments[:, :-1], (1, 0), value=-1)
-    image = kinds == TokenKind.IMAGE
-    follows = image & F.pad(image[:, :-1], (1, 0))
-    count = (~follows).long().cumsum(1)
-    # The count never falls, so that the largest at a start so far is that of the token's own segment.
-    base = torch.where(starts, count, 0).cummax(1).values
-    return (count - base).masked_fill(segments == 0, 0)
+    """Whether a token is an expert's."""
+    return torch.stack([kinds == kind for kind in OF_EXPERT]).any(0)
 
 
 @dataclass(frozen=True)
@@ -83,15 +70,15 @@ class Plan:
         return slice(self.vision if vision else 1 - self.vision, None, 2)
 
 
-def plan_of(kinds: UInt8[Tensor, "B T"]) -> Plan | None:
-    """How a batch's tokens are routed; None where no token is an image's, and everything is the language model's."""
-    # One transfer from the device; what follows needs numbers in Python.
-    mask = vision_mask(kinds).flatten().cpu()
-    if not bool(mask.any()):
+def plan_of(runs: Sequence[tuple[int, int]]) -> Plan | None:
+    """How tokens are routed, from the runs of their kinds (`Layout.runs`); None where no token is an image's, and
+    everything is the language model's."""
+    parts = [
+        (vision, sum(length for _, length in some)) for vision, some in groupby(runs, lambda run: run[0] in OF_EXPERT)
+    ]
+    if not any(vision for vision, _ in parts):
         return None
-    edges = [0, *((mask[1:] != mask[:-1]).nonzero()[:, 0] + 1).tolist(), len(mask)]
-    lengths = tuple(end - start for start, end in pairwise(edges))
-    return Plan(lengths, 0 if bool(mask[0]) else 1)
+    return Plan(tuple(length for _, length in parts), 0 if parts[0][0] else 1)
 
 
 class Switch:
@@ -231,7 +218,7 @@ def prefilled(model: PreTrainedModel, kinds: UInt8[Tensor, "B T"] | None) -> Ite
         embeds = kwargs.get("inputs_embeds")
         if embeds is None:
             return None
-        plan = plan_of(kinds.repeat_interleave(len(embeds) // len(kinds), 0))
+        plan = plan_of(runs_of(kinds.repeat_interleave(len(embeds) // len(kinds), 0)))
         return args, {**kwargs, PLAN: plan}
 
     handle = model.base_model.register_forward_pre_hook(hand, with_kwargs=True)  # pyright: ignore

@@ -20,7 +20,8 @@ import yaml
 from transformers import PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import IMAGE_MARK, Turn
-from lightning_mllm.processing.pieces import Piece, count_images, join_pieces, split_images, split_system
+from lightning_mllm.processing.marks import count_marks
+from lightning_mllm.processing.pieces import Piece, join_pieces, mark_pieces, split_system
 from lightning_mllm.processing.stopping import stop_of
 from lightning_mllm.processing.tokenizer_template import TokenizerTemplate
 
@@ -136,7 +137,7 @@ class ChatTemplate:
         lead = list(self._wrap(self.system_wrap, [written])) if written.text else []
         inside = self.system_inside and bool(turns) and turns[0].role == "user"
         if self.images == "first":
-            yield from split_images(IMAGE_MARK * sum(map(count_images, turns)))
+            yield from mark_pieces(IMAGE_MARK * sum(map(count_marks, turns)))
         if not inside:
             yield from lead
         for i, turn in enumerate(turns):
@@ -146,9 +147,9 @@ class ChatTemplate:
                     yield self._piece(self.empty_user)
                     continue
                 images, text = ("", turn.text) if turn.literal else self._place_images(turn.text)
-                yield from split_images(images)
+                yield from mark_pieces(images)
                 opening = lead if inside and i == 0 else []
-                told = [Piece(text, False)] if turn.literal else split_images(text)
+                told = [Piece(text, False)] if turn.literal else mark_pieces(text)
                 yield from self._wrap(self.user, [*opening, *told])
             elif not turn.text and self.empty_assistant is not None:
                 yield self._piece(self.empty_assistant)
@@ -163,7 +164,7 @@ class ChatTemplate:
     def answer(self, text: str) -> list[Piece]:
         """The end of a prompt, and behind it, learned, what follows where `text` is the answer."""
         asked = Turn(role="user", text=IMAGE_MARK if self.images == "only" else "a")
-        prompt = [piece for piece in self._pieces("", (asked,), generate=True) if not piece.image]
+        prompt = [piece for piece in self._pieces("", (asked,), generate=True) if not piece.mark]
         first, *others = self._wrap(self.assistant, [Piece(text, True)])
         first = first._replace(text=first.text.removeprefix(self._piece(self.generation_prompt).text))
         end = self._piece(self.end if self.learn_end else "", True)
@@ -188,7 +189,7 @@ class ChatTemplate:
         if system is not None or len(turns) > 2:
             found = len(turns) + (system is not None)
             raise ValueError(f"template {self.name!r}: found {found} turns, expected an image and its caption")
-        if turns and turns[0].role == "user" and not count_images(turns[0]):
+        if turns and turns[0].role == "user" and not count_marks(turns[0]):
             raise ValueError(f"template {self.name!r} keeps only {IMAGE_MARK} of a user turn, which has none")
 
     def _piece(self, wrap: str, learn: bool = False) -> Piece:

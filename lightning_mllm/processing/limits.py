@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightning_mllm.contracts import IGNORE, ImageRef, TokenKind
-from lightning_mllm.processing.image_slots import Row
+from lightning_mllm.processing.marks import Row
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from lightning_mllm.contracts import IMAGE_MARK, Turn
+from lightning_mllm.contracts import Turn
+from lightning_mllm.processing.marks import split_marks
 
 
 class Piece(NamedTuple):
-    """A run of text that is wholly learned or wholly not, or the place of an image."""
+    """A run of text that is wholly learned or wholly not, or a mark (`marks.MARKS`)."""
 
     text: str
     learn: bool
-    image: bool = False
+    mark: bool = False
     special: bool = False
     """Whether the template wrote it: special tokens written in it are special tokens. In other pieces they are text."""
 
@@ -41,17 +42,9 @@ def split_system(turns: Sequence[Turn], generate: bool = False) -> tuple[str | N
     return system, rest
 
 
-def count_images(turn: Turn) -> int:
-    """How many images a turn shows; in other turns than the user's, an image's mark is text."""
-    return turn.text.count(IMAGE_MARK) if turn.role == "user" and not turn.literal else 0
-
-
-def split_images(text: str) -> Iterator[Piece]:
-    """Masked text, cut at its image marks."""
-    for i, part in enumerate(text.split(IMAGE_MARK)):
-        if i:
-            yield Piece(IMAGE_MARK, False, image=True)
-        yield Piece(part, False)
+def mark_pieces(text: str) -> Iterator[Piece]:
+    """Masked text, cut at its marks."""
+    return (Piece(part, False, mark=mark) for part, mark in split_marks(text))
 
 
 def join_pieces(pieces: Sequence[Piece] | Iterator[Piece]) -> list[Piece]:
@@ -61,7 +54,7 @@ def join_pieces(pieces: Sequence[Piece] | Iterator[Piece]) -> list[Piece]:
         last = joined[-1] if joined else None
         if not piece.text:
             continue
-        if last and not piece.image and not last.image and piece[1:] == last[1:]:
+        if last and not piece.mark and not last.mark and piece[1:] == last[1:]:
             joined[-1] = last._replace(text=last.text + piece.text)
         else:
             joined.append(piece)

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Batch, Documents, Encoded, Sample, TokenKind
+from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Batch, Documents, Encoded, Sample, TokenKind, Turn
 from lightning_mllm.processing.chat import Chat, ChatTemplate
 from lightning_mllm.processing.collate import Side, append_answers, collate_rows
 from lightning_mllm.processing.decode import ImageError, ImageLimits, decode_image
-from lightning_mllm.processing.image_slots import ImageEnds, Row, image_slots
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.limits import Masks, TextLimits, cut_texts, first_tokens, fit_row
+from lightning_mllm.processing.marks import MARKS, Boundary, Row, count_marks, mark_row
 from lightning_mllm.processing.packing import pack
-from lightning_mllm.processing.pieces import Piece, check_characters, count_images
+from lightning_mllm.processing.pieces import Piece, check_characters
 from lightning_mllm.processing.query_text import QueryText
 from lightning_mllm.processing.stopping import StopRule, StopText
 from lightning_mllm.processing.text_tokenizer import TextTokenizer
@@ -41,7 +41,8 @@ class Processor:
         vectors_per_image: Visual vectors that the net gives for one view, and so many slots; or for each view its own,
             where the parts of an image are shown with fewer.
         max_length: Tokens a row may have, slots included.
-        image_boundary: What stands around an image (`image_slots`).
+        image_boundary: What stands around an image (`marks.mark_row`).
+        shared_positions: Whether all vectors of an image have one position (CogVLM).
         limits: How large an image file may be.
         text_limits: Where prompts and answers are cut.
         seq2seq: Whether the language model is an encoder-decoder.
@@ -61,7 +62,8 @@ class Processor:
         image: ImagePolicy,
         vectors_per_image: int | Sequence[int],
         max_length: int,
-        image_boundary: ImageEnds = "none",
+        image_boundary: Boundary = "none",
+        shared_positions: bool = False,
         limits: ImageLimits = ImageLimits(),
         text_limits: TextLimits = TextLimits(),
         seq2seq: bool = False,
@@ -88,7 +90,8 @@ class Processor:
         self.vectors_per_image: int = vectors[0]
         """Of the first view, or the only one."""
         self.max_length = max_length
-        self.image_boundary: ImageEnds = image_boundary
+        self.image_boundary: Boundary = image_boundary
+        self.shared_positions = shared_positions
         self.limits = limits
         self.text_limits = text_limits
         self.seq2seq = seq2seq
@@ -105,7 +108,8 @@ class Processor:
         self.begin, self.suffix = _around(tokenizer)
         """What the tokenizer itself puts before a text, and behind it."""
         self.prefix: list[int] = [] if chat.writes_bos else self.begin
-        self.image_slots = image_slots(image_boundary, self.image_id, vectors, vocabulary)
+        self.mark_rows = {mark: mark_row(mark, image_boundary, vectors, vocabulary, self.pad_id) for mark in MARKS}
+        """What stands in a row where a mark does."""
         # A tokenizer's own template writes a whole string, as transformers tokenises it.
         self.text = TextTokenizer(tokenizer, begins=isinstance(chat, ChatTemplate))
         self.special_in_turns = special_in_turns
@@ -142,12 +146,7 @@ class Processor:
             pieces = self.chat.of(sample.task).render(turns, generate=generate)
             if self.masks == "published" and not (generate or self._keeps_labels(sample)):
                 pieces = [piece._replace(learn=False) for piece in pieces]
-            marks = sum(map(count_images, turns))
-            if marks != len(sample.images):
-                hint = f"; write {IMAGE_MARK} where an image stands" if marks < len(sample.images) else ""
-                raise ValueError(
-                    f"found {marks} {IMAGE_MARK} marks for {len(sample.images)} images, expected as many{hint}"
-                )
+            self._check_marks(sample, turns)
             row, targets, cuts = self._tokenize(pieces, generate)
             asked = [turn for turn in turns if turn.role == "user"]
             questions = [(turn.text if turn.literal else turn.text.replace(IMAGE_MARK, "")).strip() for turn in asked]
@@ -162,7 +161,7 @@ class Processor:
                 row,
                 sample.images,
                 max_length=self.max_length,
-                image_length=len(self.image_slots[0]),
+                image_length=len(self.mark_rows[IMAGE_MARK][0]),
                 suffix=self.suffix,
                 generate=generate or self.seq2seq,
                 masks=self.masks,
@@ -184,6 +183,7 @@ class Processor:
             targets=targets,
             query_text=query_text,
             image_ids=tuple(_number(ref.name) for ref in refs),
+            visual_counts=(self.mark_rows[IMAGE_MARK][2].count(TokenKind.IMAGE),) * len(refs),
             references=sample.references,
             candidates=sample.candidates,
             task=sample.task,
@@ -192,6 +192,15 @@ class Processor:
             cluster=sample.cluster,
             notes=tuple(notes),
         )
+
+    @staticmethod
+    def _check_marks(sample: Sample, turns: Sequence[Turn]) -> None:
+        for text, mark in MARKS.items():
+            marks = sum(count_marks(turn, text) for turn in turns)
+            items = len(getattr(sample, mark.items)) if mark.items else marks
+            if marks != items:
+                hint = f"; write {text} where each stands" if marks < items else ""
+                raise ValueError(f"found {marks} {text} marks for {items} {mark.items}, expected as many{hint}")
 
     def _keeps_labels(self, sample: Sample) -> bool:
         """Whether LLaVA's released code keeps the labels: it finds all rounds, or those it finds fill the row."""
@@ -202,7 +211,7 @@ class Processor:
             return False
         kinds = self._row(chat.render(found))[2]
         # An image is one token where that code counts, and the end that misled it none.
-        slots = sum(kind != TokenKind.TEXT for kind in kinds) - sum(map(count_images, found))
+        slots = sum(kind != TokenKind.TEXT for kind in kinds) - sum(map(count_marks, found))
         return len(kinds) - slots >= self.max_length
 
     def _packed(self, sample: Sample, documents: Documents) -> Encoded:
@@ -251,11 +260,11 @@ class Processor:
         row: Row = (list(self.prefix), [IGNORE] * len(self.prefix), [int(TokenKind.TEXT)] * len(self.prefix))
         run: list[Piece] = []
         for piece in pieces:
-            if not piece.image:
+            if not piece.mark:
                 run.append(piece)
                 continue
             _append(row, self._tokenize_run(run))
-            _append(row, self.image_slots)
+            _append(row, self.mark_rows[piece.text])
             run = []
         _append(row, self._tokenize_run(run))
         return row
@@ -274,7 +283,7 @@ class Processor:
 
         A batch without images carries one blank image that owns no slot.
         """
-        return collate_rows(rows, self.pad_id, padding, self._blank(1))
+        return collate_rows(rows, self.pad_id, padding, self._blank(1), self.shared_positions)
 
     def with_answers(self, batch: Batch, answers: Sequence[str]) -> Batch:
         """A batch of prompts (left-padded) with an answer written behind each, all of it to be judged."""

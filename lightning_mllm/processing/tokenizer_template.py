@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from lightning_mllm.contracts import IMAGE_MARK, Turn
-from lightning_mllm.processing.pieces import Piece, count_images, join_pieces, split_images, split_system
+from lightning_mllm.processing.marks import MARKS, count_marks
+from lightning_mllm.processing.pieces import Piece, join_pieces, mark_pieces, split_system
 from lightning_mllm.processing.stopping import stop_of
 
 GENERATION_MARK = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
@@ -99,10 +100,10 @@ class TokenizerTemplate:
         split_system(turns, generate)
         messages = self._messages(turns)
         text, marked = self._jinja(messages, generate)
-        marks = sum(map(count_images, turns))
-        if text.count(IMAGE_MARK) != marks:
-            found = text.count(IMAGE_MARK)
-            raise ValueError(f"the tokenizer's template writes {found} {IMAGE_MARK} marks, expected {marks}")
+        for mark in MARKS:
+            found, marks = text.count(mark), sum(count_marks(turn, mark) for turn in turns)
+            if found != marks:
+                raise ValueError(f"the tokenizer's template writes {found} {mark} marks, expected {marks}")
         text = text.rstrip(" ") if generate else text
         pieces, end = [], 0
         for start, stop in [*self._spans(messages, text, marked), (len(text), len(text))]:
@@ -180,18 +181,18 @@ class TokenizerTemplate:
             elif learn:
                 yield Piece(part, learn, special=True)
             else:
-                yield from (piece._replace(special=not piece.image) for piece in split_images(part))
+                yield from (piece._replace(special=not piece.mark) for piece in mark_pieces(part))
 
     @cached_property
     def _protected(self) -> list[str]:
         """What a turn may hold and a template must not mistake: special tokens, and what stands for them."""
         special = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
-        return ["\ufdd2", *sorted({*special, IMAGE_MARK} - {""}, key=len, reverse=True)]
+        return ["\ufdd2", *sorted({*special, *MARKS} - {""}, key=len, reverse=True)]
 
     @cached_property
     def _patterns(self) -> dict[bool, re.Pattern[str]]:
-        """Of what is protected: without the marks of images (False), and with them (True)."""
-        kept = {False: {IMAGE_MARK}, True: set[str]()}
+        """Of what is protected: without marks (False), and with them (True)."""
+        kept = {False: set(MARKS), True: set[str]()}
         return {
             every: re.compile("|".join(re.escape(each) for each in self._protected if each not in some))
             for every, some in kept.items()
@@ -202,7 +203,7 @@ class TokenizerTemplate:
         return {each: f"\ufdd2{i}\ufdd3" for i, each in enumerate(self._protected)}
 
     def _protect(self, turn: Turn) -> str:
-        """The text of a turn, special tokens in it replaced by what `_read` turns back; marks of images stay."""
+        """The text of a turn, special tokens in it replaced by what `_read` turns back; marks stay."""
         pattern = self._patterns[turn.role != "user" or turn.literal]
         return pattern.sub(lambda found: self._numbers[found[0]], turn.text)
 

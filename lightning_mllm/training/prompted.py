@@ -8,8 +8,6 @@ Legend: B rows, T tokens, N images, V vectors an image, D width of the language 
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -27,25 +25,17 @@ from lightning_mllm.training.sharding import all_reduce
 class PromptedModule(MultimodalModule):
     """An architecture adds its parts, one of them `language`, and `see`."""
 
-    slots: ClassVar[frozenset[TokenKind]] = frozenset({TokenKind.IMAGE})
-    """The kinds of token that `see` fills."""
-
     language: PreTrainedModel
 
-    def prepare_batch(self, batch: Batch) -> Batch:
-        """The batch as this net reads it; an architecture may have positions of its own."""
-        return batch
-
-    def encode_images(self, batch: Batch) -> Float[Tensor, "N V D"]:
-        """What the language model is shown of each image."""
+    def encode_images(self, batch: Batch) -> dict[TokenKind, Float[Tensor, "_ D"]]:
+        """What the language model is shown of the images: kind of slot -> f[n, D], in the order of the slots."""
         raise AssertionError(f"{type(self).__name__} sees nothing")
 
-    def merge_visual_embeddings(self, batch: Batch, visual: Float[Tensor, "N V D"]) -> Float[Tensor, "B T D"]:
+    def merge_visual_embeddings(
+        self, batch: Batch, visual: dict[TokenKind, Float[Tensor, "_ D"]]
+    ) -> Float[Tensor, "B T D"]:
         """Embeddings of the tokens, visual vectors in their slots."""
-        embeds = self.language.get_input_embeddings()(batch.tokens)
-        # Of a text-only batch's blank image nothing is placed, and yet it takes part: the empty slice gives what sees
-        # a gradient of zero, so that no rank is without one.
-        return fill_slots(embeds, batch.kinds, visual[: batch.num_images], batch.ids, self.slots)
+        return fill_slots(self.language.get_input_embeddings()(batch.tokens), batch, visual)
 
     def forward(self, batch: Batch) -> Output:
         """Loss of the next token, over supervised tokens."""
@@ -54,20 +44,15 @@ class PromptedModule(MultimodalModule):
 
     def logits(self, batch: Batch) -> Float[Tensor, "B S W"]:
         """At every token, S = T; of an encoder-decoder, at every token of `targets`, which must be of one length."""
-        batch = self.prepare_batch(batch)
         embeds = self.merge_visual_embeddings(batch, self.encode_images(batch))
         if self.language.config.is_encoder_decoder:
             return target_logits(self.language, embeds, batch).logits.unflatten(0, (len(embeds), -1))
-        return head(self.language)(
-            lm_hidden_states(self.language, embeds, batch.segments, batch.positions, batch.kinds)
-        )
+        return head(self.language)(lm_hidden_states(self.language, embeds, batch))
 
     def losses(self, batch: Batch) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
-        batch = self.prepare_batch(batch)
         return lm_losses(self.language, self.merge_visual_embeddings(batch, self.encode_images(batch)), batch)
 
     def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
-        batch = self.prepare_batch(batch)
         return generate(
             self.language,
             self.merge_visual_embeddings(batch, self.encode_images(batch)),
@@ -86,14 +71,14 @@ class PromptedModule(MultimodalModule):
 
         The released BLIP-2 and InstructBLIP rank by the same sum, divided by a padded length that all candidates share.
         """
-        visual = self.encode_images(self.prepare_batch(batch))
+        visual = self.encode_images(batch)
         rows: list[list[float]] = [[] for _ in batch.ids]
-        most = torch.tensor(max(map(len, batch.candidates)), device=visual.device)
+        most = torch.tensor(max(map(len, batch.candidates)), device=batch.tokens.device)
         # Where parameters are spread, every rank must pass as often as any.
         for place in range(int(all_reduce(most, "max") if self.sharded else most)):
             # A row that has fewer candidates repeats its last one, and drops it.
             texts = [each[min(place, len(each) - 1)] for each in batch.candidates]
-            judged = self.prepare_batch(self.processor.with_answers(batch, texts))
+            judged = self.processor.with_answers(batch, texts)
             losses, _ = lm_losses(self.language, self.merge_visual_embeddings(judged, visual), judged)
             for row, candidates, loss in zip(rows, batch.candidates, losses.tolist(), strict=True):
                 if place < len(candidates):

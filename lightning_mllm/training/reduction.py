@@ -23,16 +23,9 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from lightning_mllm.contracts import IGNORE, Batch, Output, Term
-from lightning_mllm.language.loss import predicted
+from lightning_mllm.contracts import Batch, Output, Term
 from lightning_mllm.training.sharding import gather, rank_and_world
 from lightning_mllm.training.stage import Reduction
-
-
-def supervised_tokens(batch: Batch) -> Int[Tensor, " B"]:
-    """Of each row, as the loss counts them."""
-    learned = predicted(batch.labels, batch.segments) if batch.targets is None else batch.targets != IGNORE
-    return learned.sum(1)
 
 
 def row_weights(tokens: Num[Tensor, " R"], reduction: Reduction, size: int | None = None) -> Float[Tensor, " R"]:
@@ -117,7 +110,7 @@ def step_weights(
         ValueError: As `row_weights`.
     """
     rank, world = rank_and_world()
-    own = torch.cat([supervised_tokens(batch) for batch in batches]).to(device)
+    own = torch.cat([batch.layout.supervised.counts for batch in batches]).to(device, non_blocking=True)
     everywhere = gather(own, gradient=False).view(world, -1)
     sizes = [len(batch.ids) for batch in batches]
     # f[W, B] of each micro-batch, whose rows in the order of the data are those of rank 0, of rank 1, ...

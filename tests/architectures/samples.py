@@ -58,12 +58,11 @@ def packed(module: MultimodalModule, *samples: Sample) -> Batch:
         tokens=torch.cat([row.tokens for row in rows]),
         labels=torch.cat([row.labels for row in rows]),
         kinds=torch.cat([row.kinds for row in rows]),
+        segments=torch.cat([torch.full((len(row.tokens),), i + 1) for i, row in enumerate(rows)]),
         images=torch.cat([row.images for row in rows]),
+        visual_counts=tuple(count for row in rows for count in row.visual_counts),
     )
-    batch = module.processor.collate([one])
-    batch.segments = torch.cat([torch.full((len(row.tokens),), i + 1) for i, row in enumerate(rows)])[None]
-    batch.positions = torch.cat([torch.arange(len(row.tokens)) for row in rows])[None]
-    return batch
+    return module.processor.collate([one])
 
 
 def gradients(module: MultimodalModule, batch: Batch) -> dict[str, torch.Tensor]:

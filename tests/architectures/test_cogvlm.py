@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lightning_mllm.architectures.cogvlm import FUSION, TINY, CogVLM
-from lightning_mllm.contracts import IGNORE, Batch, ParamGroup, Sample, TokenKind, Turn
+from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Batch, ParamGroup, Sample, TokenKind, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.interop.cogvlm import KEYS
 from lightning_mllm.language.lora import Lora
@@ -89,9 +89,9 @@ def test_a_text_is_the_language_models_bit_for_bit(trained: CogVLM) -> None:
 def test_begin_vectors_and_end_stand_in_their_slots(trained: CogVLM) -> None:
     batch = batch_of(trained, TWO, ONE)
     visual = trained.encode_images(batch)
-    assert visual.shape == (3, 6, 32)
+    assert visual[TokenKind.IMAGE].shape == (3 * 4, 32)
     placed = trained.merge_visual_embeddings(batch, visual)
-    assert torch.equal(placed[batch.kinds != TokenKind.TEXT], visual.flatten(0, 1))
+    assert torch.equal(placed[batch.kinds == TokenKind.IMAGE], visual[TokenKind.IMAGE])
     assert (placed[batch.kinds == TokenKind.IMAGE_BEGIN] == trained.image_boundary.begin.flatten()).all()
     assert (placed[batch.kinds == TokenKind.IMAGE_END] == trained.image_boundary.end.flatten()).all()
     text = (batch.kinds == TokenKind.TEXT) & (batch.segments > 0)
@@ -100,9 +100,10 @@ def test_begin_vectors_and_end_stand_in_their_slots(trained: CogVLM) -> None:
 
 def test_a_slot_too_many_is_named(trained: CogVLM) -> None:
     batch = batch_of(trained, ONE, TEXT)
-    batch.kinds[1, 3] = TokenKind.IMAGE_END
-    with pytest.raises(ValueError, match=r"found 7 image slots for 6 visual vectors .* sample 'Say something\.'"):
-        trained(batch)
+    kinds = batch.kinds.clone()
+    kinds[1, 3] = TokenKind.IMAGE_END
+    with pytest.raises(ValueError, match=r"found 2 IMAGE_END slots for 1 vectors of 1 images.* 'Say something\.'"):
+        trained(replace(batch, kinds=kinds))
 
 
 def test_padding_and_packing_change_nothing(trained: CogVLM) -> None:
@@ -134,7 +135,7 @@ def test_answers_go_on_where_the_prompt_ends_whatever_stands_on_its_left(trained
                 labels=pad(alone.labels, IGNORE),
                 kinds=pad(alone.kinds, TokenKind.TEXT),
                 segments=pad(alone.segments, 1),
-                positions=pad(alone.positions, 0),
+                positions=torch.cat([alone.positions, alone.positions[:, -1:] + torch.arange(1, len(answer) + 1)], 1),
             )
             best = trained.logits(whole)[0].argmax(-1)[-len(answer) - 1 :]
             assert best[:-1].tolist() == answer
@@ -341,7 +342,7 @@ def test_sizes_are_the_published_ones() -> None:
         found[pattern] = found.get(pattern, 0) + sizes[name]
     assert found == {"connector.*": 142_614_528, "image_boundary.*": 2 * 4096, "language.*.vision.*": 6_476_005_376}
     assert round(sum(sizes.values()) / 1e9, 1) == 17.6
-    assert net.processor.vectors_per_image == 35 * 35 and len(net.processor.image_slots[0]) == 1227
+    assert net.processor.vectors_per_image == 35 * 35 and len(net.processor.mark_rows[IMAGE_MARK][0]) == 1227
 
 
 def test_a_tower_of_open_clip_will_do() -> None:

@@ -120,7 +120,7 @@ def test_parity_with_transformers(pair: tuple[LLaVA, Any], name: str) -> None:
         seen = theirs.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
         assert_close(ours.vision(batch.images), seen, **CLOSE)
         projected = theirs.model.get_image_features(pixels, vision_feature_layer=-2).pooler_output
-        assert_close(ours.encode_images(batch), torch.stack(list(projected)), **CLOSE)
+        assert_close(ours.encode_images(batch)[TokenKind.IMAGE], torch.cat(list(projected)), **CLOSE)
 
     expected = theirs(**inputs, labels=batch.labels)
     real = batch.segments > 0
@@ -142,13 +142,8 @@ def test_parity_with_transformers(pair: tuple[LLaVA, Any], name: str) -> None:
 
 
 def logits(module: LLaVA, batch: Batch) -> Tensor:
-    hidden = lm_hidden_states(
-        module.language,
-        module.merge_visual_embeddings(batch, module.encode_images(batch)),
-        batch.segments,
-        batch.positions,
-    )
-    return head(module.language)(hidden)
+    embeds = module.merge_visual_embeddings(batch, module.encode_images(batch))
+    return head(module.language)(lm_hidden_states(module.language, embeds, batch))
 
 
 def test_greedy_answers_are_those_of_transformers(pair: tuple[LLaVA, Any]) -> None:
@@ -287,7 +282,7 @@ def test_images_go_to_their_own_slots() -> None:
     batch = batch_of(module, TWO, ONE)
     visual = module.encode_images(batch)
     placed = module.merge_visual_embeddings(batch, visual)
-    assert torch.equal(placed[batch.kinds == TokenKind.IMAGE], visual.flatten(0, 1))
+    assert torch.equal(placed[batch.kinds == TokenKind.IMAGE], visual[TokenKind.IMAGE])
     text = (batch.kinds == TokenKind.TEXT) & (batch.segments > 0)
     assert torch.equal(placed[text], module.language.get_input_embeddings()(batch.tokens)[text])
 
@@ -295,9 +290,10 @@ def test_images_go_to_their_own_slots() -> None:
 def test_a_slot_too_many_is_named() -> None:
     module = built()
     batch = batch_of(module, ONE, TEXT)
-    batch.kinds[1, 3] = TokenKind.IMAGE
-    with pytest.raises(ValueError, match=r"found 5 image slots for 4 visual vectors .* sample 'Say something\.'"):
-        module(batch)
+    kinds = batch.kinds.clone()
+    kinds[1, 3] = TokenKind.IMAGE
+    with pytest.raises(ValueError, match=r"found 5 IMAGE slots for 4 vectors of 1 images.* 'Say something\.'"):
+        module(replace(batch, kinds=kinds))
 
 
 EXPECTED = {
@@ -374,7 +370,7 @@ def test_an_image_in_five_views_is_shown_as_five_images() -> None:
     assert (batch.kinds == TokenKind.IMAGE).sum(1).tolist() == [40, 20, 0]
     visual = module.encode_images(batch)
     placed = module.merge_visual_embeddings(batch, visual)[batch.kinds == TokenKind.IMAGE]
-    assert torch.equal(placed, visual.flatten(0, 1))
+    assert torch.equal(placed, visual[TokenKind.IMAGE])
     module.connector.requires_grad_(True)
     assert gradients(module, batch)["connector.linear_1.weight"].any()
     # A text-only batch carries one blank image all the same.

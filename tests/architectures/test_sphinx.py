@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from lightning_mllm.architectures.sphinx import TINY, Sphinx
 from lightning_mllm.connectors.mixed import MixedConnector, pooled
-from lightning_mllm.contracts import IGNORE, Batch, Sample, TokenKind, Turn
+from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Batch, Sample, TokenKind, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.interop import llama2_accessory
 from lightning_mllm.language.causal import CausalLM
@@ -70,9 +70,8 @@ def test_every_view_stands_between_the_learned_ends(nets: dict[str, Sphinx], sha
         shown.append(view)
     expected = torch.cat(shown)
     visual = net.encode_images(batch)
-    assert_close(visual.flatten(0, 1), expected, **CLOSE)
     placed = net.merge_visual_embeddings(batch, visual)
-    assert torch.equal(placed[batch.kinds != TokenKind.TEXT], visual.flatten(0, 1))
+    assert_close(placed[batch.kinds != TokenKind.TEXT], expected, **CLOSE)
     assert (placed[batch.kinds == TokenKind.IMAGE_BEGIN] == ends[0]).all()
     assert (placed[batch.kinds == TokenKind.IMAGE_END] == ends[1]).all()
     text = (batch.kinds == TokenKind.TEXT) & (batch.segments > 0)
@@ -102,7 +101,7 @@ def test_sizes_are_those_of_the_released_models(views: int, pool: tuple[int, ...
         image=ImagePolicy(size=224, fit="pad", views=views),
         max_length=4096,
     )
-    assert len(net.processor.image_slots[0]) == tokens
+    assert len(net.processor.mark_rows[IMAGE_MARK][0]) == tokens
     sizes = {
         name: sum(p.numel() for p in build_empty(net.components[name]).parameters())
         for name in ("connector", "image_boundary")
@@ -136,9 +135,7 @@ def test_the_end_of_an_image_predicts_the_first_text_token(nets: dict[str, Sphin
     batch = processor.collate([processor.encode(CAPTION)])
     text = batch.tokens[0, 1 + images :]
     assert batch.labels[0, 1 + images :].equal(text) and (batch.labels[0, : 1 + images] == IGNORE).all()
-    hidden = lm_hidden_states(
-        net.language, net.merge_visual_embeddings(batch, net.encode_images(batch)), batch.segments, batch.positions
-    )[0]
+    hidden = lm_hidden_states(net.language, net.merge_visual_embeddings(batch, net.encode_images(batch)), batch)[0]
     last = images  # the begin token is at 0
     assert batch.kinds[0, last] == TokenKind.IMAGE_END and batch.kinds[0, last + 1] == TokenKind.TEXT
     logits = head(net.language)(hidden[last : last + len(text)])
@@ -223,7 +220,7 @@ def test_towers_stay_in_eval_mode_the_q_formers_dropout_too() -> None:
     assert net.language.training and not any(each.training for each in net.vision.modules())
     assert any(isinstance(each, nn.Dropout) and each.p == 0.5 for each in net.vision.modules())
     batch = batch_of(net, ONE)
-    assert torch.equal(net.encode_images(batch), net.encode_images(batch))
+    assert torch.equal(net.encode_images(batch)[TokenKind.IMAGE], net.encode_images(batch)[TokenKind.IMAGE])
 
 
 # ---- what is answered ------------------------------------------------------------------------------------------------
@@ -291,9 +288,10 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         Sphinx.tiny(language=small)
     net = built()
     batch = batch_of(net, ONE, TEXT)
-    batch.kinds[1, 3] = TokenKind.IMAGE_END
-    with pytest.raises(ValueError, match=r"found 12 image slots for 11 visual vectors .* sample 'Say something\.'"):
-        net(batch)
+    kinds = batch.kinds.clone()
+    kinds[1, 3] = TokenKind.IMAGE_END
+    with pytest.raises(ValueError, match=r"found 2 IMAGE_END slots for 1 vectors of 1 images.* 'Say something\.'"):
+        net(replace(batch, kinds=kinds))
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------

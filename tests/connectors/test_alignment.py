@@ -10,7 +10,13 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertOnlyMLMHead
 
 from lightning_mllm.component import ComponentSpec
-from lightning_mllm.connectors.alignment import AlignmentConnector, contrastive, hard_negatives, targets_of
+from lightning_mllm.connectors.alignment import (
+    AlignmentConnector,
+    check_negatives,
+    contrastive,
+    hard_negatives,
+    targets_of,
+)
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.connectors.qformer import QFormerConnector
 
@@ -93,9 +99,19 @@ def test_negatives_are_drawn_in_proportion_and_never_their_own() -> None:
         assert chi_square < 16.27, (seen, expected)
 
 
+def test_negatives_are_drawn_as_torch_draws_them() -> None:
+    similarity, own = torch.randn(16, 16), torch.eye(16, dtype=torch.bool)
+    for seed in range(8):
+        found = hard_negatives(similarity, own, torch.Generator().manual_seed(seed))
+        chances = similarity.masked_fill(own, float("-inf")).softmax(1)
+        expected = torch.multinomial(chances, 1, generator=torch.Generator().manual_seed(seed)).squeeze(1)
+        assert torch.equal(found, expected)
+
+
 def test_a_batch_of_one_has_no_negative() -> None:
     own = torch.tensor([[True, True], [False, True]])
     with pytest.raises(ValueError, match="matching: found no other image among 2 pairs, expected at least one"):
-        hard_negatives(torch.zeros(2, 2), own)
+        check_negatives(own)
     own[0, 0] = False
+    check_negatives(own)
     assert hard_negatives(torch.full((2, 2), -1e4), own).tolist() == [0, 0]

@@ -7,6 +7,7 @@ import torch
 
 from lightning_mllm.component import ComponentSpec
 from lightning_mllm.connectors.image_boundary import ImageBoundaryConnector
+from lightning_mllm.contracts import TokenKind
 from lightning_mllm.training.initialise import build_empty, initialise, materialise
 from lightning_mllm.weights.stage_weights import InitialTensors
 
@@ -14,22 +15,23 @@ from lightning_mllm.weights.stage_weights import InitialTensors
 def test_every_view_stands_between_the_same_two_vectors() -> None:
     spec = ImageBoundaryConnector(width=4, start="uniform")
     assert isinstance(spec, ComponentSpec)
-    module, visual = spec.build(), torch.randn(3, 2, 4)
-    found = module(visual)
-    assert found.shape == (3, 4, 4) and torch.equal(found[:, 1:-1], visual)
-    for view in found:
-        assert torch.equal(view[0], module.begin[0, 0]) and torch.equal(view[-1], module.end[0, 0])
+    module, visual = spec.build(), torch.randn(6, 4)
+    found = module(visual, views=3)
+    assert found[TokenKind.IMAGE] is visual
+    for kind, vector in ((TokenKind.IMAGE_BEGIN, module.begin), (TokenKind.IMAGE_END, module.end)):
+        assert found[kind].shape == (3, 4) and (found[kind] == vector[0, 0]).all()
     assert spec.pretrained() is None and spec.blocks(module) == []
 
 
 def test_both_learn_from_every_view_and_what_they_surround_too() -> None:
-    module, visual = ImageBoundaryConnector(width=4).build(), torch.randn(3, 2, 4, requires_grad=True)
-    weight = torch.randn(3, 4, 4)
-    (module(visual) * weight).sum().backward()
-    for parameter, place in ((module.begin, 0), (module.end, -1)):
+    module, visual = ImageBoundaryConnector(width=4).build(), torch.randn(6, 4, requires_grad=True)
+    found = module(visual, views=3)
+    weights = {kind: torch.randn_like(each) for kind, each in found.items()}
+    torch.stack([(each * weights[kind]).sum() for kind, each in found.items()]).sum().backward()
+    for parameter, kind in ((module.begin, TokenKind.IMAGE_BEGIN), (module.end, TokenKind.IMAGE_END)):
         assert parameter.grad is not None
-        torch.testing.assert_close(parameter.grad, weight[:, place].sum(0).view(1, 1, 4))
-    assert visual.grad is not None and torch.equal(visual.grad, weight[:, 1:-1])
+        torch.testing.assert_close(parameter.grad, weights[kind].sum(0).view(1, 1, 4))
+    assert visual.grad is not None and torch.equal(visual.grad, weights[TokenKind.IMAGE])
 
 
 @pytest.mark.parametrize("start", ["zeros", "uniform"])
@@ -49,7 +51,8 @@ def test_values_before_training(start: Literal["zeros", "uniform"]) -> None:
 
 
 def test_vectors_keep_the_dtype_of_what_they_surround() -> None:
-    assert ImageBoundaryConnector(width=4).build()(torch.zeros(1, 2, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    found = ImageBoundaryConnector(width=4).build()(torch.zeros(2, 4, dtype=torch.bfloat16), views=1)
+    assert all(each.dtype == torch.bfloat16 for each in found.values())
 
 
 def test_names() -> None:

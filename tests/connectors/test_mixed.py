@@ -5,13 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch.testing import assert_close
 
 from lightning_mllm.component import ComponentSpec
 from lightning_mllm.connectors.mixed import MixedConnector, pooled
 from lightning_mllm.contracts import TokenKind
-from lightning_mllm.processing.image_slots import image_slots
+from lightning_mllm.processing.marks import mark_row
 
 SPHINX = (32, 257)
 """Vectors of the Q-Former and of the other three towers."""
@@ -48,40 +47,36 @@ def test_tokens_of_the_released_models(views: int, pool: tuple[int, ...], tokens
     """With the learned begin and end of every view."""
     vectors = MixedConnector(pool=pool).vectors(SPHINX, views)
     assert len(vectors) == views and sum(vectors) + 2 * views == tokens
-    row, _, kinds = image_slots("vectors", 0, vectors, {})
+    row, _, kinds = mark_row("<image>", "vectors", vectors, {}, 0)
     assert len(row) == tokens and kinds.count(TokenKind.IMAGE_BEGIN) == kinds.count(TokenKind.IMAGE_END) == views
     module = MixedConnector(in_widths=(2, 3), out_width=4, pool=pool).build()
     visual = tuple(torch.randn(2 * views, count, width) for count, width in zip(SPHINX, (2, 3), strict=True))
-    out = module.by_image(visual, views, ends)
-    assert out.shape[0] * out.shape[1] == 2 * tokens and out.shape[2] == 4
+    out = module.by_image(visual, views)
+    assert out.shape == (2, tokens - 2 * views, 4)
 
 
-def ends(view: Tensor) -> Tensor:
-    return F.pad(view, (0, 0, 1, 1), value=7.0)
-
-
-def test_views_of_an_image_follow_one_another_between_their_ends() -> None:
+def test_views_of_an_image_follow_one_another() -> None:
     views, vectors = 5, (3, 17)
     module = MixedConnector(in_widths=(2, 3), out_width=4, pool=(1, 2)).build()
     visual = tuple(torch.randn(2 * views, count, width) for count, width in zip(vectors, (2, 3), strict=True))
-    out = module.by_image(visual, views, ends)
-    assert out.shape == (2, 3 + 17 + 2 + 4 * (3 + 5 + 2), 4)
+    out = module.by_image(visual, views)
+    assert out.shape == (2, 3 + 17 + 4 * (3 + 5), 4)
     for image in range(2):
-        first = ends(module(tuple(each[image * views, None] for each in visual)))[0]
+        first = module(tuple(each[image * views, None] for each in visual))[0]
         assert_close(out[image, : len(first)], first)
         for part in range(1, views):
             row = image * views + part
-            expected = ends(module((visual[0][row, None], pooled(visual[1][row, None], 2))))[0]
+            expected = module((visual[0][row, None], pooled(visual[1][row, None], 2)))[0]
             start = len(first) + (part - 1) * len(expected)
             assert_close(out[image, start : start + len(expected)], expected)
     # Without pooling: the views one after another, in the order in which they come.
     plain = replace(MixedConnector(in_widths=(2, 3), out_width=4)).build()
-    assert_close(plain.by_image(visual, views, ends).flatten(0, 1), ends(plain(visual)).flatten(0, 1))
+    assert_close(plain.by_image(visual, views).flatten(0, 1), plain(visual).flatten(0, 1))
 
 
 def test_a_blank_image_has_one_view_and_reaches_every_parameter() -> None:
     module = MixedConnector(in_widths=(2, 3), out_width=4, pool=(1, 2)).build()
-    out = module.by_image((torch.randn(1, 3, 2), torch.randn(1, 17, 3)), 5, ends)
+    out = module.by_image((torch.randn(1, 3, 2), torch.randn(1, 17, 3)), 5)
     out[:0].sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
 

@@ -6,15 +6,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from lightning.pytorch.loggers import Logger
 
 from data_modules.evaluation import EvaluationSet
 from data_modules.tally import SENTENCES, Tally
-from lightning_mllm.contracts import Sample
+from lightning_mllm.contracts import Batch, Sample
 from tests.data_modules.files import Echo, Numbers
 from tests.data_modules.test_module import Watcher, data, trainer
 from tests.distributed.ranks import on_two_ranks
+from tests.language.batches import batch_of
 
 
 class Row(dict[str, Any]):
@@ -107,3 +109,13 @@ def test_counts_of_all_ranks() -> None:
     for (counts, sentences), state in on_two_ranks(work):
         assert counts == {("a", "cut"): 5 + 1 + 2, ("a", "replaced"): 2} and sentences == ["0", "1"]
         assert state == {"notes": [["a", "cut", 8], ["a", "replaced", 2]]}
+
+
+def test_batches_move_without_waiting_for_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[bool]()
+    batch = batch_of(torch.ones(1, 2).long(), torch.arange(2)[None])
+    monkeypatch.setattr(Batch, "to", lambda self, device, non_blocking=False: asked.append(non_blocking) or self)
+    module = data()
+    assert module.transfer_batch_to_device(batch, torch.device("meta"), 0) is batch and asked == [True]
+    moved = module.transfer_batch_to_device({"a": torch.ones(1)}, torch.device("meta"), 0)
+    assert isinstance(moved, dict) and moved["a"].is_meta

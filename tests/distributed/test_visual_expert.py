@@ -11,7 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing import assert_close
 
 from lightning_mllm.evaluation.generation import Decoding, generate
-from lightning_mllm.language.visual_expert import VisualExpertLM, shared_positions
+from lightning_mllm.language.visual_expert import VisualExpertLM
+from lightning_mllm.processing.packing import shared_positions
 from lightning_mllm.training.parallelize import ParallelPlan, parallelize
 from lightning_mllm.training.sharding import full_tensor
 from tests.distributed.ranks import on_two_ranks

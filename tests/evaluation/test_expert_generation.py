@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lightning_mllm.evaluation.generation import Decoding, generate
 from lightning_mllm.language.hidden_states import head, lm_hidden_states
-from lightning_mllm.language.visual_expert import shared_positions
+from lightning_mllm.processing.packing import shared_positions
+from tests.language.batches import batch_of
 from tests.language.experts import kinds_of, plain_of, segments_of, small
 from tests.language.models import LLAMA
 
@@ -39,7 +40,7 @@ def scores(model, embeds: Tensor, row: str, *tokens: int) -> Tensor:
     kinds, segments = (each(real + "T" * len(tokens)) for each in (kinds_of, segments_of))
     positions = shared_positions(kinds, segments)
     with torch.no_grad():
-        hidden = lm_hidden_states(model, torch.cat([kept, more])[None], segments, positions, kinds)
+        hidden = lm_hidden_states(model, torch.cat([kept, more])[None], batch_of(segments, positions, kinds))
         return head(model)(hidden[0, -1])
 
 

@@ -29,8 +29,9 @@ from lightning_mllm.interop.cogvlm import KEYS
 from lightning_mllm.interop.cogvlm.folder import TOKENIZER
 from lightning_mllm.interop.cogvlm.remote import modeling_cogvlm
 from lightning_mllm.language.tokenizer import byte_tokenizer
-from lightning_mllm.language.visual_expert import VisualExpertLM, shared_positions, vision_mask
+from lightning_mllm.language.visual_expert import VisualExpertLM, vision_mask
 from lightning_mllm.processing.images import ImagePolicy
+from lightning_mllm.processing.packing import shared_positions
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.tower import TINY_TOWER
 from tests.architectures.blip2s import built, compared, exported, same_state

@@ -11,7 +11,9 @@ from transformers import PreTrainedModel
 
 from lightning_mllm.contracts import TokenKind
 from lightning_mllm.language.hidden_states import lm_hidden_states
-from lightning_mllm.language.visual_expert import Routed, VisualExpertLM, shared_positions, vision_mask
+from lightning_mllm.language.visual_expert import Routed, VisualExpertLM, vision_mask
+from lightning_mllm.processing.packing import shared_positions
+from tests.language.batches import batch_of
 from tests.language.models import LLAMA, perturbed
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -68,7 +70,7 @@ def copied(model: PreTrainedModel) -> PreTrainedModel:
 def run(model: PreTrainedModel, embeds: Tensor, *rows: str) -> Tensor:
     """Hidden states of rows as in `segments_of`."""
     kinds, segments = kinds_of(*(row.replace("|", "") for row in rows)), segments_of(*rows)
-    return lm_hidden_states(model, embeds, segments, shared_positions(kinds, segments), kinds)
+    return lm_hidden_states(model, embeds, batch_of(segments, shared_positions(kinds, segments), kinds))
 
 
 class Boolean(nn.Module):

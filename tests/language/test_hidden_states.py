@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from lightning_mllm.language.hidden_states import block_mask, head, lm_hidden_states
+from tests.language.batches import batch_of
 from tests.language.models import small
 
 LENGTHS = (5, 3, 4)
@@ -27,14 +28,17 @@ def test_packed_segments_are_separate_rows(name: str, attention: str) -> None:
     model.set_attn_implementation(attention)
     embeds, segments, positions = rows(LENGTHS, padding=2)
     embeds.requires_grad_()
-    together = lm_hidden_states(model, embeds, segments, positions)
+    together = lm_hidden_states(model, embeds, batch_of(segments, positions))
     assert together.isfinite().all()
     start = 0
     for length in LENGTHS:
         alone = embeds[:, start : start + length]
         ones, places = torch.ones(1, length).long(), torch.arange(length)[None]
         assert_close(
-            together[:, start : start + length], lm_hidden_states(model, alone, ones, places), atol=1e-5, rtol=0
+            together[:, start : start + length],
+            lm_hidden_states(model, alone, batch_of(ones, places)),
+            atol=1e-5,
+            rtol=0,
         )
         start += length
     (gradient,) = torch.autograd.grad(together[:, 5:8].sum(), embeds)
@@ -46,7 +50,7 @@ def test_packed_segments_are_separate_rows(name: str, attention: str) -> None:
 def test_padding_changes_nothing(side: str) -> None:
     model = small("llama")
     embeds = torch.randn(1, 4, 32)
-    alone = lm_hidden_states(model, embeds, torch.ones(1, 4).long(), torch.arange(4)[None])
+    alone = lm_hidden_states(model, embeds, batch_of(torch.ones(1, 4).long(), torch.arange(4)[None]))
     zeros = torch.zeros(1, 3).long()
     order = -1 if side == "left" else 1
 
@@ -54,7 +58,7 @@ def test_padding_changes_nothing(side: str) -> None:
         return torch.cat([real, padding][::order], 1)
 
     segments, positions = pad(torch.ones(1, 4).long(), zeros), pad(torch.arange(4)[None], zeros)
-    padded = lm_hidden_states(model, pad(embeds, torch.randn(1, 3, 32)), segments, positions)
+    padded = lm_hidden_states(model, pad(embeds, torch.randn(1, 3, 32)), batch_of(segments, positions))
     assert_close(padded[segments > 0], alone[0], atol=1e-5, rtol=0)
 
 
@@ -72,20 +76,19 @@ def test_rows_of_different_lengths_need_no_mask(places: str, monkeypatch: pytest
     segments = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
     # Tokens that share a position, as those of an image in CogVLM, are not taken for borders of packed rows.
     positions = torch.tensor([[0, 1, 1, 1, 2, 3]] * 2) if places == "shared" else torch.arange(6).expand(2, 6)
-    together = lm_hidden_states(model, embeds, segments, positions)
+    together = lm_hidden_states(model, embeds, batch_of(segments, positions))
     assert masks and all(mask is None for mask in masks)
     for row, length in enumerate(lengths):
         part = (slice(row, row + 1), slice(length))
-        alone = lm_hidden_states(model, embeds[part], segments[part], positions[part])
+        alone = lm_hidden_states(model, embeds[part], batch_of(segments[part], positions[part]))
         assert_close(together[part], alone, atol=1e-5, rtol=0)
 
 
 def test_what_the_head_reads_gives_the_models_logits() -> None:
     model = small("llama")
     tokens = torch.randint(0, 64, (2, 5))
-    hidden = lm_hidden_states(
-        model, model.get_input_embeddings()(tokens), torch.ones(2, 5).long(), torch.arange(5).expand(2, 5)
-    )
+    batch = batch_of(torch.ones(2, 5).long(), torch.arange(5).expand(2, 5))
+    hidden = lm_hidden_states(model, model.get_input_embeddings()(tokens), batch)
     assert_close(head(model)(hidden), model(tokens).logits, atol=1e-5, rtol=0)
 
 

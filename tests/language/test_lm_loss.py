@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,6 @@ from transformers import PreTrainedModel
 from lightning_mllm.contracts import IGNORE, Batch
 from lightning_mllm.language.hidden_states import head, lm_hidden_states
 from lightning_mllm.language.lm_loss import lm_losses, target_logits
-from lightning_mllm.language.loss import next_token_loss
 from lightning_mllm.language.seq2seq import Seq2SeqLM
 from tests.language.models import FLAN, T5, perturbed, small
 
@@ -39,7 +39,11 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return MODELS[request.param]()
 
 
-def rows(side: str = "right", extra: int = 0) -> tuple[Tensor, Batch]:
+def is_seq2seq(model: PreTrainedModel) -> bool:
+    return bool(model.config.is_encoder_decoder)
+
+
+def rows(model: PreTrainedModel, side: str = "right", extra: int = 0) -> tuple[Tensor, Batch]:
     """Two rows of embeddings and answers, padded on `side` with numbers that must not matter."""
     generator = torch.Generator().manual_seed(2)
     real = [torch.randn(length, 32, generator=generator) for length in LENGTHS]
@@ -66,7 +70,7 @@ def rows(side: str = "right", extra: int = 0) -> tuple[Tensor, Batch]:
         positions=pad([torch.arange(size) for size in LENGTHS], 0, side, length),
         images=torch.zeros(1, 3, 1, 1, dtype=torch.uint8),
         num_images=0,
-        targets=pad(answers, IGNORE, "right", max(map(len, answers)) + extra),
+        targets=pad(answers, IGNORE, "right", max(map(len, answers)) + extra) if is_seq2seq(model) else None,
     )
 
 
@@ -82,7 +86,7 @@ def theirs(model: Any, embeds: Tensor, batch: Batch) -> Tensor:
 
 
 def test_loss_and_gradients_are_those_of_transformers(model: PreTrainedModel) -> None:
-    embeds, batch = rows()
+    embeds, batch = rows(model)
     embeds.requires_grad_()
     # OPT's padding embedding gets no gradient of its own in either.
     inputs = [embeds, *(each for each in model.parameters() if each.requires_grad)]
@@ -101,14 +105,14 @@ def test_loss_and_gradients_are_those_of_transformers(model: PreTrainedModel) ->
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padding_changes_nothing(model: PreTrainedModel, side: str) -> None:
-    expected, counts = lm_losses(model, *rows())
-    losses, again = lm_losses(model, *rows(side, extra=3))
+    expected, counts = lm_losses(model, *rows(model))
+    losses, again = lm_losses(model, *rows(model, side, extra=3))
     assert_close(losses, expected, atol=1e-5, rtol=0)
     assert torch.equal(counts, again)
 
 
 def test_the_rows_losses_add_up(model: PreTrainedModel) -> None:
-    embeds, batch = rows()
+    embeds, batch = rows(model)
     losses, counts = lm_losses(model, embeds, batch)
     loss, count = lm_loss(model, embeds, batch)
     assert counts.tolist() == [length // 2 for length in LENGTHS]
@@ -118,12 +122,14 @@ def test_the_rows_losses_add_up(model: PreTrainedModel) -> None:
 
 
 def first(batch: Batch) -> Batch:
-    cut = {name: value[:1] for name, value in vars(batch).items() if isinstance(value, Tensor) and name != "images"}
-    return Batch(**{**vars(batch), **cut, "ids": batch.ids[:1]})
+    cut: dict[str, Any] = {
+        name: value[:1] for name, value in vars(batch).items() if isinstance(value, Tensor) and name != "images"
+    }
+    return replace(batch, **cut, ids=batch.ids[:1])
 
 
 def test_logits_are_of_the_supervised_tokens_in_reading_order(model: PreTrainedModel) -> None:
-    embeds, batch = rows()
+    embeds, batch = rows(model)
     logits, targets, owners = target_logits(model, embeds, batch)
     labels = batch.targets if model.config.is_encoder_decoder else batch.labels
     assert labels is not None
@@ -132,19 +138,41 @@ def test_logits_are_of_the_supervised_tokens_in_reading_order(model: PreTrainedM
     assert logits.shape == (5, 64) and logits.dtype == torch.float32
 
 
-def test_a_causal_model_learns_as_next_token_loss_says() -> None:
+def test_only_supervised_positions_pass_through_the_head(model: PreTrainedModel) -> None:
+    shapes = list[torch.Size]()
+    hook = head(model).register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape))
+    lm_loss(model, *rows(model))
+    hook.remove()
+    assert shapes == [(5, 32)]
+
+
+def test_a_segment_does_not_predict_the_next_one() -> None:
     model = small("llama")
-    embeds, batch = rows()
-    hidden = lm_hidden_states(model, embeds, batch.segments, batch.positions)
-    expected = next_token_loss(hidden, head(model), batch.labels, batch.segments)
-    assert_close(lm_loss(model, embeds, batch), expected)
+    embeds, batch = rows(model)
+    segments = batch.segments.clone()
+    segments[0, 5:] *= 2
+    packed = replace(batch, segments=segments)
+    losses, counts = lm_losses(model, embeds, packed)
+    labels = batch.labels.clone()
+    labels[0, 5] = IGNORE
+    expected, fewer = lm_losses(model, embeds, replace(packed, labels=labels))
+    assert counts.tolist() == fewer.tolist() == [2, 2] and torch.equal(losses, expected)
+    hidden = lm_hidden_states(model, embeds, packed)
+    logits = head(model)(hidden)[:, :-1].flatten(0, 1)
+    assert_close(losses.sum(), F.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"))
+
+
+def test_it_is_computed_in_float32() -> None:
+    model = small("llama").bfloat16()
+    embeds, batch = rows(model)
+    assert lm_losses(model, embeds.bfloat16(), batch)[0].dtype == torch.float32
 
 
 def test_nothing_to_learn_is_zero_with_a_gradient(model: PreTrainedModel) -> None:
-    embeds, batch = rows()
+    embeds, batch = rows(model)
     batch.labels.fill_(IGNORE)
-    assert batch.targets is not None
-    batch.targets.fill_(IGNORE)
+    if batch.targets is not None:
+        batch.targets.fill_(IGNORE)
     embeds.requires_grad_()
     loss, count = lm_loss(model, embeds, batch)
     assert loss == 0 and count == 0
@@ -154,11 +182,11 @@ def test_nothing_to_learn_is_zero_with_a_gradient(model: PreTrainedModel) -> Non
 
 def test_an_encoder_decoder_needs_targets_and_one_segment_a_row() -> None:
     model = MODELS["t5"]()
-    embeds, batch = rows()
+    embeds, batch = rows(model)
     batch.targets = None
     with pytest.raises(ValueError, match=r"found a batch without targets \(samples \['a', 'b'\]\)"):
         lm_loss(model, embeds, batch)
-    embeds, batch = rows()
+    embeds, batch = rows(model)
     batch.segments[0, 3:] = 2
-    with pytest.raises(ValueError, match="found 2 segments in a row, expected one"):
+    with pytest.raises(ValueError, match=r"found several segments in a row \(samples \['a', 'b'\]\), expected one"):
         lm_loss(model, embeds, batch)

@@ -19,13 +19,15 @@ from lightning_mllm.language.visual_expert import (
     VisualExpertLM,
     has_experts,
     plan_of,
-    shared_positions,
     unused_names,
     vision_mask,
 )
+from lightning_mllm.layout import runs_of
+from lightning_mllm.processing.packing import shared_positions
 from lightning_mllm.training.initialise import build_empty, initialise, materialise
 from lightning_mllm.weights.stage_weights import InitialTensors
 from tests.language import models
+from tests.language.batches import batch_of
 from tests.language.experts import CONFIGS, boolean, copied, kinds_of, plain_of, run, segments_of, small
 from tests.language.models import LLAMA
 
@@ -36,6 +38,10 @@ CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 0}
 
 def some(*rows: str) -> Tensor:
     return torch.randn(len(rows), len(rows[0].replace("|", "")), 32)
+
+
+def runs(*rows: str) -> tuple[tuple[int, int], ...]:
+    return runs_of(kinds_of(*rows))
 
 
 def grads(model: nn.Module) -> dict[str, Tensor | None]:
@@ -67,10 +73,10 @@ def test_positions_are_shared_by_an_images_vectors(row: str, positions: list[int
 
 
 def test_plan() -> None:
-    assert plan_of(kinds_of(TEXT, TEXT)) is None
-    assert plan_of(kinds_of(ONE, "IITTTTTT")) == Plan((1, 4, 3, 2, 6), vision=1)
-    assert plan_of(kinds_of("BIET", "TTTT")) == Plan((2, 6), vision=0)
-    assert plan_of(kinds_of("TI", "IT")) == Plan((1, 2, 1), vision=1)
+    assert plan_of(runs(TEXT, TEXT)) is None
+    assert plan_of(runs(ONE, "IITTTTTT")) == Plan((1, 4, 3, 2, 6), vision=1)
+    assert plan_of(runs("BIET", "TTTT")) == Plan((2, 6), vision=0)
+    assert plan_of(runs("TI", "IT")) == Plan((1, 2, 1), vision=1)
 
 
 # ---- what an expert changes, and what not ---------------------------------------------------------------------------
@@ -82,8 +88,9 @@ def test_copies_say_what_the_language_model_says(kind: str) -> None:
     plain = plain_of(model, CONFIGS[kind])
     embeds, kinds, segments = some(*MIXED), kinds_of(*MIXED), segments_of(*MIXED)
     positions = shared_positions(kinds, segments)
-    expected = head(plain)(lm_hidden_states(plain, embeds, segments, positions))
-    assert_close(head(model)(lm_hidden_states(model, embeds, segments, positions, kinds)), expected, **CLOSE)
+    expected = head(plain)(lm_hidden_states(plain, embeds, batch_of(segments, positions)))
+    found = lm_hidden_states(model, embeds, batch_of(segments, positions, kinds))
+    assert_close(head(model)(found), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -205,16 +212,7 @@ def test_a_subset_of_blocks_or_parts(settings: dict[str, Any], experts: dict[int
 def labelled(rows: tuple[str, ...]) -> Batch:
     kinds, segments = kinds_of(*rows), segments_of(*rows)
     labels = torch.where(kinds == 0, 5, IGNORE)
-    return Batch(
-        ids=list(rows),
-        tokens=torch.zeros_like(labels),
-        labels=labels,
-        kinds=kinds,
-        segments=segments,
-        positions=shared_positions(kinds, segments),
-        images=torch.zeros(1, 3, 1, 1, dtype=torch.uint8),
-        num_images=1,
-    )
+    return batch_of(segments, shared_positions(kinds, segments), kinds, labels)
 
 
 @pytest.mark.parametrize("settings", [{}, {"every": 2}, {"parts": ("ffn",)}, {"parts": ("qkv",)}])
@@ -337,7 +335,7 @@ def test_adapters_of_the_expert_change_image_tokens_alone_and_fold() -> None:
     x = some(ONE)
     mine, theirs = (each.model.layers[0].self_attn.q_proj for each in (model, plain))
     for each in (mine, theirs):
-        each.switch.plan = plan_of(kinds_of(ONE))
+        each.switch.plan = plan_of(runs(ONE))
     assert torch.equal((mine(x) != theirs(x)).any(-1), vision_mask(kinds_of(ONE)))
     disturb(".language.")
     folded = deepcopy(plain)

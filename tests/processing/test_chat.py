@@ -75,7 +75,7 @@ def test_vicuna() -> None:
     pieces = template("vicuna_v1").render(turns("what is <image> this?", "A dog.", "And now?", "2.", system="S."))
     assert joined(pieces) == [
         Piece("S. USER: ", False),
-        Piece(IMAGE_MARK, False, image=True),
+        Piece(IMAGE_MARK, False, mark=True),
         Piece("\nwhat is  this? ASSISTANT:", False),
         Piece(" A dog.</s>", True),
         Piece("USER: And now? ASSISTANT:", False),
@@ -101,7 +101,7 @@ def test_llama_2() -> None:
 
 @pytest.mark.parametrize(("name", "asks"), [("cogvlm_vqa", " Short answer:"), ("cogvlm_chat", " Answer:")])
 def test_cogvlm(name: str, asks: str) -> None:
-    chat, image = template(name), Piece(IMAGE_MARK, False, image=True)
+    chat, image = template(name), Piece(IMAGE_MARK, False, mark=True)
     question = Piece(f"Question: What is it?{asks}", False)
     assert joined(chat.render(turns("<image>What is it?", "A dog."))) == [image, question, Piece(" A dog.</s>", True)]
     # The released code joins an earlier round by a line end, without an end token between.
@@ -118,7 +118,7 @@ def test_cogvlm(name: str, asks: str) -> None:
 
 
 def test_cogvlms_fine_tuning_asks_each_task_in_its_own_way() -> None:
-    chat, image = template("cogvlm_chat"), Piece(IMAGE_MARK, False, image=True)
+    chat, image = template("cogvlm_chat"), Piece(IMAGE_MARK, False, mark=True)
     for task in ("vqa", "exact", "choice"):
         assert chat.of(task) == template("cogvlm_vqa")
     assert all(chat.of(task) is chat for task in ("", "conversation", "grounding", "caption"))
@@ -126,7 +126,7 @@ def test_cogvlms_fine_tuning_asks_each_task_in_its_own_way() -> None:
 
 
 def test_cogvlm_base_is_the_query_alone() -> None:
-    base, image = template("cogvlm_base"), Piece(IMAGE_MARK, False, image=True)
+    base, image = template("cogvlm_base"), Piece(IMAGE_MARK, False, mark=True)
     answered = [image, Piece("Describe it.", False), Piece(" A dog.</s>", True)]
     assert joined(base.render(turns("<image>\nDescribe it.", "A dog."))) == answered
     assert joined(base.render(turns("<image>\nDescribe it."), generate=True)) == answered[:2]
@@ -138,7 +138,7 @@ def test_cogvlm_base_is_the_query_alone() -> None:
 def test_sphinx() -> None:
     pieces = template("sphinx").render(turns("q <image>", "a", "r", "b", system="S."))
     assert joined(pieces) == [
-        Piece(IMAGE_MARK, False, image=True),
+        Piece(IMAGE_MARK, False, mark=True),
         Piece("S.\n\n### Human: q\n### Assistant:", False),
         Piece(" a\n###", True),
         Piece(" Human: r\n### Assistant:", False),
@@ -155,13 +155,13 @@ def test_images_that_stand_first_are_those_of_all_turns() -> None:
     pieces = joined(
         template("sphinx").render(turns("is <image> like <image>?", "no", "and <image>?", "yes", system="S."))
     )
-    assert [piece.image for piece in pieces] == [True, True, True, *[False] * 5]
+    assert [piece.mark for piece in pieces] == [True, True, True, *[False] * 5]
     assert "Human: is  like ?\n###" in pieces[3].text and text(pieces).count(IMAGE_MARK) == 3
 
 
 def test_plain_keeps_the_image_and_learns_the_caption() -> None:
     plain = template("plain")
-    expected = [Piece(IMAGE_MARK, False, image=True), Piece("A dog.\n", True)]
+    expected = [Piece(IMAGE_MARK, False, mark=True), Piece("A dog.\n", True)]
     assert joined(plain.render(turns("Describe <image> briefly.", "A dog."))) == expected
     assert plain.render(turns("Describe <image> briefly."), generate=True) == expected[:1]
     assert joined(plain.render([Turn(role="assistant", text="Only text.")])) == [Piece("Only text.\n", True)]
@@ -196,7 +196,7 @@ def test_braces_in_a_turn_are_text(name: str) -> None:
 def test_several_images_of_a_turn_all_move_to_its_front() -> None:
     pieces = template("vicuna_v1").render(turns("is <image> like <image>?", "no", system=""))
     assert text(pieces).startswith("USER: <image>\n<image>\nis  like ? ASSISTANT:")
-    assert sum(piece.image for piece in pieces) == 2
+    assert sum(piece.mark for piece in pieces) == 2
 
 
 def test_a_turn_without_an_image_is_kept_to_the_letter() -> None:
@@ -253,7 +253,7 @@ def test_a_tokenizers_own_template(jinja: str, end: str) -> None:
     conversation = turns("see <image>?", "A dog.", "And now?", "Yes.", system="S.")
     pieces = own(jinja).render(conversation)
     assert learned(pieces) == ["A dog." + end, "Yes." + end]
-    assert [piece.text for piece in pieces if piece.image] == [IMAGE_MARK]
+    assert [piece.text for piece in pieces if piece.mark] == [IMAGE_MARK]
     asked = own(jinja).render(conversation[:-1], generate=True)
     assert text(asked) == "<s><|system|>\nS.<|end|>\n<|user|>\nsee <image>?<|end|>\n" + (
         "<|assistant|>\nA dog.<|end|>\n<|user|>\nAnd now?<|end|>\n<|assistant|>\n"

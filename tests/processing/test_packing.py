@@ -10,7 +10,7 @@ import torch
 from lightning_mllm.contracts import IGNORE, Documents, Encoded, Sample
 from lightning_mllm.language.causal import TINY_LLAMA
 from lightning_mllm.language.hidden_states import lm_hidden_states
-from lightning_mllm.language.loss import predicted
+from lightning_mllm.layout import predicted
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.packing import positions
@@ -100,7 +100,7 @@ def test_a_document_does_not_see_those_before_it() -> None:
     def hidden(rows: list[Encoded], side: str = "right") -> torch.Tensor:
         batch = used.collate(rows, padding=side)  # pyright: ignore
         with torch.no_grad():
-            states = lm_hidden_states(model, table(batch.tokens), batch.segments, batch.positions)
+            states = lm_hidden_states(model, table(batch.tokens), batch)
         return states[batch.segments > 0]
 
     expected = torch.cat([hidden([row]) for row in alone])

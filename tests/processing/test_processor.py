@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerFast
 from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Encoded, Sample, TokenKind, Turn
 from lightning_mllm.processing.chat import ChatTemplate, load_template
 from lightning_mllm.processing.decode import ImageError, ImageLimits
-from lightning_mllm.processing.image_slots import ImageEnds
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.limits import Masks, TextLimits
+from lightning_mllm.processing.marks import Boundary
 from lightning_mllm.processing.processor import Processor
 from tests.processing.test_chat import MARKED, UNMARKED, turns
 from tests.processing.tokenizer import llama_tokenizer
@@ -68,7 +68,7 @@ def processor(
     tokenizer: PreTrainedTokenizerFast | None = None,
     vectors: int = 3,
     max_length: int = 2048,
-    image_boundary: ImageEnds = "none",
+    image_boundary: Boundary = "none",
     masks: Masks = "strict",
     special_in_turns: bool = False,
 ) -> Processor:

@@ -198,7 +198,7 @@ def test_marks_of_images_become_the_lists_that_a_template_reads() -> None:
     used = own("lists, a blank behind the prompt")
     asked = used.chat.render(turns("<image>\nWhat <image>?", "A dog.", "Hm?"), generate=True)
     assert text(asked) == "USER: <image>\nWhat <image>\n? ASSISTANT: A dog.</s>USER: Hm? ASSISTANT:"
-    assert [piece.image for piece in asked].count(True) == 2
+    assert [piece.mark for piece in asked].count(True) == 2
 
 
 @pytest.mark.parametrize("name", ["chatml", "chatml, the end in the marks"])

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
 from lightning_mllm.architectures.blip2 import Blip2
 from lightning_mllm.architectures.instructblip import InstructBlip
 from lightning_mllm.architectures.llava import LLaVA
-from lightning_mllm.contracts import Batch, ParamGroup, TokenKind
+from lightning_mllm.contracts import IGNORE, ParamGroup, TokenKind
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA
 from lightning_mllm.language.hidden_states import head, lm_hidden_states
-from lightning_mllm.language.loss import next_token_loss
 from lightning_mllm.language.seq2seq import TINY_T5
-from lightning_mllm.language.visual_expert import VisualExpertLM, shared_positions
+from lightning_mllm.language.visual_expert import VisualExpertLM
+from lightning_mllm.processing.packing import shared_positions
 from lightning_mllm.training.stage import StageSettings
 from tests.architectures.blip2s import CLOSE, OPT, built, collated
 from tests.architectures.samples import ONE, OTHER, TEXT, TWO, gradients
@@ -29,10 +30,9 @@ from tests.architectures.samples import ONE, OTHER, TEXT, TWO, gradients
 class Expert(LLaVA):
     """LLaVA with a visual expert and shared positions."""
 
-    slots: ClassVar[frozenset[TokenKind]] = frozenset({TokenKind.IMAGE_BEGIN, TokenKind.IMAGE, TokenKind.IMAGE_END})
-
-    def prepare_batch(self, batch: Batch) -> Batch:
-        return replace(batch, positions=shared_positions(batch.kinds, batch.segments))
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.processor.shared_positions = True
 
 
 EXPERT = VisualExpertLM(config=TINY_LLAMA.config)
@@ -109,12 +109,12 @@ def test_answers_depend_on_their_own_row_alone(net: Any) -> None:
 def test_frames_of_a_row_are_seen_one_by_one_and_stand_in_their_order(net: Any) -> None:
     batch = collated(net, TWO)
     first, second = (replace(TWO, images=(image,), turns=_one_mark(TWO)) for image in TWO.images)
-    visual = torch.cat([net.encode_images(collated(net, each)) for each in (first, second)])
-    assert_close(net.encode_images(batch), visual, **CLOSE)
+    apart = [net.encode_images(collated(net, each))[TokenKind.IMAGE] for each in (first, second)]
+    assert_close(net.encode_images(batch)[TokenKind.IMAGE], torch.cat(apart), **CLOSE)
     slots = net.merge_visual_embeddings(batch, net.encode_images(batch))[batch.kinds == TokenKind.IMAGE]
-    assert_close(slots, visual.flatten(0, 1), **CLOSE)
+    assert_close(slots, torch.cat(apart), **CLOSE)
     swapped = net.encode_images(collated(net, replace(TWO, images=TWO.images[::-1])))
-    assert_close(swapped, visual.flip(0), **CLOSE)
+    assert_close(swapped[TokenKind.IMAGE], torch.cat(apart[::-1]), **CLOSE)
 
 
 def _one_mark(like: Any) -> Any:
@@ -151,19 +151,6 @@ def test_a_text_only_batch_gives_what_sees_a_gradient_of_exactly_zero(kind: str)
     assert not any(gradient.any() for gradient in found.values())
 
 
-def test_begin_and_end_of_an_image_are_what_the_net_says_its_slots_are() -> None:
-    net = NETS["visual expert"]()
-    batch = collated(net, ONE, TWO)
-    kinds = batch.kinds.clone()
-    image = kinds == TokenKind.IMAGE
-    first, last = (image & ~image.roll(shift, 1) for shift in (1, -1))
-    kinds[first], kinds[last] = int(TokenKind.IMAGE_BEGIN), int(TokenKind.IMAGE_END)
-    visual = net.encode_images(batch)
-    assert torch.equal(
-        net.merge_visual_embeddings(replace(batch, kinds=kinds), visual), net.merge_visual_embeddings(batch, visual)
-    )
-
-
 def test_positions_of_the_nets_own_are_used_everywhere() -> None:
     net = NETS["visual expert"](spread=0.5)
     batch, prompt = collated(net, ONE, TWO), collated(net, ONE, TWO, generate=True)
@@ -172,13 +159,16 @@ def test_positions_of_the_nets_own_are_used_everywhere() -> None:
             net.merge_visual_embeddings(batch, net.encode_images(batch)),
             shared_positions(batch.kinds, batch.segments),
         )
-        hidden = lm_hidden_states(net.language, embeds, batch.segments, positions, batch.kinds)
+        assert torch.equal(batch.positions, positions)
+        hidden = lm_hidden_states(net.language, embeds, batch)
         assert_close(net.logits(batch), head(net.language)(hidden), **CLOSE)
-        expected, _ = next_token_loss(hidden, head(net.language), batch.labels, batch.segments)
+        logits = head(net.language)(hidden)[:, :-1].flatten(0, 1)
+        expected = F.cross_entropy(logits, batch.labels[:, 1:].flatten(), ignore_index=IGNORE)
         assert_close(net(batch).loss, expected, **CLOSE)
         # What is learned of a plain batch, is written, and is judged, with its own positions, is something else.
         answers, losses = net.generate(prompt, Decoding(max_new_tokens=8)), net(batch).loss
         judged = net.likelihoods(replace(prompt, candidates=[("A cube.", "No."), ("No.",)]))
-        net.prepared = lambda batch: batch
+        net.processor.shared_positions = False
+        batch, prompt = collated(net, ONE, TWO), collated(net, ONE, TWO, generate=True)
         assert net.generate(prompt, Decoding(max_new_tokens=8)) != answers and net(batch).loss != losses
         assert net.likelihoods(replace(prompt, candidates=[("A cube.", "No."), ("No.",)])) != judged

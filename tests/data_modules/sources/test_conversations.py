@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data_modules.sources import LlavaConversations, LlavaPretrain
-from lightning_mllm.processing.chat import count_images
+from lightning_mllm.processing.marks import count_marks
 from tests.data_modules.files import SHARED, generator, touch, write
 
 
@@ -150,7 +150,7 @@ def test_records_as_published(tmp_path: Path, record: Any, expected: Any, change
     assert [(turn.role, turn.text) for turn in sample.turns] == expected
     assert source.changed[change] == 1
     assert len(sample.images) == (change == "marks of a turn as one")
-    assert sum(map(count_images, sample.turns)) == len(sample.images)
+    assert sum(map(count_marks, sample.turns)) == len(sample.images)
     with pytest.raises(ValueError, match=r"llava\.json: record 1: ") if change != "blanks kept" else nullcontext():
         load(tmp_path, [*GOOD[2:3], record])
 
