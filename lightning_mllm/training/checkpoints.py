@@ -40,8 +40,8 @@ from lightning_mllm.weights.safetensors_writer import Layout, TensorStream
 
 FORMAT = 1
 MANIFEST, STATE = "manifest.json", "state.pt"
-FILE_BYTES = 2**30
-"""What a rank writes into one file, at most, if a tensor is not larger: so much is copied once more while it writes."""
+FILE_BYTES = 2**29
+"""What a rank writes into one file, if a tensor is not larger: so much is copied twice more while it writes."""
 WEIGHTS, TENSORS = "weights.", "tensors"
 """The prefix of weights; and where in a Lightning checkpoint other tensors are that ranks own parts of."""
 

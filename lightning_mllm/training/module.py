@@ -44,7 +44,7 @@ from lightning_mllm.training.initialise import Provenance, build_empty, initiali
 from lightning_mllm.training.optimizer import parameter_groups
 from lightning_mllm.training.parallelize import ParallelPlan, check_precision, gathered, parallelize
 from lightning_mllm.training.reduction import MicroBatchWeights, step_weights
-from lightning_mllm.training.sharding import ShardedStrategy, all_reduce, full_tensor, to_local
+from lightning_mllm.training.sharding import ShardedStrategy, all_reduce, full_tensor, rank_and_world, to_local
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.training.steps import optimizer_steps, take_whole_steps
 from lightning_mllm.weights.stage_weights import initial_tensors
@@ -180,7 +180,7 @@ class MultimodalModule(EvaluatedModule):
         materialise(self, torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device)
         init_from = {} if self.stage is None else self.stage.init_from
         tables = key_maps(type(self), self.components) if init_from else {}
-        ancestors = initial_tensors(init_from, Path(self.runs), tables)
+        ancestors = initial_tensors(init_from, Path(self.runs), tables, check=rank_and_world()[0] == 0)
         self.provenance = initialise(self, self.components, ancestors, self.keys_to_ignore_on_load)
         self._configured = True
         self.train()

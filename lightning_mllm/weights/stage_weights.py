@@ -100,13 +100,16 @@ def config_hash(config: Any) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def initial_tensors(init_from: Mapping[str, float], runs: Path, key_maps: Mapping[str, KeyMap]) -> InitialTensors:
+def initial_tensors(
+    init_from: Mapping[str, float], runs: Path, key_maps: Mapping[str, KeyMap], *, check: bool = True
+) -> InitialTensors:
     """The tensors that a stage starts from, under the net's names; none is read yet.
 
     Args:
         init_from: Source -> weight; weights sum to 1. One source is taken as it is, several are mixed in float32.
         runs: What sources are relative to.
         key_maps: The architecture's tables, by which foreign weights are renamed; the one that knows all names is used.
+        check: Whether the sources are read once to see that none has changed; one rank does that for all.
 
     Raises:
         ValueError: A source is missing or changed, its names match no table, or mixed sources have other names or
@@ -115,7 +118,8 @@ def initial_tensors(init_from: Mapping[str, float], runs: Path, key_maps: Mappin
     if not init_from:
         return InitialTensors({}, {})
     weights = coefficients(init_from, where="init_from")
-    Lineage.read(init_from, runs)
+    if check:
+        Lineage.read(init_from, runs)
     return _mixed({source: tensors_of(InitSource.find(source, runs), runs, key_maps) for source in init_from}, weights)
 
 

@@ -19,10 +19,11 @@ from lightning_mllm.training.callbacks import checkpoint
 from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
 from lightning_mllm.training.checkpoints import _Writer
 from lightning_mllm.training.sharding import copy_into_shard, to_local
+from lightning_mllm.weights import lineage
 from lightning_mllm.weights.files import TensorFiles
 from tests.distributed.ranks import on_two_ranks
 from tests.distributed.test_two_ranks import STRATEGIES
-from tests.training.runs import fit, last, saved_tensors, weights
+from tests.training.runs import fit, last, saved_tensors, settings, weights
 from tests.training.test_checkpoints import Steps
 from tests.training.test_restarts import StopIn, Stopped
 
@@ -89,6 +90,24 @@ def test_a_rank_reads_its_rows_of_a_pretrained_file(tmp_path: Path) -> None:
 
     for read, whole in on_two_ranks(work):
         assert 0.45 * whole < read < 0.75 * whole
+
+
+def test_one_rank_checks_that_what_a_stage_starts_from_is_unchanged(tmp_path: Path) -> None:
+    fit(tmp_path / "align", data={"steps": 1, "micro_batch": 4}, stage=settings("align"))
+
+    def work(rank: int) -> int:
+        digest, read = lineage.sha256, []
+
+        def counted(path: Path) -> str:
+            read.append(path)
+            return digest(path)
+
+        lineage.sha256 = counted
+        start = settings(init_from={"align": 1.0})
+        run(tmp_path / "next", "fsdp2", stage=start, runs=str(tmp_path), fast_dev_run=True)
+        return len(read)
+
+    assert on_two_ranks(work) == [1, 0]
 
 
 def mapped_bytes() -> int:
