@@ -13,6 +13,7 @@ mllm: train, test, ask and export multimodal language models.
 
   mllm experiments                  the experiments that ship with the package; copy NAME makes one yours
   mllm run EXPERIMENT               train every stage of a folder of YAML, test them, write a report
+  mllm memory EXPERIMENT            what one rank needs in each stage, told without a GPU
   mllm ask RUN --image F QUESTION   one answer of a trained model
   mllm export RUN --to DIR          a folder that transformers loads, checked in a fresh process
   mllm mix A=0.5 B=0.5 --to DIR     weights between those of runs; --sweep scores all of them
@@ -42,6 +43,12 @@ def _fit(arguments: Sequence[str]) -> None:
 
 def _run(arguments: Sequence[str]) -> None:
     from lightning_mllm.commands.run import main
+
+    main(arguments[1:])
+
+
+def _memory(arguments: Sequence[str]) -> None:
+    from lightning_mllm.commands.memory import main
 
     main(arguments[1:])
 
@@ -90,6 +97,7 @@ def _data(arguments: Sequence[str]) -> None:
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "experiments": _experiments,
     "run": _run,
+    "memory": _memory,
     "ask": _ask,
     "export": _export,
     "mix": _mix,

@@ -23,6 +23,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from lightning_mllm.component import ComponentSpec
 from lightning_mllm.contracts import Batch, Output, ParamGroup, Stage
@@ -42,7 +43,7 @@ from lightning_mllm.training.freezing import (
 )
 from lightning_mllm.training.initialise import Provenance, build_empty, initialise, materialise
 from lightning_mllm.training.optimizer import parameter_groups
-from lightning_mllm.training.parallelize import ParallelPlan, check_precision, gathered, parallelize
+from lightning_mllm.training.parallelize import Checkpointing, ParallelPlan, check_precision, gathered, parallelize
 from lightning_mllm.training.reduction import MicroBatchWeights, step_weights
 from lightning_mllm.training.sharding import ShardedStrategy, all_reduce, full_tensor, rank_and_world, to_local
 from lightning_mllm.training.stage import StageSettings
@@ -88,6 +89,7 @@ class MultimodalModule(EvaluatedModule):
         self.decoding = dict(decoding or {})
         self.runs = runs
         self.parallel = ParallelPlan()
+        self.checkpointing: dict[str, Checkpointing] = {}
         self.table, self.lora = self._plan(stage)
         self.trained: dict[str, str] = {}
         self.provenance: Provenance = {}
@@ -166,6 +168,17 @@ class MultimodalModule(EvaluatedModule):
         """
         if self._configured:
             return
+        self.build(cast(ShardedStrategy, self.trainer.strategy).mesh if self.sharded else None)
+        materialise(self, torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device)
+        init_from = {} if self.stage is None else self.stage.init_from
+        tables = key_maps(type(self), self.components) if init_from else {}
+        ancestors = initial_tensors(init_from, Path(self.runs), tables, check=rank_and_world()[0] == 0)
+        self.provenance = initialise(self, self.components, ancestors, self.keys_to_ignore_on_load)
+        self._configured = True
+        self.train()
+
+    def build(self, mesh: DeviceMesh | None) -> None:
+        """Builds the components on the meta device, freezes them, and lays them out by the plan (`parallelize`)."""
         for name, spec in self.components.items():
             setattr(self, name, build_empty(spec))
         if self.lora is not None:
@@ -175,15 +188,8 @@ class MultimodalModule(EvaluatedModule):
                     add_lora(parts[name], self.lora, layers)
         self.trained = freeze(self, self.table)
         blocks = {name: spec.blocks(getattr(self, name)) for name, spec in self.components.items()}
-        mesh = cast(ShardedStrategy, self.trainer.strategy).mesh if self.sharded else None
+        self.checkpointing = {name: self.parallel.checkpointing(name, found) for name, found in blocks.items() if found}
         parallelize(self, blocks, self.parallel, mesh, [name for name in ENTRIES if hasattr(self, name)])
-        materialise(self, torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device)
-        init_from = {} if self.stage is None else self.stage.init_from
-        tables = key_maps(type(self), self.components) if init_from else {}
-        ancestors = initial_tensors(init_from, Path(self.runs), tables, check=rank_and_world()[0] == 0)
-        self.provenance = initialise(self, self.components, ancestors, self.keys_to_ignore_on_load)
-        self._configured = True
-        self.train()
 
     def train(self, mode: bool = True) -> MultimodalModule:
         super().train(mode)
