@@ -16,10 +16,10 @@ import yaml
 from lightning_mllm.commands.arguments import Arguments
 from lightning_mllm.commands.config import ConfigError, nearest
 from lightning_mllm.commands.experiments import experiment_folder, experiment_name, hardware_file, order_of_stages
-from lightning_mllm.commands.hardware import Hardware, accumulation, at_once
+from lightning_mllm.commands.hardware import Hardware, at_once
 from lightning_mllm.commands.launch import ParsedCLI, compose
 from lightning_mllm.commands.run import overrides_of
-from lightning_mllm.contracts import IGNORE
+from lightning_mllm.contracts import IGNORE, accumulation
 from lightning_mllm.language.tokenizer import byte_tokenizer
 from lightning_mllm.processing.full_rows import full_batch
 from lightning_mllm.training.memory import Memory, step_memory
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
         for stage, command in _commands(folder, given.hardware, given.only, overrides)
     ]
     categories = [each.name for each in fields(Memory)]
-    rows = [("stage", "rows x tokens", "supervised", "checkpointing", *categories, "peak")]
+    rows: list[tuple[str, ...]] = [("stage", "rows x tokens", "supervised", "checkpointing", *categories, "peak")]
     for name, command in commands:
         words, memory = stage_row(command, given.images)
         numbers = [*(getattr(memory, each) for each in categories), memory.total]
@@ -92,7 +92,7 @@ def stage_row(command: Sequence[str], images: int = 1) -> tuple[list[str], Memor
     rows, ranks = at_once(stage["micro_batch"], hardware["micro_batch"]), trainer["devices"]
     if not isinstance(ranks, int):
         raise ConfigError(f"trainer.devices: found {ranks!r}, expected a number to tell the memory of")
-    accumulates = accumulation(stage["global_batch"], rows, ranks) > 1
+    accumulates = accumulation("stage.global_batch", stage["global_batch"], rows, ranks) > 1
     module = _net_of({**found["model"], "init_args": {**found["model"]["init_args"], "stage": stage}})
     module.parallel = Hardware(**hardware)
     batch = full_batch(module.processor, rows, images)

@@ -25,7 +25,7 @@ LIMITS = TextLimits(prompt=10, answer=7)
         (lambda: LLaVA.tiny(max_length=64), 64, 64 - 1 - 4, 3),
         (lambda: Sphinx.tiny(max_length=64), 64, None, 3),
         (lambda: Blip2.tiny(max_length=64, text_limits=TextLimits(answer=7)), 64, 7, 3),
-        (lambda: InstructBlip.tiny(text_limits=LIMITS), 1 + 4 + 10 + 7, 7, 3),
+        (lambda: InstructBlip.tiny(text_limits=LIMITS), 4 + 10 + 7, 7, 3),
         (lambda: LanguageModelPretraining.tiny(max_length=64), 64, 63, 0),
     ],
 )

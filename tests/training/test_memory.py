@@ -85,9 +85,8 @@ def test_one_device_holds_everything() -> None:
     assert told(net(), ranks=1, accumulates=True).total >= found.total
 
 
-def test_frozen_parameters_have_neither_gradients_nor_moments() -> None:
+def test_frozen_parameters_have_no_moments() -> None:
     full, align = told(net(precision="bf16")), told(net("align", precision="bf16"))
-    assert align.gradients < full.gradients / 10
     assert align.optimizer < full.optimizer / 10
 
 
