@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning import Callback
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp._fully_shard import _fsdp_collectives
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.testing import assert_close
 
 from lightning_mllm.architectures.llava import LLaVA
+from lightning_mllm.training.callbacks.averaging import EMA
 from lightning_mllm.training.parallelize import ParallelPlan
-from lightning_mllm.training.sharding import ShardedStrategy
+from lightning_mllm.training.sharding import ShardedStrategy, copy_into_shard, full_tensor, to_local
+from lightning_mllm.weights.files import TensorFiles, write_tensors
 from tests.distributed.ranks import on_ranks
 from tests.training.runs import fit, losses, settings, weights
 
@@ -24,7 +32,7 @@ def train(folder: Path, plan: ParallelPlan, *, name: str = "instruct", ranks: in
     strategy = ShardedStrategy() if ranks > 1 or plan.precision == "bf16" else "auto"
     return fit(
         folder,
-        stage=settings(name, lr=1e-3, eps=1e-6),
+        stage=settings(name, lr=1e-3, eps=1e-6, gradient_clip=more.pop("gradient_clip", 0.0)),
         data=data,
         build=lambda stage: LLaVA.tiny(stage=stage),
         parallel=plan,
@@ -70,6 +78,60 @@ def test_bf16_learns_as_float32_does(ranks: int, fifty: list[float], tmp_path: P
     found = [loss for _, loss in losses(tmp_path)]
     assert found == pytest.approx(fifty, rel=1e-2) and found != fifty
     assert fifty[-1] < 0.8 * fifty[0], "nothing was learned that rounding could have spoiled"
+
+
+class Clipped(Callback):
+    """The weights after each step, and the norm of the gradients by which they moved."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, Tensor]] = []
+        self.norms: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.weights.append(pl_module.trained_tensors())
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self.norms.append(float(full_tensor(torch.nn.utils.get_total_norm(gradients))))
+
+
+def test_averages_and_clipping_in_bf16(tmp_path: Path) -> None:
+    """Both are of the float32 weights and gradients of all ranks."""
+
+    def work(rank: int) -> tuple[Any, ...]:
+        look = Clipped()
+        plan = ParallelPlan(precision="bf16", gather_frozen=True, prefetch=1)
+        train(tmp_path, plan, callbacks=[EMA(decay=0.75), look], gradient_clip=1e-2)
+        return look.weights, look.norms
+
+    (steps, norms), _ = on_ranks(2, work)
+    assert norms == pytest.approx([1e-2] * 3, rel=1e-3)
+    average = steps[0]
+    for each in steps[1:]:
+        average = {name: 0.75 * tensor + 0.25 * each[name] for name, tensor in average.items()}
+    handed_over = load_file(tmp_path / "weights" / "model.safetensors")
+    assert set(handed_over) == set(average)
+    for name, tensor in average.items():
+        assert_close(handed_over[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_rank_reads_only_its_part_of_a_file(tmp_path: Path) -> None:
+    """Files are mapped, and a tensor is cut before it is read."""
+    path, size = tmp_path / "model.safetensors", 64 * 2**20
+    write_tensors(path, {"weight": torch.arange(size // 4, dtype=torch.float32).view(64, -1)})
+
+    def work(rank: int) -> tuple[int, bool]:
+        dist.init_process_group("gloo")
+        empty, mesh = torch.empty(64, size // 256), init_device_mesh("cpu", (2,))
+        target = distribute_tensor(empty, mesh, [Shard(0)], src_data_rank=None)
+        source = TensorFiles(path)["weight"]
+        copy_into_shard(target, source)
+        mapped = re.search(rf"{path}\n(?:.*\n)*?Rss: +(\d+) kB", Path("/proc/self/smaps").read_text())
+        assert mapped is not None, "the file is not mapped"
+        part = torch.arange(size // 4, dtype=torch.float32).view(2, 32, -1)[rank]
+        return 1024 * int(mapped[1]), torch.equal(to_local(target), part)
+
+    for read, right in on_ranks(2, work):
+        assert right
+        assert size // 2 <= read < 0.6 * size
 
 
 COUNTS: Counter[str] = Counter()
