@@ -16,12 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from lightning_mllm.evaluation.metrics.text import SampleMetric
+from lightning_mllm.evaluation.metrics.text import Answer, SampleMetric
 
 BLOCK = 1 << 21
 """Counts held at once."""
@@ -88,7 +87,7 @@ def interval(
 
 
 def metric_intervals(
-    metric: SampleMetric[Any],
+    metric: SampleMetric[Answer],
     clusters: Int[np.ndarray, " N"] | None = None,
     *,
     samples: int = 1000,
@@ -102,8 +101,8 @@ def metric_intervals(
 
 
 def paired_intervals(
-    first: SampleMetric[Any],
-    second: SampleMetric[Any],
+    first: SampleMetric[Answer],
+    second: SampleMetric[Answer],
     ids: tuple[Sequence[str], Sequence[str]],
     clusters: Int[np.ndarray, " N"] | None = None,
     *,
@@ -146,11 +145,11 @@ def paired_intervals(
     return dict(zip(first.names, found, strict=True))
 
 
-def _shown(named: str | Sequence[Any]) -> str:
+def _shown(named: str | Sequence[object]) -> str:
     return repr(named) if isinstance(named, str) else str(list(named))
 
 
-def _clusters_of(metric: SampleMetric[Any], clusters: Int[np.ndarray, " N"] | None) -> Int[np.ndarray, " N"]:
+def _clusters_of(metric: SampleMetric[Answer], clusters: Int[np.ndarray, " N"] | None) -> Int[np.ndarray, " N"]:
     if not metric.answers:
         raise ValueError(f"{type(metric).__name__}: no answer to score, expected at least one")
     return _clusters(len(metric.answers), clusters)

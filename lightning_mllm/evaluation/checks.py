@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from lightning_mllm.contracts import Evaluation, Sample
 from lightning_mllm.evaluation.tasks import TASKS, check_task
@@ -37,7 +37,7 @@ class HasTrainingData(Protocol):
         ...
 
 
-def check_training(data: Any) -> None:
+def check_training(data: object) -> None:
     """Reads what a data module trains on, if it can; no image is opened.
 
     Raises:
@@ -47,7 +47,7 @@ def check_training(data: Any) -> None:
         data.load_training()
 
 
-def check_sets(data: Any, splits: Sequence[Split] = ("val", "test")) -> None:
+def check_sets(data: object, splits: Sequence[Split] = ("val", "test")) -> None:
     """Reads the sets that a data module validates and tests with, if it has any; no image is opened.
 
     Raises:

@@ -18,11 +18,10 @@ Ranked closed sets also have `candidates` and `likelihoods`, documents `loss` an
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from lightning_mllm.evaluation.bootstrap import Interval
 from lightning_mllm.evaluation.retrieval import Retrieval
@@ -62,17 +61,17 @@ def write_results(
     write_json(path, {"scores": found, **counts, "examples": examples, "seconds": seconds, "weights": weights})
 
 
-def _rows(scores: Scores | Retrieval | TextScores) -> list[dict[str, Any]]:
+def _rows(scores: Scores | Retrieval | TextScores) -> list[dict[str, object]]:
     return [{**asdict(scores.evaluation), **row} for row in scores.rows]
 
 
-def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Writes a line of JSON for each row, the whole file or none of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Writes the whole file or none of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content, indent=1) + "\n")

@@ -130,7 +130,7 @@ class Retrieval:
         ValueError: the net cannot retrieve.
     """
 
-    def __init__(self, evaluation: Evaluation, net: Any, *, num_examples: int = 24) -> None:
+    def __init__(self, evaluation: Evaluation, net: object, *, num_examples: int = 24) -> None:
         if not isinstance(net, Retriever):
             missing = [name for name in ("embed_images", "embed_texts", "similarity") if not hasattr(net, name)]
             raise ValueError(
@@ -138,7 +138,7 @@ class Retrieval:
                 " that compares images and texts"
             )
         self.evaluation = evaluation
-        self.net: Any = net
+        self.net = net
         self.num_examples = num_examples
         self._images: dict[Key, _Image] = {}
         self._pictures: dict[Key, str] = {}
@@ -285,6 +285,7 @@ class Retrieval:
         image, text = np.nonzero(wanted[own])
         logits = [np.empty(0, dtype=np.float32)]
         for step in range(max(gather(-(-len(image) // PAIRS_AT_ONCE)))):
+            assert isinstance(self.net, Matcher), "others have no pairs to order anew"
             now = slice(step * PAIRS_AT_ONCE, (step + 1) * PAIRS_AT_ONCE)
             i, m = image[now], text[now]
             if not len(i):

@@ -107,7 +107,7 @@ def test_a_drawn_set_is_whole_clusters_for_means_corpora_and_ranks() -> None:
         [("yes",) if o + random.normal() > 0 else ("no",) for o in odds],
     )
     for metric in (bleu, auc):
-        found = metric_intervals(metric, cluster, samples=100)
+        found = metric_intervals(metric, cluster, samples=100)  # pyright: ignore[reportArgumentType]
         drawn = []
         for chosen in np.random.default_rng(0).integers(12, size=(100, 12)):
             rows = [row for number in chosen for row in np.flatnonzero(cluster == number)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -101,11 +101,11 @@ class SampleMetric(Metric, Generic[Answer]):
         super().reset()
         self.answers, self.references = [], []
 
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def forward(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> dict[str, Tensor]:
         """Adds a batch and returns the values of that batch alone."""
         batch = type(self)()
-        batch.update(*args, **kwargs)
-        self.update(*args, **kwargs)
+        batch.update(answers, references)
+        self.update(answers, references)
         return batch.compute()
 
 
