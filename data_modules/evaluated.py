@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch.utils.data import DataLoader
 
@@ -27,6 +27,9 @@ class EvaluatedDataModule(TalliedDataModule):
     Raises:
         ValueError: two sets would give scores of the same names.
     """
+
+    read_by_scoring: ClassVar[tuple[str, ...]] = ("val", "test")
+    """Arguments that training does not read: other values of them make no other stage."""
 
     def __init__(
         self,

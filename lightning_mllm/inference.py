@@ -12,7 +12,8 @@ import jsonargparse
 import torch
 from PIL import Image
 
-from lightning_mllm.commands.config import Config, check_keys, read_yaml
+from lightning_mllm.commands.config import Config, read_yaml
+from lightning_mllm.commands.merge import check_keys
 from lightning_mllm.contracts import IMAGE_MARK, ImageFile, ImageRef, Sample, Turn
 from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.export.importing import import_folder

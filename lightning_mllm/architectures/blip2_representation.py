@@ -80,6 +80,7 @@ class Blip2Representation(MultimodalModule):
         ValueError: The parts do not fit one another, or one of them is not there.
     """
 
+    read_by_scoring: ClassVar[tuple[str, ...]] = ("decoding", "rerank", "retrieval_length")
     stages: ClassVar[dict[str, Stage]] = {
         "representation": Stage(
             train={"ln_vision.*": ParamGroup(), "qformer.*": ParamGroup(), "heads.*": ParamGroup()}

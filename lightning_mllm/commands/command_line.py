@@ -9,35 +9,34 @@ key=value                        the same as --key=value, as sweep agents pass i
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import yaml
 from lightning import LightningDataModule, Trainer
 
-from lightning_mllm.commands.config import (
-    COMMAND_LINE,
-    Config,
-    ConfigError,
-    check_keys,
-    nearest,
-    option_tree,
-    parameters_of,
-    read_yaml,
-)
+from lightning_mllm.commands.config import COMMAND_LINE, Config, ConfigError, layers, nearest, option_tree
 from lightning_mllm.commands.experiments import below_experiments
 from lightning_mllm.commands.hardware import Hardware
+from lightning_mllm.commands.merge import merged
+from lightning_mllm.commands.signatures import called, parameters_of
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
 
-SETTINGS: dict[str, Any] = {
+SETTINGS: dict[str, object] = {
     "model": MultimodalModule,
     "data": LightningDataModule,
     "stage": StageSettings,
     "hardware": Hardware,
-    "trainer": Any,
-    **dict.fromkeys(("run_dir", "runs", "checkpoint_every", "seed_everything", "ckpt_path"), Any),
-    **dict.fromkeys(("verbose", "weights_only", "return_predictions"), Any),
+    "trainer": Trainer,
+    "run_dir": str,
+    "runs": str,
+    "checkpoint_every": int | str,
+    "seed_everything": bool | int,
+    "ckpt_path": str | None,
+    "verbose": bool,
+    "weights_only": bool | None,
+    "return_predictions": bool | None,
 }
 """What a stage file may say at its top, beside what LightningCLI itself adds."""
 EXPECTED = ("model", "data", "stage", "hardware", "trainer", "run_dir", "seed_everything", "ckpt_path")
@@ -85,11 +84,11 @@ def default_run_dir(configs: Sequence[Path], runs: str = "runs") -> Path:
     return Path(runs, *below_experiments(stages[-1].resolve().with_suffix("")))
 
 
-def read_command_line(arguments: Sequence[str]) -> tuple[list[str], Config]:
+def read_command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, object], Config]:
     """Read every configuration file of a command line (without its verb) strictly and check all keys.
 
     Returns:
-        The command line that says all of it to jsonargparse, and where each key was set.
+        The command line that says all of it to jsonargparse, what it says as one tree, and where each key was set.
 
     Raises:
         ConfigError: The first thing that is wrong, in one sentence.
@@ -97,25 +96,29 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[str], Config]:
     configs, options = split_options(arguments)
     add_to_path(configs)
     config = Config()
-    config.classes["trainer",] = Trainer
     lengths: list[set[str]] = []
-    for path in configs:
-        tree = read_yaml(path, config)
-        if not isinstance(tree, dict):
-            raise ConfigError(f"{path}: found {type(tree).__name__}, expected a mapping with model, data, stage, ...")
-        check_tree(tree, config)
-        lengths.append(_lengths(tree.get("stage")))
+    tree = read_files(configs, config, lengths)
+    told = [f"--config={yaml.safe_dump(tree, sort_keys=False)}"] if tree else []
     lengths.append(set())
-    for name, text in options:
+    for position, (name, text) in enumerate(options):
         if name in FLAGS:
-            config.values[name,] = text
+            config.flags[name] = text
             continue
         key = tuple(part.removesuffix("+") for part in name.split(".") if part != "init_args")
         config.places[key] = config.places[*key, "class_path"] = COMMAND_LINE
-        tree = option_tree(".".join(key), text)
-        check_tree(tree, config)
-        lengths[-1] |= _lengths(tree.get("stage"))
+        part = option_tree(".".join(key), text)
+        check_tree(part, config, tree, len(key) - 1)
+        lengths[-1] |= _lengths(part)
+        if text.endswith(".yaml") and isinstance(value := value_at(tree, key), Mapping):
+            options[position] = name, yaml.safe_dump(value, default_flow_style=True)
     _check_classes(config, configs)
+    for key, example in {"model": "a net.yaml", "data": "a stage's file", "stage": "a stage's file"}.items():
+        if key not in tree:
+            raise ConfigError(
+                f"command line: found no {key}, expected {example} of an experiment, such as mllm fit --config"
+                " experiments/quickstart/llava/net.yaml --config experiments/quickstart/llava/align.yaml; mllm run"
+                " EXPERIMENT trains all of its stages"
+            )
     for dropped in replaced_length(lengths):
         options = [*options, (f"stage.{dropped}", "null")]
     if not any(name == "run_dir" for name, _ in options):
@@ -125,9 +128,40 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[str], Config]:
             options = [*options, ("run_dir", str(file.parent))]
         elif ("run_dir",) not in config.places:
             options = [*options, ("run_dir", str(default_run_dir(configs, dict(options).get("runs", "runs"))))]
-    told = [f"--{name}={value}" for name, value in options if name not in FLAGS]
+    told += [f"--{name}={value}" for name, value in options if name not in FLAGS]
     told += ["--print_config" + (f"={value}" if value else "") for name, value in options if name == "print_config"]
-    return [*(f"--config={each}" for each in configs), *told], config
+    return told, tree, config
+
+
+def read_files(
+    configs: Sequence[Path], config: Config | None = None, lengths: list[set[str]] | None = None
+) -> dict[str, object]:
+    """What several files, and those that they extend, say together: later ones are laid over earlier ones.
+
+    Args:
+        configs: The files, in order.
+        config: Notes where keys stand.
+        lengths: Gains the lengths of the stage that each file states.
+
+    Raises:
+        ConfigError: A file cannot be read, or a key is unknown.
+    """
+    config, tree = config or Config(), {}
+    for path, part in (layer for file in configs for layer in layers(file, config)):
+        if not isinstance(part, dict):
+            raise ConfigError(f"{path}: found {called(type(part))}, expected a mapping with model, data, stage, ...")
+        check_tree(part, config, tree)
+        if lengths is not None:
+            lengths.append(_lengths(part))
+    return tree
+
+
+def value_at(tree: object, key: Sequence[str]) -> object:
+    """What stands at a key of a configuration, None where nothing does; keys leave out `init_args`."""
+    for each in key:
+        inner = tree.get("init_args") if isinstance(tree, Mapping) and "init_args" in tree else tree
+        tree = inner.get(each) if isinstance(inner, Mapping) else None
+    return tree
 
 
 def _check_classes(config: Config, configs: Sequence[Path]) -> None:
@@ -148,9 +182,9 @@ def _check_classes(config: Config, configs: Sequence[Path]) -> None:
         )
 
 
-def _lengths(stage: Any) -> set[str]:
+def _lengths(part: Mapping[str, object]) -> set[str]:
     """Which of the two lengths of a stage one file, or the command line, states."""
-    return {key for key in ("steps", "epochs") if isinstance(stage, dict) and stage.get(key) is not None}
+    return {key for key in ("steps", "epochs") if value_at(part, ("stage", key)) is not None}
 
 
 def replaced_length(lengths: Sequence[set[str]]) -> set[str]:
@@ -182,17 +216,26 @@ def _nearest_setting(key: str) -> str:
     return nearest(key, EXPECTED)
 
 
-def check_tree(tree: dict[str, Any], config: Config) -> None:
-    """Refuse keys that no setting has.
+def check_tree(
+    part: Mapping[str, object], config: Config, tree: dict[str, object] | None = None, dotted: int = 0
+) -> None:
+    """Refuse keys that no setting has; lay what a file or an option says over `tree`.
+
+    Args:
+        part: What it says.
+        config: Where keys stand.
+        tree: What was said before.
+        dotted: How many keys an option names below its first.
 
     Raises:
         ConfigError: Names where the first one stands.
     """
-    for key, value in tree.items():
+    tree = {} if tree is None else tree
+    config.classes["trainer",] = Trainer
+    for key, value in part.items():
         if key not in SETTINGS:
-            place = config.location((str(key),))
             raise ConfigError(
-                f"{place + ': ' if place else ''}{key}: found an unknown key, expected one of {', '.join(EXPECTED)}"
+                f"{config.head((str(key),))}: found an unknown key, expected one of {', '.join(EXPECTED)}"
                 f"{_nearest_setting(str(key))}"
             )
-        check_keys(value, SETTINGS[key], config, (key,))
+        tree[key] = merged(tree.get(key), value, SETTINGS[key], config, (key,), dotted)

@@ -11,10 +11,8 @@ from graphlib import CycleError, TopologicalSorter
 from importlib.resources import files
 from pathlib import Path
 
-import yaml
-
 from lightning_mllm.commands.arguments import Arguments
-from lightning_mllm.commands.config import Config, ConfigError, nearest, read_yaml
+from lightning_mllm.commands.config import Config, ConfigError, layers, nearest
 
 HEADINGS = ("name", "stages", "hardware", "what")
 
@@ -77,16 +75,26 @@ def order_of_stages(folder: Path) -> list[str]:
     name = experiment_name(folder)
     parents = {}
     for file in files:
-        tree = read_yaml(file, Config())
-        stage = tree.get("stage") if isinstance(tree, Mapping) else None
-        sources = stage.get("init_from") if isinstance(stage, Mapping) else None
-        parents[file.stem] = [_sibling(each, name, files) for each in sources or {}]
+        parents[file.stem] = [_sibling(each, name, files) for each in sources_of(file)]
     graph = {stage: sorted(each for each in before if each) for stage, before in parents.items()}
     try:
         return list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         circle = " -> ".join(error.args[1])
         raise ConfigError(f"{folder}: found stages that start from one another: {circle}") from None
+
+
+def sources_of(file: Path) -> list[str]:
+    """What a stage starts from, as the last one states it of the file and those that it extends.
+
+    Raises:
+        ConfigError: A file cannot be read.
+    """
+    found: object = None
+    for _, tree in layers(file, Config()):
+        stage = tree.get("stage") if isinstance(tree, Mapping) else None
+        found = stage["init_from"] if isinstance(stage, Mapping) and "init_from" in stage else found
+    return [str(each) for each in found] if isinstance(found, Mapping) else []
 
 
 def _sibling(source: str, name: str, files: Sequence[Path]) -> str:
@@ -162,23 +170,30 @@ def copy(name: str, to: Path) -> list[Path]:
 
 
 def _named(file: Path) -> Iterator[Path]:
-    """The files that a file names by their place, and those that these name."""
-    config = Config()
-    read_yaml(file, config)
-    for value in config.values.values():
-        other = file.parent / str(value)
-        if str(value).endswith(".yaml") and other.is_file():
-            yield other
-            yield from _named(other)
+    """The files that a file extends or names by their place, and those that these name."""
+    for own, tree in layers(file, Config()):
+        if own != file:
+            yield own
+        for value in _texts(tree):
+            other = own.parent / value
+            if value.endswith(".yaml") and other.is_file():
+                yield other
+                yield from _named(other)
+
+
+def _texts(tree: object) -> Iterator[str]:
+    """Every text in a tree."""
+    if isinstance(tree, Mapping | list):
+        for each in tree.values() if isinstance(tree, Mapping) else tree:
+            yield from _texts(each)
+    elif isinstance(tree, str):
+        yield tree
 
 
 def started_from(name: str) -> list[str]:
     """Stages of other experiments that the experiment starts from."""
-    found: dict[str, None] = {}
-    for file in sorted((shipped() / name).glob("*.yaml")):
-        stage = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("stage") or {}
-        found |= dict.fromkeys(each for each in stage.get("init_from") or {} if "/" in each)
-    return list(found)
+    sources = [each for file in sorted((shipped() / name).glob("*.yaml")) for each in sources_of(file)]
+    return list(dict.fromkeys(each for each in sources if "/" in each))
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Whether a run folder already holds what is about to be trained there: finished, begun, or something else."""
+"""Whether a run folder already holds what is about to be made there: trained, begun, tested, or something else."""
 
 from __future__ import annotations
 
@@ -6,34 +6,28 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from lightning_mllm.commands.config import ConfigError
+from lightning_mllm.commands.recipe import Recipe, differences
+from lightning_mllm.evaluation.results import write_json
 from lightning_mllm.training.checkpoints import newest
+from lightning_mllm.weights.lineage import RECORD, WEIGHTS
 
 MADE_BY_TRAINING = ("weights", "checkpoints", "metrics.csv", "test.json", "test_answers.jsonl", "answers.jsonl")
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """The dotted keys in which two recipes differ, without the `init_args` in between."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = sorted(set(old) | set(new))
-        return [each for key in keys for each in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if old == json.loads(json.dumps(new)) else [path.replace("init_args.", "")]
-
-
-def is_done(run_dir: Path, recipe: Mapping[str, Any]) -> bool:
+def is_done(run_dir: Path, recipe: Recipe) -> bool:
     """Whether the stage in `run_dir` has written its weights under this recipe.
 
     Raises:
         ConfigError: It has, under another one; names the keys that differ.
     """
-    stage_file = run_dir / "weights" / "stage.json"
+    stage_file = run_dir / WEIGHTS / RECORD
     if not stage_file.is_file():
         return False
-    known = json.loads(stage_file.read_text(encoding="utf-8"))["settings"]["config"]
+    known = _read(stage_file)["settings"]["config"]
     if isinstance(known, Mapping) and set(known) == {"mix"}:
         raise ConfigError(
             f"{run_dir}: found a mix of {', '.join(known['mix'])}, expected a stage to train; name another --run_dir,"
@@ -43,11 +37,8 @@ def is_done(run_dir: Path, recipe: Mapping[str, Any]) -> bool:
     return True
 
 
-def checkpoint_of(run_dir: Path, recipe: Mapping[str, Any], recipe_of: Any) -> Path | None:
+def checkpoint_of(run_dir: Path, recipe: Recipe) -> Path | None:
     """The newest complete checkpoint, from which a stopped stage goes on; None where there is none.
-
-    Args:
-        recipe_of: Takes from a resolved configuration what decides the result.
 
     Raises:
         ConfigError: It was written under another recipe; names the keys that differ.
@@ -56,13 +47,13 @@ def checkpoint_of(run_dir: Path, recipe: Mapping[str, Any], recipe_of: Any) -> P
     if last is None:
         return None
     if config.is_file():
-        known = recipe_of(yaml.safe_load(config.read_text(encoding="utf-8")))
+        known = yaml.safe_load(config.read_text(encoding="utf-8"))
         _refuse_another(run_dir, known, recipe, "a checkpoint written")
     return last
 
 
-def _refuse_another(run_dir: Path, known: Any, recipe: Mapping[str, Any], found: str) -> None:
-    if changed := sorted(differences(known, recipe)):
+def _refuse_another(run_dir: Path, known: Recipe, recipe: Recipe, found: str) -> None:
+    if changed := differences(known, recipe):
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise ConfigError(
             f"{run_dir}: found {found} under other settings ({', '.join(changed[:5])}{more}), expected the same; name "
@@ -70,9 +61,25 @@ def _refuse_another(run_dir: Path, known: Any, recipe: Mapping[str, Any], found:
         )
 
 
+def is_tested(run_dir: Path, settings: Recipe) -> bool:
+    """Whether its `test.json` is of its weights and of these settings, wherever the folder was copied to."""
+    tested, trained = _read(run_dir / "test.json"), _read(run_dir / WEIGHTS / RECORD)
+    return bool(tested) and tested.get("weights") == trained.get("sha256") and tested.get("settings") == settings
+
+
+def note_test(run_dir: Path, settings: Recipe) -> None:
+    """Writes into `test.json` what its scores are of; a test that is stopped before that is taken again."""
+    if tested := _read(run_dir / "test.json"):
+        write_json(run_dir / "test.json", {**tested, "settings": settings})
+
+
+def _read(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
 def clear(run_dir: Path) -> None:
     """Removes what an earlier training left in the folder, the record of its weights first."""
-    (run_dir / "weights" / "stage.json").unlink(missing_ok=True)
+    (run_dir / WEIGHTS / RECORD).unlink(missing_ok=True)
     for name in MADE_BY_TRAINING:
         place = run_dir / name
         if place.is_dir():

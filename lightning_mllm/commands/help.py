@@ -10,18 +10,9 @@ from importlib import import_module
 
 import jsonargparse
 
-from lightning_mllm.commands.command_line import SETTINGS, Options, add_to_path, check_tree, split_options
-from lightning_mllm.commands.config import (
-    COMMAND_LINE,
-    Config,
-    ConfigError,
-    fits,
-    import_class,
-    nearest,
-    options_of,
-    parameters_of,
-    read_yaml,
-)
+from lightning_mllm.commands.command_line import SETTINGS, Options, add_to_path, read_files, split_options
+from lightning_mllm.commands.config import COMMAND_LINE, Config, ConfigError, nearest
+from lightning_mllm.commands.signatures import fits, import_class, options_of, parameters_of
 
 WHERE = {"model": ("lightning_mllm.architectures",), "data": ("data_modules",)}
 """Packages whose classes are listed where none is named."""
@@ -42,10 +33,7 @@ def show_help(arguments: Sequence[str]) -> None:
     configs, _ = split_options(rest)
     add_to_path(configs)
     config = Config()
-    for path in configs:
-        tree = read_yaml(path, config)
-        if isinstance(tree, dict):
-            check_tree(tree, config)
+    read_files(configs, config)
     for dotted, name in asked:
         _show(tuple(part for part in dotted.split(".") if part != "init_args"), name, config)
 
@@ -99,10 +87,6 @@ def _classes_taken(path: tuple[str, ...], config: Config) -> tuple[list[type], b
     if path[0] not in SETTINGS:
         raise ConfigError(f"--{'.'.join(path)}.help: found no setting '{path[0]}'{nearest(path[0], SETTINGS)}")
     hints = [SETTINGS[path[0]]]
-    if path[0] == "trainer":
-        from lightning import Trainer
-
-        hints = [Trainer]
     for depth, key in enumerate(path[1:], start=1):
         before = path[:depth]
         owners = [config.classes[before]] if before in config.classes else _classes(hints)

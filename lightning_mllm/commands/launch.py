@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,23 +16,21 @@ from typing import Any
 import jsonargparse
 import yaml
 from lightning import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lightning_mllm.commands.command_line import read_command_line
-from lightning_mllm.commands.config import ConfigError, import_class
-from lightning_mllm.commands.explain import explain
-from lightning_mllm.commands.finished import checkpoint_of, clear, is_done
+from lightning_mllm.commands.command_line import SETTINGS, read_command_line
+from lightning_mllm.commands.config import ConfigError
+from lightning_mllm.commands.finished import checkpoint_of, clear, is_done, note_test
 from lightning_mllm.commands.hardware import Hardware, at_once
 from lightning_mllm.commands.help import asks_for_help, show_help
 from lightning_mllm.commands.lock import locked
+from lightning_mllm.commands.recipe import recipe_of, test_settings
+from lightning_mllm.commands.wrong_values import explain, placed
 from lightning_mllm.contracts import accumulation
 from lightning_mllm.evaluation.checks import check_sets, check_training
-from lightning_mllm.training.callbacks.averaging import Averaging
-from lightning_mllm.training.callbacks.best import BestWeights
 from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.callbacks.progress import StageProgress
@@ -48,28 +45,9 @@ from lightning_mllm.training.stage import StageSettings, together
 DEFAULTS = Path(str(files("lightning_mllm") / "defaults" / "fit.yaml"))
 
 
-DECIDING: tuple[type, ...] = (Averaging, BestWeights, EarlyStopping)
-"""Callbacks that decide which weights a stage hands over."""
-
-
-def deciding(callbacks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that decide which weights a stage hands over, without where they are held meanwhile."""
-    chosen = [each for each in callbacks if issubclass(import_class(each["class_path"], "trainer.callbacks"), DECIDING)]
-    return [{**each, "init_args": {k: v for k, v in each["init_args"].items() if k != "device"}} for each in chosen]
-
-
 def passes(epochs: float | None) -> float:
     """Over the data, where the stage gives no steps."""
     return 1.0 if epochs is None else epochs
-
-
-def recipe_of(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the result in a resolved configuration: everything but hardware and places."""
-    chosen = {name: resolved[name] for name in ("model", "data", "stage", "seed_everything")}
-    limits = {name: resolved["trainer"].get(name) for name in ("max_steps", "max_epochs", "limit_train_batches")}
-    if callbacks := deciding(resolved["trainer"].get("callbacks") or []):
-        limits["callbacks"] = callbacks
-    return {**chosen, "trainer": limits}
 
 
 class StageIsDone(Exception):
@@ -147,16 +125,26 @@ class CLI(LightningCLI):
         return Path(self.settings.run_dir)
 
     @cached_property
-    def resolved(self) -> str:
+    def record(self) -> str:
         """Every setting, defaults included, as YAML; taken before names of sibling stages become paths, so that a
         copied experiment is the same recipe.
         """
         return self._parser(self.config.subcommand).dump(self.settings, skip_unset=False)
 
     @cached_property
-    def recipe(self) -> dict[str, Any]:
-        """What decides the result: everything but hardware and places."""
-        return recipe_of(yaml.safe_load(self.resolved))
+    def resolved(self) -> dict[str, object]:
+        """The same as a tree."""
+        return yaml.safe_load(self.record)
+
+    @cached_property
+    def recipe(self) -> dict[str, object]:
+        """What decides the result: what training reads."""
+        return recipe_of(self.resolved)
+
+    @cached_property
+    def test_settings(self) -> dict[str, object]:
+        """What decides the scores of a test of given weights."""
+        return test_settings(self.resolved)
 
     def is_done(self) -> bool:
         """Whether the run folder holds the weights of this stage.
@@ -172,7 +160,7 @@ class CLI(LightningCLI):
         Raises:
             ConfigError: The checkpoint was written under other settings.
         """
-        return None if self.overwrite else checkpoint_of(self.run_dir, self.recipe, recipe_of)
+        return None if self.overwrite else checkpoint_of(self.run_dir, self.recipe)
 
     def before_instantiate_classes(self) -> None:
         _ = self.recipe
@@ -238,7 +226,7 @@ class CLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
         except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
-            raise ConfigError(f"{_blamed(given, str(error))}: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"{_refused(given)}: {' '.join(str(error).split())}") from error
         sharded = isinstance(trainer.strategy, ShardedStrategy)
         check_precision(str(trainer.precision), sharded, self._get(self.config_init, "hardware"))
         return trainer
@@ -266,7 +254,11 @@ class CLI(LightningCLI):
         if self.overwrite:
             clear(self.run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        (self.run_dir / "config.yaml").write_text(self.resolved, encoding="utf-8")
+        (self.run_dir / "config.yaml").write_text(self.record, encoding="utf-8")
+
+    @rank_zero_only
+    def after_test(self) -> None:
+        note_test(self.run_dir, self.test_settings)
 
 
 class ParsedCLI(CLI):
@@ -294,8 +286,7 @@ class CheckedCLI(ParsedCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(LightningDataModule, "data", required=True)
-        resolved = yaml.safe_load(self.resolved)
-        data = parser.instantiate(parser.parse_object({"data": resolved["data"]}))["data"]
+        data = parser.instantiate(parser.parse_object({"data": self.resolved["data"]}))["data"]
         check_sets(data, ("val", "test") if subcommand == "fit" else ("test",))
         if subcommand == "fit":
             check_training(data)
@@ -308,35 +299,43 @@ def compose(arguments: Sequence[str], kind: type[CLI] = CLI) -> CLI:
         ConfigError: The configuration is wrong; nothing has been built then.
         StageIsDone: The run folder holds what `fit` would train.
     """
-    told, config = read_command_line(arguments[1:])
-    overwrite = config.values.get(("overwrite",))
+    told, tree, config = read_command_line(arguments[1:])
+    overwrite = config.flags.get("overwrite")
     if overwrite not in (None, "true", "false") or (overwrite is not None and arguments[0] != "fit"):
         raise ConfigError(f"--overwrite: found '{overwrite}', expected true or false, and mllm fit or mllm run")
     _quieten()
     try:
         return kind([arguments[0], f"--config={DEFAULTS}", *told], overwrite=overwrite == "true")
-    except jsonargparse.ArgumentError as error:
-        raise ConfigError(explain(str(error), config)) from error
-    except (ValueError, KeyError) as error:
-        if _raised_in_settings(error) or (isinstance(error, ValueError) and _names_a_setting(str(error))):
-            raise ConfigError(explain(str(error), config)) from error
+    except (jsonargparse.ArgumentError, ValueError, KeyError) as error:
+        first = _first(error)
+        if _in_jsonargparse(first):
+            raise explain(tree, SETTINGS, config, str(error)) from error
+        sentence = placed(str(first), SETTINGS, config)
+        if isinstance(first, ValueError) and (first is not error or sentence != str(error)):
+            raise ConfigError(sentence) from error
         raise
 
 
-def _blamed(given: Any, sentence: str) -> str:
-    """Which setting of the Trainer an error of Lightning's is about: the one whose name or value it quotes."""
-    names = [name for name in vars(given) if re.search(rf"\b{name}=", sentence)]
-    names += [name for name in vars(given) if f"`{name}`" in sentence]
-    texts = {name: value for name, value in vars(given).items() if isinstance(value, str)}
-    names += [name for name, value in texts.items() if re.search(rf"\b{re.escape(value)}\b", sentence)]
-    return f"trainer.{names[0]}" if names else "trainer"
+def _refused(given: Mapping[str, object]) -> str:
+    """The first setting that the Trainer refuses by itself; all of them, where they only do not go together."""
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    for name, value in given.items():
+        if name not in (*quiet, "callbacks", "default_root_dir"):
+            try:
+                Trainer(**{name: value}, **quiet)  # pyright: ignore[reportArgumentType]
+            except Exception:
+                return f"trainer.{name}"
+    return "trainer"
 
 
-def _names_a_setting(sentence: str) -> bool:
-    return re.match(r"(stage|hardware|data|model|trainer|run_dir|checkpoint_every)[.\w]*: ", sentence) is not None
+def _first(error: BaseException) -> BaseException:
+    """What jsonargparse, which tells of it in words of its own, was told by a class; else `error` itself."""
+    while _in_jsonargparse(error) and (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
 
 
-def _raised_in_settings(error: BaseException) -> bool:
+def _in_jsonargparse(error: BaseException) -> bool:
     """Whether jsonargparse raised it while it checked values, as opposed to code that a value was handed to."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

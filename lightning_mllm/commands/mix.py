@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from lightning_mllm.commands.arguments import Arguments
-from lightning_mllm.commands.config import import_class
+from lightning_mllm.commands.signatures import import_class
 from lightning_mllm.export.export import refuse_full
 from lightning_mllm.inference import stage_of
 from lightning_mllm.interop.format import key_maps

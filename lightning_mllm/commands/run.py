@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +14,9 @@ from lightning_mllm.commands.arguments import Arguments
 from lightning_mllm.commands.command_line import SETTINGS, check_tree
 from lightning_mllm.commands.config import Config, ConfigError, nearest, option_tree
 from lightning_mllm.commands.experiments import experiment_folder, experiment_name, hardware_file, order_of_stages
+from lightning_mllm.commands.finished import is_tested
 from lightning_mllm.commands.launch import CLI, CheckedCLI, ParsedCLI, compose, say
 from lightning_mllm.evaluation.report import write_report
-from lightning_mllm.weights.lineage import RECORD, WEIGHTS
 
 ONE_STAGE = ("stage.name", "stage.init_from", "stage.train", "data.train", "data.val", "data.test", "model", "data")
 """What can only be meant for one stage; the last two as a whole, not their keys."""
@@ -114,7 +113,7 @@ def run_experiment(
     for stage in chosen:
         if stage in waiting:
             compose(command("fit", stage), CheckedCLI)
-        elif has_tests(parsed[stage]) and not _is_tested(run, stage):
+        elif has_tests(parsed[stage]) and not is_tested(run / stage, parsed[stage].test_settings):
             compose(command("test", stage), CheckedCLI)
     for stage in chosen:
         if stage in waiting:
@@ -128,7 +127,10 @@ def run_experiment(
     if only is None and not tested and not _names_tests(parsed[stages[-1]]):
         tested = stages[-1:]
     for stage in tested:
-        _test(command("test", stage), run, stage)
+        if is_tested(run / stage, parsed[stage].test_settings):
+            say(f"{run / stage} is tested")
+        else:
+            compose([*command("test", stage), "--verbose=false"])
     if tested:
         _report(run, time.monotonic() - started)
     else:
@@ -144,22 +146,6 @@ def has_tests(parsed: CLI) -> bool:
 def _names_tests(parsed: CLI) -> bool:
     """Whether the stage's data module takes test sets by name; one of another kind may have some of its own."""
     return "test" in parsed.settings["data"]["init_args"]
-
-
-def _is_tested(run: Path, stage: str) -> bool:
-    """Whether its `test.json` is of its weights, wherever the folder was copied to."""
-    tested, trained = (
-        json.loads(each.read_text(encoding="utf-8")) if each.is_file() else {}
-        for each in (run / stage / "test.json", run / stage / WEIGHTS / RECORD)
-    )
-    return bool(tested) and tested.get("weights") == trained.get("sha256")
-
-
-def _test(command: list[str], run: Path, stage: str) -> None:
-    if _is_tested(run, stage):
-        say(f"{run / stage} is tested")
-        return
-    compose([*command, "--verbose=false"])
 
 
 @rank_zero_only

@@ -15,8 +15,9 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_mllm.commands.arguments import Arguments
-from lightning_mllm.commands.config import ConfigError, import_class
+from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.commands.launch import ParsedCLI, compose
+from lightning_mllm.commands.signatures import import_class
 from lightning_mllm.training.reduction import row_weights
 
 DRAWS = 5000

@@ -17,7 +17,7 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from lightning_mllm.commands.config import Config, ConfigError, nearest, read_yaml
+from lightning_mllm.commands.command_line import read_files, value_at
+from lightning_mllm.commands.config import ConfigError, nearest
 from lightning_mllm.commands.launch import ParsedCLI, compose
 from lightning_mllm.commands.mix import called, mixed, place, write_mix
 from lightning_mllm.evaluation.bootstrap import Interval
@@ -103,13 +104,12 @@ class Sweep:
 
     def _test_sets(self, evaluate: Path) -> dict[str, Any]:
         """The file's test sets, resolved as those of the first run's net; blind twins tell nothing of a mix."""
-        tree = read_yaml(evaluate, Config())
-        for key in ("data", "init_args", "test"):
-            tree = tree.get(key) if isinstance(tree, dict) else None
-        if not tree:
+        if not value_at(read_files([evaluate]), ("data", "test")):
             raise ConfigError(f"{evaluate}: found no data.test, expected sets to score mixes with")
         parsed = compose(["test", f"--config={self.config}", f"--config={evaluate}", *self.overrides], ParsedCLI)
-        return {name: {**each, "blind": False} for name, each in parsed.recipe["data"]["init_args"]["test"].items()}
+        sets = value_at(parsed.resolved, ("data", "test"))
+        assert isinstance(sets, Mapping)
+        return {name: {**each, "blind": False} for name, each in sets.items()}
 
     def run(self, betas: Sequence[float], score: str | None = None) -> float:
         """Tests what is not tested yet, writes table, picture and the best mix; gives its beta.

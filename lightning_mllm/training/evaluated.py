@@ -30,6 +30,8 @@ from lightning_mllm.weights.lineage import RECORD, WEIGHTS
 class EvaluatedModule(LightningModule):
     """Validates, tests and predicts on the sets of a data module (`datamodule.evaluations(split)`)."""
 
+    read_by_scoring: ClassVar[tuple[str, ...]] = ("decoding",)
+    """Arguments that training does not read: other values of them make no other stage."""
     monitored: ClassVar[tuple[str, ...]] = ("train/loss",)
     """What a callback may monitor beside the scores of `data.val`; a net that logs more under own names adds them."""
 

@@ -1,0 +1,155 @@
+"""One configuration from many files: what a later one says is laid over the earlier ones, and each key is checked.
+
+Maps of settings merge. Lists and maps of named entries (`data.train`, `stage.train`, `decoding`) are replaced whole;
+`key+:` adds to a list. A YAML file named where settings are expected is read, relative to the file that names it. A
+class of another name keeps those arguments of the earlier one that it takes too.
+
+jsonargparse reads the result; what is wrong with a value is told by `wrong_values`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path, PurePath
+
+from lightning_mllm.commands.config import COMMAND_LINE, Config, ConfigError, KeyPath, layers, nearest
+from lightning_mllm.commands.signatures import (
+    entries_of,
+    fits,
+    import_class,
+    is_composed,
+    items_of,
+    options_of,
+    origin_of,
+    parameters_of,
+    settings_class,
+)
+from lightning_mllm.commands.wrong_values import accepts
+
+
+def merged(old: object, new: object, hint: object, config: Config, path: KeyPath = (), dotted: int = 0) -> object:
+    """`new`, which stands at `path`, laid over `old`.
+
+    Args:
+        old: What is there already; None for nothing.
+        new: As in YAML.
+        hint: The type of the setting.
+        config: Where keys stand; notes the classes that are named.
+        path: Of the setting.
+        dotted: How many keys below `path` an option names, `--data.train.captions.limit=3`: of a map of named entries
+            it changes one.
+
+    Raises:
+        ConfigError: Names file and line, the key, what was expected and the nearest valid key.
+    """
+    options = options_of(hint)
+    all_composed = bool(options) and all(map(is_composed, options))
+    if isinstance(new, Mapping):
+        return _mapping(old, new, hint, config, path, dotted)
+    if isinstance(new, str) and new.endswith(".yaml") and any(map(is_composed, options)):
+        place = config.location(path)
+        folder = Path(place.rpartition(":")[0]).parent if place != COMMAND_LINE else Path()
+        for _, tree in layers(folder / new, config, path):
+            old = merged(old, tree, hint, config, path)
+        return old
+    if isinstance(new, str) and _names_a_class(new, options):
+        import_class(new, config.head(path))
+    elif isinstance(new, int | float) and all_composed:
+        raise ConfigError(f"{config.head(path)}: found '{new}', expected a mapping")
+    elif isinstance(new, list):
+        item = items_of(hint)
+        if item is None and all_composed:
+            raise ConfigError(f"{config.head(path)}: found a list, expected a mapping")
+        return [merged(None, each, item, config, (*path, str(i))) if item else each for i, each in enumerate(new)]
+    return new
+
+
+def _names_a_class(value: str, options: list[object]) -> bool:
+    """Whether a text stands for a class by its dotted path: `--trainer.callbacks=package.Callback`."""
+    dotted = "." in value and all(part.isidentifier() for part in value.split("."))
+    texts = [each for each in options if inspect.isclass(each) and issubclass(each, (str, Enum, PurePath))]
+    inner = [*options, *(items_of(each) for each in options if origin_of(each) is list)]
+    return dotted and not texts and any(inspect.isclass(each) and is_composed(each) for each in inner)
+
+
+def _mapping(
+    old: object, new: Mapping[str, object], hint: object, config: Config, path: KeyPath, dotted: int
+) -> object:
+    before = old if isinstance(old, Mapping) else {}
+    if "class_path" in new:
+        cls = _class_named(new, hint, config, path)
+    else:
+        cls = config.classes.get(path) if "class_path" in before or len(path) == 1 else None
+    if cls is not None:
+        stated = new.get("init_args") if "class_path" in new or "init_args" in new else new
+        given = before.get("init_args", {}) if "class_path" in before else before
+        name = str(new.get("class_path", before.get("class_path", "")))
+        if "class_path" in before and name != before["class_path"]:
+            known = parameters_of(cls) or {}
+            given = {key: value for key, value in given.items() if key in known and accepts(value, known[key])}
+        if not name:
+            return _arguments(given, new, cls, config, path, dotted)
+        arguments = _arguments(given, stated, cls, config, path, dotted) if isinstance(stated, Mapping) else given
+        more = {"dict_kwargs": new["dict_kwargs"]} if "dict_kwargs" in new else {}
+        return {"class_path": name, "init_args": arguments, **more}
+    if "init_args" in new:
+        return dict(new)
+    if (inner := entries_of(hint)) is not None:
+        entries = dict(before) if dotted else {}
+        for key, value in new.items():
+            entries[key] = merged(entries.get(key), value, inner, config, (*path, str(key)), max(0, dotted - 1))
+        return entries
+    if (settings := settings_class(new, hint)) is not None:
+        return _arguments(before, new, settings, config, path, dotted)
+    return dict(new)
+
+
+def _class_named(new: Mapping[str, object], hint: object, config: Config, path: KeyPath) -> type:
+    where = f"{config.location((*path, 'class_path'))}: {'.'.join(path)}"
+    cls = import_class(str(new["class_path"]), where)
+    options = options_of(hint)
+    bases = [each for each in options if inspect.isclass(each)]
+    if bases and len(bases) == len(options) and not any(fits(cls, base) for base in bases):
+        wanted = " or ".join(base.__name__ for base in bases)
+        raise ConfigError(f"{where}: found class '{cls.__name__}', expected a {wanted}")
+    config.classes[path] = cls
+    for key in sorted(set(new) - {"class_path", "init_args", "dict_kwargs"}):
+        known = key in (parameters_of(cls) or {})
+        near = f"; '{key}' belongs under init_args" if known else nearest(key, ["init_args"])
+        where = config.head((*path, key))
+        raise ConfigError(f"{where}: found an unknown key, expected class_path and init_args{near}")
+    return cls
+
+
+def _arguments(
+    old: Mapping[str, object], new: Mapping[str, object], cls: type, config: Config, path: KeyPath, dotted: int
+) -> dict[str, object]:
+    """The arguments of a class."""
+    parameters, found = parameters_of(cls), dict(old)
+    for written, value in new.items():
+        key = str(written).removesuffix("+")
+        if parameters is not None and key not in parameters:
+            expected = f"one of {', '.join(parameters)}" if len(parameters) < 20 else f"an argument of {cls.__name__}"
+            raise ConfigError(
+                f"{config.head((*path, key))}: found an unknown key, expected {expected}{nearest(key, parameters)}"
+            )
+        hint = object if parameters is None else parameters[key]
+        before = found.get(key)
+        now = merged(before, value, hint, config, (*path, key), max(0, dotted - 1))
+        found[key] = now if key == written else [*_several(before), *_several(now)]
+    return found
+
+
+def _several(value: object) -> list[object]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def check_keys(value: object, hint: object, config: Config, path: KeyPath = ()) -> None:
+    """Refuse every key of `value` that the type `hint` does not accept.
+
+    Raises:
+        ConfigError: As `merged`.
+    """
+    merged(None, value, hint, config, path)
