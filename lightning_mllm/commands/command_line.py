@@ -19,7 +19,7 @@ from lightning_mllm.commands.config import COMMAND_LINE, Config, ConfigError, la
 from lightning_mllm.commands.experiments import below_experiments
 from lightning_mllm.commands.hardware import Hardware
 from lightning_mllm.commands.merge import merged
-from lightning_mllm.commands.signatures import called, parameters_of
+from lightning_mllm.commands.signatures import parameters_of
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
 
@@ -147,9 +147,8 @@ def read_files(
         ConfigError: A file cannot be read, or a key is unknown.
     """
     config, tree = config or Config(), {}
-    for path, part in (layer for file in configs for layer in layers(file, config)):
-        if not isinstance(part, dict):
-            raise ConfigError(f"{path}: found {called(type(part))}, expected a mapping with model, data, stage, ...")
+    for _, part in (layer for file in configs for layer in layers(file, config)):
+        assert isinstance(part, dict)
         check_tree(part, config, tree)
         if lengths is not None:
             lengths.append(_lengths(part))

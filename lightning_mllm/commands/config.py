@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -76,7 +77,7 @@ def layers(path: Path, config: Config, under: KeyPath = (), known: tuple[Path, .
         known: The files, resolved, that extend this one.
 
     Raises:
-        ConfigError: A file is absent, is no YAML, has a python tag, states a key twice, or extends itself.
+        ConfigError: A file is absent, no YAML or no mapping, has a python tag, states a key twice, or extends itself.
     """
     node, tree = _parsed(path)
     before: list[tuple[Path, object]] = []
@@ -92,13 +93,22 @@ def layers(path: Path, config: Config, under: KeyPath = (), known: tuple[Path, .
         if not other.is_file():
             raise ConfigError(f"{where}: found no file {other}, expected one{_nearest_file(other)}")
         before = layers(other, config, under, chain)
+    if not under and not isinstance(tree, dict):
+        found = "a list" if isinstance(tree, list) else f"'{tree}'"
+        raise ConfigError(f"{path}: found {found}, expected a mapping with model, data, stage, ...")
     _note_places(node, under, str(path), config)
     return [*before, (path, tree)]
 
 
-def read_yaml(path: Path, config: Config, under: KeyPath = ()) -> object:
-    """The content of a file that extends no other, such as the record of a run; as `layers` otherwise."""
-    return layers(path, config, under)[-1][1]
+def read_yaml(path: Path, config: Config) -> dict[str, Any]:
+    """The content of a file that extends no other, such as the record of a run.
+
+    Raises:
+        ConfigError: As `layers`.
+    """
+    tree = layers(path, config)[-1][1]
+    assert isinstance(tree, dict)
+    return tree
 
 
 def _parsed(path: Path) -> tuple[yaml.Node, object]:

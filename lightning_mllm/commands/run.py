@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
+from contextvars import copy_context
 from pathlib import Path
 
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
@@ -117,7 +120,7 @@ def run_experiment(
             compose(command("test", stage), CheckedCLI)
     for stage in chosen:
         if stage in waiting:
-            compose(command("fit", stage))
+            _take(command("fit", stage))
             if not (run / stage / "weights" / "stage.json").is_file():
                 say(f"{run}: no test and no report, for {stage} is not done")
                 return run
@@ -130,12 +133,22 @@ def run_experiment(
         if is_tested(run / stage, parsed[stage].test_settings):
             say(f"{run / stage} is tested")
         else:
-            compose([*command("test", stage), "--verbose=false"])
+            _take([*command("test", stage), "--verbose=false"])
     if tested:
         _report(run, time.monotonic() - started)
     else:
         say(f"{run}: no report, for no test sets (data.test) stand in {', '.join(chosen)}")
     return run
+
+
+def _take(command: list[str]) -> None:
+    """Run one verb, and give back what its net and its optimizer held before the next one builds its own."""
+    # jsonargparse leaves its last parser, and what it built, in a context variable.
+    copy_context().run(compose, command)
+    # A Trainer, its module and its loops name one another.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def has_tests(parsed: CLI) -> bool:

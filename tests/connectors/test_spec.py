@@ -47,7 +47,7 @@ def test_a_connector_of_ones_own_is_taken_from_yaml(
 
 def test_one_that_builds_nothing_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"own\.yaml:1: model\.connector: found \S+own\.Other, expected .* build, pre"
+        ConfigError, match=r"own\.yaml:1: model\.connector: found '\S+own\.Other', expected .* build, pre"
     ):
         parsed("llava", tmp_path, "{class_path: tests.connectors.own.Other}")
     with pytest.raises(ConfigError, match=r"model\.connector: .* the nearest is 'Gated'"):
