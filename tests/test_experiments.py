@@ -16,7 +16,9 @@ from jsonargparse import Namespace
 from data_modules.evaluation import EvaluationSet
 from data_modules.listing import published
 from data_modules.loader import Share
+from lightning_mllm.commands.command_line import read_files
 from lightning_mllm.commands.config import Config, read_yaml
+from lightning_mllm.commands.experiments import sources_of
 from lightning_mllm.commands.launch import CLI, ParsedCLI, at_once, compose
 from lightning_mllm.commands.run import experiment_name, hardware_file, order_of_stages
 from lightning_mllm.training.stage import StageSettings
@@ -35,6 +37,11 @@ def resolve(stage: Path, hardware: str) -> CLI:
     shared = [f"--config={net}"] if net.is_file() else []
     machine = hardware_file(stage.parent, hardware)
     return compose(["fit", *shared, f"--config={stage}", f"--config={machine}"], ParsedCLI)
+
+
+def said(file: Path) -> dict[str, Any]:
+    """What a file and those that it extends say."""
+    return read_files([file])
 
 
 def name(path: Path) -> str:
@@ -73,7 +80,7 @@ def test_ancestors_are_there(folder: Path) -> None:
     """What a stage starts from is an earlier stage of the folder or a stage of another experiment."""
     stages = order_of_stages(folder)
     for position, stage in enumerate(stages):
-        for source in yaml.safe_load((folder / f"{stage}.yaml").read_text())["stage"].get("init_from") or {}:
+        for source in sources_of(folder / f"{stage}.yaml"):
             if "/" in source:
                 assert (EXPERIMENTS / f"{source}.yaml").is_file(), source
             else:
@@ -91,7 +98,7 @@ PUBLISHED = [
 @pytest.mark.parametrize("stage", PUBLISHED, ids=name)
 def test_every_published_number_is_stated(stage: Path) -> None:
     """A later change of a default must not change a paper's recipe."""
-    stated = set(yaml.safe_load(stage.read_text())["stage"])
+    stated = set(said(stage)["stage"])
     needed = {"global_batch", "lr", "weight_decay", "betas", "eps", "warmup", "decay", "gradient_clip"}
     assert needed - stated == set()
     assert len(stated & {"epochs", "steps"}) == 1
@@ -192,7 +199,7 @@ def test_the_published_numbers() -> None:
     """From the papers' tables; where they have none, from the released configurations."""
     assert set(TABLE) == {name(stage.with_suffix("")) for stage in PUBLISHED}
     for path, numbers in TABLE.items():
-        stage = yaml.safe_load((EXPERIMENTS / f"{path}.yaml").read_text())["stage"]
+        stage = said(EXPERIMENTS / f"{path}.yaml")["stage"]
         length = {key: stage[key] for key in ("epochs", "steps") if key in stage}
         found = stage["global_batch"], length, stage["lr"], stage.get("min_lr", 0)
         assert (*found, stage["betas"], stage["weight_decay"], stage["warmup"]) == numbers, path
@@ -223,7 +230,7 @@ def test_fine_tuned_blip2_takes_the_layer_decay_of_its_tables() -> None:
         "blip2/retrieval": 0.95,
     }
     for path, decay in tables.items():
-        stage = yaml.safe_load((EXPERIMENTS / f"{path}.yaml").read_text())["stage"]
+        stage = said(EXPERIMENTS / f"{path}.yaml")["stage"]
         assert stage.get("train", {}).get("vision.*", {}).get("layer_decay", 1.0) == decay, path
         assert (stage["decay"], stage["warmup_lr"]) == ("cosine_epochs", 1e-8), path
 
@@ -232,7 +239,7 @@ def test_cogvlm_fine_tunes_two_models_from_one() -> None:
     """Sec. 2.3 of arXiv 2311.03079v2: one to talk, one to find things; neither sees the other's sets."""
     sets = {}
     for model in ("chat", "chat_grounding"):
-        content = yaml.safe_load((EXPERIMENTS / f"cogvlm_17b/{model}.yaml").read_text())
+        content = said(EXPERIMENTS / f"cogvlm_17b/{model}.yaml")
         assert content["stage"]["init_from"] == {"grounding_490": 1.0}
         init_args = content["data"]["init_args"]
         sets[model] = {*init_args["train"], *init_args["test"]}
@@ -261,7 +268,7 @@ def test_sphinxs_pretrainings_take_text_in_every_step_and_are_mixed_by_halves() 
         assert (text["tokens"], settings["model"]["init_args"]["image"]["views"]) == (65_536, 1)
         assert Share("data.text.tokens", text["tokens"] // text["length"], 1).micro_batches(8) == 4
         assert settings["stage"]["init_from"] == {}
-    mixed = yaml.safe_load((EXPERIMENTS / "sphinx_13b/instruct.yaml").read_text())["stage"]["init_from"]
+    mixed = said(EXPERIMENTS / "sphinx_13b/instruct.yaml")["stage"]["init_from"]
     assert mixed == {"pretrain_real": 0.5, "pretrain_synthetic": 0.5}
 
 
@@ -296,7 +303,7 @@ def test_texts_are_as_long_as_in_lavis() -> None:
 
 def test_where_labels_are_llavas_an_end_token_in_a_turn_is_one() -> None:
     """Its code gives whole prompts to the tokenizer; the label law of `masks: published` holds so alone."""
-    nets = [yaml.safe_load(file.read_text())["model"]["init_args"] for file in EXPERIMENTS.glob("llava*/net.yaml")]
+    nets = [said(file)["model"]["init_args"] for file in EXPERIMENTS.glob("llava*/net.yaml")]
     assert len(nets) >= 4
     assert {(net.get("masks"), net.get("special_in_turns")) for net in nets} == {("published", True)}
 

@@ -9,7 +9,7 @@ import yaml
 
 from lightning_mllm.commands.command_line import read_files, value_at
 from lightning_mllm.commands.config import ConfigError
-from lightning_mllm.commands.experiments import order_of_stages
+from lightning_mllm.commands.experiments import copy, order_of_stages, shipped
 from lightning_mllm.commands.launch import ParsedCLI, compose
 from tests.commands.conftest import TOY
 from tests.test_cli import refused
@@ -93,3 +93,14 @@ def test_the_order_of_stages_follows_what_an_extended_file_says() -> None:
     with pytest.raises(ConfigError, match=r"b/after\.yaml:1: extends: found no file"):
         write("experiments/b/after.yaml", "extends: ../a/ende.yaml\n")
         order_of_stages(Path("experiments/b"))
+
+
+def test_a_copied_experiment_brings_what_it_extends() -> None:
+    copy("instructblip_vicuna13b", Path("experiments"))
+    for name in ("instructblip_vicuna7b/net.yaml", "_parts/qformer.yaml", "_parts/vicuna_13b_v11.yaml"):
+        assert Path("experiments", name).read_bytes() == (shipped() / name).read_bytes()
+    resolved = []
+    for root in (Path("experiments"), shipped()):
+        files = [f"--config={root / 'instructblip_vicuna13b' / name}.yaml" for name in ("net", "align")]
+        resolved.append(compose(["fit", *files], ParsedCLI).resolved)
+    assert resolved[0] == resolved[1]
