@@ -130,7 +130,7 @@ def write_case(module: MultimodalModule, layout: HfFolder, case: Path) -> None:
         "texts": CAPTIONS if layout.compared == "pairs" else QUESTIONS if layout.asks else [""] * len(rows),
         "new_tokens": NEW_TOKENS,
         "adapted": module.lora is not None,
-        "code": sorted(file.name for file in layout.code),
+        "code": [str(file) for file in layout.code],
     }
     (case / "case.json").write_text(json.dumps(facts), encoding="utf-8")
 

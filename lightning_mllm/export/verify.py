@@ -18,7 +18,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoProcessor
+from transformers import AutoModelForCausalLM, AutoProcessor, BatchFeature, PreTrainedModel, ProcessorMixin
 
 from lightning_mllm.contracts import TokenKind
 
@@ -28,9 +28,6 @@ LOGITS = 1e-5
 ROUNDINGS = 16
 """How many roundings of 16-bit numbers logits may differ by, relative to the largest: each of some six results a block
 is rounded once, independently, and the errors of the 240 of 40 blocks add up as their root."""
-
-REMOTE = Path(__file__).resolve().parents[1] / "interop" / "cogvlm" / "remote"
-"""The code that travels inside folders; no other is ever run."""
 
 PIXELS = 4.0
 """Largest mean difference, in levels of 255: backends resize with other rounding; a wrong fit is off by tens."""
@@ -48,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 @torch.inference_mode()
 def compare(folder: Path, ours: dict[str, Tensor], facts: dict[str, Any]) -> str:
     """What differs, or nothing."""
-    if difference := _code(folder, facts["code"]):
+    if difference := _code(folder, [Path(file) for file in facts["code"]]):
         return difference
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     known: Any = AutoModelForCausalLM if facts["code"] else getattr(transformers, settings["architectures"][0])
@@ -88,15 +85,15 @@ def _row(ours: dict[str, Tensor], i: int) -> dict[str, Tensor]:
     return {name.removeprefix(f"{i}."): tensor for name, tensor in ours.items() if name.startswith(f"{i}.")}
 
 
-def _code(folder: Path, names: Sequence[str]) -> str:
+def _code(folder: Path, own: Sequence[Path]) -> str:
     """What of the folder's code is not, byte for byte, the package's own; only then may it be run."""
     found = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.py"))
-    if found != sorted(names):
-        return f"code: found {found}, expected {sorted(names)}"
-    for name in found:
-        if (folder / name).read_bytes() != (REMOTE / name).read_bytes():
-            return f"code: {name} differs from the package's"
-    for file in sorted(folder.glob("*config.json")) if names else ():
+    if found != (names := sorted(file.name for file in own)):
+        return f"code: found {found}, expected {names}"
+    for file in own:
+        if (folder / file.name).read_bytes() != file.read_bytes():
+            return f"code: {file.name} differs from the package's"
+    for file in sorted(folder.glob("*config.json")) if own else ():
         for place in json.loads(file.read_text(encoding="utf-8")).get("auto_map", {}).values():
             # `owner/name--module.Class` is code of another place.
             if f"{str(place).partition('.')[0]}.py" not in found:
@@ -104,7 +101,7 @@ def _code(folder: Path, names: Sequence[str]) -> str:
     return ""
 
 
-def _inputs(processor: Any, images: Sequence[Image.Image], texts: Sequence[str]) -> Any:
+def _inputs(processor: ProcessorMixin, images: Sequence[Image.Image], texts: Sequence[str]) -> BatchFeature:
     """A batch as people make one: texts of the chat template, then the processor.
 
     But for one thing: what InstructBLIP's Q-Former reads is padded by its own tokenizer, on the right, since a Q-Former
@@ -116,9 +113,10 @@ def _inputs(processor: Any, images: Sequence[Image.Image], texts: Sequence[str])
             processor.apply_chat_template(_conversation(image, text), add_generation_prompt=True)
             for image, text in zip(images, texts, strict=True)
         ]
-    inputs = processor(images=list(images), text=list(texts), padding=True, return_tensors="pt")
+    process: Any = processor
+    inputs = process(images=list(images), text=list(texts), padding=True, return_tensors="pt")
     if "qformer_input_ids" in inputs:
-        read = processor.qformer_tokenizer(list(texts), padding=True, return_tensors="pt")
+        read = process.qformer_tokenizer(list(texts), padding=True, return_tensors="pt")
         inputs.update({f"qformer_{name}": read[name] for name in ("input_ids", "attention_mask")})
     return inputs
 
@@ -127,17 +125,19 @@ def _conversation(image: Image.Image, text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
 
 
-def _at_once(model: Any, processor: Any, image: Image.Image, text: str, row: dict[str, Tensor]) -> str:
+def _at_once(
+    model: PreTrainedModel, processor: ProcessorMixin, image: Image.Image, text: str, row: dict[str, Tensor]
+) -> str:
     """What a template that tokenises too writes."""
     if not processor.chat_template:
         return ""
-    inputs = processor.apply_chat_template(
+    inputs: Any = processor.apply_chat_template(
         _conversation(image, text), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     return _tokens(model, inputs, [row])
 
 
-def _tokens(model: Any, inputs: Any, rows: Sequence[dict[str, Tensor]]) -> str:
+def _tokens(model: PreTrainedModel, inputs: BatchFeature, rows: Sequence[dict[str, Tensor]]) -> str:
     for i, ours in enumerate(rows):
         expected = ours["tokens"]
         if (slots := ours["kinds"] == int(TokenKind.IMAGE)).any():
@@ -152,12 +152,12 @@ def _tokens(model: Any, inputs: Any, rows: Sequence[dict[str, Tensor]]) -> str:
     return ""
 
 
-def _real(inputs: Any, i: int) -> Tensor:
+def _real(inputs: BatchFeature, i: int) -> Tensor:
     """Of a row's tokens, those that are no padding."""
     return inputs["attention_mask"][i].bool()
 
 
-def _pixels(processor: Any, ours: dict[str, Tensor]) -> str:
+def _pixels(processor: ProcessorMixin, ours: dict[str, Tensor]) -> str:
     settings = processor.image_processor
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (settings.image_mean, settings.image_std))
     wide = settings(images=picture(ours["wide"]), return_tensors="pt")["pixel_values"][0]
@@ -176,7 +176,13 @@ def _logits(found: Tensor, ours: Tensor, tolerance: float) -> str:
     return ""
 
 
-def _says(model: Any, inputs: Any, rows: Sequence[dict[str, Tensor]], facts: dict[str, Any], tolerance: float) -> str:
+def _says(
+    model: PreTrainedModel,
+    inputs: BatchFeature,
+    rows: Sequence[dict[str, Tensor]],
+    facts: dict[str, Any],
+    tolerance: float,
+) -> str:
     """The logits of all that one row reads; of an encoder-decoder, of all that it is to write."""
     if facts["compared"] == "pairs":
         return _pairs(model, inputs, rows, tolerance)
@@ -186,12 +192,20 @@ def _says(model: Any, inputs: Any, rows: Sequence[dict[str, Tensor]], facts: dic
     return _logits(logits[:, : ours["logits"].shape[-1]], ours["logits"], tolerance)
 
 
-def _says_at_once(model: Any, processor: Any, inputs: Any, rows: Any, facts: dict[str, Any], tolerance: float) -> str:
+def _says_at_once(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    inputs: BatchFeature,
+    rows: Sequence[dict[str, Tensor]],
+    facts: dict[str, Any],
+    tolerance: float,
+) -> str:
     """The logits by which each row of a batch begins its answer: only `generate` knows the positions of padded rows."""
     if facts["compared"] == "pairs":
         return _pairs(model, inputs, rows, tolerance)
     how = {"return_dict_in_generate": True, "output_logits": True, "tokenizer": processor.tokenizer}
-    logits = model.generate(**inputs, **how, do_sample=False, max_new_tokens=1).logits[0]
+    generate: Any = model.generate
+    logits = generate(**inputs, **how, do_sample=False, max_new_tokens=1).logits[0]
     for found, ours in zip(logits, rows, strict=True):
         expected = ours["logits"][0 if "targets" in ours else -1]
         if difference := _logits(found[: len(expected)], expected, tolerance):
@@ -199,7 +213,7 @@ def _says_at_once(model: Any, processor: Any, inputs: Any, rows: Any, facts: dic
     return ""
 
 
-def _pairs(model: Any, inputs: Any, rows: Sequence[dict[str, Tensor]], tolerance: float) -> str:
+def _pairs(model: PreTrainedModel, inputs: BatchFeature, rows: Sequence[dict[str, Tensor]], tolerance: float) -> str:
     """Of images and texts the similarity, and the logits of being apart and of belonging together."""
     similarity, match = (
         model(**inputs, use_image_text_matching_head=matched).logits_per_image for matched in (False, True)
@@ -212,14 +226,21 @@ def _pairs(model: Any, inputs: Any, rows: Sequence[dict[str, Tensor]], tolerance
     return ""
 
 
-def _writes(model: Any, processor: Any, inputs: Any, rows: Sequence[dict[str, Tensor]], facts: dict[str, Any]) -> str:
+def _writes(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    inputs: BatchFeature,
+    rows: Sequence[dict[str, Tensor]],
+    facts: dict[str, Any],
+) -> str:
     """Greedy answers: each ends where ours does, and nothing but padding follows."""
     if facts["compared"] == "pairs":
         return ""
     # A decoder's answer comes behind what it has read, an encoder-decoder's behind its first token.
     skipped = 1 if "targets" in rows[0] else inputs["input_ids"].shape[1]
     settings = {"do_sample": False, "max_new_tokens": facts["new_tokens"], "tokenizer": processor.tokenizer}
-    written = model.generate(**inputs, **settings)[:, skipped:].tolist()
+    generate: Any = model.generate
+    written = generate(**inputs, **settings)[:, skipped:].tolist()
     how = model.generation_config
     ends = {how.eos_token_id} if isinstance(how.eos_token_id, int) else set(how.eos_token_id or ())
     for answer, ours in zip(written, rows, strict=True):

@@ -21,7 +21,7 @@ from lightning_mllm.architectures.cogvlm import TINY, CogVLM
 from lightning_mllm.commands import ask
 from lightning_mllm.contracts import Sample, TokenKind, Turn
 from lightning_mllm.evaluation.generation import Decoding
-from lightning_mllm.export import export, verify
+from lightning_mllm.export import export
 from lightning_mllm.export.export import hf_folder
 from lightning_mllm.export.importing import import_folder
 from lightning_mllm.inference import ImageInMemory, Model, load
@@ -146,8 +146,8 @@ def test_an_expert_that_is_not_there_is_the_language_models(tmp_path: Path) -> N
 
 
 def test_code_that_travels_needs_torch_and_transformers_alone() -> None:
-    files = sorted(verify.REMOTE.glob("*_cogvlm.py"))
-    assert files == sorted(hf_folder(net()).code) and len(files) == 4
+    files = hf_folder(net()).code
+    assert len(files) == 4
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):

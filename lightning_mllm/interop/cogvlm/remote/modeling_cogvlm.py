@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -85,7 +85,9 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-other, one], -1) * sin
 
 
-def routed(language: Callable[[Tensor], Tensor], vision: Callable[[Tensor], Tensor], x: Tensor, image: Any) -> Tensor:
+def routed(
+    language: Callable[[Tensor], Tensor], vision: Callable[[Tensor], Tensor], x: Tensor, image: Tensor | None
+) -> Tensor:
     """Each token f[B, T, D] through its own module; `image` bool[B, T], or None where all is language."""
     if image is None:
         return language(x)
@@ -142,7 +144,9 @@ class CogVLMAttention(nn.Module):
         self.language_expert_dense = nn.Linear(width, width, bias=bias)
         self.vision_expert_dense = nn.Linear(width, width, bias=bias)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], image: Any, seen: Any, cache: Any) -> Tensor:
+    def forward(
+        self, x: Tensor, turn: tuple[Tensor, Tensor], image: Tensor | None, seen: Tensor | None, cache: Cache | None
+    ) -> Tensor:
         fused = routed(self.language_expert_query_key_value, self.vision_expert_query_key_value, x, image)
         parts = [part.unflatten(-1, (-1, self.head)).transpose(1, 2) for part in fused.split(self.sizes, -1)]
         queries, keys, values = rotated(parts[0], *turn), rotated(parts[1], *turn), parts[2]
@@ -162,7 +166,9 @@ class CogVLMDecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = CogVLMRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = CogVLMRMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], image: Any, seen: Any, cache: Any) -> Tensor:
+    def forward(
+        self, x: Tensor, turn: tuple[Tensor, Tensor], image: Tensor | None, seen: Tensor | None, cache: Cache | None
+    ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), turn, image, seen, cache)
         return x + self.mlp(self.post_attention_layernorm(x), image)
 
@@ -195,10 +201,10 @@ class CogVLMModel(CogVLMPreTrainedModel):
         token_type_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> BaseModelOutputWithPast:
         """Hidden states of the tokens given, those of a cache being known.
 
@@ -273,12 +279,12 @@ class CogVLMForCausalLM(CogVLMPreTrainedModel, GenerationMixin):
         token_type_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> CausalLMOutputWithPast:
         """Logits f[B, T, W], and the loss of `labels` i[B, T] (-100 is not learned), which are shifted here."""
         output = self.model(
@@ -304,14 +310,14 @@ class CogVLMForCausalLM(CogVLMPreTrainedModel, GenerationMixin):
         token_type_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         images: Images | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> dict[str, Any]:
         """What `forward` is given at each step: positions out of whole rows, and images with their tokens."""
         inputs = super().prepare_inputs_for_generation(  # pyright: ignore
             input_ids, attention_mask=attention_mask, **kwargs
         )
         new: Tensor = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
-        cache = kwargs.get("past_key_values")
+        cache: Any = kwargs.get("past_key_values")
         if token_type_ids is None:
             total = new.shape[1] + (0 if cache is None else cache.get_seq_length())
             token_type_ids = torch.zeros(len(new), total, dtype=torch.long, device=new.device)

@@ -42,7 +42,7 @@ class CogVLMProcessor(ProcessorMixin):
         self.image_token_id = image_token_id
         self.writes_begin = writes_begin
 
-    def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:
+    def __call__(self, images: object = None, text: str | list[str] | None = None, **kwargs: object) -> BatchFeature:
         """Tensors for the model, whatever `return_tensors` says.
 
         Args:
@@ -103,7 +103,7 @@ class CogVLMProcessor(ProcessorMixin):
         return ["input_ids", "token_type_ids", "attention_mask", "images"]
 
 
-def flat(images: Any) -> Iterator[Any]:
+def flat(images: object) -> Iterator[Any]:
     """Pictures out of whatever lists they are in."""
     if isinstance(images, (list, tuple)):
         for each in images:
