@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lightning_mllm.contracts import IGNORE, Batch, Encoded, TokenKind
+from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Batch, Encoded, TokenKind
 from lightning_mllm.processing.processor import Processor
 
 
@@ -24,7 +24,7 @@ def full_batch(processor: Processor, rows: int, images: int = 1) -> Batch:
 
 def _row(processor: Processor, name: str, images: int) -> Encoded:
     images = images if processor.image.size > 1 else 0
-    slots, _, kinds = processor.image_slots
+    slots, _, kinds = processor.mark_rows[IMAGE_MARK]
     fixed = len(processor.prefix) + images * len(slots)
     limits, room = processor.text_limits, processor.max_length - fixed
     if room < 1:
@@ -53,4 +53,5 @@ def _row(processor: Processor, name: str, images: int) -> Encoded:
         targets=torch.full((written,), token) if processor.seq2seq else None,
         query_text=None if read is None else torch.zeros(read.max_length, dtype=torch.long),
         image_ids=tuple(range(images)),
+        visual_counts=(kinds.count(TokenKind.IMAGE),) * images,
     )

@@ -65,8 +65,6 @@ def step_memory(
 ) -> tuple[Memory, dict[str, Checkpointing]]:
     """The largest moment of an optimizer step, and how the blocks of each component are checkpointed in it.
 
-    It is a step between others: the gradients of the one before are there when it begins.
-
     Args:
         module: Not built yet; `module.parallel` is the plan.
         batch: A micro-batch of one rank.
@@ -102,24 +100,22 @@ def run_step(module: MultimodalModule, batch: Batch, *, sharded: bool, accumulat
     # Before the first pass: while parameters are gathered, `module.parameters()` gives the gathered ones.
     trained = [each for each in module.parameters() if each.requires_grad]
     moments = [torch.empty_like(to_local(each)) for each in trained for _ in range(2)]
-    for each in trained:
-        each.grad = torch.empty_like(each)
-        if not sharded:
-            each.register_post_accumulate_grad_hook(lambda p: tracker.label([p.grad], "gradients"))
+    # Gradients are freed after each step; where every micro-batch reduces them, the second meets those of the first.
+    once = sharded and accumulates and module.parallel.reduces_once(module)
+    gradients = [torch.empty_like(each) for each in trained] if accumulates and not once else []
+    for parameter, gradient in zip(trained, gradients, strict=False):
+        parameter.grad = gradient
     tracker.label([*module.parameters(), *module.buffers()], "parameters")
     tracker.label(moments, "optimizer")
-    tracker.label([each.grad for each in trained if each.grad is not None], "gradients")
+    tracker.label(gradients, "gradients")
     tracker.label([each for each in vars(batch).values() if isinstance(each, Tensor)], "activations")
-    once = sharded and accumulates and module.parallel.reduces_once(module)
+    del gradients
+    if not sharded:
+        for each in trained:
+            each.register_post_accumulate_grad_hook(lambda p: tracker.label([p.grad], "gradients"))
     with tracker:
-        # Where every micro-batch reduces its gradients, the second one is the largest: it meets those of the first.
-        if once or not accumulates:
+        if once:
             loss = module(batch).loss
-            for each in trained:
-                each.grad = None
-            if not once:
-                loss.backward()
-                return tracker.peak
             with before_last_micro_batch(module, module.parallel):
                 loss.backward()
         module(batch).loss.backward()
