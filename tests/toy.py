@@ -160,6 +160,7 @@ class ToyProcessor:
             positions=(segments.cumsum(1) - 1).clamp(min=0),
             images=images if len(images) else torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8),
             num_images=len(images),
+            image_rows=torch.tensor([i for i, row in enumerate(rows) for _ in row.images] or [0]),
             references=[row.references for row in rows],
             candidates=[row.candidates for row in rows],
             tasks=[row.task for row in rows],

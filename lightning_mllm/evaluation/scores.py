@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from lightning_mllm.contracts import Batch, Evaluation, TokenKind
+from lightning_mllm.contracts import Batch, Evaluation
 from lightning_mllm.evaluation.bootstrap import Interval, cluster_numbers, metric_intervals
 from lightning_mllm.evaluation.metrics import Ranking, RankMetric
 from lightning_mllm.evaluation.tasks import TASKS, check_task
@@ -209,11 +209,9 @@ def keys_of(batch: Batch) -> list[Key]:
 
 def picture(batch: Batch, row: int) -> str:
     """The first image of a row as a small `data:` address, or an empty text if it has none."""
-    slots = (batch.kinds == TokenKind.IMAGE).sum(1)
-    if batch.num_images == 0 or not slots[row]:
+    if not batch.num_images or batch.image_rows is None or not (shown := batch.image_rows == row).any():
         return ""
-    per_image = int(slots.sum()) // batch.num_images
-    return encode_picture(batch.images[int(slots[:row].sum()) // per_image])
+    return encode_picture(batch.images[int(shown.int().argmax())])
 
 
 def encode_picture(pixels: UInt8[Tensor, "3 H W"]) -> str:

@@ -5,8 +5,9 @@ Legend: B rows, T tokens a row, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from jaxtyping import Float, Int
@@ -34,21 +35,23 @@ def lm_hidden_states(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], bat
             nothing. A model with visual experts routes by the kinds of tokens.
 
     Raises:
-        ValueError: Rows longer than the window of a model that attends to a sliding window.
+        ValueError: Packed rows that are longer than the sliding window of a model that has one.
     """
-    config, layout = model.config, batch.layout
-    window = getattr(config, "sliding_window", None)
-    if window is not None and embeds.shape[1] > window:
-        raise ValueError(
-            f"language: found rows of {embeds.shape[1]} tokens (samples {batch.ids[:5]}) for a model with"
-            f" sliding_window = {window}, expected at most as many: longer rows would be attended to as a whole"
-        )
-    # Padding behind a row is attended to by nothing but itself: without a mask the kernel takes its causal shortcut.
-    needed = layout.packed or layout.padded_left or config._attn_implementation == "eager"
-    mask = block_mask(batch.segments, embeds.dtype) if needed else None
+    layout = batch.layout
     plan = plan_of(layout.runs) if has_experts(model) else None
     routing = {} if plan is None else {PLAN: plan}
-    with masks_as_given(model):
+    # A window is narrower than these rows: transformers makes the masks of its layers, and asks the device.
+    windowed = embeds.shape[1] > (getattr(model.config, "sliding_window", None) or math.inf)
+    if windowed and layout.packed:
+        raise ValueError(
+            f"language: found packed rows of {embeds.shape[1]} tokens (samples {batch.ids[:5]}) for a model with"
+            f" sliding_window = {model.config.sliding_window}, expected at most as many"
+        )
+    # Padding behind a row is attended to by nothing but itself: without a mask the kernel takes its causal shortcut.
+    needed = layout.packed or layout.padded_left or model.config._attn_implementation == "eager"
+    mask = block_mask(batch.segments, embeds.dtype) if needed else None
+    mask = (batch.segments > 0).long() if windowed else mask
+    with nullcontext() if windowed else masks_as_given(model):
         # use_cache: with a cache, transformers ignores that positions restart, and segments see one another.
         output = model.base_model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False, **routing

@@ -41,6 +41,7 @@ def a_batch(ids: list[int], images_per_row: list[int] | None = None, side: int =
         positions=tokens,
         images=images,
         num_images=total,
+        image_rows=torch.tensor([row for row, count in enumerate(per_row) for _ in range(count)] or [0]),
         references=[(str(i),) for i in ids],
         tasks=["vqa"] * rows,
         prompts=[f"<image>\nWhich number is {i}?" for i in ids],

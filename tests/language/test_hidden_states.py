@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from lightning_mllm.language.causal import CausalLM
 from lightning_mllm.language.hidden_states import block_mask, head, lm_hidden_states
 from tests.language.batches import batch_of
-from tests.language.models import small
+from tests.language.models import LLAMA, small
 
 LENGTHS = (5, 3, 4)
 
@@ -82,6 +83,21 @@ def test_rows_of_different_lengths_need_no_mask(places: str, monkeypatch: pytest
         part = (slice(row, row + 1), slice(length))
         alone = lm_hidden_states(model, embeds[part], batch_of(segments[part], positions[part]))
         assert_close(together[part], alone, atol=1e-5, rtol=0)
+
+
+def test_a_sliding_window_that_is_narrower_than_a_row_is_kept() -> None:
+    plain = small("llama")
+    model = CausalLM(config={**LLAMA, "model_type": "mistral", "sliding_window": 3}).build().eval()
+    model.load_state_dict(plain.state_dict())
+    embeds, batch = torch.randn(1, 6, 32), batch_of(torch.ones(1, 6).long(), torch.arange(6)[None])
+    found, whole = (lm_hidden_states(each, embeds, batch) for each in (model, plain))
+    mask = torch.ones(1, 6).long()
+    expected = model.base_model(inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions)
+    assert torch.equal(found, expected.last_hidden_state)
+    assert_close(found[:, :3], whole[:, :3], atol=1e-5, rtol=0)
+    assert not torch.isclose(found[:, 3:], whole[:, 3:], atol=1e-4).all()
+    with pytest.raises(ValueError, match=r"found packed rows of 6 tokens .* sliding_window = 3, expected"):
+        lm_hidden_states(model, embeds, batch_of(torch.tensor([[1, 1, 1, 2, 2, 2]]), batch.positions))
 
 
 def test_what_the_head_reads_gives_the_models_logits() -> None:
