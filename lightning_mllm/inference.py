@@ -15,8 +15,8 @@ from PIL import Image
 from lightning_mllm.commands.config import Config, read_yaml
 from lightning_mllm.commands.merge import check_keys
 from lightning_mllm.contracts import IMAGE_MARK, ImageFile, ImageRef, Sample, Turn
-from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.export.importing import import_folder
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.processing.decode import ImageInMemory
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings

@@ -114,7 +114,7 @@ def test_adapters_of_a_run_stay_apart_for_an_export_and_are_folded_for_use(tmp_p
     trained = LLaVA.tiny(stage=StageSettings(name="instruct_lora", lora=Lora(r=4, alpha=8)))
     trained.configure_model()
     with torch.no_grad():
-        for parameter in (each for name, each in trained.named_parameters() if "lora_B" in name):
+        for parameter in (each for name, each in trained.net.named_parameters() if "lora_B" in name):
             parameter.normal_(std=0.1)
     stage = tmp_path / "run/lora"
     tensors = trained.trained_tensors()

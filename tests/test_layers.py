@@ -15,6 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lightning_mllm.layout": set(),
     "lightning_mllm.contracts": {"lightning_mllm.layout"},
     "lightning_mllm.boxes": set(),
+    "lightning_mllm.collectives": set(),
     "lightning_mllm.component": set(),
     "lightning_mllm.weights": {"lightning_mllm.contracts", "lightning_mllm.component"},
     "lightning_mllm.processing": {"lightning_mllm.contracts", "lightning_mllm.boxes"},
@@ -40,9 +41,12 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["lightning_mllm.interop.keys"] = {"lightning_mllm.weights"}
 L1 = {*MAY_IMPORT}
 MAY_IMPORT["lightning_mllm.interop"] = L1
+MAY_IMPORT["lightning_mllm.nets"] = {
+    f"lightning_mllm.{name}" for name in ("contracts", "boxes", "collectives", "vision", "connectors", "language")
+}
 MAY_IMPORT["lightning_mllm.evaluation"] = L1
-MAY_IMPORT["lightning_mllm.training"] = L1 | {"lightning_mllm.evaluation", "lightning_mllm.interop"}
-L2 = L1 | {"lightning_mllm.evaluation", "lightning_mllm.interop", "lightning_mllm.training"}
+MAY_IMPORT["lightning_mllm.training"] = L1 | {f"lightning_mllm.{name}" for name in ("evaluation", "interop", "nets")}
+L2 = L1 | {f"lightning_mllm.{name}" for name in ("evaluation", "interop", "nets", "training")}
 MAY_IMPORT["lightning_mllm.architectures"] = L2
 L4 = {f"lightning_mllm.{name}" for name in ("cli", "commands", "export", "inference")}
 # The verbs reach architectures and data modules through YAML, or by walking the package of architectures (which one,
@@ -56,6 +60,7 @@ MAY_IMPORT["data_modules"] = {"lightning_mllm.contracts", "lightning_mllm.boxes"
 
 FORBIDDEN_LIBRARIES = {
     "lightning_mllm.contracts": {"lightning", "transformers", "open_clip", "peft", "torchmetrics", "PIL"},
+    "lightning_mllm.collectives": {"lightning", "transformers", "open_clip", "peft", "torchmetrics", "PIL"},
     "lightning_mllm.boxes": {"torch", "numpy", "lightning", "transformers", "open_clip", "peft", "torchmetrics", "PIL"},
     "lightning_mllm.processing": {"lightning", "open_clip", "peft", "torchmetrics"},
     "lightning_mllm.vision": {"lightning", "torchmetrics"},
@@ -64,6 +69,7 @@ FORBIDDEN_LIBRARIES = {
     "lightning_mllm.weights": {"lightning", "transformers", "torchmetrics", "open_clip", "peft"},
     "lightning_mllm.interop": {"lightning", "torchmetrics", "peft"},
     "lightning_mllm.interop.keys": {"lightning", "transformers", "torchmetrics", "open_clip", "peft"},
+    "lightning_mllm.nets": {"lightning", "torchmetrics"},
     "data_modules": {"transformers", "open_clip", "peft", "torchmetrics"},
 }
 

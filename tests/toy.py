@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lightning_mllm.contracts import IGNORE, Batch, Encoded, Output, ParamGroup, Sample, Stage, Term, TokenKind
-from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.language.generation import AnswerEnd, Decoding
+from lightning_mllm.nets.base import Net
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
 
@@ -116,6 +117,8 @@ class ToyLanguage(_Part):
 class ToyProcessor:
     """Bytes as tokens; each image is four slots at the front; only the last turn is learned."""
 
+    eos_token_ids, pad_id, stop = (END,), PAD, None
+
     def encode(self, sample: Sample, *, generate: bool = False, random: Any = None, may_cut: bool = True) -> Encoded:
         prompt, answer = sample.turns[0].text.replace("<image>", ""), sample.turns[-1].text
         slots = [PAD] * (VIEWS * len(sample.images))
@@ -182,12 +185,51 @@ def _pixels(ref: Any) -> Tensor:
     return torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(SIDE, SIDE, 3).permute(2, 0, 1).clone()
 
 
-class Toy(MultimodalModule):
+class ToyNet(Net):
     """Says what colour it sees."""
 
-    vision: Vision
-    connector: nn.Linear
-    language: Language
+    def __init__(self, vision: Vision, connector: nn.Linear, language: Language) -> None:
+        super().__init__()
+        self.vision = vision
+        self.connector = connector
+        self.language = language
+
+    def encode_images(self, batch: Batch) -> Tensor:
+        return self.connector(self.vision(batch.images))
+
+    def merge_visual_embeddings(self, batch: Batch, visual: Tensor) -> Tensor:
+        embeds = self.language.embed(batch.tokens)
+        if batch.num_images:
+            slots = (batch.kinds == TokenKind.IMAGE).unsqueeze(-1)
+            return embeds.masked_scatter(slots, visual.to(embeds.dtype))
+        return embeds + 0 * visual.sum()
+
+    def embeddings(self, batch: Batch) -> Tensor:
+        return self.merge_visual_embeddings(batch, self.encode_images(batch))
+
+    def forward(self, batch: Batch) -> Output:
+        logits = self.language.head(self.language(self.embeddings(batch), batch.segments))[:, :-1]
+        labels = batch.labels[:, 1:]
+        tokens = (labels != IGNORE).sum(1)
+        losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none").sum(1)
+        half = Term(losses=losses.detach() / 2, tokens=tokens, weight=0)
+        return Output(terms={"language": Term(losses=losses, tokens=tokens), "half": half})
+
+    def generate(self, batch: Batch, decoding: Decoding, end: AnswerEnd) -> list[list[int]]:
+        embeds, segments, written = self.embeddings(batch), batch.segments, []
+        for _ in range(decoding.max_new_tokens):
+            token = self.language.head(self.language(embeds, segments))[:, -1].argmax(-1)
+            written.append(token)
+            embeds = torch.cat([embeds, self.language.embed(token).unsqueeze(1)], 1)
+            segments = F.pad(segments, (0, 1), value=1)
+        rows, (stop,) = torch.stack(written, 1).tolist(), end.tokens
+        return [row[: row.index(stop)] if stop in row else row for row in rows]
+
+
+class Toy(MultimodalModule):
+    """The net with its stages."""
+
+    net: ToyNet  # pyright: ignore[reportIncompatibleVariableOverride]
 
     stages: ClassVar[dict[str, Stage]] = {
         "align": Stage(train={"connector.*": ParamGroup()}),
@@ -202,35 +244,9 @@ class Toy(MultimodalModule):
         stage: StageSettings | None = None,
         runs: str = "runs",
     ) -> None:
-        parts = {
+        components = {
             "vision": vision or ToyVision(),
             "connector": connector or ToyConnector(),
             "language": language or ToyLanguage(),
         }
-        super().__init__(parts=parts, processor=ToyProcessor(), stage=stage, runs=runs)
-
-    def encode_images(self, batch: Batch) -> Tensor:
-        embeds = self.language.embed(batch.tokens)
-        visual = self.connector(self.vision(batch.images))
-        if batch.num_images:
-            slots = (batch.kinds == TokenKind.IMAGE).unsqueeze(-1)
-            return embeds.masked_scatter(slots, visual.to(embeds.dtype))
-        return embeds + 0 * visual.sum()
-
-    def forward(self, batch: Batch) -> Output:
-        logits = self.language.head(self.language(self.encode_images(batch), batch.segments))[:, :-1]
-        labels = batch.labels[:, 1:]
-        tokens = (labels != IGNORE).sum(1)
-        losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none").sum(1)
-        half = Term(losses=losses.detach() / 2, tokens=tokens, weight=0)
-        return Output(terms={"language": Term(losses=losses, tokens=tokens), "half": half})
-
-    def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
-        embeds, segments, written = self.encode_images(batch), batch.segments, []
-        for _ in range(decoding.max_new_tokens):
-            token = self.language.head(self.language(embeds, segments))[:, -1].argmax(-1)
-            written.append(token)
-            embeds = torch.cat([embeds, self.language.embed(token).unsqueeze(1)], 1)
-            segments = F.pad(segments, (0, 1), value=1)
-        rows = torch.stack(written, 1).tolist()
-        return [row[: row.index(END)] if END in row else row for row in rows]
+        super().__init__(net=ToyNet, components=components, processor=ToyProcessor(), stage=stage, runs=runs)

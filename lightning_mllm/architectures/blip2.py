@@ -18,31 +18,27 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
-from jaxtyping import Float
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-
 from lightning_mllm.connectors.norm import LayerNormConnector
-from lightning_mllm.connectors.projector import Linear, LinearConnector
-from lightning_mllm.connectors.qformer import TINY_QFORMER, QFormer, QFormerConnector
-from lightning_mllm.contracts import Batch, ParamGroup, Stage, TokenKind
-from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.connectors.projector import LinearConnector
+from lightning_mllm.connectors.qformer import TINY_QFORMER, QFormerConnector
+from lightning_mllm.contracts import ParamGroup, Stage
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.seq2seq import Seq2SeqLM
-from lightning_mllm.language.slots import texts_of_images
 from lightning_mllm.language.tokenizer import language_tokenizer, reader_tokenizer
+from lightning_mllm.nets.blip2 import Blip2Net
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy, fitting
 from lightning_mllm.processing.limits import TextLimits
 from lightning_mllm.processing.processor import Processor
 from lightning_mllm.processing.query_text import QueryText
-from lightning_mllm.training.prompted import PromptedModule
+from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.eva import EvaTower
 from lightning_mllm.vision.tower import TINY_TOWER, OpenClipTower
 
 
-class Blip2(PromptedModule):
+class Blip2(MultimodalModule):
     """An image encoder, a Q-Former and a language model, of which the last is never trained.
 
     Args:
@@ -92,12 +88,6 @@ class Blip2(PromptedModule):
         "qformer.*.text_feed_forward.*",
     )
 
-    vision: nn.Module
-    ln_vision: nn.LayerNorm
-    qformer: QFormer
-    projection: Linear
-    language: PreTrainedModel
-
     def __init__(
         self,
         vision: EvaTower | OpenClipTower,
@@ -113,7 +103,7 @@ class Blip2(PromptedModule):
         stage: StageSettings | None = None,
         decoding: dict[str, Decoding] | None = None,
     ) -> None:
-        parts = {
+        components = {
             "vision": vision,
             "ln_vision": replace(ln_vision, in_width=vision.width),
             "qformer": replace(qformer, text="instruction" if reader else "none", in_width=vision.width),
@@ -132,16 +122,7 @@ class Blip2(PromptedModule):
             seq2seq=isinstance(language, Seq2SeqLM),
             query_text=QueryText(tokenizer=reader_tokenizer(reader, qformer.vocab)) if reader else None,
         )
-        super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
-
-    def encode_images(self, batch: Batch) -> dict[TokenKind, Float[Tensor, "_ T"]]:
-        """What the language model is shown of the images."""
-        visual = self.ln_vision(self.vision(batch.images).to(self.ln_vision.weight.dtype))
-        if batch.query_text is None:
-            queries = self.qformer.encode_images(visual)
-        else:
-            queries = self.qformer.encode_instructed(visual, *texts_of_images(batch))
-        return {TokenKind.IMAGE: self.projection(queries).flatten(0, 1)}
+        super().__init__(net=Blip2Net, components=components, processor=processor, stage=stage, decoding=decoding)
 
     @classmethod
     def tiny(cls, **settings: Any) -> Self:

@@ -1,38 +1,21 @@
-"""CLIP (Radford et al. 2021, arXiv 2103.00020): where the small world's own vision tower comes from.
-
-The idea: images and their captions are embedded so that, in a batch, each image lies nearest to its own caption.
-
-    images u8[B,3,H,W] --clip.visual--> f[B,E] --normalise--.
-                                                            similarities [B,B] * exp(logit_scale) -> cross-entropy
-    captions i[B,L] ---text tower, at the end--> f[B,E] --normalise--'      along rows and along columns, averaged
-
-Legend: B pairs, E width of the common space, L tokens of a padded caption.
-"""
+"""CLIP as a LightningModule: components, processor and stage of `nets/clip.py`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Self
 
-import open_clip
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-
-from lightning_mllm.contracts import Batch, Output, ParamGroup, Sample, Stage, Term, Turn
-from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.contracts import Batch, ParamGroup, Sample, Stage, Turn
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.tokenizer import load_tokenizer
+from lightning_mllm.nets.clip import ClipNet
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.processor import Processor
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.clip import OpenClipModel
-
-MAX_LOGIT_SCALE = math.log(100)
-"""Sec. 2.5: "clipped to prevent scaling the logits by more than 100"."""
 
 
 class ClipPretraining(MultimodalModule):
@@ -52,11 +35,9 @@ class ClipPretraining(MultimodalModule):
         ValueError: The parts do not fit one another, or one of them is not there.
     """
 
-    stages: ClassVar[dict[str, Stage]] = {"contrast": Stage(train={"clip.*": ParamGroup()})}
+    net: ClipNet  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    clip: open_clip.CLIP
-    mean: Tensor
-    std: Tensor
+    stages: ClassVar[dict[str, Stage]] = {"contrast": Stage(train={"clip.*": ParamGroup()})}
 
     def __init__(
         self,
@@ -83,47 +64,9 @@ class ClipPretraining(MultimodalModule):
         if clip.text_config.get("no_causal_mask"):
             raise ValueError("clip: found text_cfg.no_causal_mask, expected a causal text tower, which sees no padding")
         processor = Processor(words, load_template("plain", words), image, 0, clip.context_length)
-        super().__init__(parts={"clip": clip}, processor=processor, stage=stage, decoding=decoding)
-        self.end = int(end)
         mean, std = clip.source.statistics()
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-
-    def forward(self, batch: Batch) -> Output:
-        """Symmetric cross-entropy over pairs, and the share of images whose nearest caption is their own.
-
-        Images of one and the same caption are all its own (UniCL, arXiv 2204.03610, eq. 3): none is a wrong answer.
-        """
-        if batch.num_images != len(batch.ids):
-            raise ValueError(f"found {batch.num_images} images for {len(batch.ids)} captions, expected one each")
-        scale = self.clip.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-        logits = scale * self.encode_images(batch) @ self.encode_texts(batch.tokens, batch.segments).T
-        own = (batch.tokens.unsqueeze(0) == batch.tokens.unsqueeze(1)).all(-1).to(logits.dtype)
-        targets = own / own.sum(1, keepdim=True)
-        both = [F.cross_entropy(each, targets, reduction="none") for each in (logits, logits.T)]
-        hits = own.gather(1, logits.detach().argmax(1, keepdim=True))[:, 0]
-        return Output(terms={"contrast": Term(losses=(both[0] + both[1]) / 2), "accuracy": Term(losses=hits, weight=0)})
-
-    def encode_images(self, batch: Batch) -> Float[Tensor, "B E"]:
-        """Unit vectors of the images."""
-        pixels = (batch.images.float() / 255 - self.mean.float()) / self.std.float()
-        dtype = self.clip.logit_scale.dtype
-        return self.clip.encode_image(pixels.to(dtype), normalize=True)
-
-    def encode_texts(self, tokens: Int[Tensor, "B T"], segments: Int[Tensor, "B T"]) -> Float[Tensor, "B E"]:
-        """Unit vectors of right-padded captions, whose last token (the line end of `plain`) becomes the end token."""
-        last, (_, width) = (segments > 0).sum(1) - 1, tokens.shape
-        places = torch.arange(width, device=tokens.device)
-        # Nothing looks at what stands behind the end token, which pads too. open_clip's own `encode_text` pads every
-        # batch to the longest text there may be.
-        text = tokens.masked_fill(places >= last.unsqueeze(1), self.end)
-        clip: Any = self.clip
-        embeds = clip.token_embedding(text) + clip.positional_embedding[:width]
-        hidden = clip.ln_final(clip.transformer(embeds, attn_mask=clip.attn_mask[:width, :width]))
-        pooled, projection = hidden[torch.arange(len(hidden), device=hidden.device), last], clip.text_projection
-        if projection is not None:
-            pooled = projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
-        return F.normalize(pooled, dim=-1)
+        net = partial(ClipNet, mean=mean, std=std, end=int(end))
+        super().__init__(net=net, components={"clip": clip}, processor=processor, stage=stage, decoding=decoding)
 
     def answers(self, batch: Batch, part: str = "") -> list[str]:
         """For each image the nearest of the batch's captions (the first reference of each row)."""
@@ -136,7 +79,7 @@ class ClipPretraining(MultimodalModule):
             for i, caption in enumerate(captions)
         ]
         written = self.processor.collate(rows).to(batch.images.device)
-        nearest = (self.encode_images(batch) @ self.encode_texts(written.tokens, written.segments).T).argmax(1)
+        nearest = (self.net.encode_images(batch) @ self.net.encode_texts(written.tokens, written.segments).T).argmax(1)
         return [captions[int(i)] for i in nearest]
 
     @classmethod

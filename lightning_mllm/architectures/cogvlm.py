@@ -26,22 +26,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
-from jaxtyping import Float
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-
 from lightning_mllm.connectors.glu import GluConnector
-from lightning_mllm.connectors.image_boundary import ImageBoundary, ImageBoundaryConnector
+from lightning_mllm.connectors.image_boundary import ImageBoundaryConnector
 from lightning_mllm.connectors.spec import ConnectorSpec, with_widths
-from lightning_mllm.contracts import Batch, ParamGroup, Stage, TokenKind
-from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.contracts import ParamGroup, Stage
 from lightning_mllm.language.causal import TINY_LLAMA
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.tokenizer import language_tokenizer
-from lightning_mllm.language.visual_expert import VisualExpertLM, unused_names
+from lightning_mllm.language.visual_expert_lm import VisualExpertLM
+from lightning_mllm.nets.cogvlm import CogVLMNet
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy, fitting
 from lightning_mllm.processing.processor import Processor
-from lightning_mllm.training.prompted import PromptedModule
+from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.eva2 import TINY_EVA2, Eva2Tower
 from lightning_mllm.vision.tower import OpenClipTower
@@ -51,7 +48,7 @@ FUSION = {"connector.*": ParamGroup(), "image_boundary.*": ParamGroup(), EXPERT:
 """What all stages train (6.6B parameters with Vicuna 7B): all between a frozen tower and a frozen language model."""
 
 
-class CogVLM(PromptedModule):
+class CogVLM(MultimodalModule):
     """A vision tower, an adapter and a language model with visual experts.
 
     Args:
@@ -89,11 +86,6 @@ class CogVLM(PromptedModule):
         ),
     }
 
-    vision: nn.Module
-    connector: nn.Module
-    image_boundary: ImageBoundary
-    language: PreTrainedModel
-
     def __init__(
         self,
         vision: Eva2Tower | OpenClipTower,
@@ -118,21 +110,13 @@ class CogVLM(PromptedModule):
             image_boundary="vectors",
             shared_positions=True,
         )
-        parts = {
+        components = {
             "vision": vision,
             "connector": with_widths(connector or GluConnector(), in_width=vision.width, out_width=language.width),
             "image_boundary": replace(image_boundary, width=language.width),
             "language": language,
         }
-        super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
-
-    def encode_images(self, batch: Batch) -> dict[TokenKind, Float[Tensor, "_ D"]]:
-        """What the language model is shown of the images: the vectors of each, its begin and its end."""
-        visual = self.vision(batch.images).to(next(self.connector.parameters()).dtype)
-        return self.image_boundary(self.connector(visual).flatten(0, 1), views=len(visual))
-
-    def unused_parameters(self) -> set[str]:
-        return {f"language.{name}" for name in unused_names(self.language)}
+        super().__init__(net=CogVLMNet, components=components, processor=processor, stage=stage, decoding=decoding)
 
     @classmethod
     def tiny(cls, **settings: Any) -> Self:

@@ -21,25 +21,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
-from jaxtyping import Float
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-
 from lightning_mllm.connectors.norm import LayerNormConnector
-from lightning_mllm.connectors.projector import Linear, LinearConnector
-from lightning_mllm.connectors.qformer import TINY_QFORMER, QFormer, QFormerConnector
-from lightning_mllm.contracts import Batch, ParamGroup, Stage, TokenKind
-from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.connectors.projector import LinearConnector
+from lightning_mllm.connectors.qformer import TINY_QFORMER, QFormerConnector
+from lightning_mllm.contracts import ParamGroup, Stage
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.seq2seq import Seq2SeqLM
-from lightning_mllm.language.slots import texts_of_images
 from lightning_mllm.language.tokenizer import language_tokenizer, reader_tokenizer
+from lightning_mllm.nets.blip2 import Blip2Net
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy, fitting
 from lightning_mllm.processing.limits import TextLimits
 from lightning_mllm.processing.processor import Processor
 from lightning_mllm.processing.query_text import QueryText
-from lightning_mllm.training.prompted import PromptedModule
+from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.eva import EvaTower
 from lightning_mllm.vision.tower import TINY_TOWER, OpenClipTower
@@ -55,7 +51,7 @@ BRIDGE = {"ln_vision.*": ParamGroup(), "qformer.*": ParamGroup(), "projection.*"
 """The paper counts the Q-Former alone; in the released code norm and projection have gradients too."""
 
 
-class InstructBlip(PromptedModule):
+class InstructBlip(MultimodalModule):
     """An image encoder, a Q-Former that reads the instruction, and a language model.
 
     Args:
@@ -87,12 +83,6 @@ class InstructBlip(PromptedModule):
         "qformer.*.text_*",
     )
 
-    vision: nn.Module
-    ln_vision: nn.LayerNorm
-    qformer: QFormer
-    projection: Linear
-    language: PreTrainedModel
-
     def __init__(
         self,
         vision: EvaTower | OpenClipTower,
@@ -109,7 +99,7 @@ class InstructBlip(PromptedModule):
         stage: StageSettings | None = None,
         decoding: dict[str, Decoding] | None = None,
     ) -> None:
-        parts = {
+        components = {
             "vision": vision,
             "ln_vision": replace(ln_vision, in_width=vision.width),
             "qformer": replace(qformer, text="instruction" if instructed else "none", in_width=vision.width),
@@ -133,16 +123,7 @@ class InstructBlip(PromptedModule):
             if instructed
             else None,
         )
-        super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
-
-    def encode_images(self, batch: Batch) -> dict[TokenKind, Float[Tensor, "_ T"]]:
-        """What the language model is shown of the images."""
-        visual = self.ln_vision(self.vision(batch.images).to(self.ln_vision.weight.dtype))
-        if batch.query_text is None:
-            queries = self.qformer.encode_images(visual)
-        else:
-            queries = self.qformer.encode_instructed(visual, *texts_of_images(batch))
-        return {TokenKind.IMAGE: self.projection(queries).flatten(0, 1)}
+        super().__init__(net=Blip2Net, components=components, processor=processor, stage=stage, decoding=decoding)
 
     @classmethod
     def tiny(cls, **settings: Any) -> Self:

@@ -1,27 +1,19 @@
-"""A language model alone, trained on text: where the small world's own language models come from.
-
-    tokens i[B,T] --embedding--> f[B,T,D] --language: causal, or encoder-decoder--> logits f[S,W] -> cross-entropy
+"""A language model alone as a LightningModule: `nets/language_model.py` on text.
 
 Which tokens are supervised is the chat template's choice: all of a text under `plain`, the answers of a conversation
 under `vicuna_v1`.
-
-Legend: B rows, T tokens, D width, S supervised tokens, W words of the vocabulary.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, Self
 
-from jaxtyping import Float, Int
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from lightning_mllm.contracts import Batch, Output, ParamGroup, Stage, Term
-from lightning_mllm.evaluation.generation import Decoding, generate
+from lightning_mllm.contracts import ParamGroup, Stage
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
-from lightning_mllm.language.lm_loss import lm_losses
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.seq2seq import Seq2SeqLM
 from lightning_mllm.language.tokenizer import language_tokenizer
+from lightning_mllm.nets.language_model import LanguageModelNet
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.processor import Processor
@@ -45,8 +37,6 @@ class LanguageModelPretraining(MultimodalModule):
 
     stages: ClassVar[dict[str, Stage]] = {"pretrain": Stage(train={"language.*": ParamGroup()})}
 
-    language: PreTrainedModel
-
     def __init__(
         self,
         language: CausalLM | Seq2SeqLM,
@@ -60,36 +50,8 @@ class LanguageModelPretraining(MultimodalModule):
         image = ImagePolicy(size=1, fit="squash")
         seq2seq = isinstance(language, Seq2SeqLM)
         processor = Processor(tokenizer, load_template(chat, tokenizer), image, 0, max_length, seq2seq=seq2seq)
-        super().__init__(parts={"language": language}, processor=processor, stage=stage, decoding=decoding)
-
-    def forward(self, batch: Batch) -> Output:
-        """Loss of the next token, over supervised tokens."""
-        losses, tokens = self.losses(batch)
-        return Output(terms={"language": Term(losses=losses, tokens=tokens)})
-
-    def embed(self, batch: Batch) -> Float[Tensor, "B T D"]:
-        """Embeddings of the tokens.
-
-        Raises:
-            ValueError: The batch brings images.
-        """
-        if batch.num_images:
-            raise ValueError(f"found {batch.num_images} images (samples {batch.ids[:5]}), expected text alone")
-        return self.language.get_input_embeddings()(batch.tokens)
-
-    def losses(self, batch: Batch) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
-        return lm_losses(self.language, self.embed(batch), batch)
-
-    def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
-        return generate(
-            self.language,
-            self.embed(batch),
-            batch.segments > 0,
-            decoding,
-            eos=self.processor.eos_token_ids,
-            pad=self.processor.pad_id,
-            synced=self.sharded,
-            stop=self.processor.stop,
+        super().__init__(
+            net=LanguageModelNet, components={"language": language}, processor=processor, stage=stage, decoding=decoding
         )
 
     @classmethod

@@ -17,26 +17,23 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Self
 
-from jaxtyping import Float
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-
 from lightning_mllm.connectors.projector import MlpConnector
 from lightning_mllm.connectors.spec import ConnectorSpec, with_widths
-from lightning_mllm.contracts import Batch, ParamGroup, Stage, TokenKind
-from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.contracts import ParamGroup, Stage
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.tokenizer import language_tokenizer
+from lightning_mllm.nets.llava import LlavaNet
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy, fitting
 from lightning_mllm.processing.limits import Masks
 from lightning_mllm.processing.processor import Processor
-from lightning_mllm.training.prompted import PromptedModule
+from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
-from lightning_mllm.vision.tower import OpenClipTower, VisionTower
+from lightning_mllm.vision.tower import OpenClipTower
 
 
-class LLaVA(PromptedModule):
+class LLaVA(MultimodalModule):
     """A vision tower, a connector and a causal language model.
 
     Args:
@@ -62,10 +59,6 @@ class LLaVA(PromptedModule):
         "instruct_lora": Stage(train={"connector.*": ParamGroup(lr=2e-5), "language.*lora_*": ParamGroup()}, lora=True),
     }
 
-    vision: VisionTower
-    connector: nn.Module
-    language: PreTrainedModel
-
     def __init__(
         self,
         vision: OpenClipTower,
@@ -90,16 +83,12 @@ class LLaVA(PromptedModule):
             special_in_turns=special_in_turns,
             masks=masks,
         )
-        parts = {
+        components = {
             "vision": vision,
             "connector": with_widths(connector, in_width=vision.width, out_width=language.width),
             "language": language,
         }
-        super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
-
-    def encode_images(self, batch: Batch) -> dict[TokenKind, Float[Tensor, "_ D"]]:
-        """What the language model is shown of the images."""
-        return {TokenKind.IMAGE: self.connector(self.vision(batch.images)).flatten(0, 1)}
+        super().__init__(net=LlavaNet, components=components, processor=processor, stage=stage, decoding=decoding)
 
     @classmethod
     def tiny(cls, **settings: Any) -> Self:

@@ -15,24 +15,22 @@ Legend: B rows, T tokens, I images, N views (of each image a global one, then it
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, Self
 
-from jaxtyping import Float
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-
-from lightning_mllm.connectors.image_boundary import ImageBoundary, ImageBoundaryConnector
-from lightning_mllm.connectors.mixed import MixedConnector, MixedProjection
+from lightning_mllm.connectors.image_boundary import ImageBoundaryConnector
+from lightning_mllm.connectors.mixed import MixedConnector
 from lightning_mllm.connectors.spec import ViewsConnectorSpec, with_widths
-from lightning_mllm.contracts import Batch, ParamGroup, Stage, TokenKind
-from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.contracts import ParamGroup, Stage
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.tokenizer import language_tokenizer
+from lightning_mllm.nets.sphinx import SphinxNet
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy, fitting
 from lightning_mllm.processing.limits import Masks
 from lightning_mllm.processing.processor import Processor
-from lightning_mllm.training.prompted import PromptedModule
+from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.mixture import TINY_MIXTURE, MixedTower
 
@@ -40,7 +38,7 @@ TRAINED = {"connector.*": ParamGroup(), "image_boundary.*": ParamGroup(), "langu
 """Sec. 3.1: the projections and the whole language model, in both stages; the towers never."""
 
 
-class Sphinx(PromptedModule):
+class Sphinx(MultimodalModule):
     """Mixed towers, a projection for each group of them, and a causal language model.
 
     Args:
@@ -62,11 +60,6 @@ class Sphinx(PromptedModule):
     """
 
     stages: ClassVar[dict[str, Stage]] = {"pretrain": Stage(train=TRAINED), "instruct": Stage(train=TRAINED)}
-
-    vision: nn.Module
-    connector: MixedProjection
-    image_boundary: ImageBoundary
-    language: PreTrainedModel
 
     def __init__(
         self,
@@ -94,18 +87,14 @@ class Sphinx(PromptedModule):
             image_boundary="vectors",
             masks=masks,
         )
-        parts = {
+        components = {
             "vision": vision,
             "connector": connector,
             "image_boundary": ImageBoundaryConnector(width=language.width, start="uniform"),
             "language": language,
         }
-        super().__init__(parts=parts, processor=processor, stage=stage, decoding=decoding)
-
-    def encode_images(self, batch: Batch) -> dict[TokenKind, Float[Tensor, "_ D"]]:
-        """What the language model is shown of the images: the vectors, begin and end of all views of each."""
-        visual = self.connector.by_image(self.vision(batch.images), self.processor.image.num_views)
-        return self.image_boundary(visual.flatten(0, 1), views=len(batch.images))
+        net = partial(SphinxNet, views=image.num_views)
+        super().__init__(net=net, components=components, processor=processor, stage=stage, decoding=decoding)
 
     @classmethod
     def tiny(cls, **settings: Any) -> Self:

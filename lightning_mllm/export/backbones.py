@@ -113,8 +113,8 @@ def _halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in tensors.items()}
 
 
-def _write_language(net: Any, folder: Path) -> Path:
-    model, ends = net.language.half(), net.processor.eos_token_ids
+def _write_language(module: Any, folder: Path) -> Path:
+    model, ends = module.net.language.half(), module.processor.eos_token_ids
     config = model.config
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
     # Of T5 1.1, transformers reads from this whether the decoder's output is scaled.
@@ -130,13 +130,13 @@ def _write_language(net: Any, folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
-def _write_clip(net: Any, folder: Path) -> Path:
-    source = net.components["clip"].source
+def _write_clip(module: Any, folder: Path) -> Path:
+    source = module.components["clip"].source
     mean, std = source.statistics()
     preprocess = {"size": source.model_config()["vision_cfg"]["image_size"], "mean": mean, "std": std}
     card = {"model_cfg": source.model_config(), "preprocess_cfg": preprocess}
     write_text(folder / CONFIG, json.dumps(card, indent=2) + "\n")
-    tensors = _halved(net.clip.state_dict())
+    tensors = _halved(module.net.clip.state_dict())
     tensors["logit_scale"] = tensors["logit_scale"].reshape(())
     write_tensors(folder / WEIGHTS, tensors)
     return folder / WEIGHTS
@@ -152,9 +152,9 @@ def pack(run: Path, folder: Path) -> None:
     results = stage / "test.json"
     if not results.is_file():
         raise ValueError(f"{results}: found no such file, expected a run that was tested (`mllm run`)")
-    net: Any = load(run).module
+    module: Any = load(run).module
     folder.mkdir(parents=True, exist_ok=True)
-    weights = (_write_language if hasattr(net, "language") else _write_clip)(net, folder)
+    weights = (_write_language if hasattr(module.net, "language") else _write_clip)(module, folder)
     settings = yaml.safe_load((stage / "config.yaml").read_text(encoding="utf-8"))
     record = json.loads((stage / "weights" / "stage.json").read_text(encoding="utf-8"))
     worlds = [json.loads(path.read_text(encoding="utf-8")) for path in _worlds(settings["data"])]
@@ -164,7 +164,7 @@ def pack(run: Path, folder: Path) -> None:
         "seed": settings["seed_everything"],
         "steps": record["steps"],
         "scores": json.loads(results.read_text(encoding="utf-8"))["scores"],
-        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "file": weights.name,
         "sha256": sha256(weights),
     }

@@ -24,10 +24,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_mllm.contracts import IMAGE_MARK, Sample, Turn
-from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.export.importing import ImportedPart
 from lightning_mllm.inference import load_apart
 from lightning_mllm.interop.format import HfFolder, TrainedNet, folder_formats, formats_of
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.lora import fold_lora
 from lightning_mllm.processing.decode import ImageInMemory
 from lightning_mllm.training.module import MultimodalModule
@@ -85,7 +85,7 @@ def hf_folder(module: MultimodalModule) -> HfFolder:
         if form.write is not None:
             return form.write(
                 TrainedNet(
-                    net=module,
+                    net=module.net,
                     components={name: spec.spec if isinstance(spec, ImportedPart) else spec for name, spec in parts},
                     processor=module.processor,
                     decoding={task: asdict(how) for task, how in module.decoding.items()},
@@ -163,7 +163,7 @@ def _said(module: MultimodalModule, layout: HfFolder, sample: Sample, logits: bo
         tensors["targets"] = batch.targets[0]
     if batch.query_text is not None:
         tensors["query_text"] = batch.query_text[0]
-    say: Any = module.logits if asked else module.pair_logits
+    say: Any = module.net.logits if asked else module.net.pair_logits
     return {**tensors, "logits": say(batch)[0].float()}
 
 

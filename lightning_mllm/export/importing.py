@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_mllm.component import ComponentSpec
-from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.interop.format import Format, folder_formats
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.weights.files import BESIDE, TensorFiles
 

@@ -56,7 +56,7 @@ def write(net: TrainedNet) -> HfFolder:
             **notes_of(net),
             "ln_vision_eps": eyes.ln_vision.eps,
             "rerank": own.rerank,
-            "retrieval_length": own.search.max_length,
+            "retrieval_length": own.retrieval_length,
         },
         caveat=eyes.caveat(vision["layer_norm_eps"]),
     )

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_mllm.contracts import IGNORE, Batch
+from lightning_mllm.contracts import IGNORE, Batch, Output, Term
 from lightning_mllm.language.hidden_states import head, lm_hidden_states, padding_mask
 
 
@@ -60,6 +60,12 @@ def lm_losses(
     each = F.cross_entropy(logits, targets, reduction="none")
     zeros = torch.zeros(len(embeds), device=each.device)
     return zeros.index_add(0, rows, each), batch.layout.supervised.counts
+
+
+def lm_output(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch) -> Output:
+    """The one term of a net that learns next tokens."""
+    losses, tokens = lm_losses(model, embeds, batch)
+    return Output(terms={"language": Term(losses=losses, tokens=tokens)})
 
 
 def decoder_states(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch) -> Float[Tensor, "B S D"]:

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from lightning_mllm.contracts import IGNORE, Batch, TokenKind
 
+VisualVectors = Mapping[TokenKind, Float[Tensor, "_ D"]]
+"""Kind of slot -> f[n, D] for its n slots, in reading order, whichever image they come from."""
+
 BOUNDARY = (TokenKind.IMAGE_BEGIN, TokenKind.IMAGE_END)
 """Kinds that are words where a net has no vectors for them."""
 

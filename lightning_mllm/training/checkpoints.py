@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
 
-from lightning_mllm.training.sharding import cpu_group, from_first_rank, rank_and_world
+from lightning_mllm.collectives import cpu_group, from_first_rank, rank_and_world
 from lightning_mllm.weights.files import sync_folder, write_text
 from lightning_mllm.weights.safetensors_writer import Layout, TensorStream
 

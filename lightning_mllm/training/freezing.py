@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from lightning_mllm.collectives import all_reduce
 from lightning_mllm.contracts import ParamGroup
-from lightning_mllm.training.sharding import all_reduce, to_local
+from lightning_mllm.training.sharding import to_local
 
 
 def match(

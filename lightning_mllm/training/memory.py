@@ -101,7 +101,7 @@ def run_step(module: MultimodalModule, batch: Batch, *, sharded: bool, accumulat
     trained = [each for each in module.parameters() if each.requires_grad]
     moments = [torch.empty_like(to_local(each)) for each in trained for _ in range(2)]
     # Gradients are freed after each step; where every micro-batch reduces them, the second meets those of the first.
-    once = sharded and accumulates and module.parallel.reduces_once(module)
+    once = sharded and accumulates and module.parallel.reduces_once(module.net)
     gradients = [torch.empty_like(each) for each in trained] if accumulates and not once else []
     for parameter, gradient in zip(trained, gradients, strict=False):
         parameter.grad = gradient
@@ -116,7 +116,7 @@ def run_step(module: MultimodalModule, batch: Batch, *, sharded: bool, accumulat
     with tracker:
         if once:
             loss = module(batch).loss
-            with before_last_micro_batch(module, module.parallel):
+            with before_last_micro_batch(module.net, module.parallel):
                 loss.backward()
         module(batch).loss.backward()
     return tracker.peak

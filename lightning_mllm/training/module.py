@@ -1,7 +1,8 @@
 """The LightningModule that every architecture is: parts built from specs, one stage's freezing, one exact loss.
 
-An architecture adds its parts, its `stages`, `forward` (a batch's loss) and `generate` (a batch's
-answers). Nothing here knows which architecture it is.
+It wraps a plain net (`nets/`), which knows nothing of training; an architecture adds its components, its `stages` and
+its processor. Nothing here knows which architecture it is. Names of tensors are the net's everywhere: in patterns,
+checkpoints and stage weights.
 
 Contract: the gradient of an optimizer step is that of one weighted sum over the rows of the global batch, however the
 batch is cut into ranks and micro-batches. `stage.reduction` gives the weights (training/reduction.py), from the tokens
@@ -14,22 +15,25 @@ of all rows, before the first backward:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
+from jaxtyping import Float, Int
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from lightning_mllm.collectives import all_reduce, rank_and_world
 from lightning_mllm.component import ComponentSpec
 from lightning_mllm.contracts import Batch, Output, ParamGroup, Stage
-from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.interop.format import key_maps
+from lightning_mllm.language.generation import AnswerEnd, Decoding
 from lightning_mllm.language.lora import Lora, adapted_layers, add_lora
+from lightning_mllm.nets.base import Net
 from lightning_mllm.training.checkpoints import restore
 from lightning_mllm.training.evaluated import EvaluatedModule
 from lightning_mllm.training.freezing import (
@@ -45,20 +49,18 @@ from lightning_mllm.training.initialise import Provenance, build_empty, initiali
 from lightning_mllm.training.optimizer import parameter_groups
 from lightning_mllm.training.parallelize import Checkpointing, ParallelPlan, check_precision, gathered, parallelize
 from lightning_mllm.training.reduction import MicroBatchWeights, step_weights
-from lightning_mllm.training.sharding import ShardedStrategy, all_reduce, full_tensor, rank_and_world, to_local
+from lightning_mllm.training.sharding import ShardedStrategy, full_tensor, to_local
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.training.steps import optimizer_steps, take_whole_steps
 from lightning_mllm.weights.stage_weights import initial_tensors
-
-ENTRIES = ("generate", "likelihoods", "losses", "embed_images", "embed_texts", "match")
-"""Methods of an architecture that evaluation calls; like `forward`, they gather the parameters that they use."""
 
 
 class MultimodalModule(EvaluatedModule):
     """A multimodal net in one of its training stages.
 
     Args:
-        parts: Attribute name -> spec that builds it.
+        net: Makes the net of its built components, which it takes by name.
+        components: Attribute name in the net -> spec that builds it.
         processor: Turns samples into batches and tokens into text.
         stage: The stage to train; None builds the net for use only.
         decoding: Task, or TASK_PART for a part of the test data alone (`exact_sphinx_ocrvqa`) -> how its answers are
@@ -69,6 +71,9 @@ class MultimodalModule(EvaluatedModule):
         ValueError: The stage's name is not one of `stages`, or it gives adapters to a stage that trains none.
     """
 
+    net: Net
+    """There after `configure_model`."""
+
     stages: ClassVar[dict[str, Stage]] = {}
     keys_to_ignore_on_load: ClassVar[tuple[str, ...]] = ()
     """Glob patterns of tensors that an ancestor may have and the net has no place for."""
@@ -76,14 +81,16 @@ class MultimodalModule(EvaluatedModule):
     def __init__(
         self,
         *,
-        parts: Mapping[str, ComponentSpec],
+        net: Callable[..., Net],
+        components: Mapping[str, ComponentSpec],
         processor: Any,
         stage: StageSettings | None = None,
         decoding: dict[str, Decoding] | None = None,
         runs: str = "runs",
     ) -> None:
         super().__init__()
-        self.components = dict(parts)
+        self.components = dict(components)
+        self._make_net = net
         self.processor = processor
         self.stage = stage
         self.decoding = dict(decoding or {})
@@ -131,12 +138,26 @@ class MultimodalModule(EvaluatedModule):
     # ---- the net -----------------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch) -> Output:
-        """The terms of a batch's loss, which are the same for every batch."""
-        raise AssertionError(f"{type(self).__name__} has no forward")
+        return self.net(batch)
+
+    def losses(self, batch: Batch) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
+        return self.net.losses(batch)
 
     def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
         """The new tokens of each row, without the end token."""
-        raise AssertionError(f"{type(self).__name__} has no generate")
+        own = self.processor
+        end = AnswerEnd(tokens=tuple(own.eos_token_ids), pad=own.pad_id, text=own.stop)
+        return self.net.generate(batch, decoding, end)
+
+    def likelihoods(self, batch: Batch) -> list[list[float]]:
+        most = torch.tensor(max(map(len, batch.candidates)), device=batch.tokens.device)
+        # Where parameters are sharded, every rank must pass as often as any.
+        passes = int(all_reduce(most, "max") if self.sharded else most)
+        # A row that has fewer candidates repeats its last one, and drops it.
+        texts = [[each[min(i, len(each) - 1)] for each in batch.candidates] for i in range(passes)]
+        answered = [self.processor.with_answers(batch, each) for each in texts]
+        rows = self.net.log_likelihoods(batch, answered).T.tolist()
+        return [row[: len(candidates)] for row, candidates in zip(rows, batch.candidates, strict=True)]
 
     def answers(self, batch: Batch, part: str = "") -> list[str]:
         """What the net says to each row of a batch of prompts (left-padded): the likeliest candidate, or a new text.
@@ -152,10 +173,6 @@ class MultimodalModule(EvaluatedModule):
         with gathered(self, self.parallel):
             return [self.processor.decode(tokens) for tokens in self.generate(batch, decoding)]
 
-    def unused_parameters(self) -> set[str]:
-        """Names of parameters that no loss can reach; a stage that trains them does not wait for their gradients."""
-        return set()
-
     @property
     def sharded(self) -> bool:
         """Whether parameters are spread over ranks, so that every rank must take part in every forward pass."""
@@ -169,27 +186,26 @@ class MultimodalModule(EvaluatedModule):
         if self._configured:
             return
         self.build(cast(ShardedStrategy, self.trainer.strategy).mesh if self.sharded else None)
-        materialise(self, torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device)
+        materialise(self.net, torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device)
         init_from = {} if self.stage is None else self.stage.init_from
         tables = key_maps(type(self), self.components) if init_from else {}
         ancestors = initial_tensors(init_from, Path(self.runs), tables, check=rank_and_world()[0] == 0)
-        self.provenance = initialise(self, self.components, ancestors, self.keys_to_ignore_on_load)
+        self.provenance = initialise(self.net, self.components, ancestors, self.keys_to_ignore_on_load)
         self._configured = True
         self.train()
 
     def build(self, mesh: DeviceMesh | None) -> None:
-        """Builds the components on the meta device, freezes them, and lays them out by the plan (`parallelize`)."""
-        for name, spec in self.components.items():
-            setattr(self, name, build_empty(spec))
+        """Builds the net on the meta device, freezes it, and lays it out by the plan (`parallelize`)."""
+        built = {name: build_empty(spec) for name, spec in self.components.items()}
         if self.lora is not None:
-            parts = {name: getattr(self, name) for name in self.components}
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                for name, layers in adapted_layers(parts, self.lora.targets).items():
-                    add_lora(parts[name], self.lora, layers)
-        self.trained = freeze(self, self.table)
-        blocks = {name: spec.blocks(getattr(self, name)) for name, spec in self.components.items()}
+                for name, layers in adapted_layers(built, self.lora.targets).items():
+                    add_lora(built[name], self.lora, layers)
+        self.net = self._make_net(**built)
+        self.trained = freeze(self.net, self.table)
+        blocks = {name: spec.blocks(built[name]) for name, spec in self.components.items()}
         self.checkpointing = {name: self.parallel.checkpointing(name, found) for name, found in blocks.items() if found}
-        parallelize(self, blocks, self.parallel, mesh, [name for name in ENTRIES if hasattr(self, name)])
+        parallelize(self.net, blocks, self.parallel, mesh, self.net.entries)
 
     def train(self, mode: bool = True) -> MultimodalModule:
         super().train(mode)
@@ -200,7 +216,7 @@ class MultimodalModule(EvaluatedModule):
     def freeze_rows(self) -> list[FreezeRow]:
         """What is trained, as a table."""
         lr, decay = (0.0, 0.0) if self.stage is None else (self.stage.lr, self.stage.weight_decay)
-        return freeze_table(self, self.trained, self.table, lr=lr, weight_decay=decay)
+        return freeze_table(self.net, self.trained, self.table, lr=lr, weight_decay=decay)
 
     # ---- training ----------------------------------------------------------------------------------------------
 
@@ -223,7 +239,7 @@ class MultimodalModule(EvaluatedModule):
     def on_train_start(self) -> None:
         self.train()
         self._sums, self._weights = {}, []
-        self._check = GradientCheck(self, self.unused_parameters())
+        self._check = GradientCheck(self.net, self.net.unused_parameters())
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
@@ -307,7 +323,7 @@ class MultimodalModule(EvaluatedModule):
         assert self.stage is not None
         stage = self.stage
         decay = {"weight_decay": stage.weight_decay, "decay_scalars": stage.decay_scalars}
-        groups = parameter_groups(self, self.trained, self.table, lr=stage.lr, **decay)
+        groups = parameter_groups(self.net, self.trained, self.table, lr=stage.lr, **decay)
         if not groups:
             raise ValueError(f"stage.train: stage {stage.name!r} trains nothing, expected at least one pattern")
         fused = all(p.device.type in ("cpu", "cuda") for group in groups for _, p in group["params"])
@@ -322,14 +338,22 @@ class MultimodalModule(EvaluatedModule):
 
     # ---- what is kept ------------------------------------------------------------------------------------------
 
+    def state_dict(self, *arguments: Any, **named: Any) -> dict[str, Tensor]:
+        """The net's."""
+        return self.net.state_dict(*arguments, **named)
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
+        """Into the net."""
+        return self.net.load_state_dict(state_dict, strict, assign)
+
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """What a checkpoint and the stage's weights hold, sharing memory with the net: trained parameters, and buffers
         of modules that train; DTensors where parameters are sharded.
 
         Contract: goes through `state_dict`, which brings FSDP2's parameters back into shards.
         """
-        still = {id(buffer) for module in frozen_modules(self) for buffer in module.buffers()}
-        moving = {name for name, buffer in self.named_buffers() if id(buffer) not in still}
+        still = {id(buffer) for module in frozen_modules(self.net) for buffer in module.buffers()}
+        moving = {name for name, buffer in self.net.named_buffers() if id(buffer) not in still}
         return {n: t.detach() for n, t in self.state_dict().items() if n in self.trained or n in moving}
 
     def trained_tensors(self) -> dict[str, Tensor]:

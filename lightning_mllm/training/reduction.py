@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from lightning_mllm.collectives import gather, rank_and_world
 from lightning_mllm.contracts import Batch, Output, Term
-from lightning_mllm.training.sharding import gather, rank_and_world
 from lightning_mllm.training.stage import Reduction
 
 

@@ -18,13 +18,14 @@ from typing import Any, Literal
 
 import timm
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from open_clip.model import _build_vision_tower
 from open_clip.timm_model import TimmModel
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
-from lightning_mllm.vision.source import OpenClipSource, Statistic
+from lightning_mllm.vision.encoder import Statistic, VisionEncoder
+from lightning_mllm.vision.source import OpenClipSource
 
 TRUNK = "visual.trunk."
 """What a ConvNeXt's tensors stand below in open_clip's files."""
@@ -35,7 +36,7 @@ NORMS = ("norm_pre.", "head.norm.")
 STRIDE = 32
 
 
-class ConvNextVision(nn.Module):
+class ConvNextVision(VisionEncoder):
     """A ConvNeXt without pooling; names are timm's, but for the last norm.
 
     Args:
@@ -46,11 +47,8 @@ class ConvNextVision(nn.Module):
         keep_cls: Whether the mean of the cells stands first in the output, as a class token's vector would.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, trunk: ConvNeXt, mean: Statistic, std: Statistic, grid: int, keep_cls: bool) -> None:
-        super().__init__()
+        super().__init__(mean, std)
         self.stem = trunk.stem
         self.stages = trunk.stages
         head: Any = trunk.head
@@ -58,19 +56,13 @@ class ConvNextVision(nn.Module):
         self.norm: Any = head.norm if isinstance(trunk.norm_pre, nn.Identity) else trunk.norm_pre
         self.grid = grid
         self.keep_cls = keep_cls
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def forward(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N V D"]:
-        """Visual vectors, row by row of the image; in the dtype of the tower, and without autograd if it is frozen."""
-        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        with torch.set_grad_enabled(learns):
-            pixels = (images.float() / 255 - self.mean.float()) / self.std.float()
-            cells = self.norm(self.stages(self.stem(pixels.to(next(self.stem.parameters()).dtype))))
-            for axis in (-2, -1):
-                cells = cells.repeat_interleave(self.grid // cells.shape[axis], dim=axis)
-            x = cells.flatten(2).transpose(1, 2)
-            return torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) if self.keep_cls else x
+    def encode(self, pixels: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N V D"]:
+        cells = self.norm(self.stages(self.stem(pixels.to(next(self.stem.parameters()).dtype))))
+        for axis in (-2, -1):
+            cells = cells.repeat_interleave(self.grid // cells.shape[axis], dim=axis)
+        x = cells.flatten(2).transpose(1, 2)
+        return torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) if self.keep_cls else x
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,18 +19,18 @@ from typing import Any, Literal
 
 import timm
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lightning_mllm.interop.keys.dino import DINO_KEYS
+from lightning_mllm.vision.encoder import Statistic, VisionEncoder
 from lightning_mllm.vision.positions import resized
-from lightning_mllm.vision.source import Statistic
 from lightning_mllm.weights.files import TensorFiles
 from lightning_mllm.weights.hub import tensors_at
 
 
-class DinoVision(nn.Module):
+class DinoVision(VisionEncoder):
     """A DINOv2; names are timm's.
 
     Args:
@@ -40,11 +40,8 @@ class DinoVision(nn.Module):
         keep_cls: Whether the class token's vector stands first in the output.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, whole: VisionTransformer, mean: Statistic, std: Statistic, keep_cls: bool) -> None:
-        super().__init__()
+        super().__init__(mean, std)
         assert whole.cls_token is not None and whole.pos_embed is not None
         self.cls_token = whole.cls_token
         self.reg_token = whole.reg_token
@@ -53,27 +50,21 @@ class DinoVision(nn.Module):
         self.blocks = whole.blocks
         self.norm = whole.norm
         self.keep_cls = keep_cls
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def forward(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N V D"]:
-        """Visual vectors, row by row of the image; in the dtype of the tower, and without autograd if it is frozen."""
-        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        with torch.set_grad_enabled(learns):
-            pixels = (images.float() / 255 - self.mean.float()) / self.std.float()
-            # Under autocast the convolution gives 16 bits, and what the blocks add up is kept in 32.
-            patches = self.patch_embed(pixels.to(self.cls_token.dtype)).to(self.cls_token.dtype)
-            cls = self.cls_token.expand(len(patches), -1, -1)
-            if self.reg_token is None:
-                x = torch.cat([cls, patches], dim=1) + self.pos_embed
-            else:
-                registers = self.reg_token.expand(len(patches), -1, -1)
-                x = torch.cat([cls, registers, patches + self.pos_embed], dim=1)
-            for block in self.blocks:
-                x = block(x)
-            x = self.norm(x)
-            patches = x[:, -patches.shape[1] :]
-            return torch.cat([x[:, :1], patches], dim=1) if self.keep_cls else patches
+    def encode(self, pixels: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N V D"]:
+        # Under autocast the convolution gives 16 bits, and what the blocks add up is kept in 32.
+        patches = self.patch_embed(pixels.to(self.cls_token.dtype)).to(self.cls_token.dtype)
+        cls = self.cls_token.expand(len(patches), -1, -1)
+        if self.reg_token is None:
+            x = torch.cat([cls, patches], dim=1) + self.pos_embed
+        else:
+            registers = self.reg_token.expand(len(patches), -1, -1)
+            x = torch.cat([cls, registers, patches + self.pos_embed], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        patches = x[:, -patches.shape[1] :]
+        return torch.cat([x[:, :1], patches], dim=1) if self.keep_cls else patches
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,13 +16,13 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 
 from lightning_mllm.interop.keys.eva import BLIP2_VISION_KEYS, EVA_KEYS
+from lightning_mllm.vision.encoder import Statistic, VisionEncoder
 from lightning_mllm.vision.positions import resized
-from lightning_mllm.vision.source import Statistic
 from lightning_mllm.weights.files import TensorFiles
 from lightning_mllm.weights.hub import tensors_at
 from lightning_mllm.weights.keymap import KeyMap, Rule
@@ -86,7 +86,7 @@ class EvaBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class EvaEncoder(nn.Module):
+class EvaEncoder(VisionEncoder):
     """What EVA's towers share: all but their block. Names are timm's.
 
     Args:
@@ -94,11 +94,8 @@ class EvaEncoder(nn.Module):
         block: Makes a block of a width, a number of heads and the width of its MLP.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, spec: EvaSpec, block: Callable[[int, int, int], nn.Module]) -> None:
-        super().__init__()
+        super().__init__(spec.mean, spec.std)
         self.cls_token = nn.Parameter(torch.empty(1, 1, spec.width))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + spec.num_patches, spec.width))
         self.patch_embed = nn.Conv2d(3, spec.width, spec.patch_size, stride=spec.patch_size)
@@ -110,24 +107,19 @@ class EvaEncoder(nn.Module):
         for module in self.modules() if self.half else ():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 module.to(self.half)
-        self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1), persistent=False)
 
-    def forward(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N V D"]:
-        """Visual vectors, the class token's first, then row by row; without autograd if the tower is frozen.
+    def encode(self, pixels: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N V D"]:
+        """The class token's vector stands first.
 
         Raises:
-            ValueError: The tower learns, and its weights are in 16 bits.
+            ValueError: The tower is trained, and its weights are in 16 bits.
         """
-        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        if learns and self.half is not None:
+        if torch.is_grad_enabled() and self.half is not None:
             raise ValueError(f"vision.dtype: found {self.half} in a tower that is trained, expected null")
-        with torch.set_grad_enabled(learns):
-            pixels = (images.float() / 255 - self.mean.float()) / self.std.float()
-            if self.half is None or self.patch_embed.weight.dtype != self.half:  # cast by whoever uses it, or never
-                return self._through(pixels.to(self.patch_embed.weight.dtype))
-            with torch.autocast(images.device.type, dtype=self.half):
-                return self._through(pixels)
+        if self.half is None or self.patch_embed.weight.dtype != self.half:  # cast by whoever uses it, or never
+            return self._through(pixels.to(self.patch_embed.weight.dtype))
+        with torch.autocast(pixels.device.type, dtype=self.half):
+            return self._through(pixels)
 
     def _through(self, pixels: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N V D"]:
         patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)

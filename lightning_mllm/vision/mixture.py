@@ -22,9 +22,9 @@ from lightning_mllm.component import ComponentSpec
 from lightning_mllm.connectors.qformer import TINY_QFORMER
 from lightning_mllm.vision.convnext import ConvNextTower
 from lightning_mllm.vision.dino import DinoTower
+from lightning_mllm.vision.encoder import Statistic
 from lightning_mllm.vision.eva import EvaTower
 from lightning_mllm.vision.qformer_tower import QFormerTower
-from lightning_mllm.vision.source import Statistic
 from lightning_mllm.vision.tower import TINY_TOWER
 from lightning_mllm.weights.composite import Composite
 

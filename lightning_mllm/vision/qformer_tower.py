@@ -20,8 +20,8 @@ from lightning_mllm.component import ComponentSpec
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.connectors.qformer import QFormer, QFormerConnector
 from lightning_mllm.interop.keys.blip2 import TOWER_HF_KEYS, TOWER_LAVIS_KEYS
+from lightning_mllm.vision.encoder import Statistic, autograd_where_trained
 from lightning_mllm.vision.eva import EvaTower
-from lightning_mllm.vision.source import Statistic
 from lightning_mllm.vision.tower import OpenClipTower
 from lightning_mllm.weights.composite import Composite
 from lightning_mllm.weights.hub import tensors_at
@@ -39,8 +39,7 @@ class QFormerVision(nn.Module):
 
     def forward(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N Q D"]:
         """What the queries fetch from each image; without autograd if the tower is frozen."""
-        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        with torch.set_grad_enabled(learns):
+        with autograd_where_trained(self):
             return self.qformer.encode_images(self.ln_vision(self.vision(images).to(self.ln_vision.weight.dtype)))
 
 

@@ -14,12 +14,11 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from torch import Tensor
 
+from lightning_mllm.vision.encoder import Statistic
 from lightning_mllm.weights.files import PACKAGE, read_tensors, resource
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 """What open_clip itself writes into, and reads from, a folder (`local-dir:`)."""
-
-Statistic = tuple[float, float, float]
 
 
 @dataclass(frozen=True)

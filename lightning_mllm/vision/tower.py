@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from open_clip.model import _build_vision_tower  # the one place that knows every field of a vision_cfg
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
+from lightning_mllm.vision.encoder import Statistic, VisionEncoder
 from lightning_mllm.vision.positions import resized, sines
-from lightning_mllm.vision.source import OpenClipSource, Statistic
+from lightning_mllm.vision.source import OpenClipSource
 
 
-class VisionTower(nn.Module):
+class VisionTower(VisionEncoder):
     """A vision transformer of open_clip without what lies beyond its last used block; names are open_clip's.
 
     Args:
@@ -34,8 +35,6 @@ class VisionTower(nn.Module):
         norm: Whether `ln_post` is applied to all vectors.
     """
 
-    mean: Tensor
-    std: Tensor
     output_position_embedding: Tensor | None
 
     def __init__(
@@ -47,7 +46,7 @@ class VisionTower(nn.Module):
         output_position_scale: float = 0.0,
         norm: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(mean, std)
         self.class_embedding = visual.class_embedding
         self.positional_embedding = visual.positional_embedding
         self.conv1 = visual.conv1
@@ -55,8 +54,6 @@ class VisionTower(nn.Module):
         self.transformer = visual.transformer
         self.ln_post = visual.ln_post if norm else None
         self.keep_cls = keep_cls
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.output_position_scale = output_position_scale
         rows = math.isqrt(len(self.positional_embedding) - 1)
         fixed = (
@@ -64,21 +61,17 @@ class VisionTower(nn.Module):
         )
         self.register_buffer("output_position_embedding", fixed, persistent=False)
 
-    def forward(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N V D"]:
-        """Visual vectors, row by row of the image; in the dtype of the tower, and without autograd if it is frozen."""
-        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        with torch.set_grad_enabled(learns):
-            pixels = (images.float() / 255 - self.mean.float()) / self.std.float()
-            patches = self.conv1(pixels.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)
-            cls = self.class_embedding.expand(len(patches), 1, -1)
-            # Under autocast the convolution gives 16 bits, and what the blocks add up is kept in 32.
-            x = torch.cat([cls, patches.to(cls.dtype)], dim=1) + self.positional_embedding
-            x = self.transformer(self.ln_pre(x))
-            if self.ln_post is not None:
-                x = self.ln_post(x)
-            if self.output_position_embedding is not None:
-                x = torch.cat([x[:, :1], x[:, 1:] + self.output_position_embedding.to(x.dtype)], dim=1)
-            return x if self.keep_cls else x[:, 1:]
+    def encode(self, pixels: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N V D"]:
+        patches = self.conv1(pixels.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+        cls = self.class_embedding.expand(len(patches), 1, -1)
+        # Under autocast the convolution gives 16 bits, and what the blocks add up is kept in 32.
+        x = torch.cat([cls, patches.to(cls.dtype)], dim=1) + self.positional_embedding
+        x = self.transformer(self.ln_pre(x))
+        if self.ln_post is not None:
+            x = self.ln_post(x)
+        if self.output_position_embedding is not None:
+            x = torch.cat([x[:, :1], x[:, 1:] + self.output_position_embedding.to(x.dtype)], dim=1)
+        return x if self.keep_cls else x[:, 1:]
 
 
 @dataclass(frozen=True, kw_only=True)

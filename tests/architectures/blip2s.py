@@ -85,7 +85,7 @@ def collated(module: Any, *samples: Sample, side: str = "right", generate: bool 
 
 def their_inputs(ours: Any, batch: Batch, model: Any) -> dict[str, Tensor]:
     """What transformers' model takes for our batch."""
-    tower = ours.vision
+    tower = ours.net.vision
     return {
         "input_ids": batch.tokens.masked_fill(batch.kinds == TokenKind.IMAGE, model.config.image_token_id or 0),
         "attention_mask": (batch.segments > 0).long(),
@@ -97,7 +97,7 @@ def same_gradients(ours: Any, model: Any) -> None:
     """Of every parameter, after both have gone backwards."""
     named = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
     expected = dict(folder_format(ours).table({}).to_ours(named, model.config.to_dict()))
-    found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in ours.named_parameters()}
+    found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in ours.net.named_parameters()}
     lacking = {name for name in found if name not in expected}
     assert all(name.startswith("heads.") for name in lacking), lacking
     assert set(expected) <= set(found), set(expected) - set(found)

@@ -24,7 +24,7 @@ def spread(module: CogVLM, inside: str = "", seed: int = 0) -> CogVLM:
     """The net with noise on every parameter that has `inside` in its name: experts are no copies any more."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
+        for name, parameter in module.net.named_parameters():
             if inside in name:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return module
@@ -33,7 +33,7 @@ def spread(module: CogVLM, inside: str = "", seed: int = 0) -> CogVLM:
 def plain(module: CogVLM) -> PreTrainedModel:
     """The language model of a net, without experts."""
     model = TINY["language"].plain.build().eval()
-    state = module.language.state_dict()
+    state = module.net.language.state_dict()
     model.load_state_dict(
         {name.replace(".language.", "."): each for name, each in state.items() if ".vision." not in name}
     )

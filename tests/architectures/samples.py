@@ -69,4 +69,4 @@ def gradients(module: MultimodalModule, batch: Batch) -> dict[str, torch.Tensor]
     """Of the mean loss, by parameter."""
     module.zero_grad()
     module(batch).loss.backward()
-    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+    return {name: p.grad.clone() for name, p in module.net.named_parameters() if p.grad is not None}

@@ -14,10 +14,9 @@ from lightning_mllm.architectures.blip2 import TINY, Blip2
 from lightning_mllm.connectors.projector import LinearConnector
 from lightning_mllm.connectors.qformer import QFormerConnector
 from lightning_mllm.contracts import TokenKind
-from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import CausalLM
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.lm_loss import target_logits
-from lightning_mllm.training.freezing import freeze
 from lightning_mllm.training.initialise import build_empty
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.eva import EvaTower
@@ -52,21 +51,21 @@ def test_parity_with_transformers(pair: Any, name: str, side: str) -> None:
     batch = collated(ours, *BATCHES[name], side=side)
     inputs = their_inputs(ours, batch, model)
     features = model.get_image_features(inputs["pixel_values"], return_dict=True)
-    visual = ours.ln_vision(ours.vision(batch.images))
+    visual = ours.net.ln_vision(ours.net.vision(batch.images))
     assert_close(visual, features.vision_outputs.last_hidden_state, **CLOSE)
-    assert_close(ours.qformer.encode_images(visual), features.qformer_outputs.last_hidden_state, **CLOSE)
-    assert_close(ours.encode_images(batch)[TokenKind.IMAGE], features.pooler_output.flatten(0, 1), **CLOSE)
+    assert_close(ours.net.qformer.encode_images(visual), features.qformer_outputs.last_hidden_state, **CLOSE)
+    assert_close(ours.net.encode_images(batch)[TokenKind.IMAGE], features.pooler_output.flatten(0, 1), **CLOSE)
 
-    seq2seq = ours.language.config.is_encoder_decoder
+    seq2seq = ours.net.language.config.is_encoder_decoder
     labels = batch.targets if seq2seq else batch.labels
     assert labels is not None
     expected = model(**inputs, labels=labels)
-    embeds = ours.merge_visual_embeddings(batch, ours.encode_images(batch))
+    embeds = ours.net.merge_visual_embeddings(batch, ours.net.encode_images(batch))
     if seq2seq:
-        assert_close(target_logits(ours.language, embeds, batch).logits, expected.logits[labels != -100], **CLOSE)
+        assert_close(target_logits(ours.net.language, embeds, batch).logits, expected.logits[labels != -100], **CLOSE)
     else:
         real = batch.segments > 0
-        assert_close(ours.logits(batch)[real], expected.logits[real], **CLOSE)
+        assert_close(ours.net.logits(batch)[real], expected.logits[real], **CLOSE)
     ours.zero_grad()
     model.zero_grad()
     output = ours(batch)
@@ -83,7 +82,7 @@ def test_answers_are_those_of_transformers(pair: Any, search: dict[str, Any]) ->
     with torch.no_grad():
         mine = ours.generate(batch, Decoding(max_new_tokens=8, **search))
         written = model.generate(**their_inputs(ours, batch, model), max_new_tokens=8, do_sample=False, **search)
-    skipped = 1 if ours.language.config.is_encoder_decoder else batch.tokens.shape[1]
+    skipped = 1 if ours.net.language.config.is_encoder_decoder else batch.tokens.shape[1]
     ends = set(ours.processor.eos_token_ids)
     for row, other in zip(mine, written[:, skipped:].tolist(), strict=True):
         assert row == other[: len(row)] and (len(row) == len(other) or other[len(row)] in ends)
@@ -105,7 +104,7 @@ def test_a_question_reaches_the_queries_only_where_they_read_it() -> None:
     for reader, same in (({}, True), (READER, False)):
         module = built(Blip2, **reader)
         one, two = collated(module, ONE), collated(module, changed)
-        assert torch.equal(*(module.encode_images(each)[TokenKind.IMAGE] for each in (one, two))) == same
+        assert torch.equal(*(module.net.encode_images(each)[TokenKind.IMAGE] for each in (one, two))) == same
 
 
 EXPECTED = {
@@ -121,10 +120,10 @@ def test_a_stage_trains_what_is_published_and_nothing_else(name: str, language: 
     settings = eva(language, stage=StageSettings(name=name)) | (READER if name == "vqa" else {})
     module = Blip2.tiny(**settings)
     module.configure_model()
-    trained = {n for n, p in module.named_parameters() if p.requires_grad}
+    trained = {n for n, p in module.net.named_parameters() if p.requires_grad}
     assert {n.split(".")[0] for n in trained} == EXPECTED[name]
-    assert {n for n, part in module.named_children() if part.training} == EXPECTED[name]
-    assert not any(each.training for each in module.language.modules())
+    assert {n for n, part in module.net.named_children() if part.training} == EXPECTED[name]
+    assert not any(each.training for each in module.net.language.modules())
     found = gradients(module, collated(module, ONE, OTHER))
     assert set(found) == trained
     # The keys' bias moves all logits of a row alike.
@@ -152,10 +151,8 @@ def test_published_sizes() -> None:
         language=OPT_2_7B,
         stage=StageSettings(name="generative"),
     )
-    for name, spec in module.components.items():
-        setattr(module, name, build_empty(spec))
-    trained = freeze(module, module.table)
-    parameters = dict(module.named_parameters())
+    module.build(None)
+    parameters = dict(module.net.named_parameters())
     counts: dict[str, int] = {}
     for name, parameter in parameters.items():
         counts[name.split(".")[0]] = counts.get(name.split(".")[0], 0) + parameter.numel()
@@ -163,7 +160,7 @@ def test_published_sizes() -> None:
     assert counts["vision"] + 39 * 1408 == 985_949_440
     assert counts["ln_vision"] == 2_816 and counts["qformer"] == 105_137_664 + 32 * 768
     assert counts["projection"] == 1_968_640
-    assert sum(parameters[name].numel() for name in trained) == 107_133_696
+    assert sum(parameters[name].numel() for name in module.trained) == 107_133_696
 
 
 @pytest.mark.parametrize(("width", "count"), [(4096, 3_149_824), (2048, 1_574_912), (5120, 3_937_280)])

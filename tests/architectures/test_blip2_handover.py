@@ -33,7 +33,7 @@ def test_each_stage_starts_from_what_the_one_before_it_left(tmp_path: Path) -> N
     third = stage(InstructBlip, "instruct", generative=1.0)
 
     # The generative stage has no place for heads, words, positions and the text's feed-forwards.
-    counts = {kind: len(list(net.qformer.parameters())) for kind, net in (("full", first), ("none", second))}
+    counts = {kind: len(list(each.net.qformer.parameters())) for kind, each in (("full", first), ("none", second))}
     assert summary(second.provenance)["qformer"] == {"stage.init_from": counts["none"]}
     assert summary(second.provenance)["ln_vision"] == {"stage.init_from": 2}
     assert summary(second.provenance)["projection"] == {"fresh": 2}

@@ -16,7 +16,7 @@ from lightning_mllm.architectures.blip2_representation import Blip2Representatio
 from lightning_mllm.connectors.alignment import AlignmentConnector, LossWeights, Pairs, nearest_query
 from lightning_mllm.connectors.qformer import QFormerConnector
 from lightning_mllm.contracts import Sample, Term, Turn
-from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.training.initialise import build_empty
 from lightning_mllm.training.reduction import step_weights
 from lightning_mllm.training.stage import StageSettings
@@ -42,7 +42,7 @@ SHARED = (*FOUR, captioned("one more ball", 2), captioned("a box", 1))
 
 
 @pytest.fixture
-def net() -> Blip2Representation:
+def module() -> Blip2Representation:
     return built(Blip2Representation)
 
 
@@ -57,23 +57,23 @@ def test_parity_with_transformers(pair: Any, count: int) -> None:
     ours, model = pair
     batch = collated(ours, *FOUR[:count])
     inputs = {
-        "pixel_values": (batch.images / 255 - ours.vision.mean) / ours.vision.std,
+        "pixel_values": (batch.images / 255 - ours.net.vision.mean) / ours.net.vision.std,
         "input_ids": batch.tokens,
         "attention_mask": (batch.segments > 0).long(),
     }
     contrast = model(**inputs)
     matched = model(**inputs, use_image_text_matching_head=True).logits_per_image
-    pairs = ours.pairs(batch)
-    images = F.normalize(ours.heads.vision_proj(ours.qformer.encode_images(pairs.visual)), dim=-1)
-    texts = ours.text_vectors(pairs.tokens, pairs.real)
+    pairs = ours.net.pairs(batch)
+    images = F.normalize(ours.net.heads.vision_proj(ours.net.qformer.encode_images(pairs.visual)), dim=-1)
+    texts = ours.net.text_vectors(pairs.tokens, pairs.real)
     assert_close(pairs.visual, contrast.vision_model_output.last_hidden_state, **CLOSE)
     assert_close(images, contrast.image_embeds, **CLOSE)
     assert_close(texts, contrast.text_embeds, **CLOSE)
     similarity = nearest_query(images, texts)
     assert_close(similarity, contrast.logits_per_image, **CLOSE)
-    found = ours.pair_logits(batch)
+    found = ours.net.pair_logits(batch)
     assert_close(found, torch.cat([similarity.diagonal()[:, None], matched], 1), **CLOSE)
-    assert_close(ours.match_logits(pairs.visual, pairs.tokens, pairs.real), matched, **CLOSE)
+    assert_close(ours.net.match_logits(pairs.visual, pairs.tokens, pairs.real), matched, **CLOSE)
 
     weight = torch.randn_like(found)
     expected = torch.cat([contrast.logits_per_image.diagonal()[:, None], matched], 1)
@@ -84,12 +84,12 @@ def test_parity_with_transformers(pair: Any, count: int) -> None:
     same_gradients(ours, model)
 
 
-def test_one_pass_with_an_explicit_mask_gives_the_same_losses_and_gradients(net: Blip2Representation) -> None:
+def test_one_pass_with_an_explicit_mask_gives_the_same_losses_and_gradients(module: Blip2Representation) -> None:
     """Fig. 2 of the paper: three masks over queries and text, instead of passes of their own."""
-    batch = collated(net, *FOUR)
+    batch = collated(module, *FOUR)
     torch.manual_seed(5)
-    parts = net(batch).loss_terms
-    pairs, queries = net.pairs(batch), net.qformer.queries.shape[1]
+    parts = module(batch).loss_terms
+    pairs, queries = module.net.pairs(batch), module.net.qformer.queries.shape[1]
     rows, length = pairs.tokens.shape
     size = queries + length
     is_query = torch.arange(size) < queries
@@ -97,12 +97,12 @@ def test_one_pass_with_an_explicit_mask_gives_the_same_losses_and_gradients(net:
     apart = (is_query[:, None] == is_query[None]) & columns
     causal = (torch.ones(size, size, dtype=torch.bool).tril() | is_query[None]) & (~is_query[:, None] | is_query[None])
 
-    x = net.qformer.masked(pairs.visual, pairs.tokens, pairs.real, apart)
-    images = F.normalize(net.heads.vision_proj(x[:, :queries]), dim=-1)
-    texts = F.normalize(net.heads.text_proj(x[:, queries]), dim=-1)
+    x = module.net.qformer.masked(pairs.visual, pairs.tokens, pairs.real, apart)
+    images = F.normalize(module.net.heads.vision_proj(x[:, :queries]), dim=-1)
+    texts = F.normalize(module.net.heads.text_proj(x[:, queries]), dim=-1)
 
     def compared(images: Tensor, texts: Tensor) -> Tensor:
-        return torch.einsum("nqc,mc->nmq", images, texts).amax(-1) / net.heads.temperature
+        return torch.einsum("nqc,mc->nmq", images, texts).amax(-1) / module.net.heads.temperature
 
     right = torch.arange(rows)
     # The other side has no gradient.
@@ -118,29 +118,29 @@ def test_one_pass_with_an_explicit_mask_gives_the_same_losses_and_gradients(net:
     # Each text with another image, each image with another text, and each pair.
     chosen = torch.cat([torch.stack([right, right], 1), torch.stack([image, right], 1), torch.stack([right, text], 1)])
     seen, read = chosen.T
-    x = net.qformer.masked(pairs.visual[seen], pairs.tokens[read], pairs.real[read], columns[read])
-    logits = net.heads.itm_head(x[:, :queries]).mean(1)
+    x = module.net.qformer.masked(pairs.visual[seen], pairs.tokens[read], pairs.real[read], columns[read])
+    logits = module.net.heads.itm_head(x[:, :queries]).mean(1)
     matching = F.cross_entropy(logits, (torch.arange(3 * rows) < rows).long())
     assert_close(parts["matching"], matching, **CLOSE)
 
     tokens = pairs.tokens.clone()
-    tokens[:, 0] = net.write_id
-    x = net.qformer.masked(pairs.visual, tokens, pairs.real, causal & columns)[:, queries:]
-    words = net.word_logits(x[:, :-1]).flatten(0, 1)
+    tokens[:, 0] = module.net.decoder_start
+    x = module.net.qformer.masked(pairs.visual, tokens, pairs.real, causal & columns)[:, queries:]
+    words = module.net.word_logits(x[:, :-1]).flatten(0, 1)
     labels = tokens[:, 1:].masked_fill(~pairs.real[:, 1:], -100).flatten()
     captioning = F.cross_entropy(words, labels, label_smoothing=0.1)
     assert_close(parts["captioning"], captioning, **CLOSE)
-    expected = torch.autograd.grad(contrast + matching + captioning, list(net.parameters()))
+    expected = torch.autograd.grad(contrast + matching + captioning, list(module.parameters()))
     torch.manual_seed(5)
-    loss = net(batch).loss
+    loss = module(batch).loss
     assert_close(loss, contrast + matching + captioning, **CLOSE)
     for (name, _), gradient, one in zip(
-        net.named_parameters(), torch.autograd.grad(loss, list(net.parameters())), expected, strict=True
+        module.net.named_parameters(), torch.autograd.grad(loss, list(module.parameters())), expected, strict=True
     ):
         assert_close(gradient, one, atol=1e-4, rtol=1e-4, msg=name)
 
 
-def chosen(net: Blip2Representation, pairs: Pairs, similarity: Tensor, other: Tensor) -> tuple[Any, Any]:
+def chosen(module: Blip2Representation, pairs: Pairs, similarity: Tensor, other: Tensor) -> tuple[Any, Any]:
     """For each pair the negative image of its text and the negative text of its image, by place in the batch."""
     found: dict[str, Tensor] = {}
 
@@ -148,8 +148,8 @@ def chosen(net: Blip2Representation, pairs: Pairs, similarity: Tensor, other: Te
         found.update(visual=visual, tokens=tokens)
         return torch.zeros(len(visual), 2)
 
-    net.match_logits = look  # pyright: ignore[reportAttributeAccessIssue]
-    net.matching(similarity, other, pairs)
+    module.net.match_logits = look  # pyright: ignore[reportAttributeAccessIssue]
+    module.net.matching(similarity, other, pairs)
     count = len(pairs.tokens)
     images = [next(i for i in range(count) if torch.equal(pairs.visual[i], v)) for v in found["visual"][count:-count]]
     texts = [next(i for i in range(count) if torch.equal(pairs.tokens[i], t)) for t in found["tokens"][-count:]]
@@ -159,14 +159,14 @@ def chosen(net: Blip2Representation, pairs: Pairs, similarity: Tensor, other: Te
 
 
 @pytest.mark.parametrize("soft", [False, True])
-def test_a_negative_is_never_of_the_pair_itself(net: Blip2Representation, soft: bool) -> None:
-    net.soft_targets = soft
-    pairs = net.pairs(collated(net, *SHARED))
+def test_a_negative_is_never_of_the_pair_itself(module: Blip2Representation, soft: bool) -> None:
+    module.net.soft_targets = soft
+    pairs = module.net.pairs(collated(module, *SHARED))
     same = {0: {0, 5}, 1: {1, 4}, 2: {2}, 3: {3}, 4: {1, 4}, 5: {0, 5}}
     drawn: Counter[tuple[int, int]] = Counter()
     uniform = torch.zeros(6, 6)
     for _ in range(60):
-        images, texts = chosen(net, pairs, uniform, uniform)
+        images, texts = chosen(module, pairs, uniform, uniform)
         drawn.update([*enumerate(texts)])
         if soft:
             # Equal images are not told apart by their vectors: the first of them is found.
@@ -176,39 +176,39 @@ def test_a_negative_is_never_of_the_pair_itself(net: Blip2Representation, soft: 
     assert len(drawn) == 36 - len(excluded), "any other may be drawn"
 
 
-def test_negatives_follow_the_similarities(net: Blip2Representation) -> None:
-    pairs = net.pairs(collated(net, *FOUR))
+def test_negatives_follow_the_similarities(module: Blip2Representation) -> None:
+    pairs = module.net.pairs(collated(module, *FOUR))
     images_to_texts, texts_to_images = torch.zeros(4, 4), torch.zeros(4, 4)
     for i in range(4):
         images_to_texts[i, (i + 1) % 4] = texts_to_images[i, (i + 2) % 4] = 50.0
-    images, texts = chosen(net, pairs, images_to_texts, texts_to_images)
+    images, texts = chosen(module, pairs, images_to_texts, texts_to_images)
     assert texts == [1, 2, 3, 0] and images == [2, 3, 0, 1]
 
 
-def test_a_caption_sees_the_image_and_what_is_already_written(net: Blip2Representation) -> None:
-    pairs = net.pairs(collated(net, *FOUR))
-    _, kept = net.qformer.encode_images_with_cache(pairs.visual)
-    before = net.qformer.decode_text(pairs.tokens, pairs.real, kept)
+def test_a_caption_sees_the_image_and_what_is_already_written(module: Blip2Representation) -> None:
+    pairs = module.net.pairs(collated(module, *FOUR))
+    _, kept = module.net.qformer.encode_images_with_cache(pairs.visual)
+    before = module.net.qformer.decode_text(pairs.tokens, pairs.real, kept)
     changed = pairs.tokens.clone()
     changed[:, 4] += 1
-    after = net.qformer.decode_text(changed, pairs.real, kept)
+    after = module.net.qformer.decode_text(changed, pairs.real, kept)
     assert torch.equal(before[:, :4], after[:, :4]) and (before[:, 4:] != after[:, 4:]).any(-1)[:, 0].all()
-    _, other = net.qformer.encode_images_with_cache(pairs.visual + torch.randn_like(pairs.visual))
-    assert (net.qformer.decode_text(pairs.tokens, pairs.real, other) != before).any(-1).all()
+    _, other = module.net.qformer.encode_images_with_cache(pairs.visual + torch.randn_like(pairs.visual))
+    assert (module.net.qformer.decode_text(pairs.tokens, pairs.real, other) != before).any(-1).all()
 
 
-def test_padding_changes_nothing(net: Blip2Representation) -> None:
-    together = net.pair_logits(collated(net, *FOUR))
+def test_padding_changes_nothing(module: Blip2Representation) -> None:
+    together = module.net.pair_logits(collated(module, *FOUR))
     for i, each in enumerate(FOUR):
-        assert_close(together[i : i + 1], net.pair_logits(collated(net, each)), **CLOSE)
+        assert_close(together[i : i + 1], module.net.pair_logits(collated(module, each)), **CLOSE)
 
 
-def test_all_texts_of_an_image_are_right_answers(net: Blip2Representation) -> None:
-    net.soft_targets = True
-    pairs = net.pairs(collated(net, *SHARED))
+def test_all_texts_of_an_image_are_right_answers(module: Blip2Representation) -> None:
+    module.net.soft_targets = True
+    pairs = module.net.pairs(collated(module, *SHARED))
     assert pairs.own[0].tolist() == [True, False, False, False, False, True]
-    net.soft_targets = False
-    assert torch.equal(net.pairs(collated(net, *SHARED)).own, torch.eye(6, dtype=torch.bool))
+    module.net.soft_targets = False
+    assert torch.equal(module.net.pairs(collated(module, *SHARED)).own, torch.eye(6, dtype=torch.bool))
 
 
 EXPECTED = {
@@ -221,9 +221,9 @@ EXPECTED = {
 def test_a_stage_trains_what_is_published_and_nothing_else(name: str) -> None:
     module = Blip2Representation.tiny(stage=StageSettings(name=name))
     module.configure_model()
-    trained = {n for n, p in module.named_parameters() if p.requires_grad}
+    trained = {n for n, p in module.net.named_parameters() if p.requires_grad}
     assert {n.split(".")[0] for n in trained} == EXPECTED[name]
-    assert all(part.training == (part_name in EXPECTED[name]) for part_name, part in module.named_children())
+    assert all(part.training == (part_name in EXPECTED[name]) for part_name, part in module.net.named_children())
     found = gradients(module, collated(module, *FOUR))
     assert set(found) == trained
     # The keys' bias moves all logits of a row alike.
@@ -231,51 +231,55 @@ def test_a_stage_trains_what_is_published_and_nothing_else(name: str) -> None:
     assert silent == set()
 
 
-def test_greedy_captions_are_the_likeliest_next_words(net: Blip2Representation) -> None:
-    batch = collated(net, *FOUR, generate=True)
+def test_greedy_captions_are_the_likeliest_next_words(module: Blip2Representation) -> None:
+    batch = collated(module, *FOUR, generate=True)
     with torch.no_grad():
-        rows = net.generate(batch, Decoding(max_new_tokens=5))
+        rows = module.generate(batch, Decoding(max_new_tokens=5))
         for i, row in enumerate(rows):
-            alone = net.generate(collated(net, FOUR[i], generate=True), Decoding(max_new_tokens=5))
+            alone = module.generate(collated(module, FOUR[i], generate=True), Decoding(max_new_tokens=5))
             assert alone == [row] and len(row) <= 5
-        visual = net.encode(batch)
-        _, kept = net.qformer.encode_images_with_cache(visual)
-        first = net.qformer.decode_text(torch.full((4, 1), net.write_id), torch.ones(4, 1, dtype=torch.bool), kept)
+        visual = module.net.encode_images(batch)
+        _, kept = module.net.qformer.encode_images_with_cache(visual)
+        first = module.net.qformer.decode_text(
+            torch.full((4, 1), module.net.decoder_start), torch.ones(4, 1, dtype=torch.bool), kept
+        )
         assert [row[0] for row in rows if row] == [
-            token for token, row in zip(net.word_logits(first[:, 0]).argmax(-1).tolist(), rows, strict=True) if row
+            token
+            for token, row in zip(module.net.word_logits(first[:, 0]).argmax(-1).tolist(), rows, strict=True)
+            if row
         ]
     with pytest.raises(ValueError, match="found 3 beams, expected greedy captions"):
-        net.generate(batch, Decoding(num_beams=3))
+        module.generate(batch, Decoding(num_beams=3))
 
 
-def test_retrieval_compares_as_the_losses_do(net: Blip2Representation) -> None:
-    net.rerank = 2
-    batch = collated(net, *FOUR)
+def test_retrieval_compares_as_the_losses_do(module: Blip2Representation) -> None:
+    module.net.rerank = 2
+    batch = collated(module, *FOUR)
     with torch.no_grad():
-        images, texts = net.embed_images(batch), net.embed_texts([str(each.turns[1].text) for each in FOUR])
-        expected = net.pair_logits(batch)
-        assert_close(net.similarity(images, texts).diagonal(), expected[:, 0], **CLOSE)
-        assert_close(net.match(images, texts), expected[:, 2], **CLOSE)
+        images, texts = module.embed_images(batch), module.embed_texts([str(each.turns[1].text) for each in FOUR])
+        expected = module.net.pair_logits(batch)
+        assert_close(module.similarity(images, texts).diagonal(), expected[:, 0], **CLOSE)
+        assert_close(module.match(images, texts), expected[:, 2], **CLOSE)
 
 
 def test_retrieval_reads_longer_texts_than_training() -> None:
     """Released code: 35 tokens, where 32 are learned."""
-    net = Blip2Representation.tiny(max_length=12, retrieval_length=15)
-    net.configure_model()
+    module = Blip2Representation.tiny(max_length=12, retrieval_length=15)
+    module.configure_model()
     text = "a cube beside another cube"
     with torch.no_grad():
-        side = net.embed_texts([text, "a"])
+        side = module.embed_texts([text, "a"])
     assert side["tokens"].shape == (2, 15) and bool(side["real"][0].all())
-    assert len(net.processor.encode(Sample(id="t", turns=(Turn(role="assistant", text=text),))).tokens) == 12
+    assert len(module.processor.encode(Sample(id="t", turns=(Turn(role="assistant", text=text),))).tokens) == 12
     assert Blip2Representation.tiny().search.max_length == Blip2Representation.tiny().processor.max_length
 
 
-def test_pairs_that_are_none_are_refused(net: Blip2Representation) -> None:
+def test_pairs_that_are_none_are_refused(module: Blip2Representation) -> None:
     alone = Sample(id="alone", turns=(Turn(role="assistant", text="a cube"),))
     with pytest.raises(ValueError, match="found 1 images for 2 texts, expected one each"):
-        net(collated(net, FOUR[0], alone))
+        module(collated(module, FOUR[0], alone))
     with pytest.raises(ValueError, match="found no other image among 1 pairs"):
-        net(collated(net, FOUR[0]))
+        module(collated(module, FOUR[0]))
 
 
 def test_published_sizes() -> None:
@@ -327,7 +331,7 @@ def test_each_loss_has_a_weight_and_one_of_0_is_reported_alone() -> None:
         assert_close(found[name], value, **CLOSE)
     assert_close(outputs[0].loss.detach(), sum(parts.values()), **CLOSE)
     assert_close(outputs[1].loss.detach(), 0.5 * parts["contrast"] + 2 * parts["captioning"], **CLOSE)
-    assert plain.unused_parameters() == set() and weighed.unused_parameters() == {
+    assert plain.net.unused_parameters() == set() and weighed.net.unused_parameters() == {
         "heads.itm_head.weight",
         "heads.itm_head.bias",
     }
@@ -345,18 +349,18 @@ def test_captions_are_learned_alike_however_a_batch_is_cut(reduction: Any, tmp_p
     found = []
     for cut in (4, 2, 1):
         torch.manual_seed(0)
-        net = Blip2Representation.tiny(stage=StageSettings(name="representation"))
-        net.configure_model()
-        net.eval()
-        batches = [collated(net, *rows[k : k + cut]) for k in range(0, 4, cut)]
+        module = Blip2Representation.tiny(stage=StageSettings(name="representation"))
+        module.configure_model()
+        module.eval()
+        batches = [collated(module, *rows[k : k + cut]) for k in range(0, 4, cut)]
         weights = step_weights(batches, reduction, 2, torch.device("cpu"))
         total = torch.zeros(())
         for batch, weight in zip(batches, weights, strict=True):
-            pairs = net.pairs(batch)
-            losses, tokens = net.captioning(pairs, net.qformer.encode_images_with_cache(pairs.visual)[1])
+            pairs = module.net.pairs(batch)
+            losses, tokens = module.net.captioning(pairs, module.net.qformer.encode_images_with_cache(pairs.visual)[1])
             assert torch.equal(tokens, weight.tokens)
             total = total + (weight.of(Term(losses=losses, tokens=tokens)) * losses).sum()
-        found.append((total, *torch.autograd.grad(total, [net.heads.bias, net.qformer.queries])))
+        found.append((total, *torch.autograd.grad(total, [module.net.heads.bias, module.net.qformer.queries])))
     for other in found[1:]:
         for one, same in zip(found[0], other, strict=True):
             assert_close(same, one, atol=1e-5, rtol=1e-4)

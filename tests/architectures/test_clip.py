@@ -56,11 +56,11 @@ def test_the_loss_is_that_of_open_clip_reading_our_files(tmp_path: Path) -> None
         ids = torch.tensor([*tokenizer(caption)["input_ids"], END])
         row[: len(ids)] = ids
     batch = batch_of(module, *PAIRS)
-    pixels = (batch.images / 255 - module.mean) / module.std
+    pixels = (batch.images / 255 - module.net.mean) / module.net.std
     with torch.no_grad():
         features = theirs.encode_image(pixels, normalize=True), theirs.encode_text(text, normalize=True)
-        assert_close(module.encode_images(batch), features[0], atol=1e-6, rtol=0)
-        assert_close(module.encode_texts(batch.tokens, batch.segments), features[1], atol=1e-6, rtol=0)
+        assert_close(module.net.encode_images(batch), features[0], atol=1e-6, rtol=0)
+        assert_close(module.net.encode_texts(batch.tokens, batch.segments), features[1], atol=1e-6, rtol=0)
         output = module(batch)
         assert_close(output.loss, ClipLoss()(*features, theirs.logit_scale.exp()), atol=1e-5, rtol=0)
     assert output.count == 3
@@ -76,8 +76,8 @@ def test_captions_are_read_as_open_clip_reads_them_padded(text: dict[str, object
     for row, tokens, kept in zip(padded, batch.tokens, (batch.segments > 0).sum(1) - 1, strict=True):
         row[:kept] = tokens[:kept]
     with torch.no_grad():
-        expected = module.clip.encode_text(padded, normalize=True)
-        assert_close(module.encode_texts(batch.tokens, batch.segments), expected, atol=1e-6, rtol=0)
+        expected = module.net.clip.encode_text(padded, normalize=True)
+        assert_close(module.net.encode_texts(batch.tokens, batch.segments), expected, atol=1e-6, rtol=0)
 
 
 def test_a_text_tower_that_sees_its_padding_is_refused() -> None:
@@ -94,9 +94,9 @@ def test_images_of_one_caption_are_all_its_own() -> None:
     with torch.no_grad():
         output = module(batch)
         logits = (
-            module.clip.logit_scale.exp()
-            * module.encode_images(batch)
-            @ module.encode_texts(batch.tokens, batch.segments).T
+            module.net.clip.logit_scale.exp()
+            * module.net.encode_images(batch)
+            @ module.net.encode_texts(batch.tokens, batch.segments).T
         )
     targets = torch.tensor([[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     expected = -(targets * logits.log_softmax(1) + targets * logits.T.log_softmax(1)).sum(1).mean() / 2
@@ -109,7 +109,11 @@ def test_accuracy_and_answers_are_retrieval_among_the_batch() -> None:
     module = built()
     batch, asked = batch_of(module, *PAIRS), batch_of(module, *PAIRS, generate=True)
     with torch.no_grad():
-        nearest = (module.encode_images(batch) @ module.encode_texts(batch.tokens, batch.segments).T).argmax(1).tolist()
+        nearest = (
+            (module.net.encode_images(batch) @ module.net.encode_texts(batch.tokens, batch.segments).T)
+            .argmax(1)
+            .tolist()
+        )
         hits = sum(i == place for i, place in enumerate(nearest))
         assert module(batch).loss_terms["accuracy"] == pytest.approx(hits / 3)
         assert module.answers(asked) == [CAPTIONS[i] for i in nearest]
@@ -121,8 +125,8 @@ def test_padding_changes_nothing() -> None:
         one = batch_of(module, PAIRS[0])
         both = batch_of(module, PAIRS[0], PAIRS[1])
         assert_close(
-            module.encode_texts(both.tokens, both.segments)[0],
-            module.encode_texts(one.tokens, one.segments)[0],
+            module.net.encode_texts(both.tokens, both.segments)[0],
+            module.net.encode_texts(one.tokens, one.segments)[0],
             atol=1e-6,
             rtol=0,
         )
@@ -132,8 +136,8 @@ def test_the_temperature_is_bounded() -> None:
     module = built()
     batch = batch_of(module, *PAIRS)
     with torch.no_grad():
-        module.clip.logit_scale.fill_(10.0)
-        logits = 100 * module.encode_images(batch) @ module.encode_texts(batch.tokens, batch.segments).T
+        module.net.clip.logit_scale.fill_(10.0)
+        logits = 100 * module.net.encode_images(batch) @ module.net.encode_texts(batch.tokens, batch.segments).T
         own = torch.arange(3)
         expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
         assert_close(module(batch).loss, expected, atol=1e-4, rtol=0)
@@ -143,7 +147,7 @@ def test_everything_is_trained_and_it_learns() -> None:
     module = built("contrast")
     batch = batch_of(module, *PAIRS)
     found = gradients(module, batch)
-    assert set(found) == {name for name, _ in module.named_parameters()}
+    assert set(found) == {name for name, _ in module.net.named_parameters()}
     assert all((gradient != 0).any() for gradient in found.values())
     optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
     for _ in range(30):

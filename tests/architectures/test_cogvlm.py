@@ -13,10 +13,11 @@ from torch.testing import assert_close
 
 from lightning_mllm.architectures.cogvlm import FUSION, TINY, CogVLM
 from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Batch, ParamGroup, Sample, TokenKind, Turn
-from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.interop.cogvlm import KEYS
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.lora import Lora
-from lightning_mllm.language.visual_expert import VisualExpertLM, vision_mask
+from lightning_mllm.language.visual_expert import vision_mask
+from lightning_mllm.language.visual_expert_lm import VisualExpertLM
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.training.freezing import match
 from lightning_mllm.training.initialise import build_empty
@@ -50,7 +51,7 @@ def trained() -> CogVLM:
 
 @torch.no_grad()
 def plain_logits(module: CogVLM, batch: Batch) -> Tensor:
-    embeds = module.merge_visual_embeddings(batch, module.encode_images(batch))
+    embeds = module.net.merge_visual_embeddings(batch, module.net.encode_images(batch))
     mask = (batch.segments > 0).long()
     return plain(module)(inputs_embeds=embeds, attention_mask=mask, position_ids=positions(batch)).logits
 
@@ -61,7 +62,7 @@ def test_experts_that_are_copies_are_the_language_model(copied: CogVLM, name: st
     batch = batch_of(copied, *BATCHES[name])
     real = batch.segments > 0
     with torch.no_grad():
-        found = copied.logits(batch)
+        found = copied.net.logits(batch)
     assert_close(found[real], plain_logits(copied, batch)[real], **CLOSE)
 
 
@@ -69,7 +70,7 @@ def test_experts_of_their_own_change_all_that_sees_an_image_and_nothing_else() -
     module = spread(built(), ".vision.")
     batch = batch_of(module, TEXT, ONE)
     with torch.no_grad():
-        found, expected = module.logits(batch), plain_logits(module, batch)
+        found, expected = module.net.logits(batch), plain_logits(module, batch)
     first = int(vision_mask(batch.kinds)[1].int().argmax())
     text, before = int((batch.segments[0] > 0).sum()), slice(0, first)
     assert first > 0
@@ -83,19 +84,19 @@ def test_a_text_is_the_language_models_bit_for_bit(trained: CogVLM) -> None:
     batch = batch_of(trained, TEXT)
     assert batch.num_images == 0
     with torch.no_grad():
-        assert torch.equal(trained.logits(batch), plain_logits(trained, batch))
+        assert torch.equal(trained.net.logits(batch), plain_logits(trained, batch))
 
 
 def test_begin_vectors_and_end_stand_in_their_slots(trained: CogVLM) -> None:
     batch = batch_of(trained, TWO, ONE)
-    visual = trained.encode_images(batch)
+    visual = trained.net.encode_images(batch)
     assert visual[TokenKind.IMAGE].shape == (3 * 4, 32)
-    placed = trained.merge_visual_embeddings(batch, visual)
+    placed = trained.net.merge_visual_embeddings(batch, visual)
     assert torch.equal(placed[batch.kinds == TokenKind.IMAGE], visual[TokenKind.IMAGE])
-    assert (placed[batch.kinds == TokenKind.IMAGE_BEGIN] == trained.image_boundary.begin.flatten()).all()
-    assert (placed[batch.kinds == TokenKind.IMAGE_END] == trained.image_boundary.end.flatten()).all()
+    assert (placed[batch.kinds == TokenKind.IMAGE_BEGIN] == trained.net.image_boundary.begin.flatten()).all()
+    assert (placed[batch.kinds == TokenKind.IMAGE_END] == trained.net.image_boundary.end.flatten()).all()
     text = (batch.kinds == TokenKind.TEXT) & (batch.segments > 0)
-    assert torch.equal(placed[text], trained.language.get_input_embeddings()(batch.tokens)[text])
+    assert torch.equal(placed[text], trained.net.language.get_input_embeddings()(batch.tokens)[text])
 
 
 def test_a_slot_too_many_is_named(trained: CogVLM) -> None:
@@ -109,10 +110,10 @@ def test_a_slot_too_many_is_named(trained: CogVLM) -> None:
 def test_padding_and_packing_change_nothing(trained: CogVLM) -> None:
     rows, row = batch_of(trained, ONE, TEXT, TWO), packed(trained, ONE, TEXT, TWO)
     assert row.segments.max() == 3 and len(row.tokens) == 1
-    apart, together = trained.logits(rows), trained.logits(row)
+    apart, together = trained.net.logits(rows), trained.net.logits(row)
     assert_close(together[0], apart[rows.segments > 0], **CLOSE)
     alone = batch_of(trained, ONE)
-    assert_close(apart[0, : alone.tokens.shape[1]], trained.logits(alone)[0], **CLOSE)
+    assert_close(apart[0, : alone.tokens.shape[1]], trained.net.logits(alone)[0], **CLOSE)
     one, other = gradients(trained, rows), gradients(trained, row)
     for name, gradient in one.items():
         assert_close(other[name], gradient, **CLOSE)
@@ -137,7 +138,7 @@ def test_answers_go_on_where_the_prompt_ends_whatever_stands_on_its_left(trained
                 segments=pad(alone.segments, 1),
                 positions=torch.cat([alone.positions, alone.positions[:, -1:] + torch.arange(1, len(answer) + 1)], 1),
             )
-            best = trained.logits(whole)[0].argmax(-1)[-len(answer) - 1 :]
+            best = trained.net.logits(whole)[0].argmax(-1)[-len(answer) - 1 :]
             assert best[:-1].tolist() == answer
             assert len(answer) == count or int(best[-1]) in trained.processor.eos_token_ids
 
@@ -160,7 +161,7 @@ def test_candidates_are_ranked_by_the_loss_of_their_answers(trained: CogVLM) -> 
 def test_a_text_only_batch_gives_all_that_sees_a_gradient_of_zero() -> None:
     module = built(stage=StageSettings(name="chat"))
     found = gradients(module, batch_of(module, TEXT))
-    assert set(found) == {name for name, p in module.named_parameters() if p.requires_grad}
+    assert set(found) == {name for name, p in module.net.named_parameters() if p.requires_grad}
     assert all((gradient == 0).all() for gradient in found.values())
 
 
@@ -185,17 +186,17 @@ def group(name: str) -> str:
 def test_a_stage_trains_what_is_published_and_nothing_else(stage: str) -> None:
     module = CogVLM.tiny(stage=StageSettings(name=stage, lora=LORA if stage == "chat_lora" else None))
     module.configure_model()
-    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    trained = {name for name, p in module.net.named_parameters() if p.requires_grad}
     assert {group(name) for name in trained} == EXPECTED[stage]
-    groups = {group(name) for name, p in module.named_parameters() if not p.requires_grad}
+    groups = {group(name) for name, p in module.net.named_parameters() if not p.requires_grad}
     assert groups.isdisjoint(EXPECTED[stage])
-    assert any(each.training for each in module.vision.modules()) == (stage in ("chat", "chat_lora"))
+    assert any(each.training for each in module.net.vision.modules()) == (stage in ("chat", "chat_lora"))
     found = gradients(module, batch_of(module, ONE, OTHER))
     assert set(found) == trained
     silent = {name for name in trained if not (found[name] != 0).any()}
     # B of a fresh adapter is zero, and with it A's gradient.
-    assert {name for name in silent if ".lora_A." not in name} == module.unused_parameters() & trained
-    assert module.unused_parameters() and all(".layers.1." in name for name in module.unused_parameters())
+    assert {name for name in silent if ".lora_A." not in name} == module.net.unused_parameters() & trained
+    assert module.net.unused_parameters() and all(".layers.1." in name for name in module.net.unused_parameters())
 
 
 def test_rates_are_parts_of_the_stages() -> None:
@@ -230,7 +231,7 @@ def test_the_released_adapters_are_those_of_attention() -> None:
     table = {"language.*lora_*": ParamGroup(), "vision.*lora_*": ParamGroup(), "vision.blocks.1.mlp.*": ParamGroup()}
     module = CogVLM.tiny(stage=StageSettings(name="chat_lora", train=table, lora=LORA))
     module.configure_model()
-    layers = {name.split(".lora_")[0] for name, p in module.named_parameters() if p.requires_grad}
+    layers = {name.split(".lora_")[0] for name, p in module.net.named_parameters() if p.requires_grad}
     attention = {f"language.model.layers.{n}.self_attn.{each}_proj.language" for n in range(2) for each in "qkvo"}
     tower = {f"vision.blocks.{n}.attn.{each}" for n in range(2) for each in ("qkv", "proj")}
     others = {f"vision.blocks.1.mlp.{each}.{kind}" for each in ("fc1", "fc2") for kind in ("weight", "bias")}
@@ -246,7 +247,7 @@ def test_a_trained_adapter_is_folded_into_its_language_model(tmp_path: Path) -> 
     assert not any("lora" in name for name in after.state_dict())
     batch = batch_of(after, ONE, TEXT)
     with torch.no_grad():
-        assert_close(after.eval().logits(batch), module.eval().logits(batch), **CLOSE)
+        assert_close(after.eval().net.logits(batch), module.eval().net.logits(batch), **CLOSE)
 
 
 # ---- names and sizes -------------------------------------------------------------------------------------------------

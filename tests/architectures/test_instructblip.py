@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from lightning_mllm.architectures.instructblip import InstructBlip
 from lightning_mllm.connectors.qformer import QFormerConnector
 from lightning_mllm.contracts import Batch, Sample, TokenKind, Turn
-from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.lm_loss import target_logits
 from lightning_mllm.language.slots import texts_of_images
 from lightning_mllm.processing.limits import TextLimits
@@ -61,24 +61,24 @@ def test_parity_with_transformers(pair: Any, name: str, side: str) -> None:
         qformer_attention_mask=inputs["qformer_attention_mask"],
         return_dict=True,
     )
-    visual = ours.ln_vision(ours.vision(batch.images))
+    visual = ours.net.ln_vision(ours.net.vision(batch.images))
     text = texts_of_images(batch)
     queries = ours.processor.vectors_per_image
     assert_close(visual, features.vision_outputs.last_hidden_state, **CLOSE)
     seen = features.qformer_outputs.last_hidden_state[:, :queries]
-    assert_close(ours.qformer.encode_instructed(visual, *text), seen, **CLOSE)
-    assert_close(ours.encode_images(batch)[TokenKind.IMAGE], features.pooler_output.flatten(0, 1), **CLOSE)
+    assert_close(ours.net.qformer.encode_instructed(visual, *text), seen, **CLOSE)
+    assert_close(ours.net.encode_images(batch)[TokenKind.IMAGE], features.pooler_output.flatten(0, 1), **CLOSE)
 
-    seq2seq = ours.language.config.is_encoder_decoder
+    seq2seq = ours.net.language.config.is_encoder_decoder
     labels = batch.targets if seq2seq else batch.labels
     assert labels is not None
     expected = model(**inputs, labels=labels)
-    embeds = ours.merge_visual_embeddings(batch, ours.encode_images(batch))
+    embeds = ours.net.merge_visual_embeddings(batch, ours.net.encode_images(batch))
     if seq2seq:
-        assert_close(target_logits(ours.language, embeds, batch).logits, expected.logits[labels != -100], **CLOSE)
+        assert_close(target_logits(ours.net.language, embeds, batch).logits, expected.logits[labels != -100], **CLOSE)
     else:
         real = batch.segments > 0
-        assert_close(ours.logits(batch)[real], expected.logits[real], **CLOSE)
+        assert_close(ours.net.logits(batch)[real], expected.logits[real], **CLOSE)
     ours.zero_grad()
     model.zero_grad()
     output = ours(batch)
@@ -95,7 +95,7 @@ def test_answers_are_those_of_transformers(pair: Any, search: dict[str, Any]) ->
     with torch.no_grad():
         mine = ours.generate(batch, Decoding(max_new_tokens=8, **search))
         written = model.generate(**instructed(ours, batch, model), max_new_tokens=8, do_sample=False, **search)
-    skipped = 1 if ours.language.config.is_encoder_decoder else batch.tokens.shape[1]
+    skipped = 1 if ours.net.language.config.is_encoder_decoder else batch.tokens.shape[1]
     ends = set(ours.processor.eos_token_ids)
     for row, other in zip(mine, written[:, skipped:].tolist(), strict=True):
         assert row == other[: len(row)] and (len(row) == len(other) or other[len(row)] in ends)
@@ -110,7 +110,7 @@ def test_the_instruction_changes_what_the_queries_fetch(reads: bool) -> None:
     """The paper's ablation (sec. 3.2): without it, the queries fetch the same whatever is asked."""
     module = built(InstructBlip, instructed=reads)
     batches = (collated(module, asked(text)) for text in ("What is it?", "Which colour?"))
-    one, other = (module.encode_images(batch)[TokenKind.IMAGE] for batch in batches)
+    one, other = (module.net.encode_images(batch)[TokenKind.IMAGE] for batch in batches)
     assert torch.equal(one, other) != reads
     if reads:
         assert not torch.isclose(one, other, atol=1e-4).all(-1).any()
@@ -119,11 +119,11 @@ def test_the_instruction_changes_what_the_queries_fetch(reads: bool) -> None:
 def test_each_image_is_seen_under_its_own_rows_instruction() -> None:
     module = built(InstructBlip)
     batch = collated(module, TWO, ONE)
-    together = module.encode_images(batch)
+    together = module.net.encode_images(batch)
     first, second = (replace(TWO, images=(image,), turns=asked("Are the two alike?").turns) for image in TWO.images)
-    apart = [module.encode_images(collated(module, each))[TokenKind.IMAGE] for each in (first, second, ONE)]
+    apart = [module.net.encode_images(collated(module, each))[TokenKind.IMAGE] for each in (first, second, ONE)]
     assert_close(together[TokenKind.IMAGE], torch.cat(apart), **CLOSE)
-    placed = module.merge_visual_embeddings(batch, together)[batch.kinds == TokenKind.IMAGE]
+    placed = module.net.merge_visual_embeddings(batch, together)[batch.kinds == TokenKind.IMAGE]
     assert_close(placed, torch.cat(apart), **CLOSE)
 
 
@@ -141,9 +141,9 @@ def test_every_row_begins_with_the_end_token() -> None:
 def test_a_stage_trains_what_is_published_and_nothing_else(name: str, language: str) -> None:
     module = InstructBlip.tiny(**eva(language, stage=StageSettings(name=name)))
     module.configure_model()
-    trained = {n for n, p in module.named_parameters() if p.requires_grad}
+    trained = {n for n, p in module.net.named_parameters() if p.requires_grad}
     assert {n.split(".")[0] for n in trained} == {"ln_vision", "qformer", "projection"}
-    assert {n for n, part in module.named_children() if part.training} == {"ln_vision", "qformer", "projection"}
+    assert {n for n, part in module.net.named_children() if part.training} == {"ln_vision", "qformer", "projection"}
     found = gradients(module, collated(module, ONE, OTHER))
     assert set(found) == trained
     # The keys' bias moves all logits of a row alike.

@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 
 from lightning_mllm.architectures.language_model import TINY, LanguageModelPretraining
 from lightning_mllm.contracts import IGNORE, Sample, Turn
-from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.seq2seq import TINY_T5
 from lightning_mllm.training.stage import StageSettings
 from tests.architectures.samples import ONE, TEXT, batch_of, gradients, packed, sample
@@ -29,7 +29,7 @@ def built(chat: str = "plain", stage: str | None = None) -> LanguageModelPretrai
 
 def test_parity_with_transformers() -> None:
     module = built()
-    config: Any = module.language.config
+    config: Any = module.net.language.config
     theirs = LlamaForCausalLM(config).eval()
     names = dict(keys(module, "hf_language_model").to_theirs(module.state_dict().items()))
     theirs.load_state_dict(names, strict=True)
@@ -63,7 +63,7 @@ def test_packed_documents_do_not_see_one_another() -> None:
 def test_everything_is_trained() -> None:
     module = built(stage="pretrain")
     found = gradients(module, batch_of(module, DOCUMENT))
-    assert set(found) == {name for name, _ in module.named_parameters()}
+    assert set(found) == {name for name, _ in module.net.named_parameters()}
     assert all((gradient != 0).any() for gradient in found.values())
 
 
@@ -87,7 +87,9 @@ def test_an_encoder_decoder_learns_the_answer_from_what_stands_before_it() -> No
     assert batch.targets is not None
     assert module.processor.decode(batch.tokens[0]) == "Say something."
     assert module.processor.decode(batch.targets[1]) == "Something else."
-    expected = module.language(input_ids=batch.tokens, attention_mask=(batch.segments > 0).long(), labels=batch.targets)
+    expected = module.net.language(
+        input_ids=batch.tokens, attention_mask=(batch.segments > 0).long(), labels=batch.targets
+    )
     output = module(batch)
     assert_close(output.loss, expected.loss, atol=1e-6, rtol=0)
     assert output.count == (batch.targets != IGNORE).sum() == len("Something.Something else.") + 2
@@ -96,7 +98,7 @@ def test_an_encoder_decoder_learns_the_answer_from_what_stands_before_it() -> No
 def test_all_of_an_encoder_decoder_is_trained_and_it_answers() -> None:
     module = seq2seq("pretrain")
     found = gradients(module, batch_of(module, TEXT))
-    assert set(found) == {name for name, _ in module.named_parameters()}
+    assert set(found) == {name for name, _ in module.net.named_parameters()}
     with torch.no_grad():
         rows = module.generate(batch_of(module, TEXT, LONGER, generate=True), Decoding(max_new_tokens=3))
         (alone,) = module.generate(batch_of(module, TEXT, generate=True), Decoding(max_new_tokens=3))

@@ -16,9 +16,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from lightning_mllm.architectures.llava import TINY, LLaVA
 from lightning_mllm.connectors.projector import LinearConnector, MlpConnector
 from lightning_mllm.contracts import Batch, TokenKind
-from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.inference import Model
 from lightning_mllm.interop import hf_llava, llava_original
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.hidden_states import head, lm_hidden_states
 from lightning_mllm.language.lora import Lora
 from lightning_mllm.processing.images import ImagePolicy
@@ -118,9 +118,9 @@ def test_parity_with_transformers(pair: tuple[LLaVA, Any], name: str) -> None:
     if batch.num_images:
         pixels = inputs["pixel_values"]
         seen = theirs.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-        assert_close(ours.vision(batch.images), seen, **CLOSE)
+        assert_close(ours.net.vision(batch.images), seen, **CLOSE)
         projected = theirs.model.get_image_features(pixels, vision_feature_layer=-2).pooler_output
-        assert_close(ours.encode_images(batch)[TokenKind.IMAGE], torch.cat(list(projected)), **CLOSE)
+        assert_close(ours.net.encode_images(batch)[TokenKind.IMAGE], torch.cat(list(projected)), **CLOSE)
 
     expected = theirs(**inputs, labels=batch.labels)
     real = batch.segments > 0
@@ -142,8 +142,8 @@ def test_parity_with_transformers(pair: tuple[LLaVA, Any], name: str) -> None:
 
 
 def logits(module: LLaVA, batch: Batch) -> Tensor:
-    embeds = module.merge_visual_embeddings(batch, module.encode_images(batch))
-    return head(module.language)(lm_hidden_states(module.language, embeds, batch))
+    embeds = module.net.merge_visual_embeddings(batch, module.net.encode_images(batch))
+    return head(module.net.language)(lm_hidden_states(module.net.language, embeds, batch))
 
 
 def test_greedy_answers_are_those_of_transformers(pair: tuple[LLaVA, Any]) -> None:
@@ -189,7 +189,7 @@ def test_a_linear_connector_reads_its_folder_and_the_authors_files() -> None:
     assert set(dict(hf_llava.KEYS.to_ours(files, config))) == {"connector.linear.weight", "connector.linear.bias"}
     authors = {"model.mm_projector.weight": torch.ones(32, 32), "model.mm_projector.bias": torch.ones(32)}
     for name, tensor in llava_original.KEYS.to_ours(authors):
-        ours.get_parameter(name).data.copy_(tensor)
+        ours.net.get_parameter(name).data.copy_(tensor)
 
 
 @pytest.mark.parametrize("connector", [LinearConnector(), MlpConnector(depth=2), MlpConnector(depth=3)])
@@ -280,11 +280,11 @@ def test_an_image_changes_only_what_follows_it() -> None:
 def test_images_go_to_their_own_slots() -> None:
     module = built()
     batch = batch_of(module, TWO, ONE)
-    visual = module.encode_images(batch)
-    placed = module.merge_visual_embeddings(batch, visual)
+    visual = module.net.encode_images(batch)
+    placed = module.net.merge_visual_embeddings(batch, visual)
     assert torch.equal(placed[batch.kinds == TokenKind.IMAGE], visual[TokenKind.IMAGE])
     text = (batch.kinds == TokenKind.TEXT) & (batch.segments > 0)
-    assert torch.equal(placed[text], module.language.get_input_embeddings()(batch.tokens)[text])
+    assert torch.equal(placed[text], module.net.language.get_input_embeddings()(batch.tokens)[text])
 
 
 def test_a_slot_too_many_is_named() -> None:
@@ -308,14 +308,16 @@ def test_a_stage_trains_what_is_published_and_nothing_else(stage: str) -> None:
     lora = Lora(r=2, alpha=4, dropout=0.0) if stage == "instruct_lora" else None
     module = LLaVA.tiny(stage=StageSettings(name=stage, lora=lora))
     module.configure_model()
-    trained = {"lora" if ".lora_" in n else n.split(".")[0] for n, p in module.named_parameters() if p.requires_grad}
+    trained = {
+        "lora" if ".lora_" in n else n.split(".")[0] for n, p in module.net.named_parameters() if p.requires_grad
+    }
     assert trained == EXPECTED[stage]
-    assert not any(each.training for each in module.vision.modules())
+    assert not any(each.training for each in module.net.vision.modules())
     found = gradients(module, batch_of(module, ONE, OTHER))
-    silent = {n for n, p in module.named_parameters() if p.requires_grad and not (found[n] != 0).any()}
+    silent = {n for n, p in module.net.named_parameters() if p.requires_grad and not (found[n] != 0).any()}
     # B of a fresh adapter is zero, and with it A's gradient.
     assert all(".lora_A." in name for name in silent)
-    assert set(found) == {n for n, p in module.named_parameters() if p.requires_grad}
+    assert set(found) == {n for n, p in module.net.named_parameters() if p.requires_grad}
 
 
 def test_biases_of_adapted_layers_are_trained_where_it_is_said() -> None:
@@ -368,10 +370,10 @@ def test_an_image_in_five_views_is_shown_as_five_images() -> None:
     batch = batch_of(module, TWO, ONE, TEXT)
     assert batch.images.shape == (15, 3, 16, 16) and batch.num_images == 15
     assert (batch.kinds == TokenKind.IMAGE).sum(1).tolist() == [40, 20, 0]
-    visual = module.encode_images(batch)
-    placed = module.merge_visual_embeddings(batch, visual)[batch.kinds == TokenKind.IMAGE]
+    visual = module.net.encode_images(batch)
+    placed = module.net.merge_visual_embeddings(batch, visual)[batch.kinds == TokenKind.IMAGE]
     assert torch.equal(placed, visual[TokenKind.IMAGE])
-    module.connector.requires_grad_(True)
+    module.net.connector.requires_grad_(True)
     assert gradients(module, batch)["connector.linear_1.weight"].any()
     # A text-only batch carries one blank image all the same.
     assert gradients(module, batch_of(module, TEXT))["connector.linear_1.weight"].eq(0).all()

@@ -48,7 +48,7 @@ def test_the_gradient_of_a_step_is_that_of_all_its_rows(
     clip = LLaVA.configure_gradient_clipping
 
     def look(self: LLaVA, *given: Any, **named: Any) -> None:
-        seen.append({name: p.grad.clone() for name, p in self.named_parameters() if p.grad is not None})
+        seen.append({name: p.grad.clone() for name, p in self.net.named_parameters() if p.grad is not None})
         clip(self, *given, **named)
 
     monkeypatch.setattr(LLaVA, "configure_gradient_clipping", look)
@@ -66,7 +66,7 @@ def test_the_gradient_of_a_step_is_that_of_all_its_rows(
     assert batch.num_images == 4 and batch.segments.max() > 1
     output = module(batch)
     output.loss.backward()
-    learned = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    learned = {name: p.grad for name, p in module.net.named_parameters() if p.grad is not None}
     assert set(seen[0]) == set(learned)
     for name, gradient in learned.items():
         torch.testing.assert_close(seen[0][name], gradient, rtol=1e-4, atol=1e-6, msg=name)

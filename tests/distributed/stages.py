@@ -67,7 +67,7 @@ class Stages:
             module.runs, module.parallel = str(folder), BUSY
             tester = trainer(folder / self.answers, devices=2, strategy=STRATEGIES[strategy](), logger=False)
             tester.test(module, datamodule=ToyData(processor=module.processor), verbose=False)
-            return found, [name for name, _ in module.named_parameters()]
+            return found, [name for name, _ in module.net.named_parameters()]
 
         (first, names), _ = on_two_ranks(work)
         same_as_alone(first, alone, folder)

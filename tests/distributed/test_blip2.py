@@ -34,16 +34,16 @@ def hardest(similarity: Tensor, own: Tensor) -> Tensor:
     return similarity.masked_fill(own, -torch.inf).argmax(1)
 
 
-def stage_one_of(net: Any, batch: Batch, term: str) -> dict[str, Tensor]:
+def stage_one_of(module: Any, batch: Batch, term: str) -> dict[str, Tensor]:
     """A loss, and the gradients of its mean over ranks."""
-    net.zero_grad()
-    pairs = net.pairs(batch)
-    similarities = net.similarities(pairs, net.qformer.encode_images(pairs.visual))
-    loss = getattr(net, term)(*similarities, pairs).mean()
+    module.zero_grad()
+    pairs = module.net.pairs(batch)
+    similarities = module.net.similarities(pairs, module.net.qformer.encode_images(pairs.visual))
+    loss = getattr(module.net, term)(*similarities, pairs).mean()
     loss.backward()
     world = dist.get_world_size() if dist.is_initialized() else 1
     found = {"loss": loss.detach().clone()}
-    for name, parameter in net.named_parameters():
+    for name, parameter in module.net.named_parameters():
         if world > 1 or parameter.grad is not None:
             found[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
     if world > 1:
@@ -59,14 +59,14 @@ def test_contrast_and_matching_of_two_ranks_are_those_of_the_joint_batch(
 ) -> None:
     """Other ranks' images and texts are among the wrong ones, and where an image is looked at its norm learns."""
     monkeypatch.setattr(stage_one, "hard_negatives", hardest)
-    net = built(Blip2Representation, soft_targets=soft)
-    joint = {term: stage_one_of(net, collated(net, *SIX), term) for term in ("contrast", "matching")}
+    module = built(Blip2Representation, soft_targets=soft)
+    joint = {term: stage_one_of(module, collated(module, *SIX), term) for term in ("contrast", "matching")}
     assert all((each["ln_vision.weight"] != 0).any() for each in joint.values())
 
     def work(rank: int) -> dict[str, dict[str, Tensor]]:
         dist.init_process_group("gloo")
-        batch = collated(net, *SIX[3 * rank : 3 * rank + 3])
-        return {term: stage_one_of(net, batch, term) for term in joint}
+        batch = collated(module, *SIX[3 * rank : 3 * rank + 3])
+        return {term: stage_one_of(module, batch, term) for term in joint}
 
     first, second = on_two_ranks(work)
     for term, expected in joint.items():
@@ -77,13 +77,13 @@ def test_contrast_and_matching_of_two_ranks_are_those_of_the_joint_batch(
 
 def test_negatives_of_its_own_rank_are_those_of_each_half_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_one, "hard_negatives", hardest)
-    net = built(Blip2Representation, negatives="rank")
-    halves = [collated(net, *SIX[:3]), collated(net, *SIX[3:])]
-    alone = [stage_one_of(net, half, "matching") for half in halves]
+    module = built(Blip2Representation, negatives="rank")
+    halves = [collated(module, *SIX[:3]), collated(module, *SIX[3:])]
+    alone = [stage_one_of(module, half, "matching") for half in halves]
 
     def work(rank: int) -> dict[str, Tensor]:
         dist.init_process_group("gloo")
-        return stage_one_of(net, halves[rank], "matching")
+        return stage_one_of(module, halves[rank], "matching")
 
     first, _ = on_two_ranks(work)
     for name in alone[0]:

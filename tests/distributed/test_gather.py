@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_mllm.training.sharding import gather
+from lightning_mllm.collectives import gather
 from tests.distributed.ranks import on_two_ranks
 
 

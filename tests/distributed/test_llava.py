@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lightning_mllm.architectures.llava import LLaVA
-from lightning_mllm.evaluation.generation import Decoding
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.lora import Lora
 from lightning_mllm.training.stage import StageSettings
 from tests.distributed.stages import Alone, Stages

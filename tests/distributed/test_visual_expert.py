@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing import assert_close
 
-from lightning_mllm.evaluation.generation import Decoding, generate
-from lightning_mllm.language.visual_expert import VisualExpertLM
+from lightning_mllm.language.generation import AnswerEnd, Decoding, generate
+from lightning_mllm.language.visual_expert_lm import VisualExpertLM
 from lightning_mllm.processing.packing import shared_positions
 from lightning_mllm.training.parallelize import ParallelPlan, parallelize
 from lightning_mllm.training.sharding import full_tensor
@@ -34,16 +34,14 @@ class Net(nn.Module):
     def forward(self, embeds: Tensor, *rows: str) -> Tensor:
         return run(self.language, embeds, *rows).square().sum()
 
-    def generate(self, embeds: Tensor, row: str, steps: int, synced: bool) -> list[list[int]]:
+    def generate(self, embeds: Tensor, row: str, steps: int) -> list[list[int]]:
         kinds, segments = kinds_of(row), segments_of(row)
         return generate(
             self.language,
             embeds,
             segments > 0,
             Decoding(max_new_tokens=steps, num_beams=2),
-            eos=64,
-            pad=0,
-            synced=synced,
+            AnswerEnd(tokens=(64,), pad=0),
             positions=shared_positions(kinds, segments),
             kinds=kinds,
         )
@@ -63,14 +61,14 @@ def test_two_ranks_are_one() -> None:
         parallelize(net, {"language": blocks}, ParallelPlan(), init_device_mesh("cpu", (2,)), entries=["generate"])
         net(mine, ROWS[rank]).backward()
         # One rank is done long before the other.
-        return grads(net), net.generate(mine, PROMPTS[rank], 2 + 4 * rank, synced=True)
+        return grads(net), net.generate(mine, PROMPTS[rank], 2 + 4 * rank)
 
     alone = Net()
     (alone(embeds, *ROWS) / 2).backward()
     expected = grads(alone)
     assert all(".vision." in name for name in expected)
     for rank, (found, written) in enumerate(on_two_ranks(work)):
-        assert written == alone.generate(embeds[rank : rank + 1], PROMPTS[rank], 2 + 4 * rank, synced=False)
+        assert written == alone.generate(embeds[rank : rank + 1], PROMPTS[rank], 2 + 4 * rank)
         assert set(found) == set(expected)
         for name, gradient in expected.items():
             assert_close(found[name], gradient, atol=1e-5, rtol=1e-5, msg=name)

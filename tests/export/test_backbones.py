@@ -82,7 +82,7 @@ def test_a_language_model_is_that_of_its_run(
 ) -> None:
     place = packed(name)
     monkeypatch.chdir(folder)
-    net: Any = load(f"runs/backbones/{name}").module
+    net: Any = load(f"runs/backbones/{name}").module.net
     trained = net.language.state_dict()
     theirs: Any = LANGUAGE[name].from_pretrained(place, dtype=torch.float32)
     for key, tensor in theirs.state_dict().items():
@@ -98,7 +98,7 @@ def test_the_clip_is_that_of_its_run(
 ) -> None:
     place = packed("clip")
     monkeypatch.chdir(folder)
-    net: Any = load("runs/backbones/clip").module
+    net: Any = load("runs/backbones/clip").module.net
     trained = net.clip.state_dict()
     config = json.loads((place / "open_clip_config.json").read_text())["model_cfg"]
     theirs = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])

@@ -20,7 +20,6 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from lightning_mllm.architectures.cogvlm import TINY, CogVLM
 from lightning_mllm.commands import ask
 from lightning_mllm.contracts import Sample, TokenKind, Turn
-from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.export import export
 from lightning_mllm.export.export import hf_folder
 from lightning_mllm.export.importing import import_folder
@@ -28,8 +27,10 @@ from lightning_mllm.inference import ImageInMemory, Model, load
 from lightning_mllm.interop.cogvlm import KEYS
 from lightning_mllm.interop.cogvlm.folder import TOKENIZER
 from lightning_mllm.interop.cogvlm.remote import modeling_cogvlm
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.tokenizer import byte_tokenizer
-from lightning_mllm.language.visual_expert import VisualExpertLM, vision_mask
+from lightning_mllm.language.visual_expert import vision_mask
+from lightning_mllm.language.visual_expert_lm import VisualExpertLM
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.packing import shared_positions
 from lightning_mllm.training.stage import StageSettings
@@ -122,7 +123,7 @@ def test_names_on_disk_are_those_of_the_public_checkpoints(tmp_path: Path) -> No
         *("model.vision.linear_proj.dense_4h_to_h.weight", "model.vision.linear_proj.norm1.bias"),
     }
     assert tensors["model.vision.patch_embedding.cls_embedding"].shape == (1, 32)
-    fused, parts = tensors["model.layers.0.self_attn.vision_expert_query_key_value.weight"], module.language.model
+    fused, parts = tensors["model.layers.0.self_attn.vision_expert_query_key_value.weight"], module.net.language.model
     parts = [getattr(parts.layers[0].self_attn, f"{each}_proj").vision.weight for each in "qkv"]
     assert torch.equal(fused, torch.cat(parts))
     config = json.loads((tmp_path / "config.json").read_text())
@@ -200,7 +201,7 @@ def test_rows_of_several_lengths_and_images_are_read_alike(tmp_path: Path, varia
         inputs["attention_mask"] > 0, real
     )
     with torch.no_grad():
-        found, expected = model(**inputs).logits[real], module.logits(batch)[real]
+        found, expected = model(**inputs).logits[real], module.net.logits(batch)[real]
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
     alone = [own.collate([own.encode(each, generate=True)]) for each in SAMPLES]
     for beams in (1, 3):
@@ -372,7 +373,7 @@ def test_adapters_are_merged_on_export(tmp_path: Path) -> None:
     adapted = CogVLM.tiny(stage=StageSettings(name="chat_lora"))
     adapted.configure_model()
     with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
+        for name, parameter in adapted.net.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.05)
     found = exported(adapted.eval(), tmp_path)

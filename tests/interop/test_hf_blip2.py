@@ -20,11 +20,11 @@ from lightning_mllm.architectures.instructblip import InstructBlip
 from lightning_mllm.commands import ask
 from lightning_mllm.commands import export as export_command
 from lightning_mllm.connectors.norm import LayerNormConnector
-from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.export import export, verify
 from lightning_mllm.export.export import hf_folder
 from lightning_mllm.export.importing import import_folder
 from lightning_mllm.inference import Model, load
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.tokenizer import byte_tokenizer
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.limits import TextLimits
@@ -64,7 +64,7 @@ def test_transformers_says_what_we_say_and_the_folder_comes_back_exactly(tmp_pat
     assert type(back) is type(module)
     if "full" in name:
         rows = found.tensors["language_model.model.decoder.embed_tokens.weight"]
-        assert rows.shape[0] == 320 and torch.equal(rows[:259], module.language.get_input_embeddings().weight)
+        assert rows.shape[0] == 320 and torch.equal(rows[:259], module.net.language.get_input_embeddings().weight)
     else:
         assert same_state(module, back)
     own, other = module.processor, back.processor
@@ -83,7 +83,7 @@ def test_transformers_says_what_we_say_and_the_folder_comes_back_exactly(tmp_pat
             one, two = getattr(one, part), getattr(two, part)
         assert one == two, what
     assert getattr(back, "search", own).max_length == getattr(module, "search", own).max_length
-    assert back.decoding == module.decoding and back.ln_vision.eps == module.ln_vision.eps
+    assert back.decoding == module.decoding and back.net.ln_vision.eps == module.net.ln_vision.eps
     # And once more from the net that came back.
     again = exported(back, tmp_path / "again")
     assert again.difference == "" and again.tensors.keys() == found.tensors.keys()
@@ -277,13 +277,13 @@ def test_another_epsilon_is_noted_and_held_to_the_same_tolerance(tmp_path: Path)
     """transformers has 1e-6 behind the encoder, the released code 1e-5: the smaller its vectors, the more it shows."""
     module = net("blip2, opt", ln_vision=LayerNormConnector(eps=1e-5))
     with torch.no_grad():
-        for parameter in module.vision.parameters():
+        for parameter in module.net.vision.parameters():
             parameter.mul_(30)
     found = exported(module, tmp_path / "large")
-    assert found.difference == "" and found.back.ln_vision.eps == 1e-5
+    assert found.difference == "" and found.back.net.ln_vision.eps == 1e-5
     quiet = net("blip2, opt", ln_vision=LayerNormConnector(eps=1e-5))
     with torch.no_grad():
-        for name, parameter in quiet.vision.named_parameters():
+        for name, parameter in quiet.net.vision.named_parameters():
             parameter.mul_(0.02 if name in ("cls_token", "pos_embed", "patch_embed.weight", "patch_embed.bias") else 0)
     found = exported(quiet, tmp_path / "small")
     assert found.difference.startswith("logits: differ by")

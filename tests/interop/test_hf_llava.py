@@ -88,7 +88,7 @@ def test_transformers_says_what_we_say_and_the_folder_comes_back_exactly(tmp_pat
     back.configure_model()
     if variant == "full vocabulary":
         rows = tensors["language_model.model.embed_tokens.weight"]
-        embedding: Any = module.language.get_input_embeddings()
+        embedding: Any = module.net.language.get_input_embeddings()
         assert rows.shape[0] == 320 and torch.equal(rows[:259], embedding.weight)
     else:
         assert same_state(module, back)
@@ -136,7 +136,7 @@ def test_the_linear_connector_is_exact_in_two_layers(tmp_path: Path, dtype: torc
     assert loaded.dtype == dtype
     visual = torch.randn(3, 4, 32, dtype=dtype)
     with torch.no_grad():
-        assert torch.equal(loaded.model.multi_modal_projector(visual), module.connector(visual))
+        assert torch.equal(loaded.model.multi_modal_projector(visual), module.net.connector(visual))
 
 
 def test_a_folder_that_transformers_wrote_itself_is_read(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_the_authors_projector_file_is_a_source(tmp_path: Path, prefix: str, con
     torch.save(tensors, tmp_path / "mm_projector.bin")
     module = LLaVA.tiny(connector=connector, stage=stage(**{str(tmp_path / "mm_projector.bin"): 1.0}))
     module.configure_model()
-    found = dict(module.connector.named_parameters())
+    found = dict(module.net.connector.named_parameters())
     first = "linear" if isinstance(connector, LinearConnector) else "linear_1"
     assert torch.equal(found[f"{first}.weight"], next(iter(tensors.values())))
     assert {module.provenance[f"connector.{name}"] for name in found} == {"stage.init_from"}
@@ -307,7 +307,7 @@ def test_adapters_are_merged_on_export_and_folded_by_the_next_stage(tmp_path: Pa
     adapted = LLaVA.tiny(stage=StageSettings(name="instruct_lora"))
     adapted.configure_model()
     with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
+        for name, parameter in adapted.net.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.01)
     adapted.eval()
@@ -338,7 +338,7 @@ def test_adapters_of_a_16_bit_net_are_merged_in_float32_and_compared_with_the_ne
     adapted = LLaVA.tiny(language=small, stage=StageSettings(name="instruct_lora"))
     adapted.configure_model()
     with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
+        for name, parameter in adapted.net.named_parameters():
             parameter.add_(torch.randn_like(parameter) * (0.02 if "lora_B" in name else 0.1))
     tensors = written(adapted.eval(), tmp_path / "folder")
     state, name = adapted.state_dict(), "language.model.layers.0.self_attn.q_proj"
@@ -348,7 +348,7 @@ def test_adapters_of_a_16_bit_net_are_merged_in_float32_and_compared_with_the_ne
     # Rounded once: half a unit of the last of 8 bits.
     assert merged.dtype == torch.bfloat16 and bool(((merged - exact).abs() <= 1.001 * 2**-8 * exact.abs()).all())
     with torch.no_grad():
-        for parameter in (each for key, each in adapted.named_parameters() if "lora_B" in key):
+        for parameter in (each for key, each in adapted.net.named_parameters() if "lora_B" in key):
             parameter.mul_(2)
     written(adapted, tmp_path / "other")
     assert difference(adapted, tmp_path / "other", tmp_path / "case") == ""

@@ -14,14 +14,8 @@ from lightning_mllm.language.causal import CausalLM
 from lightning_mllm.language.hidden_states import head, lm_hidden_states
 from lightning_mllm.language.lm_loss import lm_losses
 from lightning_mllm.language.lora import Lora, add_lora, merge_lora
-from lightning_mllm.language.visual_expert import (
-    Plan,
-    VisualExpertLM,
-    has_experts,
-    plan_of,
-    unused_names,
-    vision_mask,
-)
+from lightning_mllm.language.visual_expert import Plan, has_experts, plan_of, unused_names, vision_mask
+from lightning_mllm.language.visual_expert_lm import VisualExpertLM
 from lightning_mllm.layout import runs_of
 from lightning_mllm.processing.packing import shared_positions
 from lightning_mllm.training.initialise import build_empty, initialise, materialise

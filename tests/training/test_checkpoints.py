@@ -142,7 +142,7 @@ class Steps(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         moments = trainer.optimizers[0].state
         self.seen[trainer.global_step] = {f"weights.{n}": t for n, t in weights(pl_module).items()} | {
-            f"exp_avg.{n}": moments[p]["exp_avg"].clone() for n, p in pl_module.named_parameters() if p in moments
+            f"exp_avg.{n}": moments[p]["exp_avg"].clone() for n, p in pl_module.net.named_parameters() if p in moments
         }
 
 

@@ -15,22 +15,22 @@ from torch import Tensor
 from data_modules.evaluation import EvaluationSet
 from data_modules.module import MultimodalDataModule
 from lightning_mllm.contracts import Batch, Sample, Turn
-from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.evaluation.retrieval import Side
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.training.sharding import ShardedStrategy
 from tests.distributed.ranks import on_two_ranks
-from tests.toy import END, Toy, ToyProcessor
+from tests.toy import END, Toy, ToyNet, ToyProcessor
 from tests.training.data import COLOURS, Squares
 from tests.training.runs import settings, trainer
 
 
-class Seer(Toy):
+class SeerNet(ToyNet):
     """A toy that ranks candidates and retrieves."""
 
-    rerank = 3
+    entries = ("generate", "candidates", "embed_images", "embed_texts", "match")
 
-    def likelihoods(self, batch: Batch) -> list[list[float]]:
-        embeds = self.encode_images(batch)
+    def candidates(self, batch: Batch) -> list[list[float]]:
+        embeds = self.embeddings(batch)
         return [
             [self._likelihood(embeds[row], batch.segments[row], text) for text in candidates]
             for row, candidates in enumerate(batch.candidates)
@@ -44,16 +44,38 @@ class Seer(Toy):
         return float(logits.log_softmax(-1).gather(1, tokens.unsqueeze(1)).sum())
 
     def embed_images(self, batch: Batch) -> Side:
-        return {"features": self.connector(self.vision(batch.images))}
+        return {"features": self.encode_images(batch)}
 
     def embed_texts(self, texts: list[str]) -> Side:
         return {"features": torch.stack([self.language.embed(torch.tensor([*t.encode()])).mean(0) for t in texts])}
+
+    def match(self, images: Side, texts: Side) -> Tensor:
+        return self.language.head(images["features"].mean(1) * texts["features"])[:, 0]
+
+
+class Seer(Toy):
+    rerank = 3
+
+    net: SeerNet  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._make_net = SeerNet
+
+    def likelihoods(self, batch: Batch) -> list[list[float]]:
+        return self.net.candidates(batch)
+
+    def embed_images(self, batch: Batch) -> Side:
+        return self.net.embed_images(batch)
+
+    def embed_texts(self, texts: list[str]) -> Side:
+        return self.net.embed_texts(texts)
 
     def similarity(self, images: Side, texts: Side) -> Tensor:
         return torch.einsum("nvd,md->nmv", images["features"], texts["features"]).amax(-1)
 
     def match(self, images: Side, texts: Side) -> Tensor:
-        return self.language.head(images["features"].mean(1) * texts["features"])[:, 0]
+        return self.net.match(images, texts)
 
 
 class Closed(Squares):

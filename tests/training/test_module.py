@@ -20,7 +20,7 @@ def used_gradients(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tens
 
     def look(self, *arguments, **named):
         clip(self, *arguments, **named)
-        seen.append({name: p.grad.clone() for name, p in self.named_parameters() if p.grad is not None})
+        seen.append({name: p.grad.clone() for name, p in self.net.named_parameters() if p.grad is not None})
 
     monkeypatch.setattr(Toy, "configure_gradient_clipping", look)
     return seen
@@ -83,7 +83,7 @@ def test_the_gradient_is_that_of_the_whole_global_batch(
     batch = next(iter(ToyData().train_dataloader()))
     output = module(batch)
     output.loss.backward()
-    for name, parameter in module.named_parameters():
+    for name, parameter in module.net.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(seen[name], parameter.grad, rtol=1e-5, atol=1e-7)
     assert losses(tmp_path)[0][1] == pytest.approx(output.loss.item(), rel=1e-6)
@@ -102,10 +102,10 @@ def test_frozen_parts_stay_in_eval_mode_and_unchanged(tmp_path: Path) -> None:
     module = fit(tmp_path, stage=settings("align"), dropout=0.5, data={"steps": 2})
     fresh = Toy(stage=settings("align"))
     fresh.configure_model()
-    assert module.connector.training and not module.vision.training
-    assert not any(child.training for child in module.language.modules())
-    for name, parameter in module.named_parameters():
-        same = torch.equal(parameter, fresh.get_parameter(name))
+    assert module.net.connector.training and not module.net.vision.training
+    assert not any(child.training for child in module.net.language.modules())
+    for name, parameter in module.net.named_parameters():
+        same = torch.equal(parameter, fresh.net.get_parameter(name))
         assert same != name.startswith("connector."), name
 
 

@@ -56,7 +56,7 @@ def learned(module: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
     torch.manual_seed(0)
     loss = module(batch).loss
     loss.backward()
-    return loss.detach(), {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    return loss.detach(), {name: p.grad for name, p in module.net.named_parameters() if p.grad is not None}
 
 
 AUTO = {
@@ -75,7 +75,7 @@ AUTO = {
 
 def automatic(module: Any) -> tuple[str, ...]:
     components = [name for name in ("vision", "language") if name in module.components]
-    blocks = {name: module.components[name].blocks(getattr(module, name)) for name in components}
+    blocks = {name: module.components[name].blocks(getattr(module.net, name)) for name in components}
     assert {ParallelPlan().checkpointing(*each) for each in blocks.items()} == {"none"}
     return tuple(ParallelPlan(precision="bf16").checkpointing(*each) for each in blocks.items())
 
@@ -94,7 +94,7 @@ def test_checkpointing_changes_neither_loss_nor_gradients(stage: str) -> None:
         assert set(found[1]) == set(gradients)
         for name, gradient in gradients.items():
             assert_close(found[1][name], gradient, rtol=0, atol=1e-6, msg=name)
-        names = [dict(each.named_parameters()).keys() for each in (plain, module)]
+        names = [dict(each.net.named_parameters()).keys() for each in (plain, module)]
         assert list(names[0]) == list(names[1]) and plain.state_dict().keys() == module.state_dict().keys()
 
 
@@ -115,7 +115,7 @@ class Passes:
 def test_a_frozen_language_model_in_eval_mode_is_recomputed(stage: str) -> None:
     """transformers' own checkpointing would pass over it without a word."""
     module = built(stage, FULL)
-    language = module.components["language"].blocks(module.language)
+    language = module.components["language"].blocks(module.net.language)
     if stage != "cogvlm, chat":
         assert not any(block.training for block in language)
     seen = Passes(language)
@@ -147,7 +147,7 @@ def test_a_frozen_tower_keeps_no_graph_and_no_tensor(stage: str, plan: ParallelP
     module = built(stage, plan)
     images = batch_of(module, ONE).images
     seen: list[Any] = []
-    assert kept(lambda: seen.append(module.vision(images))) == []
+    assert kept(lambda: seen.append(module.net.vision(images))) == []
     assert not any(tensor.requires_grad for tensor in tree_leaves(seen))
 
 
@@ -193,7 +193,7 @@ def test_routing_survives_recomputation(plan: ParallelPlan) -> None:
         loss = module(batch_of(module, TWO, ONE)).loss
         module(batch_of(module, TEXT, OTHER))
         loss.backward()
-        found.append({name: p.grad for name, p in module.named_parameters() if p.grad is not None})
+        found.append({name: p.grad for name, p in module.net.named_parameters() if p.grad is not None})
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         assert_close(found[1][name], gradient, rtol=0, atol=1e-6, msg=name)
@@ -212,7 +212,7 @@ def test_compiled_blocks_compute_the_same_under_the_same_names(monkeypatch: pyte
     plan = ParallelPlan(language_checkpointing="full", compile=True)
     module = fit(tmp_path / "compiled", data=data, parallel=plan)
     assert len(graphs) >= 1, "nothing was compiled"
-    assert list(dict(module.named_parameters())) == list(dict(plain.named_parameters()))
+    assert list(dict(module.net.named_parameters())) == list(dict(plain.net.named_parameters()))
     assert [loss for _, loss in losses(tmp_path / "compiled")] == pytest.approx(
         [loss for _, loss in losses(tmp_path / "plain")], rel=1e-6
     )

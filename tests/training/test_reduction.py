@@ -75,7 +75,7 @@ def run(folder: Path, reduction: str, micro: int, *, resume: bool = False, **arg
 
     def look(optimizer: Any, *given: Any, **named: Any) -> None:
         clip(optimizer, *given, **named)
-        seen.append({name: _whole(p.grad).clone() for name, p in module.named_parameters() if p.grad is not None})
+        seen.append({name: _whole(p.grad).clone() for name, p in module.net.named_parameters() if p.grad is not None})
 
     module.configure_gradient_clipping = look  # type: ignore[method-assign]
     datamodule = data(micro, processor=module.processor)
@@ -95,7 +95,7 @@ def by_hand(reduction: str) -> tuple[float, dict[str, Tensor]]:
     module = Toy(language=ToyLanguage(depth=1), stage=stage(reduction))
     module.configure_model()
     batch = next(iter(data(BATCH, processor=module.processor).train_dataloader()))
-    logits = module.language.head(module.language(module.encode_images(batch), batch.segments))
+    logits = module.net.language.head(module.net.language(module.net.embeddings(batch), batch.segments))
     rows = []
     for row in range(BATCH):
         places = [t for t in range(1, batch.tokens.shape[1]) if batch.labels[row, t] != IGNORE]
@@ -111,7 +111,7 @@ def by_hand(reduction: str) -> tuple[float, dict[str, Tensor]]:
         "sample_mean": [[row] for row in rows],
     }[reduction]
     loss = mean([mean([token for row in group for token in row]) for group in groups])
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in module.net.named_parameters() if p.requires_grad}
     found = torch.autograd.grad(loss, list(trained.values()))
     return loss.item(), dict(zip(trained, found, strict=True))
 

@@ -24,7 +24,7 @@ from lightning_mllm.interop.cogvlm.tower import cogvlm_tower, cogvlm_vision
 from lightning_mllm.interop.folder import FolderFacts, generation_config, image_processor, language_tensors, notes_of
 from lightning_mllm.interop.format import HfFolder, Settings, Tensors, TrainedNet
 from lightning_mllm.interop.tokenizer import padded_left
-from lightning_mllm.language.visual_expert import VisualExpertLM
+from lightning_mllm.language.visual_expert_lm import VisualExpertLM
 
 CODE = tuple(sorted((Path(__file__).parent / "remote").glob("*_cogvlm.py")))
 """What a folder brings for transformers."""

@@ -13,9 +13,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lightning_mllm.collectives import cpu_group
 from lightning_mllm.training.callbacks.ending import signal_name, tell
 from lightning_mllm.training.checkpoints import ShardedCheckpointIO, newest
-from lightning_mllm.training.sharding import cpu_group
 
 STEPS = "step-*"
 """The checkpoints of a stage; the newest one replaces the others."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -24,7 +26,6 @@ from transformers import (
 )
 
 from lightning_mllm.language.visual_expert import prefilled
-from lightning_mllm.processing.stopping import StopText
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,18 +72,40 @@ class Decoding:
             )
 
 
+class StopText(Protocol):
+    """A text that ends an answer as soon as its tokens complete it."""
+
+    @property
+    def window(self) -> int:
+        """How many tokens hold the text."""
+        ...
+
+    def __call__(self, tokens: Sequence[int]) -> bool:
+        """Whether the last of an answer's tokens complete the text."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerEnd:
+    """What ends an answer, and what stands behind it."""
+
+    tokens: tuple[int, ...]
+    """Any of them ends an answer and is no part of it."""
+    pad: int
+    """Fills rows that ended early."""
+    text: StopText | None = None
+    """Ends an answer too, `min_new_tokens` or not; it is a part of it."""
+
+
 def generate(
     model: PreTrainedModel,
     embeds: Float[Tensor, "B T D"],
     mask: Bool[Tensor, "B T"] | Int[Tensor, "B T"],
     decoding: Decoding,
+    end: AnswerEnd,
     *,
-    eos: int | Sequence[int],
-    pad: int,
-    synced: bool = False,
     positions: Int[Tensor, "B T"] | None = None,
     kinds: UInt8[Tensor, "B T"] | None = None,
-    stop: StopText | None = None,
 ) -> list[list[int]]:
     """The new tokens of each row, cut before its end token, or behind the text that ends it.
 
@@ -91,17 +114,12 @@ def generate(
         embeds: of the prompt (causal) or of the encoder's input; causal rows must be padded on the left.
         mask: non-zero where a token is real.
         decoding: how to search.
-        eos: the token, or any of the tokens, that ends an answer.
-        pad: fills rows that ended early.
-        synced: keep every rank stepping until the last one is done; needed when parameters are sharded over ranks.
+        end: each row, and in a beam search each beam, is finished by itself.
         positions: of a causal model's prompt, as in `Batch`; new tokens go on from a row's last one. None counts.
         kinds: of the prompt's tokens, by which a model with visual experts routes them; new tokens are text.
-        stop: a text that ends an answer too; each row, and in a beam search each beam, is finished as soon as its new
-            tokens hold it, `min_new_tokens` or not.
     """
     assert not model.training, "generation in train mode would apply dropout"
     seq2seq = bool(model.config.is_encoder_decoder)
-    ends = {eos} if isinstance(eos, int) else set(eos)
     if not seq2seq and not bool(mask[:, -1].all()):
         raise ValueError("generation needs rows padded on the left, found a row that ends in padding")
     # top_k: transformers' own default is 50, which would cut the nucleus silently.
@@ -114,8 +132,8 @@ def generate(
         top_k=0 if decoding.top_p is not None else None,
         temperature=decoding.temperature if decoding.top_p is not None else None,
         length_penalty=decoding.length_penalty,
-        eos_token_id=sorted(ends),
-        pad_token_id=pad,
+        eos_token_id=sorted(end.tokens),
+        pad_token_id=end.pad,
         use_cache=True,
     )
     # Not as a setting: transformers 5.23 would spare as many of the new tokens as a row has padding on its left.
@@ -124,7 +142,7 @@ def generate(
         penalty.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
     # Left out, transformers counts the tokens; stated, it adds one to a row's last position with each step.
     stated = {} if seq2seq or positions is None else {"position_ids": positions}
-    texts = StoppingCriteriaList([] if stop is None else [TextEnd(stop, start=int(seq2seq))])
+    texts = StoppingCriteriaList([] if end.text is None else [TextEnd(end.text, start=int(seq2seq))])
     seed = decoding.seed if search.do_sample else None
     with _only(model, search), _seeded(seed, embeds.device), prefilled(model, kinds):
         written = model.generate(  # pyright: ignore[reportCallIssue]
@@ -133,12 +151,12 @@ def generate(
             generation_config=search,
             logits_processor=penalty,
             stopping_criteria=texts,
-            synced_gpus=synced,
+            synced_gpus=is_sharded(model),
             **stated,
         )
     assert isinstance(written, Tensor)
     rows = written[:, 1:].tolist() if seq2seq else written.tolist()
-    return [_cut(row, ends, stop) for row in rows]
+    return [_cut(row, end) for row in rows]
 
 
 class TextEnd(StoppingCriteria):
@@ -157,11 +175,16 @@ class TextEnd(StoppingCriteria):
         return torch.tensor([self.stop(row) for row in last], dtype=torch.bool, device=input_ids.device)
 
 
-def _cut(row: list[int], ends: set[int], stop: StopText | None) -> list[int]:
+def is_sharded(model: PreTrainedModel) -> bool:
+    """Whether parameters are spread over ranks, which must then all step until the last answer is done."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def _cut(row: list[int], end: AnswerEnd) -> list[int]:
     for i, token in enumerate(row):
-        if token in ends:
+        if token in end.tokens:
             return row[:i]
-        if stop is not None and stop(row[: i + 1]):
+        if end.text is not None and end.text(row[: i + 1]):
             return row[: i + 1]
     return row
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mllm.evaluation.generation import Decoding, generate
+from lightning_mllm.language.generation import AnswerEnd, Decoding, generate
 from lightning_mllm.language.hidden_states import head, lm_hidden_states
 from lightning_mllm.processing.packing import shared_positions
 from tests.language.batches import batch_of
@@ -28,9 +28,8 @@ def model_of(kind: str = "llama", **settings):
 def written(model, embeds: Tensor, rows: tuple[str, ...], positions: Tensor | None = None, **how) -> list[list[int]]:
     kinds, segments = kinds_of(*rows), segments_of(*rows)
     positions = shared_positions(kinds, segments) if positions is None else positions
-    return generate(
-        model, embeds, segments > 0, Decoding(**how), eos=VOCAB, pad=PAD, positions=positions, kinds=kinds
-    )  # fmt: skip
+    end = AnswerEnd(tokens=(VOCAB,), pad=PAD)
+    return generate(model, embeds, segments > 0, Decoding(**how), end, positions=positions, kinds=kinds)
 
 
 def scores(model, embeds: Tensor, row: str, *tokens: int) -> Tensor:
@@ -89,7 +88,7 @@ def test_kinds_and_positions_both_matter_and_text_needs_neither() -> None:
     found = written(model, embeds, ROWS, max_new_tokens=8)
     others = written(model, embeds, ROWS, counted, max_new_tokens=8)
     alone = written(plain, embeds, ROWS, max_new_tokens=8)
-    left_out = generate(plain, embeds, mask, Decoding(max_new_tokens=8), eos=VOCAB, pad=PAD)
+    left_out = generate(plain, embeds, mask, Decoding(max_new_tokens=8), AnswerEnd(tokens=(VOCAB,), pad=PAD))
     assert written(plain, embeds, ROWS, counted, max_new_tokens=8) == left_out
     for one, other in ((found, others), (found, alone), (alone, left_out)):
         assert one[3] == other[3]

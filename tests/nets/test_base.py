@@ -16,11 +16,11 @@ from lightning_mllm.architectures.blip2 import Blip2
 from lightning_mllm.architectures.instructblip import InstructBlip
 from lightning_mllm.architectures.llava import LLaVA
 from lightning_mllm.contracts import IGNORE, ParamGroup, TokenKind
-from lightning_mllm.evaluation.generation import Decoding
 from lightning_mllm.language.causal import TINY_LLAMA
+from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.hidden_states import head, lm_hidden_states
 from lightning_mllm.language.seq2seq import TINY_T5
-from lightning_mllm.language.visual_expert import VisualExpertLM
+from lightning_mllm.language.visual_expert_lm import VisualExpertLM
 from lightning_mllm.processing.packing import shared_positions
 from lightning_mllm.training.stage import StageSettings
 from tests.architectures.blip2s import CLOSE, OPT, built, collated
@@ -59,7 +59,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def net(kind: str) -> Any:
+def module(kind: str) -> Any:
     return NETS[kind]()
 
 
@@ -67,53 +67,54 @@ def asked(like: Any, *candidates: str) -> Any:
     return replace(like, candidates=candidates)
 
 
-def summed_loss(net: Any, like: Any, answer: str) -> Tensor:
+def summed_loss(module: Any, like: Any, answer: str) -> Tensor:
     """Of training on that answer."""
-    output = net(collated(net, replace(like, turns=(like.turns[0], replace(like.turns[1], text=answer)))))
+    output = module(collated(module, replace(like, turns=(like.turns[0], replace(like.turns[1], text=answer)))))
     return output.loss * output.count
 
 
-def test_likelihoods_are_minus_the_loss_of_training_on_the_answer(net: Any) -> None:
+def test_likelihoods_are_minus_the_loss_of_training_on_the_answer(module: Any) -> None:
     """Rows of several lengths, two images, none, and as many candidates as each has."""
     rows = (asked(ONE, "A cube.", "No."), asked(TWO, "Yes, they are.", "No.", "Perhaps"), asked(TEXT, "Something."))
     with torch.no_grad():
-        found = net.likelihoods(collated(net, *rows, generate=True))
+        found = module.likelihoods(collated(module, *rows, generate=True))
         assert [len(row) for row in found] == [2, 3, 1]
         for row, like in zip(found, rows, strict=True):
-            expected = torch.stack([-summed_loss(net, like, answer) for answer in like.candidates])
+            expected = torch.stack([-summed_loss(module, like, answer) for answer in like.candidates])
             assert_close(torch.tensor(row), expected, atol=1e-4, rtol=1e-5)
-            alone = net.likelihoods(collated(net, like, generate=True))
+            alone = module.likelihoods(collated(module, like, generate=True))
             assert_close(torch.tensor(alone[0]), torch.tensor(row), atol=1e-4, rtol=1e-5)
-        answers = net.answers(collated(net, *rows, generate=True))
+        answers = module.answers(collated(module, *rows, generate=True))
         assert answers == [like.candidates[row.index(max(row))] for row, like in zip(found, rows, strict=True)]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_padding_changes_nothing(net: Any, side: str) -> None:
+def test_padding_changes_nothing(module: Any, side: str) -> None:
     with torch.no_grad():
-        both = net(collated(net, ONE, OTHER, TEXT, side=side))
-        each = [net(collated(net, one)) for one in (ONE, OTHER, TEXT)]
+        both = module(collated(module, ONE, OTHER, TEXT, side=side))
+        each = [module(collated(module, one)) for one in (ONE, OTHER, TEXT)]
     assert both.count == sum(one.count for one in each)
     assert_close(both.loss * both.count, sum(one.loss * one.count for one in each), atol=1e-4, rtol=0)
 
 
-def test_answers_depend_on_their_own_row_alone(net: Any) -> None:
+def test_answers_depend_on_their_own_row_alone(module: Any) -> None:
     with torch.no_grad():
-        together = net.generate(collated(net, ONE, OTHER, TEXT, generate=True), Decoding(max_new_tokens=6))
+        together = module.generate(collated(module, ONE, OTHER, TEXT, generate=True), Decoding(max_new_tokens=6))
         apart = [
-            net.generate(collated(net, one, generate=True), Decoding(max_new_tokens=6))[0] for one in (ONE, OTHER, TEXT)
+            module.generate(collated(module, one, generate=True), Decoding(max_new_tokens=6))[0]
+            for one in (ONE, OTHER, TEXT)
         ]
     assert together == apart
 
 
-def test_frames_of_a_row_are_seen_one_by_one_and_stand_in_their_order(net: Any) -> None:
-    batch = collated(net, TWO)
+def test_frames_of_a_row_are_seen_one_by_one_and_stand_in_their_order(module: Any) -> None:
+    batch = collated(module, TWO)
     first, second = (replace(TWO, images=(image,), turns=_one_mark(TWO)) for image in TWO.images)
-    apart = [net.encode_images(collated(net, each))[TokenKind.IMAGE] for each in (first, second)]
-    assert_close(net.encode_images(batch)[TokenKind.IMAGE], torch.cat(apart), **CLOSE)
-    slots = net.merge_visual_embeddings(batch, net.encode_images(batch))[batch.kinds == TokenKind.IMAGE]
+    apart = [module.net.encode_images(collated(module, each))[TokenKind.IMAGE] for each in (first, second)]
+    assert_close(module.net.encode_images(batch)[TokenKind.IMAGE], torch.cat(apart), **CLOSE)
+    slots = module.net.merge_visual_embeddings(batch, module.net.encode_images(batch))[batch.kinds == TokenKind.IMAGE]
     assert_close(slots, torch.cat(apart), **CLOSE)
-    swapped = net.encode_images(collated(net, replace(TWO, images=TWO.images[::-1])))
+    swapped = module.net.encode_images(collated(module, replace(TWO, images=TWO.images[::-1])))
     assert_close(swapped[TokenKind.IMAGE], torch.cat(apart[::-1]), **CLOSE)
 
 
@@ -121,54 +122,54 @@ def _one_mark(like: Any) -> Any:
     return (replace(like.turns[0], text=like.turns[0].text.replace("<image>\n", "", 1)), like.turns[1])
 
 
-def test_an_image_changes_its_own_row_alone_and_what_stands_behind_it(net: Any) -> None:
-    batch = collated(net, ONE, OTHER)
+def test_an_image_changes_its_own_row_alone_and_what_stands_behind_it(module: Any) -> None:
+    batch = collated(module, ONE, OTHER)
     images = batch.images.clone()
     images[0] = 255 - images[0]
     changed = replace(batch, images=images)
     with torch.no_grad():
         before, after = (
-            net.merge_visual_embeddings(batch, net.encode_images(batch)),
-            net.merge_visual_embeddings(changed, net.encode_images(changed)),
+            module.net.merge_visual_embeddings(batch, module.net.encode_images(batch)),
+            module.net.merge_visual_embeddings(changed, module.net.encode_images(changed)),
         )
         assert torch.equal(before[1], after[1])
         slots = batch.kinds[0] == TokenKind.IMAGE
         assert (before[0] != after[0]).any(-1).tolist() == slots.tolist()
-        assert net(batch).loss != net(changed).loss
-        text = collated(net, TEXT)
-        assert torch.equal(net(text).loss, net(replace(text, images=255 - text.images)).loss)
+        assert module(batch).loss != module(changed).loss
+        text = collated(module, TEXT)
+        assert torch.equal(module(text).loss, module(replace(text, images=255 - text.images)).loss)
 
 
 def test_a_text_only_batch_gives_what_sees_a_gradient_of_exactly_zero(kind: str) -> None:
-    net = NETS[kind](stage=STAGES[kind.split(",")[0]])
-    net.requires_grad_(False)
-    for name, parameter in net.named_parameters():
-        parameter.requires_grad_(name in net.trained)
-    batch = collated(net, TEXT)
+    module = NETS[kind](stage=STAGES[kind.split(",")[0]])
+    module.requires_grad_(False)
+    for name, parameter in module.net.named_parameters():
+        parameter.requires_grad_(name in module.trained)
+    batch = collated(module, TEXT)
     assert batch.num_images == 0 and len(batch.images) == 1
-    found = gradients(net, batch)
-    assert set(found) == set(net.trained)
+    found = gradients(module, batch)
+    assert set(found) == set(module.trained)
     assert not any(gradient.any() for gradient in found.values())
 
 
 def test_positions_of_the_nets_own_are_used_everywhere() -> None:
-    net = NETS["visual expert"](spread=0.5)
-    batch, prompt = collated(net, ONE, TWO), collated(net, ONE, TWO, generate=True)
+    module = NETS["visual expert"](spread=0.5)
+    batch, prompt = collated(module, ONE, TWO), collated(module, ONE, TWO, generate=True)
     with torch.no_grad():
         embeds, positions = (
-            net.merge_visual_embeddings(batch, net.encode_images(batch)),
+            module.net.merge_visual_embeddings(batch, module.net.encode_images(batch)),
             shared_positions(batch.kinds, batch.segments),
         )
         assert torch.equal(batch.positions, positions)
-        hidden = lm_hidden_states(net.language, embeds, batch)
-        assert_close(net.logits(batch), head(net.language)(hidden), **CLOSE)
-        logits = head(net.language)(hidden)[:, :-1].flatten(0, 1)
+        hidden = lm_hidden_states(module.net.language, embeds, batch)
+        assert_close(module.net.logits(batch), head(module.net.language)(hidden), **CLOSE)
+        logits = head(module.net.language)(hidden)[:, :-1].flatten(0, 1)
         expected = F.cross_entropy(logits, batch.labels[:, 1:].flatten(), ignore_index=IGNORE)
-        assert_close(net(batch).loss, expected, **CLOSE)
+        assert_close(module(batch).loss, expected, **CLOSE)
         # What is learned of a plain batch, is written, and is judged, with its own positions, is something else.
-        answers, losses = net.generate(prompt, Decoding(max_new_tokens=8)), net(batch).loss
-        judged = net.likelihoods(replace(prompt, candidates=[("A cube.", "No."), ("No.",)]))
-        net.processor.shared_positions = False
-        batch, prompt = collated(net, ONE, TWO), collated(net, ONE, TWO, generate=True)
-        assert net.generate(prompt, Decoding(max_new_tokens=8)) != answers and net(batch).loss != losses
-        assert net.likelihoods(replace(prompt, candidates=[("A cube.", "No."), ("No.",)])) != judged
+        answers, losses = module.generate(prompt, Decoding(max_new_tokens=8)), module(batch).loss
+        judged = module.likelihoods(replace(prompt, candidates=[("A cube.", "No."), ("No.",)]))
+        module.processor.shared_positions = False
+        batch, prompt = collated(module, ONE, TWO), collated(module, ONE, TWO, generate=True)
+        assert module.generate(prompt, Decoding(max_new_tokens=8)) != answers and module(batch).loss != losses
+        assert module.likelihoods(replace(prompt, candidates=[("A cube.", "No."), ("No.",)])) != judged

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lightning_mllm.evaluation.generation import Decoding, TextEnd, generate
+from lightning_mllm.language.generation import AnswerEnd, Decoding, TextEnd, generate
 from lightning_mllm.processing.stopping import StopText
 
 VOCAB, WIDTH, EOS, PAD = 48, 32, 2, 0
@@ -90,7 +90,7 @@ def log_probability(model, embeds, row: list[int], ended: bool) -> float:
 def test_cached_equals_uncached_and_padding_is_invisible(kind: str) -> None:
     model = causal(kind)
     embeds, mask = prompts(model, (3, 9, 6, 1))
-    rows = generate(model, embeds, mask, Decoding(max_new_tokens=12), eos=EOS, pad=PAD)
+    rows = generate(model, embeds, mask, Decoding(max_new_tokens=12), AnswerEnd(tokens=(EOS,), pad=PAD))
     alone = [greedy_uncached(model, e[m], 12) for e, m in zip(embeds, mask, strict=True)]
     assert rows == alone
     assert len({tuple(row) for row in rows}) > 1
@@ -99,9 +99,9 @@ def test_cached_equals_uncached_and_padding_is_invisible(kind: str) -> None:
 def test_rows_are_cut_before_any_end_token() -> None:
     model = causal()
     embeds, mask = prompts(model, (3, 9, 6, 1))
-    free = generate(model, embeds, mask, Decoding(max_new_tokens=12), eos=VOCAB - 1, pad=PAD)
+    free = generate(model, embeds, mask, Decoding(max_new_tokens=12), AnswerEnd(tokens=(VOCAB - 1,), pad=PAD))
     stops = (free[0][4], free[1][0])
-    cut = generate(model, embeds, mask, Decoding(max_new_tokens=12), eos=stops, pad=PAD)
+    cut = generate(model, embeds, mask, Decoding(max_new_tokens=12), AnswerEnd(tokens=tuple(stops), pad=PAD))
     expected = [row[: next((i for i, t in enumerate(row) if t in stops), len(row))] for row in free]
     assert cut == expected
     assert cut[1] == []
@@ -110,17 +110,19 @@ def test_rows_are_cut_before_any_end_token() -> None:
 def test_min_new_tokens_delays_the_end() -> None:
     model = causal()
     embeds, mask = prompts(model, (5,))
-    first = generate(model, embeds, mask, Decoding(max_new_tokens=1), eos=VOCAB - 1, pad=PAD)[0][0]
-    assert generate(model, embeds, mask, Decoding(max_new_tokens=6), eos=first, pad=PAD) == [[]]
-    row = generate(model, embeds, mask, Decoding(max_new_tokens=6, min_new_tokens=3), eos=first, pad=PAD)[0]
+    first = generate(model, embeds, mask, Decoding(max_new_tokens=1), AnswerEnd(tokens=(VOCAB - 1,), pad=PAD))[0][0]
+    assert generate(model, embeds, mask, Decoding(max_new_tokens=6), AnswerEnd(tokens=(first,), pad=PAD)) == [[]]
+    row = generate(
+        model, embeds, mask, Decoding(max_new_tokens=6, min_new_tokens=3), AnswerEnd(tokens=(first,), pad=PAD)
+    )[0]
     assert len(row) >= 3
 
 
 def test_beams_find_likelier_answers_than_greedy() -> None:
     model = causal(seed=3)
     embeds, mask = prompts(model, (4, 7, 5, 2, 6, 3))
-    greedy = generate(model, embeds, mask, Decoding(max_new_tokens=5), eos=VOCAB, pad=PAD)
-    beam = generate(model, embeds, mask, Decoding(max_new_tokens=5, num_beams=8), eos=VOCAB, pad=PAD)
+    greedy = generate(model, embeds, mask, Decoding(max_new_tokens=5), AnswerEnd(tokens=(VOCAB,), pad=PAD))
+    beam = generate(model, embeds, mask, Decoding(max_new_tokens=5, num_beams=8), AnswerEnd(tokens=(VOCAB,), pad=PAD))
     score = [
         [log_probability(model, e[m], row, False) for e, m, row in zip(embeds, mask, rows, strict=True)]
         for rows in (greedy, beam)
@@ -132,7 +134,9 @@ def test_beams_find_likelier_answers_than_greedy() -> None:
 def test_exhaustive_beams_find_the_best_pair() -> None:
     model = causal(seed=5)
     embeds, mask = prompts(model, (4,))
-    row = generate(model, embeds, mask, Decoding(max_new_tokens=2, num_beams=VOCAB), eos=VOCAB, pad=PAD)[0]
+    row = generate(
+        model, embeds, mask, Decoding(max_new_tokens=2, num_beams=VOCAB), AnswerEnd(tokens=(VOCAB,), pad=PAD)
+    )[0]
     table = model.get_input_embeddings().weight.detach()
     prefixes = torch.cat([embeds.expand(VOCAB, -1, -1), table[:, None]], dim=1)
     with torch.no_grad():
@@ -148,7 +152,7 @@ def test_sampling_is_a_function_of_the_seed_and_leaves_the_global_stream_alone()
 
     def sampled(seed: int | None) -> list[list[int]]:
         how = Decoding(max_new_tokens=8, top_p=0.95, temperature=2.0, seed=seed)
-        return generate(model, embeds, mask, how, eos=EOS, pad=PAD)
+        return generate(model, embeds, mask, how, AnswerEnd(tokens=(EOS,), pad=PAD))
 
     torch.manual_seed(11)
     before = torch.get_rng_state()
@@ -173,7 +177,7 @@ def test_nucleus_holds_more_than_fifty_tokens_and_no_more_than_top_p() -> None:
     mask = torch.ones(1500, 1, dtype=torch.bool)
 
     def seen(top_p: float) -> int:
-        rows = generate(model, embeds, mask, Decoding(max_new_tokens=1, top_p=top_p), eos=400, pad=PAD)
+        rows = generate(model, embeds, mask, Decoding(max_new_tokens=1, top_p=top_p), AnswerEnd(tokens=(400,), pad=PAD))
         return len({row[0] for row in rows})
 
     assert seen(1.0) > 300
@@ -183,10 +187,10 @@ def test_nucleus_holds_more_than_fifty_tokens_and_no_more_than_top_p() -> None:
 def test_published_settings_of_the_model_do_not_leak() -> None:
     model = causal()
     embeds, mask = prompts(model, (3, 9, 6))
-    expected = generate(model, embeds, mask, Decoding(max_new_tokens=8), eos=EOS, pad=PAD)
+    expected = generate(model, embeds, mask, Decoding(max_new_tokens=8), AnswerEnd(tokens=(EOS,), pad=PAD))
     published = GenerationConfig(do_sample=True, top_p=0.6, temperature=0.9, no_repeat_ngram_size=1, max_length=5)
     model.generation_config = published
-    assert generate(model, embeds, mask, Decoding(max_new_tokens=8), eos=EOS, pad=PAD) == expected
+    assert generate(model, embeds, mask, Decoding(max_new_tokens=8), AnswerEnd(tokens=(EOS,), pad=PAD)) == expected
     assert model.generation_config is published
 
 
@@ -195,7 +199,7 @@ def test_encoder_decoder_answers_without_the_start_token() -> None:
     embeds, mask = prompts(model, (3, 7))
     right = torch.tensor([[1, 1, 1, 0, 0, 0, 0], [1] * 7])  # an encoder may be padded on either side
     for padding in (mask, right):
-        rows = generate(model, embeds, padding, Decoding(max_new_tokens=6), eos=1, pad=PAD)
+        rows = generate(model, embeds, padding, Decoding(max_new_tokens=6), AnswerEnd(tokens=(1,), pad=PAD))
         for row, e, m in zip(rows, embeds, padding.bool(), strict=True):
             assert row == penalised_uncached(model, e[m], 6, penalty=1.0, eos=1)
 
@@ -228,9 +232,9 @@ def penalised_uncached(model, embeds, steps: int, *, penalty: float, least: int 
 def test_the_repetition_penalty_sees_what_was_written_and_not_the_padding(kind: str) -> None:
     model = model_of(kind)
     embeds, mask = prompts(model, (3, 9, 6, 1))
-    free = generate(model, embeds, mask, Decoding(max_new_tokens=12), eos=VOCAB, pad=PAD)
+    free = generate(model, embeds, mask, Decoding(max_new_tokens=12), AnswerEnd(tokens=(VOCAB,), pad=PAD))
     how = Decoding(max_new_tokens=12, repetition_penalty=3.0)
-    rows = generate(model, embeds, mask, how, eos=VOCAB, pad=PAD)
+    rows = generate(model, embeds, mask, how, AnswerEnd(tokens=(VOCAB,), pad=PAD))
     assert sum(len(set(row)) for row in rows) > sum(len(set(row)) for row in free)
     for row, e, m in zip(rows, embeds, mask, strict=True):
         assert row == penalised_uncached(model, e[m], 12, penalty=3.0, eos=VOCAB)
@@ -241,10 +245,10 @@ def test_min_new_tokens_counts_new_tokens_alone(kind: str) -> None:
     model = model_of(kind)
     embeds, mask = prompts(model, (3, 9, 6, 1))
     # The end is what the second row would say first.
-    end = generate(model, embeds, mask, Decoding(max_new_tokens=1), eos=VOCAB, pad=PAD)[1][0]
+    end = generate(model, embeds, mask, Decoding(max_new_tokens=1), AnswerEnd(tokens=(VOCAB,), pad=PAD))[1][0]
     how = Decoding(max_new_tokens=8, min_new_tokens=4)
-    rows = generate(model, embeds, mask, how, eos=end, pad=PAD)
-    assert generate(model, embeds, mask, Decoding(max_new_tokens=8), eos=end, pad=PAD)[1] == []
+    rows = generate(model, embeds, mask, how, AnswerEnd(tokens=(end,), pad=PAD))
+    assert generate(model, embeds, mask, Decoding(max_new_tokens=8), AnswerEnd(tokens=(end,), pad=PAD))[1] == []
     for row, e, m in zip(rows, embeds, mask, strict=True):
         assert row == penalised_uncached(model, e[m], 8, penalty=1.0, least=4, eos=end)
         assert len(row) >= 4
@@ -264,7 +268,7 @@ def test_published_searches_are_those_of_transformers_on_each_row(kind: str, set
     """`generate` of transformers, given one row without padding, where its repetition penalty is right."""
     model = model_of(kind)
     embeds, mask = prompts(model, (3, 9, 1))
-    rows = generate(model, embeds, mask, Decoding(**settings), eos=EOS, pad=PAD)
+    rows = generate(model, embeds, mask, Decoding(**settings), AnswerEnd(tokens=(EOS,), pad=PAD))
     for row, e, m in zip(rows, embeds, mask, strict=True):
         alone = model.generate(
             inputs_embeds=e[m][None],
@@ -286,7 +290,9 @@ def test_embeddings_are_searched_as_their_tokens_would_be(kind: str) -> None:
     tokens = torch.randint(3, VOCAB, (4, 6), generator=torch.Generator().manual_seed(2))
     how: dict[str, Any] = dict(num_beams=5, max_new_tokens=10, length_penalty=-1.0)
     mask = torch.ones_like(tokens)
-    rows = generate(model, model.get_input_embeddings()(tokens).detach(), mask, Decoding(**how), eos=EOS, pad=PAD)
+    rows = generate(
+        model, model.get_input_embeddings()(tokens).detach(), mask, Decoding(**how), AnswerEnd(tokens=(EOS,), pad=PAD)
+    )
     whole = model.generate(tokens, attention_mask=mask, **how, do_sample=False, eos_token_id=EOS, pad_token_id=PAD)
     for row, each in zip(rows, whole[:, 1 if kind == "t5" else 6 :].tolist(), strict=True):
         assert row == (each[: each.index(EOS)] if EOS in each else each)
@@ -296,7 +302,7 @@ def test_right_padding_is_refused() -> None:
     model = causal()
     embeds, mask = prompts(model, (3, 9))
     with pytest.raises(ValueError, match="padded on the left"):
-        generate(model, embeds, mask.flip(1), Decoding(), eos=EOS, pad=PAD)
+        generate(model, embeds, mask.flip(1), Decoding(), AnswerEnd(tokens=(EOS,), pad=PAD))
 
 
 @pytest.mark.parametrize(
@@ -343,22 +349,24 @@ def test_a_text_of_several_tokens_stops_each_row_as_soon_as_it_is_written(kind: 
     model, tokenizer = model_of(kind), text_tokenizer()
     embeds, mask = prompts(model, (3, 9, 6, 1))
     how = Decoding(max_new_tokens=30, num_beams=beams)
-    free = generate(model, embeds, mask, how, eos=VOCAB, pad=PAD)
+    free = generate(model, embeds, mask, how, AnswerEnd(tokens=(VOCAB,), pad=PAD))
     text = read(tokenizer, free[0][3:6])
     stop = StopText(tokenizer, text)
-    rows = generate(model, embeds, mask, how, eos=VOCAB, pad=PAD, stop=stop)
+    rows = generate(model, embeds, mask, how, AnswerEnd(tokens=(VOCAB,), pad=PAD, text=stop))
     assert any(text in read(tokenizer, row) for row in rows)
     for row in rows:
         written = read(tokenizer, row)
         assert len(row) == 30 or (written.endswith(text) and written.count(text) == 1)
     for row, e, m in zip(rows, embeds, mask, strict=True):
-        assert generate(model, e[m][None], m[m][None], how, eos=VOCAB, pad=PAD, stop=stop) == [row]
+        assert generate(model, e[m][None], m[m][None], how, AnswerEnd(tokens=(VOCAB,), pad=PAD, text=stop)) == [row]
     if beams == 1:
         first = free[0][: read(tokenizer, free[0]).index(text) + len(text)]
         assert rows[0] == first
         # The row alone ends there: nothing is computed for the tokens up to the limit.
         counted = steps_of(model)
-        generate(model, embeds[:1][:, mask[0]], mask[:1][:, mask[0]], how, eos=VOCAB, pad=PAD, stop=stop)
+        generate(
+            model, embeds[:1][:, mask[0]], mask[:1][:, mask[0]], how, AnswerEnd(tokens=(VOCAB,), pad=PAD, text=stop)
+        )
         assert len(counted) == len(first)
 
 
