@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch.utils.data import DataLoader
 
 from data_modules.evaluation import EvaluationSamples, EvaluationSet
 from data_modules.loader import Collate, SampleLoader, loading
+from data_modules.processor import SampleProcessor
 from data_modules.tally import TalliedDataModule
 from lightning_mllm.contracts import Evaluation, Sample
 
@@ -37,7 +38,7 @@ class EvaluatedDataModule(TalliedDataModule):
         test: dict[str, EvaluationSet] | None,
         eval_batch: int,
         workers: int,
-        processor: Any,
+        processor: SampleProcessor | None,
     ) -> None:
         super().__init__()
         self.val, self.test = dict(val or {}), dict(test or {})
@@ -95,7 +96,7 @@ class EvaluatedDataModule(TalliedDataModule):
     def _rank_and_world(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _processor(self) -> Any:
+    def _processor(self) -> SampleProcessor:
         if self.processor is None:
             raise ValueError(
                 "data.processor: found none, expected the model's (datamodule.processor = model.processor)"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch.utils.data import Dataset
 
-from data_modules.loader import TRIES, contained, named
+from data_modules.loader import TRIES, Refusal, contained, named
 from data_modules.mixture_sampler import seeded
+from data_modules.processor import SampleProcessor
 from data_modules.sources.source import Source
-from lightning_mllm.contracts import IMAGE_MARK, Evaluation, Sample
+from lightning_mllm.contracts import IMAGE_MARK, Encoded, Evaluation, ImageRef, Sample
 
 Turns = Literal["one", "last", "each"]
 
@@ -118,7 +119,9 @@ class EvaluationSamples(Dataset):
         blind: give each sample the images of another one that shows different files.
     """
 
-    def __init__(self, chosen: EvaluationSet, processor: Any, *, blind: bool, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, chosen: EvaluationSet, processor: SampleProcessor, *, blind: bool, rank: int = 0, world: int = 1
+    ) -> None:
         self.chosen, self.source, self.processor, self.blind = chosen, chosen.source, processor, blind
         self.questions = chosen.questions()
         self.indices = [index for index, _ in self.questions]
@@ -127,11 +130,11 @@ class EvaluationSamples(Dataset):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, row: int) -> Any:
+    def __getitem__(self, row: int) -> Encoded | Refusal:
         place = self.places[row]
         return contained(lambda: self._encoded(place), f"sample {self.indices[place]} of an evaluation set")
 
-    def _encoded(self, place: int) -> Any:
+    def _encoded(self, place: int) -> Encoded:
         bad: list[str] = []
         for other in ((place + step) % len(self.indices) for step in range(min(TRIES, len(self.indices)))):
             try:
@@ -157,7 +160,7 @@ class EvaluationSamples(Dataset):
     def _sample(self, place: int) -> Sample:
         return self.chosen.sample(*self.questions[place])
 
-    def _other_images(self, place: int, sample: Sample) -> Any:
+    def _other_images(self, place: int, sample: Sample) -> tuple[ImageRef, ...]:
         """Those of the next sample, from half the set away on, that has as many images and different ones."""
         own, total = [image.name for image in sample.images], len(self.indices)
         for step in range(total):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from data_modules.evaluation import EvaluationSet
+from data_modules.processor import SampleProcessor
 from data_modules.sources.source import Source
 
 
-def check_frames(processor: Any, train: Mapping[str, Source], sets: Mapping[str, Mapping[str, EvaluationSet]]) -> None:
+def check_frames(
+    processor: SampleProcessor, train: Mapping[str, Source], sets: Mapping[str, Mapping[str, EvaluationSet]]
+) -> None:
     """Whether each source tells its coordinates in the frame in which the processor shows images.
 
     Args:
@@ -32,7 +34,7 @@ def check_frames(processor: Any, train: Mapping[str, Source], sets: Mapping[str,
             _check(processor, f"data.{split}.{name}", each.source)
 
 
-def _check(processor: Any, name: str, source: Source) -> None:
+def _check(processor: SampleProcessor, name: str, source: Source) -> None:
     if source.frame is None:
         return
     fit, frame = processor.image.fit, processor.image.frame

@@ -21,15 +21,18 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from data_modules.mixture_sampler import Place, seeded
+from data_modules.processor import SampleProcessor
 from data_modules.sources.source import Source
 from data_modules.text import Row, TextRows
-from lightning_mllm.contracts import Batch, accumulation
+from lightning_mllm.contracts import Batch, Encoded, accumulation
+
+T = TypeVar("T")
 
 TIMEOUT = 60
 """Seconds to wait for a batch of a worker: one that cannot send its error would otherwise be waited for without end."""
@@ -45,7 +48,7 @@ class Refusal:
     sentence: str
 
 
-def contained(make: Callable[[], Any], name: str) -> Any:
+def contained(make: Callable[[], T], name: str) -> T | Refusal:
     """`make()`; in a worker its ValueError becomes a Refusal, and other errors one that can be pickled."""
     if get_worker_info() is None:
         return make()
@@ -60,12 +63,14 @@ def contained(make: Callable[[], Any], name: str) -> Any:
 class Collate:
     """The processor's `collate`, letting refusals through."""
 
-    def __init__(self, processor: Any, padding: str) -> None:
-        self.processor, self.padding = processor, padding
+    def __init__(self, processor: SampleProcessor, padding: Literal["left", "right"]) -> None:
+        self.processor = processor
+        self.padding: Literal["left", "right"] = padding
 
-    def __call__(self, rows: Sequence[Any]) -> Any:
+    def __call__(self, rows: Sequence[Encoded | Refusal]) -> Batch | Refusal:
         refusal = next((row for row in rows if isinstance(row, Refusal)), None)
-        return refusal or contained(lambda: self.processor.collate(list(rows), padding=self.padding), "collate")
+        good = [row for row in rows if not isinstance(row, Refusal)]
+        return refusal or contained(lambda: self.processor.collate(good, padding=self.padding), "collate")
 
 
 def named(where: str, error: ValueError) -> ValueError:
@@ -86,17 +91,19 @@ class TrainingSamples(Dataset):
         text: what rows of plain text are taken from.
     """
 
-    def __init__(self, sources: Mapping[str, Source], processor: Any, seed: int, text: TextRows | None = None) -> None:
+    def __init__(
+        self, sources: Mapping[str, Source], processor: SampleProcessor, seed: int, text: TextRows | None = None
+    ) -> None:
         self.sources, self.processor, self.seed, self.text = dict(sources), processor, seed, text
 
-    def __getitem__(self, place: Place | Row) -> Any:
+    def __getitem__(self, place: Place | Row) -> Encoded | Refusal:
         if isinstance(place, Row):
             assert self.text is not None
             text = self.text
             return contained(lambda: self.processor.encode(text.sample(place)), str(place))
         return contained(lambda: self._encoded(place), str(place))
 
-    def _encoded(self, place: Place) -> Any:
+    def _encoded(self, place: Place) -> Encoded:
         source, bad = self.sources[place.source], list[str]()
         seen = source.has_image(place.index)
         for index in ((place.index + step) % len(source) for step in range(len(source))):

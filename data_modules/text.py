@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from jaxtyping import Int
 from rich.table import Table
 
 from data_modules.mixture_sampler import index_type, seeded
+from data_modules.processor import SampleProcessor
 from data_modules.shared_array import shared_array
 from data_modules.sources.plain_text import TextSource
 from lightning_mllm.contracts import Documents, Sample
@@ -98,7 +99,7 @@ class TextRows:
         ValueError: there is less text than fills a row.
     """
 
-    def __init__(self, source: TextSource, length: int, seed: int, processor: Any) -> None:
+    def __init__(self, source: TextSource, length: int, seed: int, processor: SampleProcessor) -> None:
         source.load()
         self.source, self.length, self.seed = source, length, seed
         self.bytes_per_token = measured(source, processor)
@@ -174,7 +175,7 @@ class TextRows:
         return table
 
 
-def measured(source: TextSource, processor: Any) -> float:
+def measured(source: TextSource, processor: SampleProcessor) -> float:
     """Bytes that a token stands for, over the beginnings of some documents; rounded to hundredths."""
     size = tokens = 0
     for index in sorted({k * len(source) // PROBES for k in range(PROBES)}):

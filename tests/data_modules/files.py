@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +67,17 @@ class Numbers(Source):
 class Echo:
     """A processor that leaves samples as they are; the named one is refused."""
 
+    image: Any = None
+
     def __init__(self, refuses: str = "", error: type[Exception] = ValueError) -> None:
         self.refuses, self.error = refuses, error
 
-    def encode(self, sample: Sample, *, generate: bool = False, random: Any = None) -> Sample:
+    def encode(self, sample: Sample, *, generate: bool = False, random: Any = None) -> Any:
         if sample.id == self.refuses:
             raise self.error(f"sample {sample.id}: no good")
         return sample
 
-    def collate(self, rows: Sequence[Sample], *, padding: str = "right") -> dict[str, Any]:
+    def collate(self, rows: Any, *, padding: str = "right") -> Any:
         return {
             "ids": [row.id for row in rows],
             "drawn": [row.turns[0].text for row in rows],

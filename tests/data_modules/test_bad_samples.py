@@ -76,7 +76,7 @@ def test_a_truncated_jpeg_of_an_evaluation_set(tmp_path: Path) -> None:
         refused[1]
     chosen = EvaluationSet(source=source(tmp_path, bad_records="skip"), task="vqa")
     samples = EvaluationSamples(chosen, processor(), blind=False)
-    rows = [samples[k] for k in range(4)]
+    rows: list[Any] = [samples[k] for k in range(4)]
     assert [(row.id, row.index) for row in rows] == [("0", 0), ("2", 2), ("2", 2), ("3", 3)]
     assert re.fullmatch(rf"left out: .*a\.json: {RULE}", rows[1].notes[0]) and not rows[2].notes
 
@@ -113,7 +113,7 @@ def turned(folder: Path) -> tuple[str, str]:
 def test_an_image_of_another_size_than_its_boxes_say(tmp_path: Path) -> None:
     made = RefCoco(*turned(tmp_path), dialect="cogvlm")
     made.load()
-    samples = TrainingSamples({"boxes": made}, processor(), seed=1)
+    samples: Any = TrainingSamples({"boxes": made}, processor(), seed=1)
     place = MixtureSampler({"boxes": 1}, seed=1).at(0)
     with pytest.raises(
         ValueError, match=r"refs\.json: images\[0\]: sample '0': .*0\.jpg: found 40 x 60 pixels \(as the"

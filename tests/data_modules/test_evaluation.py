@@ -92,7 +92,7 @@ def test_retrieval_shows_each_image_once_with_all_its_captions(tmp_path: Path) -
         source.load()
         chosen = EvaluationSet(source=source, task="retrieval", blind=False)
         samples = EvaluationSamples(chosen, Echo(), blind=False)
-        found = [samples[k] for k in range(len(samples))]
+        found: list[Any] = [samples[k] for k in range(len(samples))]
         assert [row.images[0].name for row in found] == [str(tmp_path / name) for name in names]
         assert [list(row.references) for row in found] == texts and {row.task for row in found} == {"retrieval"}
         assert len({row.id for row in found}) == 3 and found == [samples[k] for k in range(len(samples))]

@@ -234,7 +234,7 @@ class Strict(Echo):
         drawn = sample.turns[0].text
         return Encoded(id=sample.id, tokens=tokens, labels=labels, kinds=kinds, images=images, prompt=drawn)
 
-    def collate(self, rows: Any, *, padding: str = "right") -> dict[str, Any]:
+    def collate(self, rows: Any, *, padding: str = "right") -> Any:
         notes = [row.notes for row in rows]
         return {"ids": [row.id for row in rows], "notes": notes, "drawn": [row.prompt for row in rows]}
 

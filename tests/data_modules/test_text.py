@@ -34,7 +34,7 @@ class Words(Echo):
         words = [word for text in sample.documents.texts for word in text.split()]
         return SimpleNamespace(id=sample.id, tokens=words[: sample.documents.length])
 
-    def collate(self, rows: Any, *, padding: str = "right") -> dict[str, Any]:
+    def collate(self, rows: Any, *, padding: str = "right") -> Any:
         if isinstance(rows[0], Sample):
             return super().collate(rows, padding=padding)
         return {"ids": [row.id for row in rows], "tokens": [row.tokens for row in rows]}
