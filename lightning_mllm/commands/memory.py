@@ -87,7 +87,7 @@ def stage_row(command: Sequence[str], images: int = 1) -> tuple[list[str], Memor
     Raises:
         ConfigError: The configuration is wrong, or its global batch is no multiple of what the ranks take at once.
     """
-    found: dict[str, Any] = yaml.safe_load(compose(command, ParsedCLI).resolved)
+    found: dict[str, Any] = compose(command, ParsedCLI).resolved
     stage, hardware, trainer = found["stage"], found["hardware"], found["trainer"]
     rows, ranks = at_once(stage["micro_batch"], hardware["micro_batch"]), trainer["devices"]
     if not isinstance(ranks, int):
