@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property, partial
 from importlib.resources import files
@@ -28,7 +28,7 @@ from lightning_mllm.commands.hardware import Hardware, at_once
 from lightning_mllm.commands.help import asks_for_help, show_help
 from lightning_mllm.commands.lock import locked
 from lightning_mllm.commands.recipe import recipe_of, test_settings
-from lightning_mllm.commands.wrong_values import explain, placed
+from lightning_mllm.commands.wrong_values import in_one_sentence, refused_by_trainer
 from lightning_mllm.contracts import accumulation
 from lightning_mllm.evaluation.checks import check_sets, check_training
 from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
@@ -108,7 +108,7 @@ class CLI(LightningCLI):
         parser.link_arguments("run_dir", "trainer.default_root_dir")
         parser.link_arguments("model.processor", "data.init_args.processor", apply_on="instantiate")
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: Sequence[str]) -> None:  # pyright: ignore
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
@@ -213,7 +213,7 @@ class CLI(LightningCLI):
         self.model.runs = self.settings.runs
         self.model.parallel = self._get(self.config_init, "hardware")
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+    def instantiate_trainer(self, **kwargs: object) -> Trainer:
         given = self._get(self.config_init, "trainer")
         callbacks = [*(given["callbacks"] or []), RandomStates(), StageCheckpoint(self.settings.checkpoint_every)]
         if self.subcommand == "fit":
@@ -226,7 +226,7 @@ class CLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
         except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
-            raise ConfigError(f"{_refused(given)}: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"{refused_by_trainer(given)}: {' '.join(str(error).split())}") from error
         sharded = isinstance(trainer.strategy, ShardedStrategy)
         check_precision(str(trainer.precision), sharded, self._get(self.config_init, "hardware"))
         return trainer
@@ -307,40 +307,10 @@ def compose(arguments: Sequence[str], kind: type[CLI] = CLI) -> CLI:
     try:
         return kind([arguments[0], f"--config={DEFAULTS}", *told], overwrite=overwrite == "true")
     except (jsonargparse.ArgumentError, ValueError, KeyError) as error:
-        first = _first(error)
-        if _in_jsonargparse(first):
-            raise explain(tree, SETTINGS, config, str(error)) from error
-        sentence = placed(str(first), SETTINGS, config)
-        if isinstance(first, ValueError) and (first is not error or sentence != str(error)):
-            raise ConfigError(sentence) from error
-        raise
-
-
-def _refused(given: Mapping[str, object]) -> str:
-    """The first setting that the Trainer refuses by itself; all of them, where they only do not go together."""
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    for name, value in given.items():
-        if name not in (*quiet, "callbacks", "default_root_dir"):
-            try:
-                Trainer(**{name: value}, **quiet)  # pyright: ignore[reportArgumentType]
-            except Exception:
-                return f"trainer.{name}"
-    return "trainer"
-
-
-def _first(error: BaseException) -> BaseException:
-    """What jsonargparse, which tells of it in words of its own, was told by a class; else `error` itself."""
-    while _in_jsonargparse(error) and (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return error
-
-
-def _in_jsonargparse(error: BaseException) -> bool:
-    """Whether jsonargparse raised it while it checked values, as opposed to code that a value was handed to."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and "jsonargparse" in trace.tb_frame.f_code.co_filename
+        told_so = in_one_sentence(error, tree, SETTINGS, config)
+        if told_so is None:
+            raise
+        raise told_so from error
 
 
 def _quieten() -> None:

@@ -19,7 +19,6 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
@@ -98,11 +97,11 @@ class Sweep:
         if self._known().get("asked") != self.asked:
             refuse_full(to)
 
-    def _known(self) -> dict[str, Any]:
+    def _known(self) -> dict[str, object]:
         file = self.to / "sweep.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
-    def _test_sets(self, evaluate: Path) -> dict[str, Any]:
+    def _test_sets(self, evaluate: Path) -> dict[str, object]:
         """The file's test sets, resolved as those of the first run's net; blind twins tell nothing of a mix."""
         if not value_at(read_files([evaluate]), ("data", "test")):
             raise ConfigError(f"{evaluate}: found no data.test, expected sets to score mixes with")

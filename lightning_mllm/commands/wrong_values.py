@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 
 import jsonargparse
+from lightning import Trainer
 
 from lightning_mllm.commands.config import Config, ConfigError, KeyPath, nearest
 from lightning_mllm.commands.signatures import (
@@ -41,15 +42,57 @@ def accepts(value: object, hint: object) -> bool:
     return True
 
 
-def explain(tree: Mapping[str, object], settings: Mapping[str, object], config: Config, message: str) -> ConfigError:
-    """The first value of `tree` that no setting takes.
+def in_one_sentence(
+    error: BaseException, tree: Mapping[str, object], settings: Mapping[str, object], config: Config
+) -> ConfigError | None:
+    """The sentence for an error that was raised while a configuration was read and what it names was built.
 
     Args:
+        error: What was raised.
         tree: The whole configuration, as in YAML.
         settings: The type of each of its keys.
         config: Where keys stand.
-        message: What to say where each value by itself is right.
+
+    Returns:
+        None where the error is of no setting.
     """
+    first = _first(error)
+    if _in_jsonargparse(first):
+        return _explain(tree, settings, config, str(error))
+    sentence = placed(str(first), settings, config)
+    told = isinstance(first, ValueError) and (first is not error or sentence != str(error))
+    return ConfigError(sentence) if told else None
+
+
+def refused_by_trainer(given: Mapping[str, object]) -> str:
+    """The first setting that the Trainer refuses by itself; all of them, where they only do not go together."""
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    for name, value in given.items():
+        if name not in (*quiet, "callbacks", "default_root_dir"):
+            try:
+                Trainer(**{name: value}, **quiet)  # pyright: ignore[reportArgumentType]
+            except Exception:
+                return f"trainer.{name}"
+    return "trainer"
+
+
+def _first(error: BaseException) -> BaseException:
+    """What jsonargparse, which tells of it in words of its own, was told by a class; else `error` itself."""
+    while _in_jsonargparse(error) and (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
+
+
+def _in_jsonargparse(error: BaseException) -> bool:
+    """Whether jsonargparse raised it while it checked values, as opposed to code that a value was handed to."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and "jsonargparse" in trace.tb_frame.f_code.co_filename
+
+
+def _explain(tree: Mapping[str, object], settings: Mapping[str, object], config: Config, message: str) -> ConfigError:
+    """The first value of `tree` that no setting takes; `message` where each value by itself is right."""
     every = [(key, tree.get(key), hint) for key, hint in settings.items() if key in tree]
     for search in (_wrong, partial(_wrong, missing=True)):
         for key, value, hint in every:
