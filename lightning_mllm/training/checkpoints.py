@@ -42,6 +42,8 @@ FORMAT = 1
 MANIFEST, STATE = "manifest.json", "state.pt"
 FILE_BYTES = 2**29
 """What a rank writes into one file, if a tensor is not larger: so much is copied twice more while it writes."""
+Values = dict[str, Any]
+"""Plain values by name: numbers, texts, tensors, and lists and dictionaries of them."""
 WEIGHTS, TENSORS = "weights.", "tensors"
 """The prefix of weights; and where in a Lightning checkpoint other tensors are that ranks own parts of."""
 
@@ -62,7 +64,7 @@ class ShardedCheckpointIO(CheckpointIO):
 
     # ---- Lightning's interface ---------------------------------------------------------------------------------
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: str | None = None) -> None:
+    def save_checkpoint(self, checkpoint: Values, path: str | Path, storage_options: str | None = None) -> None:
         """Saves what a Trainer dumps.
 
         Args:
@@ -71,7 +73,9 @@ class ShardedCheckpointIO(CheckpointIO):
         """
         self.save(Path(path), take_tensors(checkpoint), checkpoint, replaces=storage_options or "")
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: object = None, weights_only: bool | None = None
+    ) -> Values:
         """The plain values, and under `tensors` what reads the rest into the net and the optimizer (`restore`).
 
         All ranks call it and read the path that rank 0 gives.
@@ -86,7 +90,7 @@ class ShardedCheckpointIO(CheckpointIO):
         # Lightning finds no weights to load.
         return {**read_state(path), "state_dict": {}, TENSORS: SavedTensors(path)}
 
-    def remove_checkpoint(self, path: Any) -> None:
+    def remove_checkpoint(self, path: str | Path) -> None:
         self.wait()
         shutil.rmtree(path, ignore_errors=True)
 
@@ -98,7 +102,7 @@ class ShardedCheckpointIO(CheckpointIO):
 
     # ---- in the background -------------------------------------------------------------------------------------
 
-    def save(self, path: Path, tensors: Mapping[str, Tensor], state: dict[str, Any], replaces: str = "") -> None:
+    def save(self, path: Path, tensors: Mapping[str, Tensor], state: Values, replaces: str = "") -> None:
         """Copies the tensors and begins to write; every rank calls it, and where none is sharded rank 0 writes all.
 
         Raises:
@@ -149,7 +153,7 @@ def newest(folder: Path, pattern: str = "step-*") -> Path | None:
     return max(found, key=lambda each: int(each.name.rpartition("-")[2]), default=None)
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> Values:
     """The plain values of a checkpoint, all of whose files are there at full length.
 
     Raises:
@@ -248,7 +252,7 @@ class SavedWeights(TensorStream):
         yield self.saved[WEIGHTS + name]
 
 
-def take_tensors(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+def take_tensors(checkpoint: Values) -> dict[str, Tensor]:
     """Takes weights, moments and other large tensors out of a Lightning checkpoint, and gives them by name.
 
     An entry of the optimizer's state that is taken out is None in the checkpoint.
@@ -268,7 +272,7 @@ def take_tensors(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in {**tensors, **checkpoint.pop(TENSORS, {})}.items()}
 
 
-def restore(checkpoint: dict[str, Any], weights: Mapping[str, Tensor], *, with_optimizer: bool) -> None:
+def restore(checkpoint: Values, weights: Mapping[str, Tensor], *, with_optimizer: bool) -> None:
     """Reads the weights into the net, and the moments into the checkpoint's optimizer state.
 
     Args:
@@ -298,7 +302,7 @@ def restore(checkpoint: dict[str, Any], weights: Mapping[str, Tensor], *, with_o
     saved.read_into(targets)
 
 
-def parameter_names(state: Mapping[str, Any]) -> dict[int, str]:
+def parameter_names(state: Values) -> dict[int, str]:
     """Index -> name of the parameters in an optimizer's state."""
     groups = state["param_groups"]
     return {i: name for each in groups for i, name in zip(each["params"], each["param_names"], strict=True)}
@@ -361,7 +365,7 @@ class _Writer(HuggingFaceStorageWriter):
         return [each for each in found if each != self.final]
 
 
-def _write(tensors: dict[str, Any], writer: _Writer, group: dist.ProcessGroup | None, alone: bool) -> None:
+def _write(tensors: dict[str, Tensor], writer: _Writer, group: dist.ProcessGroup | None, alone: bool) -> None:
     try:
         dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=alone)
     except BaseException:

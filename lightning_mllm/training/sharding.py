@@ -1,7 +1,7 @@
 """Parameters spread over ranks: FSDP2 whose data-parallel size is the world size, and tensors in and out of it.
 
-Names and values never depend on the number of ranks: checkpoints and hand-over weights hold whole tensors under plain
-names, so a stage started on eight ranks can be resumed on one.
+Names and values never depend on the number of ranks: checkpoints and stage weights hold tensors under plain names, so
+a stage started on eight ranks can be resumed on one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -34,7 +35,7 @@ for _each in (Output, Term):
 
 
 def to_local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor (sharing memory), or the tensor itself."""
+    """This rank's shard of a tensor (sharing memory), or the tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -63,7 +64,8 @@ class GatheredTensors(HeldTensors):
 
 @torch.no_grad()
 def copy_into_shard(target: Tensor, source: Tensor) -> None:
-    """Copies a full tensor into `target`, of which each rank takes its own part without communication.
+    """Copies a full tensor into `target`, of which each rank takes its own shard without communication; of a mapped file, it reads
+    no more than that.
 
     Contract: `source` has the shape of `target`; dtype and device may differ.
     """
@@ -77,7 +79,7 @@ def copy_into_shard(target: Tensor, source: Tensor) -> None:
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 over all ranks; works with NCCL on GPUs and gloo on CPUs.
 
-    Checkpoints are those of DDP and of one device; each rank hands over the shards that it owns.
+    Checkpoints are those of DDP and of one device; each rank writes and reads the shards that it owns.
     """
 
     mesh: DeviceMesh
@@ -123,10 +125,12 @@ class ShardedStrategy(ModelParallelStrategy):
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             optimizer.load_state_dict(state)
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: str | None = None
+    ) -> None:
         # By all ranks.
         self.checkpoint_io.save_checkpoint(checkpoint, self.broadcast(filepath), storage_options)
 
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         # By all ranks, each its own shards.
         return self.checkpoint_io.load_checkpoint(checkpoint_path)

@@ -21,6 +21,8 @@ from lightning_mllm.weights.files import INDEXES, WHOLE, resource, sha256
 WEIGHTS = "weights"
 RECORD = "stage.json"
 FORMAT = 1
+Record = Mapping[str, Any]
+"""The content of `stage.json`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class InitSource:
     """As `init_from` calls it."""
     path: Path
     """The folder or file that holds the tensors."""
-    record: Mapping[str, Any] | None
+    record: Record | None
     """`stage.json`; None for weights that no stage of ours wrote."""
 
     @property
@@ -59,9 +61,7 @@ class InitSource:
         }
 
     @classmethod
-    def find(
-        cls, source: str, runs: Path, near: Path | None = None, used: Mapping[str, Any] | None = None
-    ) -> InitSource:
+    def find(cls, source: str, runs: Path, near: Path | None = None, used: Record | None = None) -> InitSource:
         """The source called `source`: below a folder above `near`, beside `near`, below `runs`, or a path of its own.
 
         Args:
@@ -72,15 +72,15 @@ class InitSource:
         Raises:
             ValueError: There is none, or it is a run that has not finished.
         """
-        places = list(dict.fromkeys(_places(source, Path(runs), near)))
+        locations = list(dict.fromkeys(_locations(source, Path(runs), near)))
         digest = (used or {}).get("sha256")
-        found = [each for each in (cls._at(source, place) for place in places) if each is not None]
+        found = [each for each in (cls._at(source, location) for location in locations) if each is not None]
         for each in (*found, *(cls._renamed(source, near) if near is not None and digest is not None else ())):
             if digest is None or (each.record is not None and each.record["sha256"] == digest):
                 return each
         if found:
             return found[0]
-        unfinished = next((place for place in places if place.is_dir()), None)
+        unfinished = next((location for location in locations if location.is_dir()), None)
         expected = f"expected a finished stage with {WEIGHTS}/{RECORD}"
         if near is None:
             if unfinished is not None:
@@ -96,27 +96,27 @@ class InitSource:
     @classmethod
     def _renamed(cls, source: str, near: Path) -> Iterator[InitSource]:
         """Of a run that was renamed: what was runs/old/align is beside runs/new/instruct."""
-        place = near.resolve().parent / Path(source).name
-        if place != near.resolve() and (found := cls._at(source, place)) is not None:
+        location = near.resolve().parent / Path(source).name
+        if location != near.resolve() and (found := cls._at(source, location)) is not None:
             yield found
 
     @classmethod
-    def _at(cls, source: str, place: Path) -> InitSource | None:
-        if (record := _record(place)) is not None:
-            return cls(source=source, path=place / WEIGHTS, record=record)
-        if place.is_file() or any((place / name).is_file() for name in (*WHOLE, *INDEXES)):
-            return cls(source=source, path=place, record=None)
+    def _at(cls, source: str, location: Path) -> InitSource | None:
+        if (record := _record(location)) is not None:
+            return cls(source=source, path=location / WEIGHTS, record=record)
+        if location.is_file() or any((location / name).is_file() for name in (*WHOLE, *INDEXES)):
+            return cls(source=source, path=location, record=None)
         return None
 
 
-def _places(source: str, runs: Path, near: Path | None) -> Iterator[Path]:
+def _locations(source: str, runs: Path, near: Path | None) -> Iterator[Path]:
     if near is not None:
         yield from (parent / source for parent in near.resolve().parents)
     yield runs / source
     yield resource(source)
 
 
-def starts_from(name: str, record: Mapping[str, Any], other: str, other_record: Mapping[str, Any]) -> bool:
+def starts_from(name: str, record: Record, other: str, other_record: Record) -> bool:
     """Whether the stage in the folder `name` descends from the one in the folder `other` of the same run."""
     if name == other:
         return False
@@ -160,18 +160,18 @@ class Lineage:
 
         def visit(sources: Mapping[str, InitSource], below: tuple[Path, ...]) -> None:
             for source, ancestor in sources.items():
-                place = ancestor.path.resolve()
-                if place in below:
+                location = ancestor.path.resolve()
+                if location in below:
                     raise ValueError(f"init_from: {source!r} ({ancestor.path}) descends from itself")
-                visit(ancestor.parents(runs), (*below, place))
+                visit(ancestor.parents(runs), (*below, location))
                 _check_unchanged(ancestor, found)
-                found.setdefault(place, ancestor)
+                found.setdefault(location, ancestor)
 
         visit({source: InitSource.find(source, runs, near) for source in init_from}, ())
         return cls(tuple(found.values()))
 
 
-def _record(run: Path) -> Mapping[str, Any] | None:
+def _record(run: Path) -> Record | None:
     file = run / WEIGHTS / RECORD
     if not file.is_file():
         return None

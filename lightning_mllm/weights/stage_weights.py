@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lightning_mllm.weights.files import BESIDE, TensorFiles, sha256, write_in_pieces, write_text
 from lightning_mllm.weights.keymap import KeyMap
-from lightning_mllm.weights.lineage import FORMAT, RECORD, WEIGHTS, InitSource, Lineage, portable
+from lightning_mllm.weights.lineage import FORMAT, RECORD, WEIGHTS, InitSource, Lineage, Record, portable
 from lightning_mllm.weights.mixing import Mixture, coefficients
 from lightning_mllm.weights.safetensors_writer import HeldTensors, TensorStream
 
@@ -35,7 +35,7 @@ def write_stage(
     runs: Path | None = None,
     lora_scale: float | None = None,
 ) -> Path:
-    """Writes the hand-over folder of a finished stage, the record last: without a record the stage is unfinished.
+    """Writes the weights of a finished stage, the record last: without a record the stage is unfinished.
 
     Args:
         run_dir: The stage's run folder.
@@ -95,7 +95,7 @@ def write_record(
     write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
 
-def config_hash(config: Any) -> str:
+def config_hash(config: object) -> str:
     """SHA-256 of a configuration as canonical JSON."""
     return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -237,7 +237,7 @@ def _translate(
     raise ValueError(f"{ancestor.path}: cannot be renamed; {'; '.join(refusals) or 'this net has no key maps'}")
 
 
-def _config(path: Path) -> Mapping[str, Any] | None:
+def _config(path: Path) -> Record | None:
     file = path / "config.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
@@ -246,7 +246,7 @@ def _plain(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
-def _scale_in(settings: Mapping[str, Any]) -> float | None:
+def _scale_in(settings: Record) -> float | None:
     """alpha / r where the settings of a stage state both."""
     config = settings.get("config", settings)
     lora = config.get("stage", config)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning import Callback
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, zeros
@@ -18,6 +19,7 @@ from torch.distributed.tensor import Shard, zeros
 from lightning_mllm.training.callbacks import checkpoint
 from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
 from lightning_mllm.training.checkpoints import _Writer
+from lightning_mllm.training.parallelize import ParallelPlan
 from lightning_mllm.training.sharding import copy_into_shard, to_local
 from lightning_mllm.weights import lineage
 from lightning_mllm.weights.files import TensorFiles
@@ -74,6 +76,22 @@ def test_each_rank_writes_and_reads_what_it_owns(tmp_path: Path) -> None:
     sizes = [sum(tensor.numel() for _, tensor in TensorFiles(each).items()) for each in files]
     assert sum(sizes) == sum(each.numel() for each in saved_tensors(tmp_path).values())
     assert max(sizes) < 0.55 * sum(sizes)
+
+
+def test_ranks_that_hold_the_same_shards_share_the_writing(tmp_path: Path) -> None:
+    """Two copies of the parameters, as of two nodes: each tensor is written once, and both read it."""
+    copies: dict[str, Any] = {"parallel": ParallelPlan(shard=1)}
+
+    def work(rank: int) -> dict[str, Tensor]:
+        stopped(tmp_path / "cut", "fsdp2", **copies)
+        resumed = weights(run(tmp_path / "cut", "fsdp2", resume=True, **copies))
+        whole = weights(run(tmp_path / "whole", "fsdp2", **copies))
+        assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+        return whole
+
+    assert on_two_ranks(work)[0]
+    first, second = ({*TensorFiles(each)} for each in sorted(last(tmp_path / "cut").glob("*.safetensors")))
+    assert first and second and not first & second
 
 
 def test_a_rank_reads_its_rows_of_a_pretrained_file(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ EMA     average <- decay * average + (1 - decay) * weights        Polyak and Jud
 SWA     the mean of the weights since a step                      arXiv 1803.05407
 LAWA    the mean of the latest few snapshots                      arXiv 2209.14981
 
-Every rank averages the parts of the trained parameters that it holds, in float32, and asks no other rank. The average
-stands in for the weights in validation, in tests and in the hand-over; checkpoints hold both, and a stage begun on
+Every rank averages the shards of the trained parameters that it holds, in float32, and asks no other rank. The average
+replaces the weights in validation, in tests and in the stage's weights; checkpoints hold both, and a stage begun on
 eight ranks may end on one.
 """
 
@@ -14,14 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_mllm.training.checkpoints import TENSORS, SavedTensors
+from lightning_mllm.training.checkpoints import TENSORS, SavedTensors, Values
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.sharding import shard_like, to_local
 
@@ -30,11 +30,11 @@ KEY = "average"
 
 
 class Averaging(Callback):
-    """What all averages share: when weights are taken in, and when the average stands in for them.
+    """What all averages share: when it is updated, and when it replaces the weights.
 
     Args:
-        update_every_n_steps: Optimizer steps between two takings, counted from the start.
-        update_starting_at_step: The first taking is the first after that step. Below 1: a share of all optimizer steps.
+        update_every_n_steps: Optimizer steps between two updates, counted from the start.
+        update_starting_at_step: Updates begin after that step. Below 1: a fraction of all optimizer steps.
         device: Where the average is held, "cpu" to spare the GPU's memory; None is where the weights are.
         use_buffers: Whether floating-point buffers of modules that train are averaged too; otherwise they are those of
             training.
@@ -53,45 +53,45 @@ class Averaging(Callback):
         self._expect(update_every_n_steps >= 1, "update_every_n_steps", update_every_n_steps, "at least 1")
         start = update_starting_at_step
         fine = 0 <= start < 1 or (start >= 1 and start == int(start))
-        self._expect(fine, "update_starting_at_step", start, "a share below 1 or a number of steps")
+        self._expect(fine, "update_starting_at_step", start, "a fraction below 1 or a number of steps")
         self.update_every_n_steps = update_every_n_steps
         self.update_starting_at_step = start
         self.device = device
         self.use_buffers = use_buffers
-        self.taken = 0
-        """How often weights were taken in."""
+        self.updates = 0
+        """How many there were."""
         self.held: list[dict[str, Tensor]] = []
-        """This rank's parts; the average is the mean of the entries, and there is none before the first taking."""
+        """This rank's shards; the average is the mean of the entries, and there is none before the first update."""
         self._raw: dict[str, Tensor] = {}
         self._start = 0
         self._step = 0
 
-    def _expect(self, fine: bool, name: str, found: Any, expected: str) -> None:
+    def _expect(self, fine: bool, name: str, found: object, expected: str) -> None:
         if not fine:
             raise ValueError(f"{type(self).__name__}.{name}: found {found}, expected {expected}")
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Values:
         """What decides the average: all but where it is held."""
         names = ("update_every_n_steps", "update_starting_at_step", "use_buffers")
         return {"kind": type(self).__name__, **{name: getattr(self, name) for name in names}}
 
     # ---- the average -------------------------------------------------------------------------------------------
 
-    def share(self) -> float:
-        """What the weights that are taken in next count for, from 0 to 1, against the average so far."""
-        raise AssertionError(f"{type(self).__name__} has no share")
+    def new_weight(self) -> float:
+        """The coefficient of the weights in the next update, from 0 to 1; the average so far has the rest."""
+        raise AssertionError(f"{type(self).__name__} has no new_weight")
 
     @torch.no_grad()
-    def take(self, weights: Mapping[str, Tensor]) -> None:
+    def update(self, weights: Mapping[str, Tensor]) -> None:
         """Takes the present weights into the average, the first ones as they are."""
         if not self.held:
             self.held = [{name: self._copied(tensor, _precise(tensor)) for name, tensor in weights.items()}]
         else:
-            share = self.share()
+            new_weight = self.new_weight()
             for name, average in self.held[0].items():
-                average.lerp_(weights[name].to(average), share)
-        self.taken += 1
+                average.lerp_(weights[name].to(average), new_weight)
+        self.updates += 1
 
     def mean(self, name: str) -> Tensor:
         """The average of one tensor, in float32 or better."""
@@ -105,10 +105,10 @@ class Averaging(Callback):
         return tensor.to(self.device or tensor.device, dtype, copy=True)
 
     def _tensors(self, module: LightningModule) -> dict[str, Tensor]:
-        """What is averaged, sharing memory with the net; parts of DTensors where parameters are sharded.
+        """What is averaged, sharing memory with the net; DTensors where parameters are sharded.
 
-        Contract: goes through `state_dict`, which brings FSDP2's parameters back into parts. After a forward pass
-        without a backward one the outermost unit is still gathered, and what is written to its parts would be lost.
+        Contract: goes through `state_dict`, which brings FSDP2's parameters back into shards. After a forward pass
+        without a backward one the outermost unit is still gathered, and what is written to its shards would be lost.
         """
         net = cast(MultimodalModule, module)
         tensors = net.checkpoint_tensors()
@@ -132,19 +132,19 @@ class Averaging(Callback):
                 f"trainer.callbacks: {type(self).__name__} averages from step {first} on, expected one of the {total}"
                 " steps of the stage"
             )
-        self.taken, self.held = 0, []
+        self.updates, self.held = 0, []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         # Inside an accumulation window `global_step` stays.
         step, last = trainer.global_step, self._step
         self._step = step
         if step > max(last, self._start) and (step - self._start) % self.update_every_n_steps == 0:
-            self.take({name: to_local(tensor) for name, tensor in self._tensors(pl_module).items()})
+            self.update({name: to_local(tensor) for name, tensor in self._tensors(pl_module).items()})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.swap_in(pl_module)
@@ -160,13 +160,13 @@ class Averaging(Callback):
 
     @torch.no_grad()
     def swap_in(self, module: LightningModule) -> None:
-        """Puts the average into the net and the weights aside; nothing before the first taking."""
+        """Puts the average into the net and the weights aside; nothing before the first update."""
         if not self.held or self._raw:
             return
         for name, tensor in self._tensors(module).items():
-            part = to_local(tensor)
-            self._raw[name] = self._copied(part, part.dtype)
-            part.copy_(self.mean(name))
+            shard = to_local(tensor)
+            self._raw[name] = self._copied(shard, shard.dtype)
+            shard.copy_(self.mean(name))
 
     @torch.no_grad()
     def swap_out(self, module: LightningModule) -> None:
@@ -178,7 +178,7 @@ class Averaging(Callback):
 
     # ---- what is kept ------------------------------------------------------------------------------------------
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Values) -> None:
         if self._raw:
             raise ValueError(
                 f"{type(self).__name__}: found a checkpoint being saved while the average is in the net, expected it"
@@ -192,9 +192,9 @@ class Averaging(Callback):
                 for name, shard in each.items()
             }
         )
-        checkpoint[KEY] = {"settings": self.settings, "taken": self.taken, "held": len(self.held)}
+        checkpoint[KEY] = {"settings": self.settings, "updates": self.updates, "held": len(self.held)}
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Values) -> None:
         kept, own = checkpoint.get(KEY), self.settings
         if trainer.state.fn == TrainerFn.FITTING:
             found = {} if kept is None else kept["settings"]
@@ -208,7 +208,7 @@ class Averaging(Callback):
             return
         saved: SavedTensors = checkpoint[TENSORS]
         tensors, targets = self._tensors(pl_module), {}
-        self.taken, self.held = kept["taken"], []
+        self.updates, self.held = kept["updates"], []
         for number in range(kept["held"]):
             if odd := sorted(set(saved.named(_saved_name(number))) ^ set(tensors)):
                 raise ValueError(f"the checkpoint's average and the net differ in {odd[0]!r}, expected the same names")
@@ -221,11 +221,11 @@ class Averaging(Callback):
 class EMA(Averaging):
     """The exponential moving average; arguments that Lightning's EMAWeightAveraging has too mean the same.
 
-    (Lightning's takes weights in after steps 1, n + 1, 2n + 1, ..., this one after steps n, 2n, 3n, ...)
+    (Lightning's is updated after steps 1, n + 1, 2n + 1, ..., this one after steps n, 2n, 3n, ...)
 
     Args:
-        decay: What the average so far counts for when weights are taken in.
-        warmup: Whether the n-th taking counts for more at first: the decay is min(decay, (1 + n) / (10 + n)), as in
+        decay: The coefficient of the average so far in an update.
+        warmup: Whether the first updates count for more: the decay is min(decay, (1 + n) / (10 + n)), as in
             TensorFlow's ExponentialMovingAverage.
         update_every_n_steps, update_starting_at_step, device, use_buffers: As in Averaging.
 
@@ -248,11 +248,11 @@ class EMA(Averaging):
         self.warmup = warmup
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Values:
         return {**super().settings, "decay": self.decay, "warmup": self.warmup}
 
-    def share(self) -> float:
-        return 1 - (min(self.decay, (1 + self.taken) / (10 + self.taken)) if self.warmup else self.decay)
+    def new_weight(self) -> float:
+        return 1 - (min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay)
 
 
 class SWA(Averaging):
@@ -271,8 +271,8 @@ class SWA(Averaging):
     ) -> None:
         super().__init__(update_every_n_steps, update_starting_at_step, device, use_buffers)
 
-    def share(self) -> float:
-        return 1 / (self.taken + 1)
+    def new_weight(self) -> float:
+        return 1 / (self.updates + 1)
 
 
 class LAWA(Averaging):
@@ -301,18 +301,18 @@ class LAWA(Averaging):
         self.snapshots = snapshots
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Values:
         return {**super().settings, "snapshots": self.snapshots}
 
     @torch.no_grad()
-    def take(self, weights: Mapping[str, Tensor]) -> None:
+    def update(self, weights: Mapping[str, Tensor]) -> None:
         self.held = self.held[1:] if len(self.held) == self.snapshots else self.held
         self.held.append({name: self._copied(tensor, tensor.dtype) for name, tensor in weights.items()})
-        self.taken += 1
+        self.updates += 1
 
 
 @contextmanager
-def averaged(trainer: Trainer, module: LightningModule) -> Iterator[dict[str, Any] | None]:
+def averaged(trainer: Trainer, module: LightningModule) -> Iterator[Values | None]:
     """The net with the average of the trainer's callback in it; gives the average's settings, None without one."""
     average = next((each for each in _all(trainer) if each.held), None)
     if average is None:
@@ -320,7 +320,7 @@ def averaged(trainer: Trainer, module: LightningModule) -> Iterator[dict[str, An
         return
     average.swap_in(module)
     try:
-        yield {**average.settings, "taken": average.taken}
+        yield {**average.settings, "updates": average.updates}
     finally:
         average.swap_out(module)
 
@@ -338,5 +338,5 @@ def _saved_name(number: int, name: str = "") -> str:
     return f"{KEY}.{number}.{name}"
 
 
-def _named(name: str, settings: Mapping[str, Any]) -> str:
+def _named(name: str, settings: Values) -> str:
     return f"{name} = {settings[name]!r}" if name in settings else f"no {name}"

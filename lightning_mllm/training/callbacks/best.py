@@ -1,4 +1,4 @@
-"""The weights of the best validation, which a stage hands over in place of its last ones."""
+"""The weights of the best validation, which become the stage's weights in place of its last ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_mllm.training.callbacks.averaging import averaged
 from lightning_mllm.training.callbacks.checkpoint import checkpoint_io
 from lightning_mllm.training.callbacks.ending import tell
-from lightning_mllm.training.checkpoints import WEIGHTS, SavedWeights, newest, read_state
+from lightning_mllm.training.checkpoints import WEIGHTS, SavedWeights, Values, newest, read_state
 from lightning_mllm.training.module import MultimodalModule
 
 BEST = "best-*"
@@ -56,7 +56,7 @@ class BestWeights(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         expected = self.step if trainer.global_step else 0
-        found: dict[str, Any] | None = None
+        found: Values | None = None
         path = newest(self.folder, BEST) if trainer.is_global_zero else None
         if path is not None and trainer.global_step:
             found = read_state(path)
@@ -94,7 +94,7 @@ class BestWeights(Callback):
     def _better(self, score: float) -> bool:
         return score < self.score if self.mode == "min" else score > self.score
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Values:
         """Which validation was the best; for `stage.json`."""
         return {"monitor": self.monitor, "mode": self.mode, "score": self.score, "step": self.step}
 
@@ -105,10 +105,10 @@ class BestWeights(Callback):
         assert path is not None
         return SavedWeights(path)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Values:
         return self.facts()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Values) -> None:
         for name in ("monitor", "mode"):
             if state_dict[name] != getattr(self, name):
                 raise ValueError(
@@ -119,7 +119,7 @@ class BestWeights(Callback):
 
 
 def best(trainer: Trainer) -> BestWeights | None:
-    """The callback whose weights the stage hands over; None where it is its last ones."""
+    """The callback whose weights become the stage's; None where those are its last ones."""
     callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     chosen = next((each for each in callbacks if isinstance(each, BestWeights)), None)
     if chosen is not None and not chosen.step:

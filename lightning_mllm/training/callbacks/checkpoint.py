@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_mllm.collectives import cpu_group
 from lightning_mllm.training.callbacks.ending import signal_name, tell
-from lightning_mllm.training.checkpoints import ShardedCheckpointIO, newest
+from lightning_mllm.training.checkpoints import ShardedCheckpointIO, Values, newest
 
 STEPS = "step-*"
 """The checkpoints of a stage; the newest one replaces the others."""
@@ -66,7 +66,7 @@ class StageCheckpoint(Checkpoint):
         self._group = cpu_group() if self.every_seconds else None
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         self._stop_after_a_step(trainer, batch_idx)
         checkpoint_io(trainer).check()
@@ -107,7 +107,7 @@ class StageCheckpoint(Checkpoint):
         if self._stopping:
             trainer.should_stop = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Values) -> None:
         # A Timer counts the time of the runs before too: one whose time was up could never go on.
         for each in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(each, Timer):

@@ -1,11 +1,11 @@
-"""What a finished stage leaves behind: its hand-over weights, and the facts about how they came to be."""
+"""What a finished stage leaves behind: its weights, and the facts about how they came to be."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from lightning import Callback, LightningModule, Trainer
 
@@ -14,6 +14,7 @@ from lightning_mllm.training.callbacks.best import best
 from lightning_mllm.training.callbacks.checkpoint import how_to_go_on
 from lightning_mllm.training.callbacks.ending import Ending, ending_of, tell
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
+from lightning_mllm.training.checkpoints import Values
 from lightning_mllm.training.initialise import summary
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.sharding import GatheredTensors
@@ -35,7 +36,7 @@ class StageRecord(Callback):
             stage's own settings.
     """
 
-    def __init__(self, settings: dict[str, Any] | None = None) -> None:
+    def __init__(self, settings: Values | None = None) -> None:
         self.settings = settings
         self._seconds = 0.0
         self._since = 0.0
@@ -63,7 +64,7 @@ class StageRecord(Callback):
             self._write(trainer, module, average, ended)
         trainer.strategy.barrier("StageRecord")
 
-    def _write(self, trainer: Trainer, module: MultimodalModule, average: dict[str, Any] | None, ended: Ending) -> None:
+    def _write(self, trainer: Trainer, module: MultimodalModule, average: Values | None, ended: Ending) -> None:
         assert module.stage is not None
         chosen = best(trainer)
         gathered = GatheredTensors(module.checkpoint_tensors())
@@ -91,7 +92,7 @@ class StageRecord(Callback):
             for name in reading_order(gathered.layout()):
                 list(gathered.pieces(name))
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Values) -> None:
         if KEY in checkpoint and not any(isinstance(each, Averaging) for each in trainer.callbacks):  # pyright: ignore
             raise ValueError(
                 "trainer.callbacks: found no average, expected the one that the checkpoint was written with; delete it"
@@ -102,8 +103,8 @@ class StageRecord(Callback):
         """Wall time of training so far, over all restarts."""
         return self._seconds + (time.perf_counter() - self._since if self._since else 0.0)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Values:
         return {"seconds": self.seconds()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Values) -> None:
         self._seconds = state_dict["seconds"]

@@ -10,11 +10,10 @@ import torch
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 
-# Plain tensors and numbers only: what `torch.load(weights_only=True)` accepts.
-RandomState = dict[str, Any]
+from lightning_mllm.training.checkpoints import Values
 
 
-def read_state(device: torch.device) -> RandomState:
+def read_state(device: torch.device) -> Values:
     """The states of torch (CPU and `device`), numpy and Python."""
     name, keys, position, has_gauss, gauss = np.random.get_state()  # pyright: ignore[reportAssignmentType]
     assert name == "MT19937"
@@ -31,7 +30,7 @@ def read_state(device: torch.device) -> RandomState:
     return state
 
 
-def write_state(state: RandomState, device: torch.device) -> None:
+def write_state(state: Values, device: torch.device) -> None:
     """Puts back what `read_state` gave."""
     torch.set_rng_state(state["torch"].cpu())
     position, has_gauss, gauss = state["numpy_rest"]
@@ -50,8 +49,8 @@ class RandomStates(Callback):
     """
 
     def __init__(self) -> None:
-        self._saved: list[RandomState] | None = None
-        self._before_validation: RandomState | None = None
+        self._saved: list[Values] | None = None
+        self._before_validation: Values | None = None
         self._device = torch.device("cpu")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -76,7 +75,7 @@ class RandomStates(Callback):
             write_state(self._before_validation, self._device)
             self._before_validation = None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Values:
         own = read_state(self._device)
         if not (dist.is_available() and dist.is_initialized()):
             return {"ranks": [own]}
@@ -84,5 +83,5 @@ class RandomStates(Callback):
         dist.all_gather_object(states, own)
         return {"ranks": states}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Values) -> None:
         self._saved = state_dict["ranks"]

@@ -54,8 +54,8 @@ def of(average: Averaging) -> dict[str, Tensor]:
 
 def after(average: Averaging, values: Tensor = W) -> Tensor:
     for value in values:
-        average.take({"w": value.clone()})
-    assert average.taken == len(values)
+        average.update({"w": value.clone()})
+    assert average.updates == len(values)
     return average.mean("w")
 
 
@@ -86,9 +86,9 @@ def test_swa_is_the_mean_of_all_and_lawa_that_of_the_latest() -> None:
 def test_averages_of_16_bits_do_not_stall(kind: Kind) -> None:
     """A step of one thousandth is lost in bfloat16, whose numbers near 1 are 1/128 apart."""
     average = kind()
-    average.take({"w": torch.zeros((), dtype=torch.bfloat16)})
+    average.update({"w": torch.zeros((), dtype=torch.bfloat16)})
     for _ in range(1000):
-        average.take({"w": torch.ones((), dtype=torch.bfloat16)})
+        average.update({"w": torch.ones((), dtype=torch.bfloat16)})
     expected = {"EMA": 1 - 0.999**1000, "SWA": 1000 / 1001, "LAWA": 1.0}[type(average).__name__]
     assert average.mean("w").dtype == torch.float32
     assert average.mean("w").item() == pytest.approx(expected, abs=1e-5)
@@ -98,7 +98,9 @@ def test_arguments_out_of_range_are_refused() -> None:
     for wrong, sentence in {
         lambda: EMA(decay=1.0): r"EMA.decay: found 1.0, expected a number from 0 up to",
         lambda: SWA(update_every_n_steps=0): r"SWA.update_every_n_steps: found 0, expected at least 1",
-        lambda: SWA(update_starting_at_step=1.5): r"SWA.update_starting_at_step: found 1.5, expected a share below 1",
+        lambda: SWA(
+            update_starting_at_step=1.5
+        ): r"SWA.update_starting_at_step: found 1.5, expected a fraction below 1",
         lambda: LAWA(snapshots=0): r"LAWA.snapshots: found 0, expected at least 1",
     }.items():
         with pytest.raises(ValueError, match=sentence):
@@ -129,7 +131,7 @@ def of_steps(path: Watched, kind: Kind, steps: list[int]) -> dict[str, Tensor]:
     """The average of the weights after `steps`."""
     average = kind()
     for step in steps:
-        average.take(path.steps[step])
+        average.update(path.steps[step])
     return {name: average.mean(name) for name in path.steps[1]}
 
 
@@ -153,7 +155,7 @@ def test_which_steps_are_taken_in(kind: Kind, steps: list[int], micro: int, tmp_
     assert differing(handed_over(tmp_path), of_steps(path, kind, steps)) == []
     assert differing(weights(module), path.steps[8]) == [], "the net itself keeps the last weights"
     record = json.loads((tmp_path / "weights" / "stage.json").read_text())
-    assert record["settings"]["average"] == {**average.settings, "taken": len(steps)}
+    assert record["settings"]["average"] == {**average.settings, "updates": len(steps)}
 
 
 @pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides")
@@ -343,7 +345,7 @@ def test_configured_in_a_stage_file(
     (callback,) = record["settings"]["config"]["trainer"]["callbacks"]
     assert callback["class_path"].endswith("averaging.EMA")
     assert callback["init_args"]["decay"] == 0.9 and "device" not in callback["init_args"]
-    assert record["settings"]["average"]["kind"] == "EMA" and record["settings"]["average"]["taken"] == 20
+    assert record["settings"]["average"]["kind"] == "EMA" and record["settings"]["average"]["updates"] == 20
     (kept,) = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["callbacks"]
     assert kept["init_args"]["device"] == "cpu"
     kept_tensors = saved_tensors(run)
