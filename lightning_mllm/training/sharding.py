@@ -64,8 +64,9 @@ class GatheredTensors(HeldTensors):
 
 @torch.no_grad()
 def copy_into_shard(target: Tensor, source: Tensor) -> None:
-    """Copies a full tensor into `target`, of which each rank takes its own shard without communication; of a mapped file, it reads
-    no more than that.
+    """Copies a full tensor into `target`, of which each rank takes its own shard without communication.
+
+    Of a tensor that is mapped from a file, a rank reads its own rows only.
 
     Contract: `source` has the shape of `target`; dtype and device may differ.
     """

@@ -98,9 +98,7 @@ def test_arguments_out_of_range_are_refused() -> None:
     for wrong, sentence in {
         lambda: EMA(decay=1.0): r"EMA.decay: found 1.0, expected a number from 0 up to",
         lambda: SWA(update_every_n_steps=0): r"SWA.update_every_n_steps: found 0, expected at least 1",
-        lambda: SWA(
-            update_starting_at_step=1.5
-        ): r"SWA.update_starting_at_step: found 1.5, expected a fraction below 1",
+        lambda: SWA(update_starting_at_step=1.5): r"SWA.update_starting_at_step: found 1.5, expected a fraction",
         lambda: LAWA(snapshots=0): r"LAWA.snapshots: found 0, expected at least 1",
     }.items():
         with pytest.raises(ValueError, match=sentence):
