@@ -75,7 +75,7 @@ def useful_flops(module: LLaVA, batch: Batch) -> float:
     def weights(blocks: list[nn.Module]) -> int:
         return sum(p.numel() for block in blocks for p in block.parameters() if p.ndim > 1)
 
-    specs, own = module.components, {name: module.get_submodule(name) for name in module.components}
+    specs, own = module.components, {name: module.net.get_submodule(name) for name in module.components}
     layers, tower = specs["language"].blocks(own["language"]), specs["vision"].blocks(own["vision"])
     tokens, patches = batch.tokens.numel(), batch.num_images * module.processor.vectors_per_image
     head = own["language"].get_parameter("lm_head.weight")
@@ -165,7 +165,7 @@ def measure(
         for parameter in module.parameters():
             to_local(parameter).normal_(std=0.02) if parameter.ndim > 1 else to_local(parameter).fill_(1.0)
     module.to(device).train()
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in module.net.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-5, fused=True)
 
     def step() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast, get_args
 
@@ -175,7 +175,8 @@ def parallelize(
             if any(True for _ in unit.parameters()):
                 fully_shard(unit, mesh=mesh, mp_policy=policy)
         _prefetch(net.get_submodule(name), plan.prefetch)
-    fully_shard(net, mesh=mesh, mp_policy=plan.policy)
+    # The net reads batches, whose pixels are bytes: FSDP2 would make each anew to cast what it holds.
+    fully_shard(net, mesh=mesh, mp_policy=replace(plan.policy, cast_forward_inputs=False))
     for entry in entries:
         _register_entry(net, entry)
     _keep_gathered(units(net), plan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from torch.distributed.fsdp._fully_shard import _fsdp_collectives
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.testing import assert_close
 
+from lightning_mllm.architectures.blip2 import Blip2
 from lightning_mllm.architectures.llava import LLaVA
 from lightning_mllm.training.callbacks.averaging import EMA
 from lightning_mllm.training.parallelize import ParallelPlan
 from lightning_mllm.training.sharding import ShardedStrategy, copy_into_shard, full_tensor, to_local
+from lightning_mllm.vision.eva import EvaEncoder
 from lightning_mllm.weights.files import TensorFiles, write_tensors
+from tests.architectures.blip2s import EVA, OPT
 from tests.distributed.ranks import on_ranks
 from tests.training.runs import fit, losses, settings, weights
 
@@ -34,7 +38,7 @@ def train(folder: Path, plan: ParallelPlan, *, name: str = "instruct", ranks: in
         folder,
         stage=settings(name, lr=1e-3, eps=1e-6, gradient_clip=more.pop("gradient_clip", 0.0)),
         data=data,
-        build=lambda stage: LLaVA.tiny(stage=stage),
+        build=more.pop("build", lambda stage: LLaVA.tiny(stage=stage)),
         parallel=plan,
         devices=ranks,
         strategy=strategy,
@@ -78,6 +82,33 @@ def test_bf16_learns_as_float32_does(ranks: int, fifty: list[float], tmp_path: P
     found = [loss for _, loss in losses(tmp_path)]
     assert found == pytest.approx(fifty, rel=1e-2) and found != fifty
     assert fifty[-1] < 0.8 * fifty[0], "nothing was learned that rounding could have spoiled"
+
+
+def test_a_tower_that_is_published_in_float16_computes_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BLIP-2's; the language model, stored in float16 too, computes in bfloat16 with all else."""
+    seen: set[torch.dtype] = set()
+    through = EvaEncoder._through
+
+    def watched(self: EvaEncoder, pixels: Tensor) -> Tensor:
+        visual = through(self, pixels)
+        seen.add(visual.dtype)
+        return visual
+
+    monkeypatch.setattr(EvaEncoder, "_through", watched)
+
+    def run(dtype: str | None, plan: ParallelPlan, ranks: int) -> list[float]:
+        parts = {"vision": replace(EVA, dtype=dtype), "language": replace(OPT, dtype=dtype)}
+        folder = tmp_path / str(dtype)
+        train(folder, plan, name="generative", ranks=ranks, build=lambda stage: Blip2.tiny(stage=stage, **parts))
+        return [loss for _, loss in losses(folder)]
+
+    def work(rank: int) -> tuple[list[float], set[torch.dtype]]:
+        return run("float16", ParallelPlan(precision="bf16"), 2), seen
+
+    (found, dtypes), _ = on_ranks(2, work)
+    # What the blocks add up is kept in the dtype of the class token, float32.
+    assert dtypes == {torch.float32}
+    assert found == pytest.approx(run(None, ParallelPlan(), 1), rel=1e-2)
 
 
 class Clipped(Callback):
