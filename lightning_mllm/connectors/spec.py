@@ -47,7 +47,7 @@ class ViewsConnectorSpec(ConnectorSpec, Protocol):
 Spec = TypeVar("Spec", bound=ConnectorSpec)
 
 
-def with_widths(spec: Spec, **widths: Any) -> Spec:
+def with_widths(spec: Spec, **widths: int | tuple[int, ...]) -> Spec:
     """The spec with its widths filled in.
 
     Raises:

@@ -25,7 +25,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from itertools import groupby
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -36,6 +36,9 @@ from lightning_mllm.contracts import TokenKind, runs_of
 
 PLAN = "expert_plan"
 """The keyword by which a plan travels through a decoder to its blocks."""
+
+Hooked = tuple[tuple[object, ...], dict[str, object]]
+"""What a pre-hook hands on: arguments by place and by name."""
 
 Part = Literal["qkv", "output", "ffn"]
 PARTS: dict[str, tuple[str, ...]] = {
@@ -89,8 +92,10 @@ class Switch:
 
     plan: Plan | None = None
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.plan = kwargs.pop(PLAN, None)
+    def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> Hooked:
+        plan = kwargs.pop(PLAN, None)
+        assert plan is None or isinstance(plan, Plan)
+        self.plan = plan
         return args, kwargs
 
 
@@ -213,9 +218,9 @@ def prefilled(model: PreTrainedModel, kinds: UInt8[Tensor, "B T"] | None) -> Ite
         yield
         return
 
-    def hand(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def hand(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> Hooked | None:
         embeds = kwargs.get("inputs_embeds")
-        if embeds is None:
+        if not isinstance(embeds, Tensor):
             return None
         plan = plan_of(runs_of(kinds.repeat_interleave(len(embeds) // len(kinds), 0)))
         return args, {**kwargs, PLAN: plan}

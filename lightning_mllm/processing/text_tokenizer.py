@@ -104,7 +104,7 @@ class TextTokenizer:
             ids[backend.token_to_id(content)] = i
         return backend, ids
 
-    def _with_stand_ins(self, normalizer: Any) -> Any:
+    def _with_stand_ins(self, normalizer: object) -> object:
         """A normalizer (JSON) whose patterns name special tokens (`language/sentencepiece_tokenizer.py`), with the
         stand-ins in their place."""
         if isinstance(normalizer, list):
@@ -116,7 +116,7 @@ class TextTokenizer:
             return re.sub(rf"(?<=[!=|])({escaped})(?=[|)])", lambda found: found[0] + STAND_IN, normalizer)
         return normalizer
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"tokenizer": self.tokenizer, "begins": self.begins}
 
 

@@ -104,7 +104,7 @@ def step(module: MultimodalModule, batch: Batch) -> None:
     known = batch.noted(step=(batch.noted(images=batch.images[:0]),))
     with NoWaits():
         module.training_step(known.to("meta", non_blocking=True), 0).backward()
-    for parameter, tensor in module.named_parameters():
+    for parameter, tensor in module.net.named_parameters():
         assert tensor.requires_grad == (parameter in module.trained)
 
 
