@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def counted(count: Path, size: int = 1000) -> Callable[[], np.ndarray]:
     def build() -> np.ndarray:
         with open(count, "a") as file:
             file.write("x")
+        time.sleep(0.2)  # so that the others come meanwhile
         return np.arange(size, dtype=np.int32)
 
     return build
