@@ -38,7 +38,7 @@ class LanguageSource:
     weights: str | None = ""
     """None: fresh; "": those of `model`; else another folder or a file of tensors."""
     dtype: str | None = None
-    """Of the parameters (`bfloat16`, for a frozen model that must be small); None takes the Trainer's precision."""
+    """Of the parameters (`bfloat16`, for a frozen model that must be small); None follows `hardware.precision`."""
     config: dict[str, Any] | None = None
     """A configuration in place of the one in `model` (`{model_type: llama, hidden_size: 64, ...}`); the weights are
     then fresh unless they are named, and `model` may still name the tokenizer."""

@@ -159,7 +159,7 @@ class EvaSpec:
     feedforward: int
     dtype: str | None = None
     """Of the weights of linear and convolution layers, with which they then also compute (`float16` for a frozen tower
-    that must be small, as released); None takes the Trainer's precision."""
+    that must be small, as released); None: float32, or what `hardware.precision` says."""
     mean: Statistic = OPENAI_DATASET_MEAN
     """Of RGB in [0, 1], by channel."""
     std: Statistic = OPENAI_DATASET_STD
