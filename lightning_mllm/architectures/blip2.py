@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Self
 
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.connectors.projector import LinearConnector
-from lightning_mllm.connectors.qformer import TINY_QFORMER, QFormerConnector
+from lightning_mllm.connectors.qformer_connector import TINY_QFORMER, QFormerConnector
 from lightning_mllm.contracts import ParamGroup, Stage
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
 from lightning_mllm.language.generation import Decoding

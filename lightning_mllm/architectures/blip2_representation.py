@@ -14,7 +14,7 @@ from lightning_mllm.connectors.alignment import (
     LossWeights,
 )
 from lightning_mllm.connectors.norm import LayerNormConnector
-from lightning_mllm.connectors.qformer import TINY_QFORMER, QFormerConnector
+from lightning_mllm.connectors.qformer_connector import TINY_QFORMER, QFormerConnector
 from lightning_mllm.contracts import Batch, ParamGroup, Sample, Stage, Turn
 from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.tokenizer import WRITE, reader_tokenizer

@@ -19,7 +19,6 @@ Legend: N images, B rows of text, L tokens a row, Q queries, D width, V visual v
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -29,9 +28,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lightning_mllm.connectors.qformer_layers import KeysValues, QFormerLayer
-from lightning_mllm.interop.keys.qformer import BERT_KEYS, QUERY_TWIN, TEXT, plain_bert
-from lightning_mllm.weights.files import TensorFiles
-from lightning_mllm.weights.hub import tensors_at
 
 STD = 0.02
 """Of BERT's initial values (arXiv 1810.04805, `initializer_range`), and of the queries' and new rows'."""
@@ -44,13 +40,50 @@ class PastKeyValues:
     layers: tuple[KeysValues, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class QFormerSizes:
+    """What a Q-Former is built from.
+
+    Raises:
+        ValueError: Sizes that do not go together.
+    """
+
+    queries: int = 32
+    """Q."""
+    width: int = 768
+    """D."""
+    layers: int = 12
+    heads: int = 12
+    feedforward: int = 3072
+    cross_every: int = 2
+    """Blocks 0, `cross_every`, ... attend to the image."""
+    vocab: int = 30523
+    """BERT's words and `[DEC]`, which opens a text that is to be written."""
+    positions: int = 512
+    text: Literal["none", "instruction", "full"] = "none"
+    """Whether there is text: none at all, only as an instruction to the queries, or text that is itself read out."""
+    dropout: float = 0.1
+    eps: float = 1e-12
+    std: float = STD
+    """Of fresh values: BERT's, under which a much narrower Q-Former starts all but deaf (1 / sqrt(width) serves it)."""
+    in_width: int = 0
+    """E; filled in by the architecture."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"qformer.heads: found {self.heads}, expected a divisor of the width {self.width}")
+        for name in ("queries", "layers", "cross_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"qformer.{name}: found {getattr(self, name)}, expected at least 1")
+
+
 class QFormer(nn.Module):
     """Queries over an image, and text beside them; see the spec for the sizes.
 
     Rows of `real` need at least one true place each. The tokens of other places are not looked at.
     """
 
-    def __init__(self, spec: QFormerConnector) -> None:
+    def __init__(self, spec: QFormerSizes) -> None:
         super().__init__()
         self.text = spec.text
         self.queries = nn.Parameter(torch.empty(1, spec.queries, spec.width))
@@ -166,103 +199,8 @@ class QFormer(nn.Module):
         assert self.text in kinds, f"a Q-Former with text {self.text!r}, expected {' or '.join(kinds)}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class QFormerConnector:
-    """A Q-Former: fresh, or with what BERT knows.
-
-    Raises:
-        ValueError: Sizes that do not go together; on use, weights that cannot be had or are no BERT of this vocabulary.
-    """
-
-    bert: str = ""
-    """What it starts from: a folder in the layout of transformers or a name on the hub (`bert-base-uncased`). The
-    queries' feed-forwards start as copies of the text's; queries, cross-attention and new words are fresh."""
-    queries: int = 32
-    """Q."""
-    width: int = 768
-    """D."""
-    layers: int = 12
-    heads: int = 12
-    feedforward: int = 3072
-    cross_every: int = 2
-    """Blocks 0, `cross_every`, ... attend to the image."""
-    vocab: int = 30523
-    """BERT's words and `[DEC]`, which opens a text that is to be written."""
-    positions: int = 512
-    text: Literal["none", "instruction", "full"] = "none"
-    """Whether there is text: none at all, only as an instruction to the queries, or text that is itself read out."""
-    dropout: float = 0.1
-    eps: float = 1e-12
-    std: float = STD
-    """Of fresh values: BERT's, under which a much narrower Q-Former starts all but deaf (1 / sqrt(width) serves it)."""
-    in_width: int = 0
-    """E; filled in by the architecture."""
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"qformer.heads: found {self.heads}, expected a divisor of the width {self.width}")
-        for name in ("queries", "layers", "cross_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"qformer.{name}: found {getattr(self, name)}, expected at least 1")
-
-    @property
-    def fresh(self) -> Sequence[str]:
-        """What BERT has not."""
-        return ("queries", "layers.*.cross_attention.*")
-
-    def build(self) -> QFormer:
-        assert self.in_width > 0, self
-        return QFormer(self)
-
-    def pretrained(self) -> Iterator[tuple[str, Tensor]] | None:
-        return self._from_bert() if self.bert else None
-
-    def _from_bert(self) -> Iterator[tuple[str, Tensor]]:
-        files = TensorFiles(tensors_at(self.bert, "qformer.bert"))
-        known = set(self._names())
-        for name in files:
-            found = BERT_KEYS.ours(plain_bert(name))
-            if found is None:
-                continue
-            (ours,), tensor = found.ours, files[name]
-            if ours == "words.weight" and not 0 <= self.vocab - len(tensor) <= 1:
-                raise ValueError(
-                    f"{self.bert}: has {len(tensor)} words, expected {self.vocab}, or one less where [DEC] is added"
-                )
-            twin = ours.replace(TEXT, QUERY_TWIN) if TEXT in ours else None
-            if twin is not None:
-                yield twin, tensor
-            if ours in known or not self._is_of_text(ours):
-                yield ours, tensor
-
-    def _names(self) -> list[str]:
-        with torch.device("meta"):
-            return list(self.build().state_dict())
-
-    @staticmethod
-    def _is_of_text(name: str) -> bool:
-        return TEXT in name or name.startswith(("words.", "positions."))
-
-    def resized(self, name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor | None:
-        """BERT's words and one more."""
-        if name != "words.weight" or tensor.ndim != 2 or tuple(shape) != (len(tensor) + 1, tensor.shape[1]):
-            return None
-        new = torch.randn(1, tensor.shape[1], generator=torch.Generator().manual_seed(len(tensor))) * STD
-        return torch.cat([tensor, new.to(tensor.dtype)])
-
-    def blocks(self, module: nn.Module) -> list[nn.Module]:
-        assert isinstance(module, QFormer)
-        return list(module.layers)
-
-
 def _as_bert_starts(module: nn.Module, std: float) -> None:
     if isinstance(module, (nn.Linear, nn.Embedding)):
         nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
-
-
-TINY_QFORMER = QFormerConnector(
-    queries=4, width=32, layers=3, heads=2, feedforward=48, vocab=260, positions=128, dropout=0.0
-)
-"""For the `tiny()` of an architecture; bytes as tokens."""

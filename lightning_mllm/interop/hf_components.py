@@ -20,7 +20,8 @@ from transformers import (
     LlavaConfig,
 )
 
-from lightning_mllm.connectors.qformer import QFormer, QFormerConnector
+from lightning_mllm.connectors.qformer import QFormer
+from lightning_mllm.connectors.qformer_connector import QFormerConnector
 from lightning_mllm.connectors.qformer_layers import QFormerLayer
 from lightning_mllm.language.causal import CausalLM
 from lightning_mllm.language.seq2seq import Seq2SeqLM

@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from lightning_mllm.component import ComponentSpec
-from lightning_mllm.connectors.qformer import TINY_QFORMER
+from lightning_mllm.connectors.qformer_connector import TINY_QFORMER
 from lightning_mllm.vision.convnext import ConvNextTower
 from lightning_mllm.vision.dino import DinoTower
 from lightning_mllm.vision.encoder import Statistic

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from lightning_mllm.component import ComponentSpec
 from lightning_mllm.connectors.norm import LayerNormConnector
-from lightning_mllm.connectors.qformer import QFormer, QFormerConnector
+from lightning_mllm.connectors.qformer import QFormer
+from lightning_mllm.connectors.qformer_connector import QFormerConnector
 from lightning_mllm.interop.keys.blip2 import TOWER_HF_KEYS, TOWER_LAVIS_KEYS
 from lightning_mllm.vision.encoder import Statistic, autograd_where_trained
 from lightning_mllm.vision.eva import EvaTower

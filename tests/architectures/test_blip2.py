@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from lightning_mllm.architectures.blip2 import TINY, Blip2
 from lightning_mllm.connectors.projector import LinearConnector
-from lightning_mllm.connectors.qformer import QFormerConnector
+from lightning_mllm.connectors.qformer_connector import QFormerConnector
 from lightning_mllm.contracts import TokenKind
 from lightning_mllm.language.causal import CausalLM
 from lightning_mllm.language.generation import Decoding

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from lightning_mllm.architectures.blip2_representation import Blip2Representation
 from lightning_mllm.connectors.alignment import AlignmentConnector, LossWeights, Pairs, nearest_query
-from lightning_mllm.connectors.qformer import QFormerConnector
+from lightning_mllm.connectors.qformer_connector import QFormerConnector
 from lightning_mllm.contracts import Sample, Term, Turn
 from lightning_mllm.language.generation import Decoding
 from lightning_mllm.training.initialise import build_empty

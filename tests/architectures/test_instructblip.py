@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lightning_mllm.architectures.instructblip import InstructBlip
-from lightning_mllm.connectors.qformer import QFormerConnector
+from lightning_mllm.connectors.qformer_connector import QFormerConnector
 from lightning_mllm.contracts import Batch, Sample, TokenKind, Turn
 from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.lm_loss import target_logits

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_mllm.connectors.qformer import QFormer, QFormerConnector
+from lightning_mllm.connectors.qformer import QFormer
+from lightning_mllm.connectors.qformer_connector import QFormerConnector
 
 SIZES: dict[str, Any] = {
     "queries": 3,

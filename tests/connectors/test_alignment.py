@@ -18,7 +18,7 @@ from lightning_mllm.connectors.alignment import (
     targets_of,
 )
 from lightning_mllm.connectors.norm import LayerNormConnector
-from lightning_mllm.connectors.qformer import QFormerConnector
+from lightning_mllm.connectors.qformer_connector import QFormerConnector
 
 HEADS = AlignmentConnector(in_width=768, vocab=30523)
 

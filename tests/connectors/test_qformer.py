@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from lightning_mllm.component import ComponentSpec, PartlyFresh, ResizableComponent
-from lightning_mllm.connectors.qformer import QFormer, QFormerConnector
+from lightning_mllm.connectors.qformer import QFormer
+from lightning_mllm.connectors.qformer_connector import QFormerConnector
 from lightning_mllm.training.initialise import build_empty, initialise, materialise
 from lightning_mllm.weights.files import write_tensors
 from lightning_mllm.weights.stage_weights import InitialTensors

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from lightning_mllm.connectors.qformer import QFormerConnector
+from lightning_mllm.connectors.qformer_connector import QFormerConnector
 from lightning_mllm.training.parallelize import ParallelPlan, parallelize
 from lightning_mllm.training.sharding import full_tensor
 from tests.connectors.qformers import SIZES, qformer, rows

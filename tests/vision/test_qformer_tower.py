@@ -12,7 +12,7 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, OPTConfig
 from lightning_mllm.architectures.blip2_representation import Blip2Representation
 from lightning_mllm.component import ComponentSpec, PartlyFresh, ResizableComponent
 from lightning_mllm.connectors.norm import LayerNormConnector
-from lightning_mllm.connectors.qformer import QFormerConnector
+from lightning_mllm.connectors.qformer_connector import QFormerConnector
 from lightning_mllm.vision.eva import EvaTower
 from lightning_mllm.vision.qformer_tower import QFormerTower
 from lightning_mllm.weights.files import write_tensors
