@@ -67,9 +67,9 @@ def test_a_folder_of_blip2_gives_its_queries(tmp_path: Path) -> None:
 def test_a_run_of_ours_over_the_weights_it_was_trained_from(tmp_path: Path) -> None:
     """What a run never trained is not in its folder: the frozen encoder comes from where the run had it from."""
     settings: dict[str, Any] = {**TINY, "image_size": 16, "patch_size": 8}
-    net: Any = Blip2Representation.tiny(vision=EvaTower(**settings), qformer=replace(QFORMER, vocab=260), tokenizer="")
-    net.configure_model()
-    shaken(net).eval()
+    module = Blip2Representation.tiny(vision=EvaTower(**settings), qformer=replace(QFORMER, vocab=260), tokenizer="")
+    module.configure_model()
+    net: Any = shaken(module.net).eval()
     write_tensors(tmp_path / "eva.safetensors", {n: t for n, t in _timm(net.vision)})
     state = {n: t for n, t in net.state_dict().items() if not n.startswith("vision.")}
     write_stage(tmp_path / "runs/representation", state, stage="representation", settings={}, init_from={}, steps=1)
