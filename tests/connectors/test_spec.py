@@ -61,7 +61,7 @@ def test_a_connector_of_ones_own_learns(kind: type[Any], spec: Any) -> None:
     module = kind.tiny(connector=spec, stage=stage)
     module.configure_model()
     module(batch_of(module, ONE, TEXT)).loss.backward()
-    assert all(torch.any(p.grad != 0) for p in module.connector.parameters())
+    assert all(torch.any(p.grad != 0) for p in module.net.connector.parameters())
     if not (kind is LLaVA and isinstance(spec, Deep)):
         with pytest.raises(
             ValueError, match=rf"connector: found {type(spec).__name__}, expected \w+Connector .*exported"
