@@ -30,7 +30,7 @@ class Tally:
         self._own: Counter[tuple[str, str]] = Counter()
         self._sentences: list[str] = []
 
-    def add(self, batch: Any) -> None:
+    def add(self, batch: object) -> None:
         """Counts the notes of a batch; a note is a kind, or a kind, ": " and a sentence."""
         notes: Sequence[tuple[str, ...]] = getattr(batch, "notes", ())
         if not notes:
@@ -85,7 +85,7 @@ class TalliedDataModule(LightningDataModule, ABC):
     @abstractmethod
     def train_dataloader(self) -> Any: ...
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+    def on_before_batch_transfer(self, batch: object, dataloader_idx: int) -> Any:
         """Counts what happened to the samples of a batch."""
         trainer = self.trainer
         if trainer is not None and not trainer.sanity_checking:

@@ -215,7 +215,7 @@ def _checkpoint(block: nn.Module, how: Checkpointing) -> None:
     block.forward = partial(_recomputed, block.forward, partial(checkpoint, use_reentrant=False, **context))
 
 
-def _recomputed(forward: Callable[..., Any], checkpointed: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _recomputed(forward: Callable[..., Any], checkpointed: Callable[..., Any], *args: object, **kwargs: object) -> Any:
     return checkpointed(forward, *args, **kwargs) if torch.is_grad_enabled() else forward(*args, **kwargs)
 
 
@@ -224,7 +224,7 @@ def _selective_contexts() -> Any:
     # Counted apart: with one counter an odd number of products would make the recomputation keep others.
     products = {False: 0, True: 0}
 
-    def keeps(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    def keeps(ctx: Any, op: Any, *args: object, **kwargs: object) -> CheckpointPolicy:
         kept = op.name() in ATTENTION
         if op.name() in PRODUCTS:
             products[ctx.is_recompute] += 1
@@ -268,7 +268,7 @@ def _register_entry(net: nn.Module, name: str) -> None:
     register_fsdp_forward_method(net, name)
     entered, state = getattr(net, name), cast(Any, net)._get_fsdp_state()
 
-    def method(*args: Any, **kwargs: Any) -> Any:
+    def method(*args: object, **kwargs: object) -> Any:
         # A nested entry would release the parameters that the outer one still needs for its backward pass.
         inside = state._state_ctx.iter_forward_root is not None
         return (plain if inside else entered)(*args, **kwargs)

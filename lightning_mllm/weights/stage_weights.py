@@ -73,7 +73,7 @@ def write_stage(
 
 
 def write_record(
-    folder: Path, lineage: Lineage, *, names: Iterable[str], settings: dict[str, Any], **facts: Any
+    folder: Path, lineage: Lineage, *, names: Iterable[str], settings: dict[str, Any], **facts: object
 ) -> None:
     """Writes `stage.json` beside the tensors.
 

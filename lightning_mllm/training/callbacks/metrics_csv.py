@@ -35,7 +35,7 @@ class MetricsCsv(Logger):
         return ""
 
     @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, params: object, *args: object, **kwargs: object) -> None:
         """Nothing: the run folder holds `config.yaml`."""
 
     @rank_zero_only
