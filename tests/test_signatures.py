@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from tests.test_layers import FILES, ROOT
 
-MOST = 150
+MOST = 115
 """Of parameters and results in all; `dict[str, Any]` (JSON) is not counted."""
 
 
