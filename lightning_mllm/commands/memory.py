@@ -114,7 +114,7 @@ def _net_of(model: dict[str, Any]) -> MultimodalModule:
     parser.add_subclass_arguments(MultimodalModule, "model", required=True)
     with tempfile.TemporaryDirectory() as folder:
 
-        def replaced(value: Any) -> Any:
+        def replaced(value: object) -> object:
             """With a folder of sizes, and of a tokenizer of bytes, in place of each name."""
             if isinstance(value, dict):
                 return {key: replaced(each) for key, each in value.items()}

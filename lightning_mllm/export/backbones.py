@@ -171,7 +171,7 @@ def pack(run: Path, folder: Path) -> None:
     write_text(folder / "card.json", json.dumps(card, indent=2) + "\n")
 
 
-def _worlds(data: Any) -> list[Path]:
+def _worlds(data: object) -> list[Path]:
     """The cards of the worlds whose files the data section names."""
     if isinstance(data, dict):
         return sorted({path for value in data.values() for path in _worlds(value)})

@@ -64,8 +64,9 @@ class Seq2SeqLM(LanguageSource):
                 yield name, files[other]
 
 
-def _untie(model: Any) -> None:
+def _untie(built: PreTrainedModel) -> None:
     """Gives the head values of its own; as random ones such that fresh logits have a variance of about 1."""
+    model: Any = built  # of T5's attributes
     model._tied_weights_keys = {name: tied for name, tied in model._tied_weights_keys.items() if name != HEAD}
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
     weight = torch.empty_like(model.lm_head.weight)

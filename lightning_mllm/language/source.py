@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from lightning_mllm.language.previous_token_heads import add_previous_token_heads
 from lightning_mllm.weights.files import TensorFiles, resource
@@ -73,7 +73,7 @@ class LanguageSource:
     def _article(self) -> str:
         return f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
 
-    def _stated(self) -> Any:
+    def _stated(self) -> PreTrainedConfig:
         settings = dict(self.config or {})
         kind = settings.pop("model_type", None)
         if kind not in self.types:
@@ -86,7 +86,7 @@ class LanguageSource:
             check_setting("language.config", known, key)
         return AutoConfig.for_model(kind, **settings)
 
-    def _read(self) -> Any:
+    def _read(self) -> PreTrainedConfig:
         try:
             return AutoConfig.from_pretrained(str(resource(self.model)), trust_remote_code=False)
         except (OSError, ValueError) as error:
@@ -140,7 +140,7 @@ class LanguageSource:
         return [each for each in module.modules() if type(each).__name__ in layers]
 
 
-def check_setting(where: str, config: Any, key: str) -> None:
+def check_setting(where: str, config: PreTrainedConfig, key: str) -> None:
     """ValueError, naming the nearest one, if `key` is no setting of `config`."""
     if not hasattr(config, key):
         near = difflib.get_close_matches(key, config.to_dict(), n=1, cutoff=0.0)[0]

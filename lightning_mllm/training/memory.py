@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import multiprocessing
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch._guards import active_fake_mode
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -173,11 +174,13 @@ class MemoryTracker(TorchDispatchMode):
         torch.UntypedStorage.resize_ = resize_  # pyright: ignore[reportAttributeAccessIssue]
         return super().__enter__()
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         torch.UntypedStorage.resize_ = self._resize
         super().__exit__(*error)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
         if any(issubclass(each, DTensor) for each in types):
             return NotImplemented  # its local tensors come by themselves
         found = func(*args, **(kwargs or {}))
@@ -225,7 +228,9 @@ class FloatsAreFake(FakeTensorMode):
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
         if any(issubclass(each, DTensor) for each in types):
             return NotImplemented
         tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
@@ -236,10 +241,10 @@ class FloatsAreFake(FakeTensorMode):
                 return func(*args, **(kwargs or {}))
         elif func is aten.index.Tensor:
             args = (args[0], [each for index in args[1] for each in _places(index)])
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        return super().__torch_dispatch__(func, types, args, kwargs or {})
 
 
-def _counts(func: Any) -> bool:
+def _counts(func: OpOverload) -> bool:
     """Whether an operation without tensors and without a dtype makes integers."""
     return func._schema.name == "aten::arange"
 

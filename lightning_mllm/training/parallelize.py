@@ -16,9 +16,15 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import nn
+from torch._ops import OpOverload
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 Precision = Literal["fp32", "bf16"]
 Checkpointing = Literal["auto", "none", "selective", "full"]
@@ -215,7 +221,9 @@ def _checkpoint(block: nn.Module, how: Checkpointing) -> None:
     block.forward = partial(_recomputed, block.forward, partial(checkpoint, use_reentrant=False, **context))
 
 
-def _recomputed(forward: Callable[..., Any], checkpointed: Callable[..., Any], *args: object, **kwargs: object) -> Any:
+def _recomputed(
+    forward: Callable[..., Any], checkpointed: Callable[..., Any], *args: object, **kwargs: object
+) -> object:
     return checkpointed(forward, *args, **kwargs) if torch.is_grad_enabled() else forward(*args, **kwargs)
 
 
@@ -224,7 +232,7 @@ def _selective_contexts() -> Any:
     # Counted apart: with one counter an odd number of products would make the recomputation keep others.
     products = {False: 0, True: 0}
 
-    def keeps(ctx: Any, op: Any, *args: object, **kwargs: object) -> CheckpointPolicy:
+    def keeps(ctx: SelectiveCheckpointContext, op: OpOverload, *args: object, **kwargs: object) -> CheckpointPolicy:
         kept = op.name() in ATTENTION
         if op.name() in PRODUCTS:
             products[ctx.is_recompute] += 1
