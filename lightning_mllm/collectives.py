@@ -5,11 +5,12 @@ Legend: B rows of this rank.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 T = TypeVar("T")
 
@@ -48,11 +49,11 @@ def _gathered(tensor: Tensor) -> Tensor:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, tensor: Tensor) -> Tensor:
         return _gathered(tensor)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
         # A copy: autograd may still need what it handed over.
         everyone = all_reduce(gradients[0].clone(memory_format=torch.contiguous_format))
         rank, world = rank_and_world()

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jsonargparse
 import torch
@@ -61,14 +61,14 @@ class Model:
             return processor.decode(self.module.generate(batch, chosen)[0])
 
 
-def _listed(images: Any) -> Sequence[Picture]:
+def _listed(images: object) -> Sequence[Picture]:
     """Several pictures; ValueError for arrays and tensors, which do not say what their numbers are."""
     several = isinstance(images, list | tuple)
     odd = next((each for each in images if not isinstance(each, Picture)), None) if several else images
     if odd is not None:
         kind = f"{type(odd).__module__}.{type(odd).__qualname__}"
         raise ValueError(f"image: found a {kind}, expected a path or an open picture (PIL.Image.fromarray makes one)")
-    return images
+    return cast(Sequence[Picture], images)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", chat: str | None = None) -> Model:

@@ -19,11 +19,13 @@ from typing import Any
 import torch
 import yaml
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import IMAGE_MARK
 from lightning_mllm.inference import load, stage_of
+from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.vision.clip import OpenClipModel
 from lightning_mllm.vision.source import CONFIG, WEIGHTS
 from lightning_mllm.weights.files import sha256, write_tensors, write_text
 
@@ -113,8 +115,9 @@ def _halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in tensors.items()}
 
 
-def _write_language(module: Any, folder: Path) -> Path:
-    model, ends = module.net.language.half(), module.processor.eos_token_ids
+def _write_language(module: MultimodalModule, folder: Path) -> Path:
+    model: Any = module.net.language
+    model, ends = model.half(), module.processor.eos_token_ids
     config = model.config
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
     # Of T5 1.1, transformers reads from this whether the decoder's output is scaled.
@@ -130,13 +133,15 @@ def _write_language(module: Any, folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
-def _write_clip(module: Any, folder: Path) -> Path:
-    source = module.components["clip"].source
+def _write_clip(module: MultimodalModule, folder: Path) -> Path:
+    spec, clip = module.components["clip"], module.net.clip
+    assert isinstance(spec, OpenClipModel) and isinstance(clip, nn.Module)
+    source = spec.source
     mean, std = source.statistics()
     preprocess = {"size": source.model_config()["vision_cfg"]["image_size"], "mean": mean, "std": std}
     card = {"model_cfg": source.model_config(), "preprocess_cfg": preprocess}
     write_text(folder / CONFIG, json.dumps(card, indent=2) + "\n")
-    tensors = _halved(module.net.clip.state_dict())
+    tensors = _halved(clip.state_dict())
     tensors["logit_scale"] = tensors["logit_scale"].reshape(())
     write_tensors(folder / WEIGHTS, tensors)
     return folder / WEIGHTS

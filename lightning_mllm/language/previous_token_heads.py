@@ -50,7 +50,8 @@ def add_previous_token_heads(model: PreTrainedModel, heads: int) -> None:
             _rotary(body.layers[0].self_attn, config.rope_parameters["rope_theta"], heads)
 
 
-def _rotary(attention: Any, theta: float, heads: int) -> None:
+def _rotary(block: nn.Module, theta: float, heads: int) -> None:
+    attention: Any = block
     if attention.q_proj.bias is None:
         raise ValueError(
             "language.previous_token_heads: found attention_bias False, expected rotary attention with biases"
@@ -79,7 +80,8 @@ def constant_attention(frequencies: Tensor, distance: int) -> tuple[Tensor, Tens
     return query, torch.cat([used * angle.cos(), used * angle.sin()])
 
 
-def _learned(decoder: Any, heads: int) -> None:
+def _learned(opt: nn.Module, heads: int) -> None:
+    decoder: Any = opt
     words: Tensor = decoder.embed_tokens.weight
     places: Tensor = decoder.embed_positions.weight
     attention = decoder.layers[0].self_attn

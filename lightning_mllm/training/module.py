@@ -338,7 +338,7 @@ class MultimodalModule(EvaluatedModule):
 
     # ---- what is kept ------------------------------------------------------------------------------------------
 
-    def state_dict(self, *arguments: Any, **named: Any) -> dict[str, Tensor]:
+    def state_dict(self, *arguments: Any, **named: object) -> dict[str, Tensor]:
         """The net's."""
         return self.net.state_dict(*arguments, **named)
 

@@ -276,7 +276,7 @@ def _register_entry(net: nn.Module, name: str) -> None:
     register_fsdp_forward_method(net, name)
     entered, state = getattr(net, name), cast(Any, net)._get_fsdp_state()
 
-    def method(*args: object, **kwargs: object) -> Any:
+    def method(*args: object, **kwargs: object) -> object:
         # A nested entry would release the parameters that the outer one still needs for its backward pass.
         inside = state._state_ctx.iter_forward_root is not None
         return (plain if inside else entered)(*args, **kwargs)
