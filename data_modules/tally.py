@@ -83,9 +83,9 @@ class TalliedDataModule(LightningDataModule, ABC):
         self._validated = -1
 
     @abstractmethod
-    def train_dataloader(self) -> Any: ...
+    def train_dataloader(self) -> object: ...
 
-    def on_before_batch_transfer(self, batch: object, dataloader_idx: int) -> Any:
+    def on_before_batch_transfer(self, batch: object, dataloader_idx: int) -> object:
         """Counts what happened to the samples of a batch."""
         trainer = self.trainer
         if trainer is not None and not trainer.sanity_checking:

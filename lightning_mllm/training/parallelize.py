@@ -227,7 +227,7 @@ def _recomputed(
     return checkpointed(forward, *args, **kwargs) if torch.is_grad_enabled() else forward(*args, **kwargs)
 
 
-def _selective_contexts() -> Any:
+def _selective_contexts() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
     """Keeps the outputs of attention and of every second matrix product of a block."""
     # Counted apart: with one counter an odd number of products would make the recomputation keep others.
     products = {False: 0, True: 0}

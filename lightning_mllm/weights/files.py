@@ -14,7 +14,7 @@ from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -231,7 +231,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     return places
 
 
-def _open_safetensors(file: Path) -> Any:
+def _open_safetensors(file: Path) -> safe_open:
     try:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
