@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from tests.test_layers import FILES, ROOT
 
-MOST = 115
+MOST = 60
 """Of parameters and results in all; `dict[str, Any]` (JSON) is not counted."""
 
 
