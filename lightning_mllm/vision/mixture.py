@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from lightning_mllm.component import ComponentSpec
+from lightning_mllm.component import ComponentSpec, Composite
 from lightning_mllm.connectors.qformer_connector import TINY_QFORMER
 from lightning_mllm.vision.convnext import ConvNextTower
 from lightning_mllm.vision.dino import DinoTower
@@ -26,7 +26,6 @@ from lightning_mllm.vision.encoder import Statistic
 from lightning_mllm.vision.eva import EvaTower
 from lightning_mllm.vision.qformer_tower import QFormerTower
 from lightning_mllm.vision.tower import TINY_TOWER
-from lightning_mllm.weights.composite import Composite
 
 Resize = Literal["nearest", "bilinear", "bicubic"]
 

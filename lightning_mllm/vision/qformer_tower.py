@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from lightning_mllm.component import ComponentSpec
+from lightning_mllm.component import ComponentSpec, Composite
 from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.connectors.qformer import QFormer
 from lightning_mllm.connectors.qformer_connector import QFormerConnector
@@ -24,7 +24,6 @@ from lightning_mllm.interop.keys.blip2 import TOWER_HF_KEYS, TOWER_LAVIS_KEYS
 from lightning_mllm.vision.encoder import Statistic, autograd_where_trained
 from lightning_mllm.vision.eva import EvaTower
 from lightning_mllm.vision.tower import OpenClipTower
-from lightning_mllm.weights.composite import Composite
 from lightning_mllm.weights.hub import tensors_at
 from lightning_mllm.weights.stage_weights import initial_tensors
 

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from lightning_mllm.component import ComponentSpec, PartlyFresh, ResizableComponent
+from lightning_mllm.component import ComponentSpec, Composite, PartlyFresh, ResizableComponent
 from lightning_mllm.connectors.qformer_connector import QFormerConnector
 from lightning_mllm.vision.tower import TINY_TOWER
-from lightning_mllm.weights.composite import Composite
 from lightning_mllm.weights.files import write_tensors
 
 
