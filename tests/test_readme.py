@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import re
-import shlex
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,23 +11,14 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from lightning_mllm.cli import HELP, VERBS, main
-from lightning_mllm.commands.command_line import SETTINGS, check_tree, read_command_line
-from lightning_mllm.commands.config import Config, option_tree
-from lightning_mllm.commands.help import asks_for_help, show_help
+from lightning_mllm.cli import HELP, main
 from tests.commands.conftest import TOY
+from tests.documents import blocks, check_command, commands, parses
 from tests.training.runs import losses
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
-COMMANDS = [
-    line.split("#")[0].strip()
-    for language, block in BLOCKS
-    if language == "bash"
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.strip()
-]
+BLOCKS, COMMANDS = blocks(TEXT), commands(TEXT)
 
 
 def test_fits_in_one_sitting() -> None:
@@ -44,39 +31,7 @@ def test_fits_in_one_sitting() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_exist(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    program, *arguments = command.split()
-    if program == "make":
-        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-        assert arguments[0] in targets
-    else:
-        assert program.removeprefix(".venv/bin/") == "mllm"
-        parses(*shlex.split(command)[1:])
-
-
-def parses(verb: str, *given: str) -> None:
-    """The verb and its options exist; a verb that takes settings takes these."""
-    assert verb in VERBS
-    asked = [each for each in given if asks_for_help([each])]
-    if verb in ("fit", "validate", "test", "predict"):
-        show_help(given) if asked else read_command_line(given)
-        return
-    known = f"{run_help(verb)} "
-    for each in given:
-        name, equals, value = each.partition("=")
-        if not each.startswith("--") or re.search(rf"{name}[ ,\]\n]", known):
-            continue
-        assert verb in ("run", "mix") and equals, f"{verb} has no {name}"
-        stage, _, rest = name.removeprefix("--").partition(".")
-        check_tree(option_tree(name.removeprefix("--") if stage in SETTINGS else rest, value), Config())
-
-
-@cache
-def run_help(verb: str) -> str:
-    """What `mllm VERB --help` prints."""
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        main([verb, "--help"])
-    return shown.getvalue()
+    check_command(command)
 
 
 @pytest.mark.parametrize("command", ["mllm run x --hardwear=cpu", "mllm world d --image 3", "mllm fit --stage.lrr=1"])
