@@ -79,7 +79,7 @@ def test_an_architecture_and_a_source_of_ones_own_train_as_printed(
     """The printed files, as they are, beside one another: `mllm fit` takes two steps and hands over the better one's
     connector.
     """
-    for _, block in BLOCKS:
+    for _, block in [*BLOCKS, *blocks((ROOT / "docs/data.md").read_text(encoding="utf-8"))]:
         if named := re.match(r"# (\w+\.(?:py|yaml))\b", block):
             (tmp_path / named[1]).write_text(block, encoding="utf-8")
     assert {each.name for each in tmp_path.iterdir()} == {"mine.py", "pictures.py", "mine.yaml", "best.yaml"}
