@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -150,59 +152,73 @@ def test_no_value_rests_on_memory(file: Path) -> None:
         assert text.startswith("# All values are ours.\n")
 
 
-ADAM, BLIP2_ADAM, COGVLM_ADAM, SPHINX_ADAM = [0.9, 0.999], [0.9, 0.98], [0.9, 0.95], [0.9, 0.95]
-TABLE = {
-    # global batch, length, peak rate, where it ends, betas, weight decay, warm-up
-    "llava_7b/align": (128, {"epochs": 1}, 2e-3, 0, ADAM, 0, 0.03),
-    "llava_7b/instruct": (32, {"epochs": 3}, 2e-5, 0, ADAM, 0, 0.03),
-    "llava15_7b/align": (256, {"epochs": 1}, 1e-3, 0, ADAM, 0, 0.03),
-    "llava15_7b/instruct": (128, {"epochs": 1}, 2e-5, 0, ADAM, 0, 0.03),
-    "llava15_13b/align": (256, {"epochs": 1}, 1e-3, 0, ADAM, 0, 0.03),
-    "llava15_13b/instruct": (128, {"epochs": 1}, 2e-5, 0, ADAM, 0, 0.03),
-    "llava15_7b_lora/instruct_lora": (128, {"epochs": 1}, 2e-4, 0, ADAM, 0, 0.03),
-    "blip2/representation": (1680, {"steps": 250_000}, 1e-4, 1e-5, BLIP2_ADAM, 0.05, 2000),
-    "blip2/retrieval": (224, {"epochs": 5}, 1e-5, 0, ADAM, 0.05, 1000),
-    **{
-        f"blip2_{lm}/generative": (batch, {"steps": 80_000}, 1e-4, 5e-5, BLIP2_ADAM, 0.05, 2000)
-        for lm, batch in {"opt2.7b": 1920, "opt6.7b": 1920, "flant5xl": 1520, "flant5xxl": 1520}.items()
+ADAM, BLIP2_ADAM, LLM_ADAM = (0.9, 0.999), (0.9, 0.98), (0.9, 0.95)
+PAPERS: dict[str, dict[str, tuple[int, dict[str, float], float, float, tuple[float, float], float, float]]] = {
+    # global batch, length, peak rate, where it ends, betas, weight decay, warm-up (a share, or steps)
+    "LLaVA, arXiv 2304.08485, sec. 4 and appendix": {
+        "llava_7b/align": (128, {"epochs": 1}, 2e-3, 0, ADAM, 0, 0.03),
+        "llava_7b/instruct": (32, {"epochs": 3}, 2e-5, 0, ADAM, 0, 0.03),
     },
-    **{
-        f"blip2_{lm}/{stage}": (batch, {"epochs": 5}, 1e-5, 0, ADAM, 0.05, 1000)
-        for lm in ("opt2.7b", "opt6.7b", "flant5xl")
-        for stage, batch in {"caption": 256, "vqa": 128}.items()
+    "LLaVA-1.5, arXiv 2310.03744, table of hyper-parameters; scripts/v1_5": {
+        "llava15_*b/align": (256, {"epochs": 1}, 1e-3, 0, ADAM, 0, 0.03),
+        "llava15_*b/instruct": (128, {"epochs": 1}, 2e-5, 0, ADAM, 0, 0.03),
+        "llava15_7b_lora/instruct_lora": (128, {"epochs": 1}, 2e-4, 0, ADAM, 0, 0.03),
     },
-    "instructblip_vicuna7b/align": (1920, {"steps": 80_000}, 1e-4, 5e-5, BLIP2_ADAM, 0.05, 2000),
-    "instructblip_vicuna13b/align": (1920, {"steps": 80_000}, 1e-4, 5e-5, BLIP2_ADAM, 0.05, 2000),
-    "cogvlm_17b/caption": (8192, {"steps": 120_000}, 1e-4, 0, COGVLM_ADAM, 0.05, 12_000),
-    "cogvlm_17b/grounding_224": (1024, {"steps": 30_000}, 1e-5, 0, COGVLM_ADAM, 0.05, 1200),
-    "cogvlm_17b/grounding_490": (1024, {"steps": 30_000}, 1e-5, 0, COGVLM_ADAM, 0.05, 1200),
-    **{
-        f"cogvlm_17b/{model}": (1024, {"steps": 6000}, 1e-5, 0, COGVLM_ADAM, 0.1, 0.02)
-        for model in ("chat", "chat_grounding")
+    "BLIP-2, arXiv 2301.12597, sec. 3.4 and tables 6 to 9; LAVIS's configurations": {
+        "blip2/representation": (1680, {"steps": 250_000}, 1e-4, 1e-5, BLIP2_ADAM, 0.05, 2000),
+        "blip2/retrieval": (224, {"epochs": 5}, 1e-5, 0, ADAM, 0.05, 1000),
+        "blip2_opt*/generative": (1920, {"steps": 80_000}, 1e-4, 5e-5, BLIP2_ADAM, 0.05, 2000),
+        "blip2_flan*/generative": (1520, {"steps": 80_000}, 1e-4, 5e-5, BLIP2_ADAM, 0.05, 2000),
+        "blip2_*/caption": (256, {"epochs": 5}, 1e-5, 0, ADAM, 0.05, 1000),
+        "blip2_*/vqa": (128, {"epochs": 5}, 1e-5, 0, ADAM, 0.05, 1000),
     },
-    "cogvlm_17b/chat_lora": (32, {"steps": 800}, 1e-5, 1e-6, COGVLM_ADAM, 0.05, 0.02),
-    **{
-        f"sphinx_13b/pretrain_{domain}": (640, {"steps": 180_000}, 5e-5, 5e-6, SPHINX_ADAM, 0.1, 2000)
-        for domain in ("real", "synthetic")
+    "InstructBLIP, arXiv 2305.06500, sec. 2.6": {
+        "instructblip_*/align": (1920, {"steps": 80_000}, 1e-4, 5e-5, BLIP2_ADAM, 0.05, 2000),
+        "instructblip_flant5xl/instruct": (192, {"steps": 60_000}, 1e-5, 0, ADAM, 0.05, 1000),
+        "instructblip_vicuna7b/instruct": (128, {"steps": 60_000}, 1e-5, 0, ADAM, 0.05, 1000),
+        "instructblip_vicuna13b/instruct": (64, {"steps": 60_000}, 1e-5, 0, ADAM, 0.05, 1000),
     },
-    **{
-        f"sphinx_{size}13b/instruct": (128, {"epochs": 1}, 2e-5, 0, SPHINX_ADAM, 0, 0.03) for size in ("", "1k_", "2k_")
+    "CogVLM, arXiv 2311.03079, sec. 2.2, 2.3 and appendix A; finetune_cogvlm_lora.sh": {
+        "cogvlm_17b/caption": (8192, {"steps": 120_000}, 1e-4, 0, LLM_ADAM, 0.05, 12_000),
+        "cogvlm_17b/grounding_*": (1024, {"steps": 30_000}, 1e-5, 0, LLM_ADAM, 0.05, 1200),
+        "cogvlm_17b/chat": (1024, {"steps": 6000}, 1e-5, 0, LLM_ADAM, 0.1, 0.02),
+        "cogvlm_17b/chat_grounding": (1024, {"steps": 6000}, 1e-5, 0, LLM_ADAM, 0.1, 0.02),
+        "cogvlm_17b/chat_lora": (32, {"steps": 800}, 1e-5, 1e-6, LLM_ADAM, 0.05, 0.02),
     },
-    **{
-        f"instructblip_{lm}/instruct": (batch, {"steps": 60_000}, 1e-5, 0, ADAM, 0.05, 1000)
-        for lm, batch in {"flant5xl": 192, "vicuna7b": 128, "vicuna13b": 64}.items()
+    "SPHINX, arXiv 2311.07575, sec. 4.1; LLaMA2-Accessory": {
+        "sphinx_13b/pretrain_*": (640, {"steps": 180_000}, 5e-5, 5e-6, LLM_ADAM, 0.1, 2000),
+        "sphinx_*13b/instruct": (128, {"epochs": 1}, 2e-5, 0, LLM_ADAM, 0, 0.03),
     },
 }
+ROWS = [(source, pattern) for source, rows in PAPERS.items() for pattern in rows]
 
 
-def test_the_published_numbers() -> None:
-    """From the papers' tables; where they have none, from the released configurations."""
-    assert set(TABLE) == {name(stage.with_suffix("")) for stage in PUBLISHED}
-    for path, numbers in TABLE.items():
-        stage = said(EXPERIMENTS / f"{path}.yaml")["stage"]
-        length = {key: stage[key] for key in ("epochs", "steps") if key in stage}
-        found = stage["global_batch"], length, stage["lr"], stage.get("min_lr", 0)
-        assert (*found, stage["betas"], stage["weight_decay"], stage["warmup"]) == numbers, path
+@pytest.mark.parametrize(("source", "pattern"), ROWS, ids=[pattern for _, pattern in ROWS])
+def test_a_stage_takes_the_steps_and_rates_of_its_paper(source: str, pattern: str) -> None:
+    """What is resolved, with all that a file extends, and the schedule that follows from it."""
+    batch, length, peak, end, betas, decay, warmup = PAPERS[source][pattern]
+    stages = [stage for stage in PUBLISHED if fnmatchcase(name(stage.with_suffix("")), pattern)]
+    assert stages
+    for path in stages:
+        found = resolve(path, "gpu8").settings["stage"]
+        stage = StageSettings(**{**found.as_dict(), "init_from": {}})
+        assert (stage.global_batch, stage.betas, stage.weight_decay) == (batch, betas, decay), path
+        assert {key: getattr(stage, key) for key in ("epochs", "steps")} == {"epochs": None, "steps": None, **length}
+        total = stage.steps or 10_000
+        scheduled = stage.steps_before + total + stage.steps_after
+        expected = warmup if warmup >= 1 else math.ceil(warmup * scheduled)
+        assert stage.warmup_steps(scheduled) == expected, path
+        first, top, last = (
+            stage.lr * stage.lr_factor(step - stage.steps_before, total) for step in (0, expected, scheduled)
+        )
+        assert first < peak and top == pytest.approx(peak) and stage.min_lr == end, path
+        if stage.decay != "cosine_epochs":  # which ends above it
+            assert last == pytest.approx(end, abs=1e-12), path
+
+
+def test_every_published_stage_is_in_one_row() -> None:
+    for stage in PUBLISHED:
+        assert sum(fnmatchcase(name(stage.with_suffix("")), pattern) for _, pattern in ROWS) == 1, stage
 
 
 def test_cogvlms_second_pretraining_is_one_schedule_of_two_sizes() -> None:
