@@ -206,7 +206,7 @@ def test_a_stage_takes_the_steps_and_rates_of_its_paper(source: str, pattern: st
         assert {key: getattr(stage, key) for key in ("epochs", "steps")} == {"epochs": None, "steps": None, **length}
         total = stage.steps or 10_000
         scheduled = stage.steps_before + total + stage.steps_after
-        expected = warmup if warmup >= 1 else math.ceil(warmup * scheduled)
+        expected = int(warmup) if warmup >= 1 else math.ceil(warmup * scheduled)
         assert stage.warmup_steps(scheduled) == expected, path
         first, top, last = (
             stage.lr * stage.lr_factor(step - stage.steps_before, total) for step in (0, expected, scheduled)

@@ -60,6 +60,8 @@ class Blip2(MultimodalModule):
         ValueError: The parts do not fit one another, or one of them is not there.
     """
 
+    net: Blip2Net
+
     stages: ClassVar[dict[str, Stage]] = {
         "generative": Stage(
             train={"ln_vision.*": ParamGroup(), "qformer.*": ParamGroup(), "projection.*": ParamGroup()}

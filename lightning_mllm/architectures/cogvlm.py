@@ -68,6 +68,8 @@ class CogVLM(MultimodalModule):
         ValueError: The parts do not fit one another, or one of them is not there.
     """
 
+    net: CogVLMNet
+
     stages: ClassVar[dict[str, Stage]] = {
         # Pre-training on captions, then on captions and boxes; tower and language model are frozen.
         "caption": Stage(train=FUSION),

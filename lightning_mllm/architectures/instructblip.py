@@ -74,6 +74,8 @@ class InstructBlip(MultimodalModule):
         ValueError: The parts do not fit one another, or one of them is not there.
     """
 
+    net: Blip2Net
+
     stages: ClassVar[dict[str, Stage]] = {"align": Stage(train=BRIDGE), "instruct": Stage(train=BRIDGE)}
     # The heads of BLIP-2's first stage, and what is written with the last block's text.
     keys_to_ignore_on_load: ClassVar[tuple[str, ...]] = (

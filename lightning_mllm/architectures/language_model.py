@@ -35,6 +35,8 @@ class LanguageModelPretraining(MultimodalModule):
         ValueError: The tokenizer has more tokens than the embedding has rows, or a part is not there.
     """
 
+    net: LanguageModelNet
+
     stages: ClassVar[dict[str, Stage]] = {"pretrain": Stage(train={"language.*": ParamGroup()})}
 
     def __init__(

@@ -52,6 +52,8 @@ class LLaVA(MultimodalModule):
         ValueError: The parts do not fit one another, or one of them is not there.
     """
 
+    net: LlavaNet
+
     stages: ClassVar[dict[str, Stage]] = {
         "align": Stage(train={"connector.*": ParamGroup()}),
         "instruct": Stage(train={"connector.*": ParamGroup(), "language.*": ParamGroup()}),

@@ -59,6 +59,8 @@ class Sphinx(MultimodalModule):
         ValueError: The parts do not fit one another, or one of them is not there.
     """
 
+    net: SphinxNet
+
     stages: ClassVar[dict[str, Stage]] = {"pretrain": Stage(train=TRAINED), "instruct": Stage(train=TRAINED)}
 
     def __init__(

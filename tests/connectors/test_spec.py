@@ -42,7 +42,8 @@ def test_a_connector_of_ones_own_is_taken_from_yaml(
     found = cli.settings["model"]["init_args"]["connector"]
     assert (found["class_path"], kind(**vars(found["init_args"]))) == (place, kind(**settings))
     # What is recorded of a run says it too.
-    assert cli.recipe["model"]["init_args"]["connector"]["class_path"] == place
+    recipe: Any = cli.recipe
+    assert recipe["model"]["init_args"]["connector"]["class_path"] == place
 
 
 def test_one_that_builds_nothing_is_refused_in_a_sentence(tmp_path: Path) -> None:
