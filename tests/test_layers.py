@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,22 @@ def test_no_file_speaks_for_an_architecture() -> None:
         if any(within(name, f"lightning_mllm.architectures.{architecture}") for architecture in names)
     ]
     assert found == []
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Module -> those that it imports, inside functions too."""
+    modules = {module_name(path): path for path in FILES}
+
+    def module_of(name: str) -> str:
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        return name
+
+    imports = {module: {module_of(name) for _, name in imported(path)} for module, path in modules.items()}
+    return {module: names - {"", module} for module, names in imports.items()}
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = import_graph()
+    assert "lightning_mllm.contracts" in graph["lightning_mllm.nets.llava"]
+    TopologicalSorter(graph).prepare()  # a CycleError names the modules of a cycle

@@ -94,7 +94,6 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, ob
         ConfigError: The first thing that is wrong, in one sentence.
     """
     configs, options = split_options(arguments)
-    add_to_path(configs)
     config = Config()
     lengths: list[set[str]] = []
     tree = read_files(configs, config, lengths)
@@ -147,8 +146,9 @@ def read_files(
         ConfigError: A file cannot be read, or a key is unknown.
     """
     config, tree = config or Config(), {}
-    for _, part in (layer for file in configs for layer in layers(file, config)):
+    for path, part in (layer for file in configs for layer in layers(file, config)):
         assert isinstance(part, dict)
+        add_to_path([path])
         check_tree(part, config, tree)
         if lengths is not None:
             lengths.append(_lengths(part))

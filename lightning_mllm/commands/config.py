@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ Loader.add_implicit_resolver(_OTHER[0], re.compile(_FLOAT), list("-+0123456789."
 
 @dataclass(kw_only=True)
 class Config:
-    """What the files and the command line say, in order, with the place of every key."""
+    """What the files and the command line say, in order, with the location of every key."""
 
     places: dict[KeyPath, str] = field(default_factory=dict)
     """Where a key was set last, as `file:line` or 'command line'."""
@@ -67,12 +67,16 @@ class Config:
         return f"{place}: {dotted}" if place else dotted
 
 
-def layers(path: Path, config: Config, under: KeyPath = (), known: tuple[Path, ...] = ()) -> list[tuple[Path, object]]:
+def layers(
+    path: Path, config: Config, under: KeyPath = (), known: tuple[Path, ...] = ()
+) -> Iterator[tuple[Path, object]]:
     """What a file extends, the farthest first, and then the file itself, each with its content.
+
+    The keys of a file are noted when it is given out, so that they stand in `config` while its content is merged.
 
     Args:
         path: The file.
-        config: Notes the place of each key.
+        config: Notes the location of each key.
         under: Where the content stands.
         known: The files, resolved, that extend this one.
 
@@ -80,7 +84,6 @@ def layers(path: Path, config: Config, under: KeyPath = (), known: tuple[Path, .
         ConfigError: A file is absent, no YAML or no mapping, has a python tag, states a key twice, or extends itself.
     """
     node, tree = _parsed(path)
-    before: list[tuple[Path, object]] = []
     if isinstance(tree, dict) and EXTENDS in tree:
         assert isinstance(node, yaml.MappingNode)
         line = next(key.start_mark.line + 1 for key, _ in node.value if key.value == EXTENDS)
@@ -92,12 +95,12 @@ def layers(path: Path, config: Config, under: KeyPath = (), known: tuple[Path, .
             raise ConfigError(f"{where}: found {name}, which extends this file, expected no circle")
         if not other.is_file():
             raise ConfigError(f"{where}: found no file {other}, expected one{_nearest_file(other)}")
-        before = layers(other, config, under, chain)
+        yield from layers(other, config, under, chain)
     if not under and not isinstance(tree, dict):
         found = "a list" if isinstance(tree, list) else f"'{tree}'"
         raise ConfigError(f"{path}: found {found}, expected a mapping with model, data, stage, ...")
     _note_places(node, under, str(path), config)
-    return [*before, (path, tree)]
+    yield path, tree
 
 
 def read_yaml(path: Path, config: Config) -> dict[str, Any]:
@@ -106,7 +109,7 @@ def read_yaml(path: Path, config: Config) -> dict[str, Any]:
     Raises:
         ConfigError: As `layers`.
     """
-    tree = layers(path, config)[-1][1]
+    *_, (_, tree) = layers(path, config)
     assert isinstance(tree, dict)
     return tree
 

@@ -10,7 +10,7 @@ from importlib import import_module
 
 import jsonargparse
 
-from lightning_mllm.commands.command_line import SETTINGS, Options, add_to_path, read_files, split_options
+from lightning_mllm.commands.command_line import SETTINGS, Options, read_files, split_options
 from lightning_mllm.commands.config import COMMAND_LINE, Config, ConfigError, nearest
 from lightning_mllm.commands.signatures import fits, import_class, options_of, parameters_of
 
@@ -31,7 +31,6 @@ def show_help(arguments: Sequence[str]) -> None:
     """
     rest, asked = _take_out(arguments)
     configs, _ = split_options(rest)
-    add_to_path(configs)
     config = Config()
     read_files(configs, config)
     for dotted, name in asked:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
+from contextvars import copy_context
 from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import torch
 import yaml
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -311,6 +314,16 @@ def compose(arguments: Sequence[str], kind: type[CLI] = CLI) -> CLI:
         if told_so is None:
             raise
         raise told_so from error
+
+
+def run_and_release(arguments: Sequence[str]) -> None:
+    """Run one verb, and give back what its net and its optimizer held before the next one builds its own."""
+    # jsonargparse leaves its last parser, and what it built, in a context variable.
+    copy_context().run(compose, arguments)
+    # A Trainer, its module and its loops name one another.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _quieten() -> None:

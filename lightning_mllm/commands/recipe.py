@@ -32,7 +32,7 @@ Recipe = Mapping[str, object]
 
 DECIDING: tuple[type, ...] = (Averaging, BestWeights, EarlyStopping)
 """Callbacks that decide which weights a stage hands over."""
-LENGTH = ("max_steps", "max_epochs", "limit_train_batches")
+LENGTH = ("max_steps", "max_epochs", "limit_train_batches", "overfit_batches")
 VALIDATION = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")
 """Of the Trainer: how long it trains, and when it validates."""
 

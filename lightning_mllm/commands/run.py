@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Sequence
-from contextvars import copy_context
 from pathlib import Path
 
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +15,7 @@ from lightning_mllm.commands.command_line import SETTINGS, check_tree
 from lightning_mllm.commands.config import Config, ConfigError, nearest, option_tree
 from lightning_mllm.commands.experiments import experiment_folder, experiment_name, hardware_file, order_of_stages
 from lightning_mllm.commands.finished import is_tested
-from lightning_mllm.commands.launch import CLI, CheckedCLI, ParsedCLI, compose, say
+from lightning_mllm.commands.launch import CLI, CheckedCLI, ParsedCLI, compose, run_and_release, say
 from lightning_mllm.evaluation.report import write_report
 
 ONE_STAGE = ("stage.name", "stage.init_from", "stage.train", "data.train", "data.val", "data.test", "model", "data")
@@ -86,7 +83,7 @@ def run_experiment(
         only: This stage alone.
         runs: Where runs are kept.
         overrides: Settings as on the command line; `--STAGE.key=value` is one of a single stage.
-        overwrite: ParamGroup anew what has been trained.
+        overwrite: Train anew what has been trained.
 
     Raises:
         ConfigError: Something in the files or on the command line is wrong.
@@ -120,7 +117,7 @@ def run_experiment(
             compose(command("test", stage), CheckedCLI)
     for stage in chosen:
         if stage in waiting:
-            _take(command("fit", stage))
+            run_and_release(command("fit", stage))
             if not (run / stage / "weights" / "stage.json").is_file():
                 say(f"{run}: no test and no report, for {stage} is not done")
                 return run
@@ -133,22 +130,12 @@ def run_experiment(
         if is_tested(run / stage, parsed[stage].test_settings):
             say(f"{run / stage} is tested")
         else:
-            _take([*command("test", stage), "--verbose=false"])
+            run_and_release([*command("test", stage), "--verbose=false"])
     if tested:
         _report(run, time.monotonic() - started)
     else:
         say(f"{run}: no report, for no test sets (data.test) stand in {', '.join(chosen)}")
     return run
-
-
-def _take(command: list[str]) -> None:
-    """Run one verb, and give back what its net and its optimizer held before the next one builds its own."""
-    # jsonargparse leaves its last parser, and what it built, in a context variable.
-    copy_context().run(compose, command)
-    # A Trainer, its module and its loops name one another.
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def has_tests(parsed: CLI) -> bool:

@@ -26,8 +26,8 @@ from rich.table import Table
 
 from lightning_mllm.commands.command_line import read_files, value_at
 from lightning_mllm.commands.config import ConfigError, nearest
-from lightning_mllm.commands.launch import ParsedCLI, compose
-from lightning_mllm.commands.mix import called, mixed, place, write_mix
+from lightning_mllm.commands.launch import ParsedCLI, compose, run_and_release
+from lightning_mllm.commands.mixed_runs import called, folder_of, mixed, write_mix
 from lightning_mllm.evaluation.bootstrap import Interval
 from lightning_mllm.evaluation.figures import draw_scores
 from lightning_mllm.evaluation.results import write_json
@@ -89,7 +89,7 @@ class Sweep:
         if first.record is None:
             raise ValueError(f"mix: {first.source!r} is no run, expected one as the first source of a sweep")
         mixed({"first": first, "second": second}, {"first": 0.5, "second": 0.5}, runs)
-        self.config = place(first) / "config.yaml"
+        self.config = folder_of(first) / "config.yaml"
         self.sets = self._test_sets(evaluate)
         names = [called(each, runs) for each in (first, second)]
         digests = dict(zip(names, (first.digest, second.digest), strict=True))
@@ -129,7 +129,7 @@ class Sweep:
         of = {beta: Interval(**scores[name]) for beta, scores in found.items()}
         draw_scores(self.to / "sweep.png", of, title=self._title(name), chosen=best)
         shutil.rmtree(self.to / "mix", ignore_errors=True)
-        sources = [str(place(each)) for each in (self.first, self.second)]
+        sources = [str(folder_of(each)) for each in (self.first, self.second)]
         weights = dict(zip(sources, (best, round(1 - best, 9)), strict=True))
         write_mix(weights, self.to / "mix", runs=self.runs)
         write_json(self.to / "sweep.json", {"asked": self.asked, "score": name, "best": best, **found[best][name]})
@@ -142,7 +142,7 @@ class Sweep:
         if not results.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             write_json(self.to / "sweep.json", {"asked": self.asked})
-            weights = {str(place(self.first)): beta, str(place(self.second)): round(1 - beta, 9)}
+            weights = {str(folder_of(self.first)): beta, str(folder_of(self.second)): round(1 - beta, 9)}
             test = {
                 "data": {"init_args": {"test": self.sets}},
                 "stage": {"init_from": weights},
@@ -151,7 +151,7 @@ class Sweep:
             }
             write_text(folder / "test.yaml", yaml.safe_dump(test, sort_keys=False))
             files = [f"--config={self.config}", f"--config={folder / 'test.yaml'}"]
-            compose(["test", *files, f"--runs={self.runs}", *self.overrides, "--verbose=false"])
+            run_and_release(["test", *files, f"--runs={self.runs}", *self.overrides, "--verbose=false"])
         return json.loads(results.read_text(encoding="utf-8"))["scores"]
 
     def _write_table(self, found: dict[float, Scores]) -> None:
@@ -165,7 +165,7 @@ class Sweep:
         write_text(self.to / "sweep.csv", text.getvalue())
 
     def _title(self, name: str) -> str:
-        first, second = (place(each).name for each in (self.first, self.second))
+        first, second = (folder_of(each).name for each in (self.first, self.second))
         return f"{name} of beta * {first} + (1 - beta) * {second}"
 
     def _say(self, found: dict[float, Interval], name: str, best: float) -> None:

@@ -60,6 +60,23 @@ def test_a_file_that_is_named_inside_another_may_extend_one_too() -> None:
     assert value_at(found, ("model", "vision", "width")) == 8
 
 
+def test_a_path_is_relative_to_the_file_that_names_it_and_not_to_the_one_that_extends_that() -> None:
+    named = write("base/named.yaml", "extends: stage.yaml\nmodel:\n  init_args:\n    vision: vision.yaml\n")
+    deep = f"extends: ../../../{named}\nmodel:\n  init_args:\n    vision: {{width: 12}}\n"
+    assert value_at(read_files([write("mine/a/b/stage.yaml", deep)]), ("model", "vision")) == {"width": 12}
+    write("base/vision.yaml", "widht: 8\n")
+    with pytest.raises(ConfigError, match=r"base/vision\.yaml:1: model\.vision\.widht: found an unknown key"):
+        read_files([Path("mine/a/b/stage.yaml")])
+
+
+def test_a_class_may_lie_beside_the_file_that_is_extended() -> None:
+    write("lent/lent_pictures.py", "from tests.training.data import Squares as Lent\n")
+    lent = "{pictures: {class_path: lent_pictures.Lent}}"
+    write("lent/stage.yaml", f"extends: ../base/stage.yaml\ndata:\n  init_args:\n    train: {lent}\n")
+    tree = read_files([write("mine/stage.yaml", "extends: ../lent/stage.yaml\n")])
+    assert value_at(tree, ("data", "train", "pictures")) == {"class_path": "lent_pictures.Lent", "init_args": {}}
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

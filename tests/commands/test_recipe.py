@@ -54,6 +54,7 @@ def test_what_training_does_not_read_makes_no_other_stage(capsys: pytest.Capture
         "--seed_everything=3": "seed_everything",
         "--model.language.depth=1": "model.language.depth",
         "--trainer.limit_train_batches=2": "trainer.limit_train_batches",
+        "--trainer.overfit_batches=2": "trainer.overfit_batches",
     }.items():
         assert f"other settings ({keys})" in refused(capsys, *FIT, other)
 

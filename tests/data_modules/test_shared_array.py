@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from io import BufferedWriter
 from pathlib import Path
 
 import numpy as np
@@ -88,4 +89,37 @@ def test_a_folder_without_room_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     monkeypatch.setattr(module, "SHARED_FROM", 0)
     with pytest.raises(ValueError, match=r"none.*: cannot keep an array of 5 elements there .*set TMPDIR to one"):
+        shared_array(lambda: "order-0", 5, lambda: np.arange(5))
+
+
+def test_a_full_disk_leaves_no_piece_of_a_file_and_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: BufferedWriter, array: np.ndarray, **_: bool) -> None:
+        file.write(b"a piece")
+        raise OSError("1000 requested and 12 written")  # of numpy, without errno
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(ValueError, match=r"elements there \(1000 requested and 12 written\), expected a local folder"):
+        shared_array(lambda: "order-0", 1000, lambda: np.arange(1000))
+    assert [each.name for each in folder.iterdir()] == ["lock"]
+
+
+def test_what_a_killed_process_left_is_removed_a_day_later(folder: Path) -> None:
+    kept = shared_array(lambda: "order-0", 5, lambda: np.arange(5))
+    for name, days in {"killed-0.npy": 2, "killed-1.part": 2, "young-0.npy": 0}.items():
+        then = time.time() - 86400 * days
+        (folder / name).write_bytes(b"")
+        os.utime(folder / name, (then, then))
+    os.utime(folder / "order-0.npy", (0, 0))
+    other = shared_array(lambda: "order-1", 5, lambda: np.arange(5))
+    assert sorted(each.name for each in folder.iterdir()) == ["lock", "order-1.npy", "young-0.npy"]
+    assert kept.tolist() == other.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_no_folder_for_temporary_files_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    monkeypatch.setattr(module, "SHARED_FROM", 0)
+    with pytest.raises(ValueError, match=r"\(No usable temporary directory found\), expected .*set TMPDIR to one"):
         shared_array(lambda: "order-0", 5, lambda: np.arange(5))
