@@ -37,6 +37,19 @@ def is_done(run_dir: Path, recipe: Recipe) -> bool:
     return True
 
 
+def refuse_changed_source(run_dir: Path) -> None:
+    """Raises ConfigError where a stage beside this finished one, from which it starts, was trained anew since then."""
+    record = _read(run_dir / WEIGHTS / RECORD)
+    used = {each["sha256"] for each in record["lineage"]}
+    for name in record["init_from"]:
+        beside = {} if "/" in name else _read(run_dir.parent / name / WEIGHTS / RECORD)
+        if beside and beside["sha256"] not in used:
+            raise ConfigError(
+                f"{run_dir}: found weights trained from other weights of '{name}' than are there now, expected the"
+                " same; delete the folder to train again, or say --overwrite"
+            )
+
+
 def checkpoint_of(run_dir: Path, recipe: Recipe) -> Path | None:
     """The newest complete checkpoint, from which a stopped stage goes on; None where there is none.
 

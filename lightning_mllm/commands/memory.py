@@ -92,7 +92,8 @@ def stage_row(command: Sequence[str], images: int = 1) -> tuple[list[str], Memor
     rows, ranks = at_once(stage["micro_batch"], hardware["micro_batch"]), trainer["devices"]
     if not isinstance(ranks, int):
         raise ConfigError(f"trainer.devices: found {ranks!r}, expected a number to tell the memory of")
-    accumulates = accumulation("stage.global_batch", stage["global_batch"], rows, ranks) > 1
+    world = ranks * trainer["num_nodes"]
+    accumulates = accumulation("stage.global_batch", stage["global_batch"], rows, world) > 1
     module = _net_of({**found["model"], "init_args": {**found["model"]["init_args"], "stage": stage}})
     module.parallel = Hardware(**hardware)
     batch = full_batch(module.processor, rows, images)

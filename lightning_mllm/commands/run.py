@@ -14,7 +14,7 @@ from lightning_mllm.commands.arguments import Arguments
 from lightning_mllm.commands.command_line import SETTINGS, check_tree
 from lightning_mllm.commands.config import Config, ConfigError, nearest, option_tree
 from lightning_mllm.commands.experiments import experiment_folder, experiment_name, hardware_file, order_of_stages
-from lightning_mllm.commands.finished import is_tested
+from lightning_mllm.commands.finished import is_tested, refuse_changed_source
 from lightning_mllm.commands.launch import CLI, CheckedCLI, ParsedCLI, compose, run_and_release, say
 from lightning_mllm.evaluation.report import write_report
 
@@ -113,7 +113,9 @@ def run_experiment(
     for stage in chosen:
         if stage in waiting:
             compose(command("fit", stage), CheckedCLI)
-        elif has_tests(parsed[stage]) and not is_tested(run / stage, parsed[stage].test_settings):
+            continue
+        refuse_changed_source(run / stage)
+        if has_tests(parsed[stage]) and not is_tested(run / stage, parsed[stage].test_settings):
             compose(command("test", stage), CheckedCLI)
     for stage in chosen:
         if stage in waiting:
@@ -122,6 +124,7 @@ def run_experiment(
                 say(f"{run}: no test and no report, for {stage} is not done")
                 return run
         else:
+            refuse_changed_source(run / stage)
             say(f"{run / stage} is done")
     tested = [stage for stage in chosen if has_tests(parsed[stage])]
     if only is None and not tested and not _names_tests(parsed[stages[-1]]):

@@ -150,11 +150,13 @@ def read(folder: Path, chat: str | None) -> dict[str, object]:
         raise ValueError(f"{folder}, vision_config.model_type: found {kind!r}, expected 'clip_vision_model'")
     if (act := config.projector_hidden_act) not in ("gelu", "linear"):
         raise ValueError(f"{folder}, projector_hidden_act: found {act!r}, expected gelu or linear")
+    if not isinstance(layer := config.vision_feature_layer, int):
+        raise ValueError(f"{folder}, vision_feature_layer: found {layer}, expected one layer")
     facts = FolderFacts.read(folder, tower.image_size)
     return {
         "vision": OpenClipTower(
             weights=None,
-            layer=config.vision_feature_layer,
+            layer=layer,
             cls="keep" if config.vision_feature_select_strategy == "full" else "drop",
             config=open_clip_config(tower, facts.mean, facts.std),
         ),

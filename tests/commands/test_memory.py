@@ -47,6 +47,7 @@ def test_the_stages_of_an_experiment_are_a_table(capsys: pytest.CaptureFixture[s
         (["llava15_13b", "--only", "alin"], "--only: found 'alin', expected one of align, instruct"),
         (["llava15_13b", "--images=-1"], "--images: found -1, expected 0 or more"),
         (["llava15_13b", "--hardware.micro_batch=3"], "stage.global_batch: found 256, expected a multiple of 24"),
+        (["llava15_13b", "--trainer.num_nodes=3"], "stage.global_batch: found 256, expected a multiple of 96"),
         ([], "memory: the following arguments are required: EXPERIMENT"),
     ],
 )

@@ -126,6 +126,18 @@ def test_a_changed_test_is_taken_again_and_no_other(folder: Path, capsys: pytest
     assert tested() == []
 
 
+def test_a_stage_whose_source_was_trained_anew_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["run", str(folder)])
+    other = "--align.stage.lr=0.001"
+    main(["run", str(folder), "--only", "align", other, "--overwrite"])
+    told = "runs/toy/instruct: found weights trained from other weights of 'align' than are there now"
+    assert told in refused(capsys, "run", str(folder), other)
+    main(["run", str(folder), "--only", "instruct", "--overwrite"])
+    capsys.readouterr()
+    main(["run", str(folder), other])
+    assert "runs/toy/instruct is tested" in capsys.readouterr().out
+
+
 def test_a_stage_does_not_hold_the_net_of_the_one_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[weakref.ref[Toy]] = []
     alive: list[int] = []
