@@ -48,7 +48,7 @@ class EvaluationSet:
             raise ValueError(f"limit: found {self.limit}, expected at least 1")
 
     def evaluations(self, *, twins: bool) -> list[Evaluation]:
-        """The set as the training side sees it, and where `twins` its blind twin."""
+        """The set as training reads it, and where `twins` its blind twin."""
         kinds = (False, True) if twins and self.blind and self.task != "perplexity" else (False,)
         return [Evaluation(task=self.task, part=self.part, blind=blind) for blind in kinds]
 
@@ -89,12 +89,12 @@ class EvaluationSet:
 
 
 def _asked(sample: Sample) -> list[int]:
-    return [place for place, turn in enumerate(sample.turns) if turn.role == "user"]
+    return [position for position, turn in enumerate(sample.turns) if turn.role == "user"]
 
 
-def _one(sample: Sample, number: int, place: int) -> Sample:
-    """A conversation up to the answer to the question at `place`; all of its questions are of one cluster."""
-    turns = sample.turns[: place + 2]
+def _one(sample: Sample, number: int, position: int) -> Sample:
+    """A conversation up to the answer to the question at turn `position`; all of its questions are of one cluster."""
+    turns = sample.turns[: position + 2]
     marks = sum(turn.text.count(IMAGE_MARK) for turn in turns if turn.role == "user" and not turn.literal)
     answered = turns[-1].role == "assistant"
     return replace(
@@ -112,7 +112,7 @@ class EvaluationSamples(Dataset):
 
     Every rank has equally many, so the last ones may repeat samples of the beginning; `Sample.index` tells them. A
     sample's `cluster` is its own pictures, also where a blind twin shows others. Where the source says
-    `bad_records: skip`, one that cannot be encoded is left out: another one of the set is given in its place again.
+    `bad_records: skip`, one that cannot be encoded is left out: another one of the set is given again instead.
 
     Args:
         chosen: the set; its source is loaded.
@@ -125,18 +125,18 @@ class EvaluationSamples(Dataset):
         self.chosen, self.source, self.processor, self.blind = chosen, chosen.source, processor, blind
         self.questions = chosen.questions()
         self.indices = [index for index, _ in self.questions]
-        self.places = [(rank + k * world) % len(self.indices) for k in range(-(-len(self.indices) // world))]
+        self.positions = [(rank + k * world) % len(self.indices) for k in range(-(-len(self.indices) // world))]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.positions)
 
     def __getitem__(self, row: int) -> Encoded | Refusal:
-        place = self.places[row]
-        return contained(lambda: self._encoded(place), f"sample {self.indices[place]} of an evaluation set")
+        position = self.positions[row]
+        return contained(lambda: self._encoded(position), f"sample {self.indices[position]} of an evaluation set")
 
-    def _encoded(self, place: int) -> Encoded:
+    def _encoded(self, position: int) -> Encoded:
         bad: list[str] = []
-        for other in ((place + step) % len(self.indices) for step in range(min(TRIES, len(self.indices)))):
+        for other in ((position + step) % len(self.indices) for step in range(min(TRIES, len(self.indices)))):
             try:
                 encoded = self.processor.encode(self.sample(other), generate=self.chosen.task != "loss")
             except ValueError as error:
@@ -150,21 +150,21 @@ class EvaluationSamples(Dataset):
                 )
         raise ValueError(f"found {len(bad)} bad samples of an evaluation set in a row, the first: {bad[0]}")
 
-    def sample(self, place: int) -> Sample:
-        """Sample `place` of the chosen ones, its images exchanged where blind."""
-        sample = self._sample(place)
+    def sample(self, position: int) -> Sample:
+        """Sample `position` of the chosen ones, its images exchanged where blind."""
+        sample = self._sample(position)
         cluster = sample.cluster or tuple(sorted({image.name for image in sample.images}))
-        sample = replace(sample, index=place, cluster=cluster)
-        return replace(sample, images=self._other_images(place, sample)) if self.blind and sample.images else sample
+        sample = replace(sample, index=position, cluster=cluster)
+        return replace(sample, images=self._other_images(position, sample)) if self.blind and sample.images else sample
 
-    def _sample(self, place: int) -> Sample:
-        return self.chosen.sample(*self.questions[place])
+    def _sample(self, position: int) -> Sample:
+        return self.chosen.sample(*self.questions[position])
 
-    def _other_images(self, place: int, sample: Sample) -> tuple[ImageRef, ...]:
+    def _other_images(self, position: int, sample: Sample) -> tuple[ImageRef, ...]:
         """Those of the next sample, from half the set away on, that has as many images and different ones."""
         own, total = [image.name for image in sample.images], len(self.indices)
         for step in range(total):
-            other = (place + total // 2 + step) % total
+            other = (position + total // 2 + step) % total
             if not self.source.has_image(self.indices[other]):
                 continue
             images = self._sample(other).images

@@ -26,7 +26,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from data_modules.mixture_sampler import Place, seeded
+from data_modules.mixture_sampler import SampleLocation, seeded
 from data_modules.processor import SampleProcessor
 from data_modules.sources.source import Source
 from data_modules.text import Row, TextRows
@@ -79,13 +79,13 @@ def named(where: str, error: ValueError) -> ValueError:
 
 
 class TrainingSamples(Dataset):
-    """Encoded samples by place in the order; each draws from a generator of its own, whichever process makes it.
+    """Encoded samples by location in the order; each draws from a generator of its own, whichever process makes it.
 
     Where a source says `bad_records: skip`, a sample that cannot be encoded (a truncated image) is replaced by the next
-    one of the source that also has an image or has none; a note says so. Which it is depends on the place alone.
+    one of the source that also has an image or has none; a note says so. Which it is depends on the location alone.
 
     Args:
-        sources: by the names that places have.
+        sources: by the names that locations have.
         processor: encodes samples.
         seed: of the generators.
         text: what rows of plain text are taken from.
@@ -96,20 +96,20 @@ class TrainingSamples(Dataset):
     ) -> None:
         self.sources, self.processor, self.seed, self.text = dict(sources), processor, seed, text
 
-    def __getitem__(self, place: Place | Row) -> Encoded | Refusal:
-        if isinstance(place, Row):
+    def __getitem__(self, location: SampleLocation | Row) -> Encoded | Refusal:
+        if isinstance(location, Row):
             assert self.text is not None
             text = self.text
-            return contained(lambda: self.processor.encode(text.sample(place)), str(place))
-        return contained(lambda: self._encoded(place), str(place))
+            return contained(lambda: self.processor.encode(text.sample(location)), str(location))
+        return contained(lambda: self._encoded(location), str(location))
 
-    def _encoded(self, place: Place) -> Encoded:
-        source, bad = self.sources[place.source], list[str]()
-        seen = source.has_image(place.index)
-        for index in ((place.index + step) % len(source) for step in range(len(source))):
+    def _encoded(self, location: SampleLocation) -> Encoded:
+        source, bad = self.sources[location.source], list[str]()
+        seen = source.has_image(location.index)
+        for index in ((location.index + step) % len(source) for step in range(len(source))):
             if source.has_image(index) is not seen:
                 continue
-            generator = seeded(self.seed, "sample", place.epoch, place.source, index)
+            generator = seeded(self.seed, "sample", location.epoch, location.source, index)
             try:
                 encoded = self.processor.encode(source.sample(index, generator), random=generator)
             except ValueError as error:
@@ -122,7 +122,7 @@ class TrainingSamples(Dataset):
                 return (
                     replace(encoded, notes=(*encoded.notes, *(f"replaced: {each}" for each in bad))) if bad else encoded
                 )
-        raise ValueError(f"data.train.{place.source}: found {len(bad)} bad samples in a row, the first: {bad[0]}")
+        raise ValueError(f"data.train.{location.source}: found {len(bad)} bad samples in a row, the first: {bad[0]}")
 
 
 class SampleLoader(DataLoader):
@@ -185,7 +185,7 @@ def optimizer_steps(samples: int, epochs: float, global_batch: int) -> int:
     return total // global_batch
 
 
-class Places(Protocol):
+class SampleOrder(Protocol):
     """An order without end."""
 
     def at(self, position: int) -> Any:
@@ -218,7 +218,7 @@ class Share:
 class _Stream(Sampler[list[Any]]):
     """The micro-batches of one rank, from number `start` on."""
 
-    def __init__(self, orders: Sequence[tuple[Share, Places]], steps: int, rank: int, world: int) -> None:
+    def __init__(self, orders: Sequence[tuple[Share, SampleOrder]], steps: int, rank: int, world: int) -> None:
         self.shares, self.orders = [share for share, _ in orders], [order for _, order in orders]
         self.rank, self.world = rank, world
         self.numbers = [share.micro_batches(world) for share in self.shares]
@@ -235,10 +235,10 @@ class _Stream(Sampler[list[Any]]):
     def __iter__(self) -> Iterator[list[Any]]:
         self.ahead = ahead = deque()
         for number in range(self.start, self.total):
-            ahead.append(self.places(number))
+            ahead.append(self.micro_batch(number))
             yield ahead[-1][1]
 
-    def places(self, number: int) -> tuple[Share, list[Any]]:
+    def micro_batch(self, number: int) -> tuple[Share, list[Any]]:
         """The share that micro-batch `number` is taken from, and what stands there in its order."""
         step, within = divmod(number, self.accumulation)
         for share, order, count in zip(self.shares, self.orders, self.numbers, strict=True):
@@ -293,7 +293,7 @@ class ResumableLoader(SampleLoader):
     def __init__(
         self,
         dataset: Dataset,
-        orders: Sequence[tuple[Share, Places]],
+        orders: Sequence[tuple[Share, SampleOrder]],
         *,
         collate_fn: Callable[[list[Any]], Any],
         steps: int,
@@ -325,8 +325,8 @@ class ResumableLoader(SampleLoader):
 
     def _known(self, batch: Any) -> Any:
         """The next batch with what the order knows of it."""
-        share, places = self._stream.ahead.popleft()
-        sources = [place.source if isinstance(place, Place) else share.name for place in places]
+        share, locations = self._stream.ahead.popleft()
+        sources = [location.source if isinstance(location, SampleLocation) else share.name for location in locations]
         return batch.noted(sources=sources, own_mean=share.own_mean) if isinstance(batch, Batch) else batch
 
     def state_dict(self) -> dict[str, int]:

@@ -32,7 +32,7 @@ WINDOW = 50
 """Most global batches whose samples are sorted together for batches of similar length, as in transformers' sampler."""
 
 
-class Place(NamedTuple):
+class SampleLocation(NamedTuple):
     """Where a sample stands: it is the same whenever it is asked for."""
 
     epoch: int
@@ -123,12 +123,12 @@ class MixtureSampler:
         """How often one data epoch shows each source."""
         return {name: self.counts[name] / size for name, size in self.sizes.items()}
 
-    def at(self, position: int) -> Place:
+    def at(self, position: int) -> SampleLocation:
         """The sample at a position counted over all epochs."""
         epoch, offset = divmod(position, len(self))
         number = int(self._epoch(epoch)[offset])
         source = bisect_right(self._starts, number) - 1
-        return Place(epoch, self._names[source], number - self._starts[source])
+        return SampleLocation(epoch, self._names[source], number - self._starts[source])
 
     def _epoch(self, epoch: int) -> Int[np.ndarray, " N"]:
         """The numbers of the samples of a data epoch, counted over all sources; the last one asked for is kept."""

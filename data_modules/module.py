@@ -15,8 +15,8 @@ from data_modules.evaluation import EvaluationSet
 from data_modules.geometry import check_frames
 from data_modules.loader import (
     Collate,
-    Places,
     ResumableLoader,
+    SampleOrder,
     Share,
     TrainingSamples,
     optimizer_steps,
@@ -158,7 +158,7 @@ class MultimodalDataModule(EvaluatedDataModule):
         )
         return [*text, Share("stage.global_batch", self.global_batch, self.micro_batch)]
 
-    def orders(self) -> list[Places]:
+    def orders(self) -> list[SampleOrder]:
         """Of each of the shares; loads the sources."""
         return [self.order] if self.rows is None else [self.rows, self.order]
 
@@ -269,7 +269,7 @@ class TextDataModule(MultimodalDataModule):
             self._rows = TextRows(self.source, self.length, self.seed, self._processor())
         return self._rows
 
-    def orders(self) -> list[Places]:
+    def orders(self) -> list[SampleOrder]:
         return [self.rows]
 
     @property

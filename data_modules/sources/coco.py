@@ -8,7 +8,7 @@ from data_modules.sources.records import MAX_CAPTION, Record, RecordError, field
 
 
 def images_in(path: str, content: object) -> Iterator[tuple[str, Record]]:
-    """Place of each image of {images: [{id}], annotations: [{id, image_id}]}, and its record with its `annotations`.
+    """Index of each image of {images: [{id}], annotations: [{id, image_id}]}, and its record with its `annotations`.
 
     Args:
         content: what is in the file `path`.
@@ -52,7 +52,7 @@ def numbers_of(record: object, key: str, count: int) -> list[float]:
 
 
 def _rows(path: str, content: object, name: str) -> Iterator[tuple[str, Record]]:
-    """Place of each record of a list, and the record, which has an id of its own."""
+    """Index of each record of a list, and the record, which has an id of its own."""
     seen: set[int] = set()
     for index, record in enumerate(list_in(path, content, name)):
         try:

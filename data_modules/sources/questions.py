@@ -138,7 +138,7 @@ class QuestionSource(FileSource):
         """The questions of one record: none where it belongs to another split; RecordError if it breaks the format."""
 
     def _records(self) -> Iterator[tuple[str, object]]:
-        """Place of each record, and the record: its bytes, or its value where the whole file was one."""
+        """Index of each record, and the record: its bytes, or its value where the whole file was one."""
         return records_in(self.annotations, self.records)
 
     def _read(self) -> Iterator[Entry]:

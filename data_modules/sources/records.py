@@ -120,7 +120,7 @@ def lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
 
 
 def records_in(path: str | Path, name: str = "") -> Iterator[tuple[str, object]]:
-    """Place of each record, and the record: of .jsonl lines the bytes, of other JSON the values of a list.
+    """Index of each record, and the record: of .jsonl lines the bytes, of other JSON the values of a list.
 
     Args:
         name: the key of the list; empty where the file is the list.
@@ -137,7 +137,7 @@ def records_in(path: str | Path, name: str = "") -> Iterator[tuple[str, object]]
 
 
 def keyed_records_in(path: str | Path, key: str) -> Iterator[tuple[str, object]]:
-    """Place of each record of an object {id: record}, and the record with its id under `key`."""
+    """Index of each record of an object {id: record}, and the record with its id under `key`."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: found {_kind(content)}, expected an object of records by id")

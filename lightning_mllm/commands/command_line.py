@@ -104,7 +104,7 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, ob
             config.flags[name] = text
             continue
         key = tuple(part.removesuffix("+") for part in name.split(".") if part != "init_args")
-        config.places[key] = config.places[*key, "class_path"] = COMMAND_LINE
+        config.locations[key] = config.locations[*key, "class_path"] = COMMAND_LINE
         part = option_tree(".".join(key), text)
         check_tree(part, config, tree, len(key) - 1)
         lengths[-1] |= _lengths(part)
@@ -121,11 +121,11 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, ob
     for dropped in replaced_length(lengths):
         options = [*options, (f"stage.{dropped}", "null")]
     if not any(name == "run_dir" for name, _ in options):
-        file = Path(config.places.get(("run_dir",), "").rpartition(":")[0])
+        file = Path(config.locations.get(("run_dir",), "").rpartition(":")[0])
         if file.name == "config.yaml":
             # The record of a run says where the run was before it was moved.
             options = [*options, ("run_dir", str(file.parent))]
-        elif ("run_dir",) not in config.places:
+        elif ("run_dir",) not in config.locations:
             options = [*options, ("run_dir", str(default_run_dir(configs, dict(options).get("runs", "runs"))))]
     told += [f"--{name}={value}" for name, value in options if name not in FLAGS]
     told += ["--print_config" + (f"={value}" if value else "") for name, value in options if name == "print_config"]
@@ -170,7 +170,7 @@ def _check_classes(config: Config, configs: Sequence[Path]) -> None:
         ConfigError: Names the first of them, and the file that perhaps was left out.
     """
     for key in ("model", "data"):
-        inside = [path for path in config.places if path[0] == key and len(path) > 1]
+        inside = [path for path in config.locations if path[0] == key and len(path) > 1]
         if not inside or (key,) in config.classes:
             continue
         nets = [each.with_name("net.yaml") for each in configs if each.with_name("net.yaml").is_file()]

@@ -46,7 +46,7 @@ Loader.add_implicit_resolver(_OTHER[0], re.compile(_FLOAT), list("-+0123456789."
 class Config:
     """What the files and the command line say, in order, with the location of every key."""
 
-    places: dict[KeyPath, str] = field(default_factory=dict)
+    locations: dict[KeyPath, str] = field(default_factory=dict)
     """Where a key was set last, as `file:line` or 'command line'."""
     classes: dict[KeyPath, type] = field(default_factory=dict)
     """Which class a later file's `init_args` without `class_path` belong to."""
@@ -56,15 +56,15 @@ class Config:
     def location(self, path: KeyPath) -> str:
         """Where `path`, or failing that the nearest mapping around it, was set."""
         for length in range(len(path), 0, -1):
-            inside = (place for key, place in self.places.items() if key[:length] == path[:length])
-            if found := self.places.get(path[:length]) or next(inside, ""):
+            inside = (where for key, where in self.locations.items() if key[:length] == path[:length])
+            if found := self.locations.get(path[:length]) or next(inside, ""):
                 return found
         return ""
 
     def head(self, path: KeyPath) -> str:
         """`file:line: key`, with which a sentence about a key begins."""
-        place, dotted = self.location(path), ".".join(path)
-        return f"{place}: {dotted}" if place else dotted
+        where, dotted = self.location(path), ".".join(path)
+        return f"{where}: {dotted}" if where else dotted
 
 
 def layers(
@@ -99,7 +99,7 @@ def layers(
     if not under and not isinstance(tree, dict):
         found = "a list" if isinstance(tree, list) else f"'{tree}'"
         raise ConfigError(f"{path}: found {found}, expected a mapping with model, data, stage, ...")
-    _note_places(node, under, str(path), config)
+    _note_locations(node, under, str(path), config)
     yield path, tree
 
 
@@ -132,10 +132,10 @@ def _parsed(path: Path) -> tuple[yaml.Node, object]:
         raise ConfigError(f"{path}: found no valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _note_places(node: yaml.Node | None, path: KeyPath, file: str, config: Config) -> None:
+def _note_locations(node: yaml.Node | None, path: KeyPath, file: str, config: Config) -> None:
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _note_places(item, (*path, str(index)), file, config)
+            _note_locations(item, (*path, str(index)), file, config)
     elif isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for key, value in node.value:
@@ -145,8 +145,8 @@ def _note_places(node: yaml.Node | None, path: KeyPath, file: str, config: Confi
                 raise ConfigError(f"{file}:{line}: {dotted}: found a second time, first on line {seen[name]}")
             seen[name] = line
             inner = path if name == "init_args" else (*path, name.removesuffix("+"))
-            config.places[inner] = f"{file}:{line}"
-            _note_places(value, inner, file, config)
+            config.locations[inner] = f"{file}:{line}"
+            _note_locations(value, inner, file, config)
 
 
 def _nearest_file(path: Path) -> str:

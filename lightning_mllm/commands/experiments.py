@@ -110,12 +110,12 @@ def hardware_file(folder: Path, name: str) -> Path:
     """
     if name.endswith(".yaml"):
         return Path(name)
-    places = [above / "_hardware" for above in (folder, *folder.resolve().parents, shipped())]
-    place = next(each for each in places if each.is_dir())
-    known = sorted(each.stem for each in place.glob("*.yaml"))
+    folders = [above / "_hardware" for above in (folder, *folder.resolve().parents, shipped())]
+    nearest_folder = next(each for each in folders if each.is_dir())
+    known = sorted(each.stem for each in nearest_folder.glob("*.yaml"))
     if name not in known:
         raise ConfigError(f"--hardware: found '{name}', expected one of {', '.join(known)}{nearest(name, known)}")
-    return place / f"{name}.yaml"
+    return nearest_folder / f"{name}.yaml"
 
 
 def table() -> str:
@@ -170,7 +170,7 @@ def copy(name: str, to: Path) -> list[Path]:
 
 
 def _named(file: Path) -> Iterator[Path]:
-    """The files that a file extends or names by their place, and those that these name."""
+    """The files that a file extends or names by their path, and those that these name."""
     for own, tree in layers(file, Config()):
         if own != file:
             yield own

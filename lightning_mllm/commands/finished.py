@@ -94,8 +94,8 @@ def clear(run_dir: Path) -> None:
     """Removes what an earlier training left in the folder, the record of its weights first."""
     (run_dir / WEIGHTS / RECORD).unlink(missing_ok=True)
     for name in MADE_BY_TRAINING:
-        place = run_dir / name
-        if place.is_dir():
-            shutil.rmtree(place)
+        path = run_dir / name
+        if path.is_dir():
+            shutil.rmtree(path)
         else:
-            place.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)

@@ -123,10 +123,10 @@ def _net_of(model: dict[str, Any]) -> MultimodalModule:
                 return [replaced(each) for each in value]
             if not isinstance(value, str) or value not in known:
                 return value
-            place = Path(folder, value.replace("/", "--"))
-            byte_tokenizer().save_pretrained(place)
+            path = Path(folder, value.replace("/", "--"))
+            byte_tokenizer().save_pretrained(path)
             if known[value]:
-                (place / "config.json").write_text(json.dumps(known[value]), encoding="utf-8")
-            return str(place)
+                (path / "config.json").write_text(json.dumps(known[value]), encoding="utf-8")
+            return str(path)
 
         return parser.instantiate(parser.parse_object({"model": replaced(model)}))["model"]

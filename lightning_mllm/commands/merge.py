@@ -49,8 +49,8 @@ def merged(old: object, new: object, hint: object, config: Config, path: KeyPath
     if isinstance(new, Mapping):
         return _mapping(old, new, hint, config, path, dotted)
     if isinstance(new, str) and new.endswith(".yaml") and any(map(is_composed, options)):
-        place = config.location(path)
-        folder = Path(place.rpartition(":")[0]).parent if place != COMMAND_LINE else Path()
+        where = config.location(path)
+        folder = Path(where.rpartition(":")[0]).parent if where != COMMAND_LINE else Path()
         for _, tree in layers(folder / new, config, path):
             old = merged(old, tree, hint, config, path)
         return old

@@ -103,8 +103,8 @@ def run_experiment(
 
     def command(verb: str, stage: str) -> list[str]:
         own = ["--config", str(folder / f"{stage}.yaml")]
-        place = [f"--runs={runs}", f"--run_dir={run / stage}"]
-        return [verb, *shared, *own, *machine, *place, *settings[stage], *(anew if verb == "fit" else [])]
+        located = [f"--runs={runs}", f"--run_dir={run / stage}"]
+        return [verb, *shared, *own, *machine, *located, *settings[stage], *(anew if verb == "fit" else [])]
 
     parsed = {stage: compose(command("fit", stage), ParsedCLI) for stage in chosen}
     waiting = [stage for stage in chosen if not parsed[stage].is_done()]

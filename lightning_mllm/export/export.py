@@ -78,7 +78,7 @@ def hf_folder(module: MultimodalModule) -> HfFolder:
     """A built net as a folder of transformers.
 
     Raises:
-        ValueError: Its architecture has no layout in transformers, or the layout has no place for the net.
+        ValueError: Its architecture has no layout in transformers, or the layout cannot hold the net.
     """
     parts = module.components.items()
     for _, form in formats_of(type(module)):

@@ -26,7 +26,7 @@ class ImportedPart:
     tensors: Mapping[str, Callable[[], Tensor]]
     """Name within the part -> how to read it."""
     fresh: Sequence[str] = ()
-    """Glob patterns of what the folder's class has no place for; fresh where nobody wrote it beside."""
+    """Glob patterns of what the folder's class cannot hold; fresh where nobody wrote it beside."""
 
     def build(self) -> nn.Module:
         return self.spec.build()
@@ -48,7 +48,7 @@ def import_folder(folder: Path, chat: str | None = None) -> MultimodalModule:
 
     Raises:
         ValueError: It is no such folder, no architecture here reads it, it has no chat template,
-            or a tensor of it has no place in the net.
+            or the net has no tensor of a name that it holds.
     """
     config = _config(folder)
     names, known = config.get("architectures") or ["none"], folder_formats()

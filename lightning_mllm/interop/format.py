@@ -27,7 +27,7 @@ Settings = Mapping[str, object]
 Tensors = Iterator[tuple[str, Tensor]]
 
 NOTES = "lightning_mllm.json"
-"""What transformers has no place for: read when the folder comes back, ignored by everybody else."""
+"""What transformers cannot hold: read when the folder comes back, ignored by other libraries."""
 
 ORIGINS = ("_name_or_path", "name_or_path", "is_local", "local_files_only")
 """What configurations remember of where they come from."""
@@ -68,7 +68,7 @@ class HfFolder:
     asks: bool = True
     """Whether the question is part of what is read: captions are written without one."""
     beside: Callable[[], Tensors] | None = None
-    """Tensors of ours that the class has no place for, under our names."""
+    """Tensors of ours that the class cannot hold, under our names."""
     caveat: str = ""
     """What may explain a difference that the check finds."""
     advice: str = ""
@@ -124,12 +124,12 @@ class Format:
     hf_class: str = ""
     """Of a folder that transformers loads: what `architectures` of its config.json says; "" for files alone."""
     write: Callable[[TrainedNet], HfFolder] | None = None
-    """A net as such a folder; ValueError for a net that the format has no place for."""
+    """A net as such a folder; ValueError for a net that the format cannot hold."""
     read: Callable[[Path, str | None], dict[str, object]] | None = None
     """The arguments of the architecture for the net of a folder, its components without weights; the second argument is
     a chat template in place of the folder's."""
     lacks: tuple[str, ...] = ()
-    """Glob patterns of our tensors that the class has no place for."""
+    """Glob patterns of our tensors that the class cannot hold."""
 
     def table(self, components: Components) -> KeyMap:
         return self.keys if isinstance(self.keys, KeyMap) else self.keys(components)

@@ -93,7 +93,7 @@ Rename = Callable[[Tensors], Tensors]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eyes:
+class ImageEncoder:
     """What all of transformers' BLIP-2 have: an EVA tower, the norm behind it and a Q-Former."""
 
     vision: nn.Module
@@ -101,7 +101,7 @@ class Eyes:
     qformer: QFormer
 
     @classmethod
-    def of(cls, net: TrainedNet) -> Eyes:
+    def of(cls, net: TrainedNet) -> ImageEncoder:
         vision, ln_vision, qformer = net.net.vision, net.net.ln_vision, net.net.qformer
         assert isinstance(vision, nn.Module) and isinstance(ln_vision, nn.LayerNorm) and isinstance(qformer, QFormer)
         return cls(vision=vision, ln_vision=ln_vision, qformer=qformer)
@@ -137,12 +137,12 @@ def question_folder(
         reader: The tokenizer of a Q-Former that reads the question; None for BLIP-2's.
 
     Raises:
-        ValueError: A tower that transformers' BLIP-2 has no place for, a template that does not begin with the image,
+        ValueError: A tower that transformers' BLIP-2 cannot hold, a template that does not begin with the image,
             several views an image, or a language model whose embeddings are not as wide as what it computes with.
     """
-    processor, eyes, language = net.processor, Eyes.of(net), net.net.language
+    processor, encoder, language = net.processor, ImageEncoder.of(net), net.net.language
     assert isinstance(language, PreTrainedModel)
-    vision = eva_settings(eyes.vision, processor.image.size)
+    vision = eva_settings(encoder.vision, processor.image.size)
     embedding: Any = language.get_input_embeddings()
     text, ends = language.config.to_dict(), processor.eos_token_ids
     if (width := embedding.embedding_dim) != (hidden := language.config.hidden_size):
@@ -157,7 +157,7 @@ def question_folder(
     text["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     config: Any = (Blip2Config if reader is None else InstructBlipConfig)(
         vision_config=vision,
-        qformer_config=qformer_settings(eyes.qformer),
+        qformer_config=qformer_settings(encoder.qformer),
         text_config=AutoConfig.for_model(**text),
         num_query_tokens=processor.vectors_per_image,
         image_token_index=tokenizer.get_vocab()[IMAGE_MARK],
@@ -172,7 +172,7 @@ def question_folder(
     like = spare_token(processor.tokenizer)
     return HfFolder(
         config=config,
-        processor=kind(eyes.images(processor), tokenizer, *readers, num_query_tokens=processor.vectors_per_image),
+        processor=kind(encoder.images(processor), tokenizer, *readers, num_query_tokens=processor.vectors_per_image),
         generation=generation_config(
             processor,
             pad_token_id=tokenizer.pad_token_id,
@@ -182,11 +182,11 @@ def question_folder(
         asks=wrap.keeps,
         notes={
             **notes_of(net),
-            "ln_vision_eps": eyes.ln_vision.eps,
+            "ln_vision_eps": encoder.ln_vision.eps,
             "text_limits": asdict(processor.text_limits),
         },
         advice="" if reader is None or tokenizer.padding_side == "right" else QUERY_PADDING,
-        caveat=eyes.caveat(vision["layer_norm_eps"]),
+        caveat=encoder.caveat(vision["layer_norm_eps"]),
     )
 
 

@@ -14,7 +14,7 @@ from lightning_mllm.connectors.norm import LayerNormConnector
 from lightning_mllm.contracts import Turn
 from lightning_mllm.interop.folder import FolderFacts, notes_of
 from lightning_mllm.interop.format import Format, HfFolder, Tensors, TrainedNet
-from lightning_mllm.interop.hf_blip import ASKED, Eyes, Wrap
+from lightning_mllm.interop.hf_blip import ASKED, ImageEncoder, Wrap
 from lightning_mllm.interop.hf_components import eva_settings, eva_tower, qformer_settings, qformer_spec
 from lightning_mllm.interop.keys.blip2 import FIRST_STAGE_HF_KEYS
 
@@ -23,15 +23,15 @@ def write(net: TrainedNet) -> HfFolder:
     """The net as a folder; temperature and head of captions beside it. Of `ln_vision.eps`, see `question_folder`.
 
     Raises:
-        ValueError: A tower that transformers' BLIP-2 has no place for, or several views an image.
+        ValueError: A tower that transformers' BLIP-2 cannot hold, or several views an image.
     """
     own: Any = net.net
-    processor, eyes = net.processor, Eyes.of(net)
+    processor, encoder = net.processor, ImageEncoder.of(net)
     pieces = processor.chat.render((Turn(role="assistant", text=ASKED),))
     before, _, after = "".join(piece.text for piece in pieces).partition(ASKED)
     before = "".join(processor.tokenizer.convert_ids_to_tokens(processor.prefix)) + before
     tokenizer = Wrap(before=before, after=after).tokenizer(processor, "right")
-    vision = eva_settings(eyes.vision, processor.image.size)
+    vision = eva_settings(encoder.vision, processor.image.size)
 
     def named(beside: bool) -> Tensors:
         for name, tensor in net.state().items():
@@ -41,24 +41,24 @@ def write(net: TrainedNet) -> HfFolder:
     return HfFolder(
         config=Blip2Config(
             vision_config=vision,
-            qformer_config={**qformer_settings(eyes.qformer), "use_qformer_text_input": True},
-            num_query_tokens=eyes.qformer.queries.shape[1],
+            qformer_config={**qformer_settings(encoder.qformer), "use_qformer_text_input": True},
+            num_query_tokens=encoder.qformer.queries.shape[1],
             image_text_hidden_size=own.heads.vision_proj.out_features,
             architectures=[FORMAT.hf_class],
             dtype=torch.float32,
         ),
-        processor=Blip2Processor(eyes.images(processor), tokenizer),
+        processor=Blip2Processor(encoder.images(processor), tokenizer),
         generation=GenerationConfig(),
         tensors=lambda: FIRST_STAGE_HF_KEYS.to_theirs(named(False)),
         beside=lambda: named(True),
         compared="pairs",
         notes={
             **notes_of(net),
-            "ln_vision_eps": eyes.ln_vision.eps,
+            "ln_vision_eps": encoder.ln_vision.eps,
             "rerank": own.rerank,
             "retrieval_length": own.retrieval_length,
         },
-        caveat=eyes.caveat(vision["layer_norm_eps"]),
+        caveat=encoder.caveat(vision["layer_norm_eps"]),
     )
 
 

@@ -89,7 +89,7 @@ def eva_settings(tower: nn.Module, image_size: int) -> dict[str, Any]:
     """The fields of a vision configuration whose tower is `tower`.
 
     Raises:
-        ValueError: Another kind of tower, for which transformers' BLIP-2 has no place.
+        ValueError: Another kind of tower, which transformers' BLIP-2 cannot hold.
     """
     if not isinstance(tower, EvaVision):
         raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import InstructBlipConfig
 
 from lightning_mllm.interop.format import Format, HfFolder, TrainedNet
-from lightning_mllm.interop.hf_blip import Eyes, question_folder, read_questions
+from lightning_mllm.interop.hf_blip import ImageEncoder, question_folder, read_questions
 from lightning_mllm.interop.keys.eva import BLIP2_VISION_KEYS
 from lightning_mllm.interop.keys.qformer import INSTRUCTBLIP_QFORMER_KEYS, with_last_text
 from lightning_mllm.weights.keymap import KeyMap, Rule
@@ -43,7 +43,7 @@ def write(net: TrainedNet) -> HfFolder:
     """An InstructBLIP as a folder; ValueError as `question_folder`, and for a Q-Former that reads no instruction."""
     if net.processor.query_text is None:
         raise ValueError("instructed: found false, expected a Q-Former that reads the instruction, as transformers'")
-    layers = len(Eyes.of(net).qformer.layers)
+    layers = len(ImageEncoder.of(net).qformer.layers)
     return question_folder(
         net,
         FORMAT.hf_class,

@@ -63,7 +63,7 @@ def write(net: TrainedNet) -> HfFolder:
     """A LLaVA as a folder; adapters merged.
 
     Raises:
-        ValueError: A connector, a tower, a language model or an image policy that transformers' LLaVA has no place for.
+        ValueError: A connector, a tower, a language model or an image policy that transformers' LLaVA cannot hold.
     """
     vision, connector, language = net.net.vision, net.net.connector, net.net.language
     assert (

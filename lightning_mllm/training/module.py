@@ -76,7 +76,7 @@ class MultimodalModule(EvaluatedModule):
 
     stages: ClassVar[dict[str, Stage]] = {}
     keys_to_ignore_on_load: ClassVar[tuple[str, ...]] = ()
-    """Glob patterns of tensors that an ancestor may have and the net has no place for."""
+    """Glob patterns of tensors that an ancestor may have and the net cannot hold."""
 
     def __init__(
         self,

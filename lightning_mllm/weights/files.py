@@ -31,7 +31,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 BESIDE = "lightning_mllm.safetensors"
-"""In a folder of transformers that we wrote: tensors that the class has no place for, under our names."""
+"""In a folder of transformers that we wrote: tensors that the class cannot hold, under our names."""
 FORCE_PICKLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 

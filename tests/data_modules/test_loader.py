@@ -11,7 +11,7 @@ import torch
 
 from data_modules import loader as loader_module
 from data_modules.loader import Collate, ResumableLoader, Share, StepsAhead, TrainingSamples, optimizer_steps
-from data_modules.mixture_sampler import MixtureSampler, Place
+from data_modules.mixture_sampler import MixtureSampler, SampleLocation
 from lightning_mllm.contracts import Batch, Encoded, Sample
 from tests.data_modules.files import Echo, Numbers
 
@@ -287,7 +287,7 @@ def test_a_source_of_bad_samples_is_an_error() -> None:
     with pytest.raises(
         ValueError, match=r"data\.train\.s: found 2 bad samples in a row, the first: file\.json: record 0"
     ):
-        samples[Place(0, "s", 0)]
+        samples[SampleLocation(0, "s", 0)]
 
 
 def test_a_micro_batch_of_the_published_size_is_of_one_source_on_any_number_of_ranks() -> None:

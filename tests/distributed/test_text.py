@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_modules.evaluation import EvaluationSet
-from data_modules.loader import Places, Share
+from data_modules.loader import SampleOrder, Share
 from data_modules.mixture_sampler import MixtureSampler
 from data_modules.module import MultimodalDataModule
 from data_modules.sources import TextLines
@@ -51,7 +51,7 @@ class HalfText(MultimodalDataModule):
     def shares(self) -> list[Share]:
         return [Share("stage.global_batch", self.global_batch, self.micro_batch)]
 
-    def orders(self) -> list[Places]:
+    def orders(self) -> list[SampleOrder]:
         assert self.rows is not None
         return [Halves(self.order, self.rows, self.global_batch)]
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from data_modules.evaluation import EvaluationSet
-from data_modules.mixture_sampler import MixtureSampler, Place
+from data_modules.mixture_sampler import MixtureSampler, SampleLocation
 from data_modules.module import MultimodalDataModule
 from data_modules.sources.source import Source
 from data_modules.text import TextShare
@@ -73,7 +73,7 @@ class HalfText:
     def __len__(self) -> int:
         return len(self.squares)
 
-    def at(self, position: int) -> Place:
+    def at(self, position: int) -> SampleLocation:
         place = self.squares.at(position)
         second = position % self.global_batch >= self.global_batch // 2
         return place._replace(source="texts") if second else place

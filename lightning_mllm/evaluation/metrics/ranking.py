@@ -35,7 +35,7 @@ class Ranking:
         """The most likely candidate, the first of equals."""
         return self.candidates[int(np.argmax(self.likelihoods))]
 
-    def place(self, references: Sequence[str]) -> tuple[int, int, int]:
+    def rank(self, references: Sequence[str]) -> tuple[int, int, int]:
         """How many wrong candidates are likelier than the best reference, how many are as likely, and how many
         references are as likely as the best; a text that stands in the list several times is one candidate."""
         likelihood = dict(zip(self.candidates, self.likelihoods, strict=True))
@@ -63,8 +63,8 @@ class RankMetric(SampleMetric[Ranking]):
                 f" {len(candidates)} candidates {list(candidates[:5])}"
             )
 
-    def _places(self) -> list[tuple[int, int, int]]:
-        return [ranking.place(accepted) for ranking, accepted in zip(self.answers, self.references, strict=True)]
+    def _ranks(self) -> list[tuple[int, int, int]]:
+        return [ranking.rank(accepted) for ranking, accepted in zip(self.answers, self.references, strict=True)]
 
 
 class Choice(RankMetric):
@@ -73,7 +73,7 @@ class Choice(RankMetric):
     names = ("choice_accuracy",)
 
     def statistics(self) -> np.ndarray:
-        return np.array([[hit_chance(*place, 1)] for place in self._places()])
+        return np.array([[hit_chance(*rank, 1)] for rank in self._ranks()])
 
 
 class ReciprocalRank(RankMetric):
@@ -86,7 +86,7 @@ class ReciprocalRank(RankMetric):
 
     def statistics(self) -> np.ndarray:
         rows = []
-        for before, tied, right in self._places():
+        for before, tied, right in self._ranks():
             first = first_chances(tied, right)
             ranks = before + 1 + np.arange(tied + 1)
             recalls = [hit_chance(before, tied, right, k) for k in (1, 5, 10)]

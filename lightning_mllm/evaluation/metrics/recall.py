@@ -13,7 +13,7 @@ CUTS = (1, 5, 10)
 
 
 def recalls(scores: Float[np.ndarray, " C"], right: Sequence[int] | Int[np.ndarray, " R"]) -> list[float]:
-    """For each of CUTS, how likely one of the `right` places of the gallery is among the k with the highest score."""
+    """For each of CUTS, how likely one of the `right` entries of the gallery is among the k with the highest score."""
     best = scores[right].max()
     ours = int((scores[right] == best).sum())
     before, tied = int((scores > best).sum()), int((scores == best).sum()) - ours
@@ -21,12 +21,12 @@ def recalls(scores: Float[np.ndarray, " C"], right: Sequence[int] | Int[np.ndarr
 
 
 def chance(gallery: int, right: int) -> list[float]:
-    """The recalls of who tells nothing apart."""
+    """The recalls of scores that are all equal."""
     return [hit_chance(0, gallery - right, right, k) for k in CUTS]
 
 
 def highest(scores: Float[np.ndarray, " C"], k: int) -> Int[np.ndarray, " K"]:
-    """The places of the k highest scores, in no order, of equals the first ones; all places if k is larger."""
+    """The indices of the k highest scores, in no order, of equals the first ones; all indices if k is larger."""
     if not 0 < k < len(scores):
         return np.arange(len(scores) if k > 0 else 0)
     least = np.partition(scores, -k)[-k]

@@ -54,7 +54,7 @@ def write(net: TrainedNet) -> HfFolder:
     """A CogVLM as a folder, with code of ours for transformers; adapters merged.
 
     Raises:
-        ValueError: A tower, a connector or a language model that the layout has no place for, or more than one view an
+        ValueError: A tower, a connector or a language model that the layout cannot hold, or more than one view an
             image.
     """
     own, vision, connector, language = net.processor, net.net.vision, net.net.connector, net.net.language
@@ -129,7 +129,7 @@ def _language_fields(config: PreTrainedConfig) -> dict[str, Any]:
     """Of CogVLM's configuration, what the language model's says.
 
     Raises:
-        ValueError: It is no Llama, or one that CogVLM's layout has no place for.
+        ValueError: It is no Llama, or one that CogVLM's layout cannot hold.
     """
     _refuse("model_type", config.model_type, "llama")
     rope, heads, shared = config.rope_parameters, config.num_attention_heads, config.num_key_value_heads

@@ -23,7 +23,7 @@ def cogvlm_vision(tower: nn.Module, image_size: int) -> dict[str, Any]:
     """The fields of a `vision_config` whose tower is `tower`.
 
     Raises:
-        ValueError: A tower that the layout has no place for.
+        ValueError: A tower that the layout cannot hold.
     """
     if isinstance(tower, VisionTower):
         if tower.keep_cls:
