@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import (
@@ -24,8 +24,6 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
-
-from lightning_mllm.language.visual_expert import prefilled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +103,6 @@ def generate(
     end: AnswerEnd,
     *,
     positions: Int[Tensor, "B T"] | None = None,
-    kinds: UInt8[Tensor, "B T"] | None = None,
 ) -> list[list[int]]:
     """The new tokens of each row, cut before its end token, or behind the text that ends it.
 
@@ -116,7 +113,6 @@ def generate(
         decoding: how to search.
         end: each row, and in a beam search each beam, is finished by itself.
         positions: of a causal model's prompt, as in `Batch`; new tokens go on from a row's last one. None counts.
-        kinds: of the prompt's tokens, by which a model with visual experts routes them; new tokens are text.
     """
     assert not model.training, "generation in train mode would apply dropout"
     seq2seq = bool(model.config.is_encoder_decoder)
@@ -144,7 +140,7 @@ def generate(
     stated = {} if seq2seq or positions is None else {"position_ids": positions}
     texts = StoppingCriteriaList([] if end.text is None else [TextEnd(end.text, start=int(seq2seq))])
     seed = decoding.seed if search.do_sample else None
-    with _only(model, search), _seeded(seed, embeds.device), prefilled(model, kinds):
+    with _only(model, search), _seeded(seed, embeds.device):
         written = model.generate(  # pyright: ignore[reportCallIssue]
             inputs_embeds=embeds,
             attention_mask=mask.long(),

@@ -16,11 +16,14 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lightning_mllm.contracts import Batch
-from lightning_mllm.language.visual_expert import PLAN, has_experts, plan_of
 
 SDPA = "sdpa_mask_as_given"
 """The attention kernel of `sdpa`. For a name of its own transformers builds no mask, and so reads none from the device:
 a mask that is given reaches the kernel, and where none is given attention is causal."""
+
+KEYWORDS = "keywords_of_runs"
+"""The attribute of a model whose decoder reads more of a batch than embeddings, mask and positions: a function that
+makes keywords for it from `Layout.runs` (visual_expert.py)."""
 
 AttentionInterface.register(SDPA, sdpa_attention_forward)
 
@@ -32,14 +35,14 @@ def lm_hidden_states(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], bat
         model: A causal language model of transformers.
         embeds: Of tokens and visual vectors.
         batch: A token attends to itself and to those before it in its own segment; what comes out at padding means
-            nothing. A model with visual experts routes by the kinds of tokens.
+            nothing.
 
     Raises:
         ValueError: Packed rows that are longer than the sliding window of a model that has one.
     """
     layout = batch.layout
-    plan = plan_of(layout.runs) if has_experts(model) else None
-    routing = {} if plan is None else {PLAN: plan}
+    keywords_of = getattr(model, KEYWORDS, None)
+    keywords = {} if keywords_of is None else keywords_of(layout.runs)
     # A window is narrower than these rows: transformers makes the masks of its layers, and asks the device.
     windowed = embeds.shape[1] > (getattr(model.config, "sliding_window", None) or math.inf)
     if windowed and layout.packed:
@@ -52,9 +55,9 @@ def lm_hidden_states(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], bat
     mask = block_mask(batch.segments, embeds.dtype) if needed else None
     mask = (batch.segments > 0).long() if windowed else mask
     with nullcontext() if windowed else masks_as_given(model):
-        # use_cache: with a cache, transformers ignores that positions restart, and segments see one another.
+        # use_cache: with a cache, transformers ignores that positions restart, and segments attend to one another.
         output = model.base_model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False, **routing
+            inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False, **keywords
         )
     return output.last_hidden_state
 

@@ -33,12 +33,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_mllm.contracts import TokenKind, runs_of
+from lightning_mllm.language.hidden_states import KEYWORDS
 
 PLAN = "expert_plan"
 """The keyword by which a plan travels through a decoder to its blocks."""
 
 Hooked = tuple[tuple[object, ...], dict[str, object]]
-"""What a pre-hook hands on: arguments by place and by name."""
+"""What a pre-hook returns: arguments by position and by name."""
 
 Part = Literal["qkv", "output", "ffn"]
 PARTS: dict[str, tuple[str, ...]] = {
@@ -81,6 +82,12 @@ def plan_of(runs: Sequence[tuple[int, int]]) -> Plan | None:
     if not any(vision for vision, _ in parts):
         return None
     return Plan(tuple(length for _, length in parts), 0 if parts[0][0] else 1)
+
+
+def keywords_of_runs(runs: Sequence[tuple[int, int]]) -> dict[str, object]:
+    """What a decoder with experts is given of a batch beside its embeddings."""
+    plan = plan_of(runs)
+    return {} if plan is None else {PLAN: plan}
 
 
 class Switch:
@@ -152,6 +159,7 @@ def add_visual_experts(
     """
     blocks = _blocks(model)
     switch = Switch()
+    setattr(model, KEYWORDS, keywords_of_runs)
     for block in blocks:
         block.self_attn.register_forward_pre_hook(switch, with_kwargs=True)  # pyright: ignore
     for block in blocks[::every]:
@@ -209,12 +217,12 @@ def unused_names(model: PreTrainedModel) -> set[str]:
 
 
 @contextmanager
-def prefilled(model: PreTrainedModel, kinds: UInt8[Tensor, "B T"] | None) -> Iterator[None]:
+def prompt_routed(model: PreTrainedModel, kinds: UInt8[Tensor, "B T"]) -> Iterator[None]:
     """While it lasts, what `model` reads as embeddings is routed by `kinds`, and what it reads as tokens is language.
 
     A search with beams repeats each row, and so are its kinds.
     """
-    if kinds is None or not has_experts(model):
+    if not has_experts(model):
         yield
         return
 

@@ -91,11 +91,5 @@ class VisionLanguageNet(Net):
 
     def generate(self, batch: Batch, decoding: Decoding, end: AnswerEnd) -> list[list[int]]:
         return generate(
-            self.language,
-            self.embeddings(batch),
-            batch.segments > 0,
-            decoding,
-            end,
-            positions=batch.positions,
-            kinds=batch.kinds,
+            self.language, self.embeddings(batch), batch.segments > 0, decoding, end, positions=batch.positions
         )

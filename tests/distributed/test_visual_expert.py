@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing import assert_close
 
 from lightning_mllm.language.generation import AnswerEnd, Decoding, generate
+from lightning_mllm.language.visual_expert import prompt_routed
 from lightning_mllm.language.visual_expert_lm import VisualExpertLM
 from lightning_mllm.processing.packing import shared_positions
 from lightning_mllm.training.parallelize import ParallelPlan, parallelize
@@ -36,15 +37,15 @@ class Net(nn.Module):
 
     def generate(self, embeds: Tensor, row: str, steps: int) -> list[list[int]]:
         kinds, segments = kinds_of(row), segments_of(row)
-        return generate(
-            self.language,
-            embeds,
-            segments > 0,
-            Decoding(max_new_tokens=steps, num_beams=2),
-            AnswerEnd(tokens=(64,), pad=0),
-            positions=shared_positions(kinds, segments),
-            kinds=kinds,
-        )
+        with prompt_routed(self.language, kinds):
+            return generate(
+                self.language,
+                embeds,
+                segments > 0,
+                Decoding(max_new_tokens=steps, num_beams=2),
+                AnswerEnd(tokens=(64,), pad=0),
+                positions=shared_positions(kinds, segments),
+            )
 
 
 def grads(net: nn.Module) -> dict[str, Tensor]:

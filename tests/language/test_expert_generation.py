@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_mllm.language.generation import AnswerEnd, Decoding, generate
 from lightning_mllm.language.hidden_states import head, lm_hidden_states
+from lightning_mllm.language.visual_expert import prompt_routed
 from lightning_mllm.processing.packing import shared_positions
 from tests.language.batches import batch_of
 from tests.language.experts import kinds_of, plain_of, segments_of, small
@@ -29,7 +30,8 @@ def written(model, embeds: Tensor, rows: tuple[str, ...], positions: Tensor | No
     kinds, segments = kinds_of(*rows), segments_of(*rows)
     positions = shared_positions(kinds, segments) if positions is None else positions
     end = AnswerEnd(tokens=(VOCAB,), pad=PAD)
-    return generate(model, embeds, segments > 0, Decoding(**how), end, positions=positions, kinds=kinds)
+    with prompt_routed(model, kinds):
+        return generate(model, embeds, segments > 0, Decoding(**how), end, positions=positions)
 
 
 def scores(model, embeds: Tensor, row: str, *tokens: int) -> Tensor:
