@@ -79,7 +79,7 @@ class ImageFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Documents:
-    """Plain texts, all to be learned, that share a row of tokens and do not see one another."""
+    """Plain texts, all to be learned, that share a row of tokens and do not attend to one another."""
 
     texts: tuple[str, ...]
     length: int | None = None

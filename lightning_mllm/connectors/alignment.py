@@ -145,10 +145,10 @@ def hard_negatives(
 
 
 def apart_or_together(logits: Float[Tensor, "N 2"]) -> Float[Tensor, " B"]:
-    """The mean of each pair over its three logits: B of pairs that belong together, then 2 B of such that do not."""
+    """Cross-entropy, in float32: each pair's mean over three rows, of which the first B belong together, 2 B do not."""
     together = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     together[: len(logits) // 3] = 1
-    return F.cross_entropy(logits, together, reduction="none").view(3, -1).mean(0)
+    return F.cross_entropy(logits.float(), together, reduction="none").view(3, -1).mean(0)
 
 
 def summed_by_text(logits: Float[Tensor, "S W"], supervised: Supervised, label_smoothing: float) -> Float[Tensor, " B"]:

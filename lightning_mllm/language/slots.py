@@ -1,4 +1,4 @@
-"""Visual vectors in the places that the processor kept for them.
+"""Visual vectors in the slots that the processor kept for them.
 
 Legend: B rows, T tokens, D width, n slots of one kind, N images, L tokens of a Q-Former's text.
 """

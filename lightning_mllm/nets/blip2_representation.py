@@ -5,8 +5,8 @@ on pairs of an image and a text teach them, through three views of one Q-Former.
 
     images u8[B,3,H,W] --vision--> --ln_vision--> visual f[B,V,E]
                                                      |
-      queries            --see-->  f[B,Q,D] ---------'---- the nearest query, to the [CLS] of each text  ITC --.
-      queries and text   --join--> f[B,Q,D]                do they belong together?                      ITM --+--> loss
+      queries            --encode--> f[B,Q,D] -------'---- the nearest query, to the [CLS] of each text  ITC --.
+      queries and text   --encode--> f[B,Q,D]              do they belong together?                      ITM --+--> loss
       [DEC] text         --decode--> f[B,L,D]              after the queries' keys and values: the next token    ITG --'
 
 Legend: B pairs of this rank, A of all ranks, V vectors of width E an image, Q queries of width D, L tokens of a text.

@@ -58,7 +58,8 @@ class ClipNet(Net):
         if batch.num_images != len(batch.ids):
             raise ValueError(f"found {batch.num_images} images for {len(batch.ids)} captions, expected one each")
         scale = self.clip.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-        logits = scale * self.encode_images(batch) @ self.encode_texts(batch.tokens, batch.segments).T
+        # Cross-entropy in float32, as autocast has it.
+        logits = (scale * self.encode_images(batch) @ self.encode_texts(batch.tokens, batch.segments).T).float()
         own = (batch.tokens.unsqueeze(0) == batch.tokens.unsqueeze(1)).all(-1).to(logits.dtype)
         targets = own / own.sum(1, keepdim=True)
         both = [F.cross_entropy(each, targets, reduction="none") for each in (logits, logits.T)]
@@ -74,10 +75,10 @@ class ClipNet(Net):
     def encode_texts(self, tokens: Int[Tensor, "B T"], segments: Int[Tensor, "B T"]) -> Float[Tensor, "B E"]:
         """Unit vectors of right-padded captions, whose last token (the line end of `plain`) becomes the end token."""
         last, (_, width) = (segments > 0).sum(1) - 1, tokens.shape
-        places = torch.arange(width, device=tokens.device)
+        positions = torch.arange(width, device=tokens.device)
         # Nothing looks at what stands behind the end token, which pads too. open_clip's own `encode_text` pads every
         # batch to the longest text there may be.
-        text = tokens.masked_fill(places >= last.unsqueeze(1), self.end)
+        text = tokens.masked_fill(positions >= last.unsqueeze(1), self.end)
         clip: Any = self.clip
         embeds = clip.token_embedding(text) + clip.positional_embedding[:width]
         hidden = clip.ln_final(clip.transformer(embeds, attn_mask=clip.attn_mask[:width, :width]))

@@ -121,7 +121,7 @@ class ShardedCheckpointIO(CheckpointIO):
         writer = _Writer(path, tensors, content.getvalue(), replaces)
         staged = writer.stage(dict(tensors))
         executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending = path, executor.submit(_write, staged, writer, self._group if sharded else None, not sharded)
+        self._pending = path, executor.submit(_write, staged, writer, self._group if sharded else None)
         executor.shutdown(wait=False)
 
     def check(self) -> None:
@@ -365,9 +365,9 @@ class _Writer(HuggingFaceStorageWriter):
         return [each for each in found if each != self.final]
 
 
-def _write(tensors: dict[str, Tensor], writer: _Writer, group: dist.ProcessGroup | None, alone: bool) -> None:
+def _write(tensors: dict[str, Tensor], writer: _Writer, group: dist.ProcessGroup | None) -> None:
     try:
-        dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=alone)
+        dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
     except BaseException:
         shutil.rmtree(writer.beside, ignore_errors=True)
         raise

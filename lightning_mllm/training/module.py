@@ -1,4 +1,4 @@
-"""The LightningModule that every architecture is: parts built from specs, one stage's freezing, one exact loss.
+"""The LightningModule that every architecture is: components built from specs, one stage's freezing, one exact loss.
 
 It wraps a plain net (`nets/`), which knows nothing of training; an architecture adds its components, its `stages` and
 its processor. Nothing here knows which architecture it is. Names of tensors are the net's everywhere: in patterns,
@@ -14,6 +14,7 @@ of all rows, before the first backward:
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -47,7 +48,14 @@ from lightning_mllm.training.freezing import (
 )
 from lightning_mllm.training.initialise import Provenance, build_empty, initialise, materialise
 from lightning_mllm.training.optimizer import parameter_groups
-from lightning_mllm.training.parallelize import Checkpointing, ParallelPlan, check_precision, gathered, parallelize
+from lightning_mllm.training.parallelize import (
+    Checkpointing,
+    ParallelPlan,
+    check_precision,
+    gathered,
+    parallelize,
+    reshard,
+)
 from lightning_mllm.training.reduction import MicroBatchWeights, step_weights
 from lightning_mllm.training.sharding import ShardedStrategy, full_tensor, to_local
 from lightning_mllm.training.stage import StageSettings
@@ -76,7 +84,7 @@ class MultimodalModule(EvaluatedModule):
 
     stages: ClassVar[dict[str, Stage]] = {}
     keys_to_ignore_on_load: ClassVar[tuple[str, ...]] = ()
-    """Glob patterns of tensors that an ancestor may have and the net cannot hold."""
+    """Glob patterns of tensors that `stage.init_from` may have and the net has not."""
 
     def __init__(
         self,
@@ -179,7 +187,7 @@ class MultimodalModule(EvaluatedModule):
         return self._trainer is not None and isinstance(self._trainer.strategy, ModelParallelStrategy)
 
     def configure_model(self) -> None:
-        """Builds the parts without memory, freezes, shards, allocates on the device and fills.
+        """Builds the components without memory, freezes, shards, allocates on the device and fills.
 
         Without a Trainer the net is built whole on the CPU. A second call does nothing.
         """
@@ -239,6 +247,8 @@ class MultimodalModule(EvaluatedModule):
     def on_train_start(self) -> None:
         self.train()
         self._sums, self._weights = {}, []
+        # A validation before training leaves the outermost unit gathered; gradients belong to the shards.
+        reshard(self.net)
         self._check = GradientCheck(self.net, self.net.unused_parameters())
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -310,10 +320,13 @@ class MultimodalModule(EvaluatedModule):
         assert self.stage is not None
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
+        step = self.trainer.global_step + 1
+        if not math.isfinite(norm.item()):
+            # The loss of the next step would tell, but a checkpoint, or the stage's weights, may come before.
+            raise ValueError(f"optimizer step {step}: found a gradient norm of {norm.item()}, expected a finite one")
         if self.stage.gradient_clip > 0:
             ratio = (self.stage.gradient_clip / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_([to_local(g) for g in gradients], ratio)
-        step = self.trainer.global_step + 1
         if step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
             # Lightning writes its own log after a checkpoint is saved: a stop in between would lose the row.
             for logger in self.loggers:
@@ -369,9 +382,9 @@ class MultimodalModule(EvaluatedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         found, expected = checkpoint.get("stage"), None if self.stage is None else asdict(self.stage)
         if found != expected and found and expected:
-            changed = next(key for key in expected if found.get(key) != expected[key])
+            changed = next(key for key in {**expected, **found} if found.get(key) != expected.get(key))
             raise ValueError(
                 f"the checkpoint was written with stage.{changed} = {found.get(changed)!r}, expected"
-                f" {expected[changed]!r} as configured now; delete it to start the stage anew"
+                f" {expected.get(changed)!r} as configured now; delete it to start the stage anew"
             )
         restore(checkpoint, self.checkpoint_tensors(), with_optimizer=self.trainer.state.fn == TrainerFn.FITTING)

@@ -126,6 +126,16 @@ def check_precision(trainer: str, sharded: bool, plan: ParallelPlan) -> None:
             "hardware.precision: found bf16 without sharded parameters, expected fp32, or trainer.strategy"
             " lightning_mllm.training.sharding.ShardedStrategy (hardware.shard=1 keeps a copy on each rank, as DDP)"
         )
+    if not sharded and plan.shard not in (None, 1):
+        raise ValueError(
+            f"hardware.shard: found {plan.shard} without sharded parameters, expected none, or trainer.strategy"
+            " lightning_mllm.training.sharding.ShardedStrategy"
+        )
+    if trainer == "16-mixed":
+        raise ValueError(
+            "trainer.precision: found 16-mixed, which scales gradients before they are clipped and checked, expected"
+            " 32-true with hardware.precision=bf16, or bf16-mixed without sharded parameters"
+        )
     if trainer in ("bf16-true", "16-true"):
         raise ValueError(
             f"trainer.precision: found {trainer}, by which the optimizer updates weights of 16 bits, expected 32-true"
@@ -159,8 +169,11 @@ def parallelize(
         entries: Methods of `net` beside `forward` that use parameters.
 
     Raises:
-        ValueError: A parameter that is trained is stored in 16 bits, in bf16.
+        ValueError: A parameter that is trained is stored in 16 bits.
     """
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad and parameter.dtype.itemsize < 4:
+            raise ValueError(f"{name}: found {parameter.dtype} in a parameter that is trained, expected float32")
     half = {name for name in blocks if name != LANGUAGE and _computes_in_float16(net.get_submodule(name))}
     if plan.precision == "bf16":
         assert mesh is not None, "bf16 without sharding; see check_precision"
@@ -196,9 +209,7 @@ def _computes_in_float16(component: nn.Module) -> bool:
 def _store_in_bf16(net: nn.Module, but: Sequence[nn.Module]) -> None:
     """What is frozen, but for the components that have a 16-bit dtype of their own."""
     own = {id(parameter) for component in but for parameter in component.parameters()}
-    for name, parameter in net.named_parameters():
-        if parameter.requires_grad and parameter.dtype.itemsize < 4:
-            raise ValueError(f"{name}: found {parameter.dtype} in a parameter that is trained, expected float32")
+    for parameter in net.parameters():
         if not parameter.requires_grad and parameter.dtype == torch.float32 and id(parameter) not in own:
             parameter.data = parameter.data.to(torch.bfloat16)
 
@@ -282,6 +293,12 @@ def _register_entry(net: nn.Module, name: str) -> None:
         return (plain if inside else entered)(*args, **kwargs)
 
     setattr(net, name, method)
+
+
+def reshard(net: nn.Module) -> None:
+    """Brings every unit back into shards; nothing where none is gathered."""
+    for unit in units(net):
+        unit.reshard()
 
 
 @contextmanager

@@ -65,6 +65,8 @@ def write_stage(
         lora_scale = _scale_in(settings)
     assert lora_scale is not None or not any(map(is_adapter, own)), "adapters need their scale"
     (folder / RECORD).unlink(missing_ok=True)
+    for left in folder.glob(".*.writing"):
+        left.unlink()  # by a run that was killed
     plain = {name: layout[own[name]] for name in own}
     write_in_pieces(folder / "model.safetensors", plain, lambda name: stream.pieces(own[name]))
     facts = {"stage": stage, "steps": steps, "init_from": dict(init_from), "lora_scale": lora_scale}

@@ -229,3 +229,15 @@ def test_plans_that_exchange_otherwise_learn_the_same(tmp_path: Path) -> None:
     # The outermost unit once a pass; else the blocks of the tower and, in both directions, of the language model too.
     assert counts["frozen blocks stay gathered"][0] == 2
     assert counts["as it is"][0] >= 2 * (1 + 2 + 2 * 2)
+
+
+def test_a_validation_may_come_before_training(tmp_path: Path) -> None:
+    def work(rank: int) -> dict[str, Tensor]:
+        validated: dict[str, Any] = {"num_sanity_val_steps": 1, "limit_val_batches": 1, "val_check_interval": 2}
+        plan = ParallelPlan(gather_to_generate=False)
+        module = fit(tmp_path / "one", data={"steps": 2}, strategy=ShardedStrategy(), parallel=plan, **validated)
+        return weights(module)
+
+    expected, (found,) = weights(fit(tmp_path / "alone", data={"steps": 2})), on_ranks(1, work)
+    for name, tensor in expected.items():
+        assert_close(found[name], tensor, rtol=0, atol=1e-6, msg=name)

@@ -173,6 +173,18 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_do(tmp_path: Path, m
     assert all(tensor.isfinite().all() for tensor in saved_tensors(tmp_path).values())
 
 
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path, clip: float) -> None:
+    class Overflow(Callback):
+        def on_after_backward(self, trainer, pl_module) -> None:
+            if trainer.global_step == 3:
+                next(p.grad for p in pl_module.parameters() if p.grad is not None).flatten()[0] = float("inf")
+
+    with pytest.raises(ValueError, match=r"optimizer step 4: found a gradient norm of (inf|nan), expected a finite"):
+        fit(tmp_path, stage=settings(gradient_clip=clip), data={"steps": 4}, callbacks=[Overflow()])
+    assert not (tmp_path / "weights").exists() and saved(tmp_path)["global_step"] == 3
+
+
 def test_without_a_trainer_the_net_answers(tmp_path: Path) -> None:
     module = Toy()
     module.configure_model()

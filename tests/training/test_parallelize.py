@@ -245,6 +245,8 @@ BF16 = ParallelPlan(precision="bf16")
         ("bf16-true", True, BF16, "trainer.precision: found bf16-true, by which"),
         ("bf16-true", False, ParallelPlan(), "trainer.precision: found bf16-true, by which"),
         ("bf16-mixed", True, ParallelPlan(), "trainer.precision: found bf16-mixed, whose autocast"),
+        ("16-mixed", False, ParallelPlan(), "trainer.precision: found 16-mixed, which scales gradients"),
+        ("32-true", False, ParallelPlan(shard=2), "hardware.shard: found 2 without sharded parameters"),
     ],
 )
 def test_precisions_that_do_not_go_together(trainer: str, sharded: bool, plan: ParallelPlan, told: str) -> None:
@@ -262,4 +264,4 @@ def test_precisions_that_go_together(tmp_path: Path) -> None:
 def test_weights_that_are_trained_are_stored_in_float32() -> None:
     net = nn.ModuleDict({"vision": nn.Linear(2, 2), "language": nn.Linear(2, 2, dtype=torch.bfloat16)})
     with pytest.raises(ValueError, match=r"language\.weight: found torch\.bfloat16 in a parameter that is trained"):
-        plans._store_in_bf16(net, [])
+        plans.parallelize(net, {}, ParallelPlan())

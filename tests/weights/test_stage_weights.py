@@ -44,6 +44,14 @@ def test_a_later_stage_wins_and_untouched_tensors_pass_through(tmp_path: Path) -
     assert record["settings"]["seconds"] == 1.5
 
 
+def test_what_a_killed_run_left_behind_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / "align" / "weights" / ".model.safetensors.0f.writing"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    folder = stage(tmp_path, "align", {"a": torch.ones(1)})
+    assert sorted(each.name for each in folder.iterdir()) == ["model.safetensors", "stage.json"]
+
+
 def test_names_below_the_runs_beside_the_stage_and_as_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = tmp_path / "runs"
     stage(runs, "x/llava/align", {"a": torch.ones(1)})

@@ -51,7 +51,9 @@ class StageRecord(Callback):
             tell(trainer, f"{trainer.default_root_dir}: {step} of {total} steps are done, step {step + 1} is next")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        ended, step, total = ending_of(trainer), trainer.global_step, trainer.estimated_stepping_batches
+        # Clocks of ranks differ, and what follows is done by all of them or by none.
+        ended = trainer.strategy.broadcast(ending_of(trainer))
+        step, total = trainer.global_step, trainer.estimated_stepping_batches
         told = f"{trainer.default_root_dir}: {ended} ended the training after step {step} of {total}"
         if not ended.is_complete:
             more = "nothing is kept" if ended.reason == "fast_dev_run" else how_to_go_on(trainer)

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from lightning_mllm.training.callbacks.ending import Ending
 from tests.training.runs import fit, settings
 from tests.training.test_restarts import StopIn, Stopped
 
@@ -22,6 +24,15 @@ def test_a_finished_stage_tells_how_it_came_to_be(tmp_path: Path) -> None:
         ("language", False),
     ]
     assert facts["seconds"] > 0
+
+
+def test_rank_0_says_whether_the_stage_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broadcast(self: object, own: object) -> object:
+        return Ending("max_time") if isinstance(own, Ending) else own
+
+    monkeypatch.setattr(SingleDeviceStrategy, "broadcast", broadcast)
+    fit(tmp_path, data={"steps": 1})
+    assert not (tmp_path / "weights").exists()
 
 
 def test_a_stopped_stage_is_not_finished_and_time_adds_up(tmp_path: Path) -> None:
