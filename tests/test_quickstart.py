@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lightning_mllm.cli import main
+from tests.documents import blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ROOT / "experiments/quickstart/llava"
@@ -28,19 +30,46 @@ def test_draw_train_report_ask_export(
     main(["world", "data/world", "--images", "160", "--seed", "1"])
     main(["run", "experiments/quickstart/llava", "--stage.epochs=0.5"])
     report = json.loads(Path("runs/quickstart/llava/report.json").read_text())
-    names = {"vqa_accuracy", "vqa_accuracy_novel", "vqa_accuracy_blind", "cider", "cider_blind"}
-    assert names <= set(report)
-    for name in names:
-        assert report[name]["low"] <= report[name]["value"] <= report[name]["high"]
-    assert report["seconds"] > 0
+    tested = json.loads(Path("runs/quickstart/llava/instruct/test.json").read_text())["scores"]
+    for name in ("vqa_accuracy", "vqa_accuracy_novel", "vqa_accuracy_blind", "cider", "cider_blind"):
+        assert {key: report[name][key] for key in tested[name]} == tested[name]
     assert "<svg" in Path("runs/quickstart/llava/report.html").read_text()
     picture = "data/world/images/test/000000000000.png"
     capsys.readouterr()
     main(["ask", "runs/quickstart/llava", "--image", picture, "What shape is the thing in the middle?"])
-    assert capsys.readouterr().out.strip()
+    answer = capsys.readouterr().out.strip()
+    assert answer
+    shutil.copy(picture, "my.png")
+    program = next(block for language, block in blocks((ROOT / "README.md").read_text()) if language == "python")
+    exec(program.replace("How many squares are there?", "What shape is the thing in the middle?"), {})
+    assert capsys.readouterr().out.strip() == answer, "README's program answers as the command does"
     main(["export", "runs/quickstart/llava", "--to", "exported"])
     config = json.loads(Path("exported/config.json").read_text())
     assert config["architectures"] == ["LlavaForConditionalGeneration"]
+
+
+def test_sixty_steps_of_alignment_beat_the_blind_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captions of test pictures against captions of the same net where the pictures are exchanged: CIDEr-D was 0.25
+    [0.16, 0.34] against 0.09 when this was written."""
+    monkeypatch.chdir(tmp_path)
+    main(["world", "data/world", "--images", "700", "--texts", "10", "--seed", "1"])
+    captions = {
+        "class_path": "data_modules.sources.CocoCaptions",
+        "init_args": {
+            "annotations": "data/world/coco/captions_test.json",
+            "images": "data/world/images/test",
+            "prompt": "<image>",
+            "per": "image",
+        },
+    }
+    tests = {"data": {"init_args": {"test": {"captions": {"source": captions, "task": "caption"}}}}}
+    Path("captions.yaml").write_text(yaml.safe_dump(tests))
+    files = [f"--config={each}" for each in (STAGES / "net.yaml", STAGES / "align.yaml", "captions.yaml")]
+    few = ["--stage.epochs=null", "--stage.steps=60", "--stage.global_batch=32", "--hardware.micro_batch=16"]
+    for verb in ("fit", "test"):
+        main([verb, *files, *few, "--run_dir=align", "--trainer.enable_progress_bar=false"])
+    scores = json.loads(Path("align/test.json").read_text())["scores"]
+    assert scores["cider"]["low"] > scores["cider_blind"]["value"]
 
 
 def test_the_q_former_lineages_in_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +81,8 @@ def test_the_q_former_lineages_in_a_row(tmp_path: Path, monkeypatch: pytest.Monk
     main(["run", "experiments/quickstart/blip2", *few])
     blip2 = json.loads(Path("runs/quickstart/blip2/report.json").read_text())
     assert {f"generative_{language}/cider" for language in ("opt", "t5")} <= set(blip2)
-    assert blip2["representation/text_retrieval_r1"]["value"] >= 0
+    retrieved = json.loads(Path("runs/quickstart/blip2/representation/test.json").read_text())["scores"]
+    assert blip2["representation/text_retrieval_r1"]["value"] == retrieved["text_retrieval_r1"]["value"]
     main(["run", "experiments/quickstart/instructblip", *few])
     instructed = json.loads(Path("runs/quickstart/instructblip/report.json").read_text())
     assert {"vqa_accuracy", "vqa_accuracy_novel", "vqa_accuracy_blind"} <= set(instructed)
