@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import lightning_mllm.architectures.blip2_representation as stage_one
+import lightning_mllm.nets.blip2_representation as stage_one
 from lightning_mllm.architectures.blip2 import Blip2
 from lightning_mllm.architectures.blip2_representation import Blip2Representation
 from lightning_mllm.architectures.instructblip import InstructBlip
