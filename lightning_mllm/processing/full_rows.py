@@ -19,10 +19,10 @@ def full_batch(processor: Processor, rows: int, images: int = 1) -> Batch:
     Raises:
         ValueError: The slots of the images alone are longer than a row may be.
     """
-    return processor.collate([_row(processor, str(number), images) for number in range(rows)])
+    return processor.collate([_row(processor, number, images) for number in range(rows)])
 
 
-def _row(processor: Processor, name: str, images: int) -> Encoded:
+def _row(processor: Processor, number: int, images: int) -> Encoded:
     images = images if processor.image.size > 1 else 0
     slots, _, kinds = processor.mark_rows[IMAGE_MARK]
     fixed = len(processor.prefix) + images * len(slots)
@@ -42,7 +42,7 @@ def _row(processor: Processor, name: str, images: int) -> Encoded:
     size = processor.image.size
     read = processor.query_text
     return Encoded(
-        id=name,
+        id=str(number),
         tokens=torch.full((length,), token),
         labels=torch.tensor([IGNORE] * (length - answer) + [token] * answer),
         kinds=torch.tensor(
@@ -52,6 +52,6 @@ def _row(processor: Processor, name: str, images: int) -> Encoded:
         images=torch.zeros(images * processor.image.num_views, 3, size, size, dtype=torch.uint8),
         targets=torch.full((written,), token) if processor.seq2seq else None,
         query_text=None if read is None else torch.zeros(read.max_length, dtype=torch.long),
-        image_ids=tuple(range(images)),
+        image_ids=tuple(range(number * images, (number + 1) * images)),
         visual_counts=(kinds.count(TokenKind.IMAGE),) * images,
     )

@@ -129,6 +129,8 @@ def _apart(work: Callable[[], Result]) -> Result:
     receiver, sender = context.Pipe(duplex=False)
 
     def told() -> None:
+        # Here and once: the threads of fake GPUs would each renew the pool of threads that a fork leaves behind.
+        torch.set_num_threads(1)
         try:
             sender.send(work())
         except Exception as error:
@@ -137,7 +139,10 @@ def _apart(work: Callable[[], Result]) -> Result:
     process = context.Process(target=told)
     process.start()
     sender.close()
-    found = receiver.recv()
+    try:
+        found = receiver.recv()
+    except EOFError:
+        found = RuntimeError("the process that runs the step on fake tensors ended without an answer")
     process.join()
     if isinstance(found, Exception):
         raise found

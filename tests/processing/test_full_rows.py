@@ -35,6 +35,7 @@ def test_rows_are_as_long_as_they_may_be(net: Any, length: int, learned: int | N
     assert batch.tokens.shape == (3, length)
     assert learned is None or int((batch.labels != IGNORE).sum()) == 3 * learned
     assert batch.num_images == images * processor.image.num_views
+    assert batch.image_ids is not None and len(set(batch.image_ids.tolist())) == images
 
 
 def test_an_encoder_reads_the_prompt_and_a_decoder_writes_the_answer() -> None:
