@@ -168,18 +168,17 @@ def test_the_average_of_lightning_where_that_works(tmp_path: Path) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_weights_of_another_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
-    torch.set_default_dtype(dtype)
+def test_weights_of_another_dtype(tmp_path: Path) -> None:
+    """Of float64; trained weights of 16 bits are refused (`parallelize`)."""
+    torch.set_default_dtype(torch.float64)
     try:
         average = EMA(decay=0.99, device="cpu")
         module = fit(tmp_path, data={"steps": 4}, callbacks=[average], stage=settings(lr=0.1))
     finally:
         torch.set_default_dtype(torch.float32)
-    kept = {torch.bfloat16: torch.float32}.get(dtype, dtype)
-    assert {tensor.dtype for tensor in average.held[0].values()} == {kept}
+    assert {tensor.dtype for tensor in average.held[0].values()} == {torch.float64}
     for name, tensor in handed_over(tmp_path).items():
-        assert tensor.dtype == dtype and torch.equal(tensor, of(average)[name].to(dtype))
+        assert tensor.dtype == torch.float64 and torch.equal(tensor, of(average)[name])
     assert differing(handed_over(tmp_path), weights(module))
 
 

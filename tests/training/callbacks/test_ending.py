@@ -100,6 +100,7 @@ def test_an_end_by_a_signal_says_from_where_the_stage_goes_on(
                 os.kill(os.getpid(), getattr(signal, name))
 
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
     try:
         for index, told in (
             (0, "there is no checkpoint, and the same command begins anew"),
