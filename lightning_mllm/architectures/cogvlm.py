@@ -1,25 +1,4 @@
-"""CogVLM (Wang et al. 2023, arXiv 2311.03079): a language model that gets a second set of weights for images.
-
-The idea: the vectors of an image are foreign words to a frozen language model that they are put before (BLIP-2, LLaVA's
-first stage). Here every block has a visual expert beside its own QKV, output and feed-forward, started as their copy,
-that only image tokens go through; all tokens attend together. A text meets no expert, so the language model keeps what
-it knows.
-
-    images u8[N,3,H,W] --vision--> f[N,V,Dv] --connector--> f[N,V,D] --image_boundary--> begin, V, end f[N,V+2,D] -.
-    tokens i[B,T] --embedding--> f[B,T,D] ------------------ slots of begin, image and end overwritten --'
-                                               |
-                      .------------------------+------------------------.
-                 text, end: QKV                     begin, image: QKV of the expert      |
-                      '----- causal attention among all tokens ---------'                |  every block of language
-                 text, end: output, feed-forward    begin, image: those of the expert    |
-                      '------------------------+------------------------'
-                                               |
-                         head at supervised tokens -> cross-entropy
-
-All vectors of an image have one position: what stands in a picture is no sequence.
-
-Legend: B rows, T tokens, N images, V vectors an image, Dv and D widths of tower and language model.
-"""
+"""CogVLM in its published stages (Wang et al. 2023, arXiv 2311.03079); the net is drawn in `nets/cogvlm.py`."""
 
 from __future__ import annotations
 

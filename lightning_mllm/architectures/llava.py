@@ -1,16 +1,6 @@
-"""LLaVA (Liu et al. 2023, arXiv 2304.08485) and LLaVA-1.5 (Liu et al. 2024, arXiv 2310.03744).
+"""LLaVA and LLaVA-1.5 in their published stages; what the net computes is drawn in `nets/llava.py`.
 
-The idea: a frozen CLIP already sees and a language model already talks, so a linear layer (1.5: two) between them is
-enough; it is aligned on captions first, then trained with the language model on conversations about images.
-
-    images u8[N,3,H,W] --vision--> f[N,V,Dv] --connector--> visual f[N,V,D] -.
-    tokens i[B,T] -----------------embedding--> f[B,T,D] --- IMAGE slots overwritten by visual
-                                                                  |
-                                             language, causal in each segment -> hidden f[B,T,D]
-                                                                  |
-                                              head at supervised tokens -> cross-entropy
-
-Legend: B rows, T tokens, N images, V vectors an image, Dv and D widths of tower and language model.
+Liu et al. 2023 (arXiv 2304.08485) and 2024 (arXiv 2310.03744): aligned on captions, then trained on conversations.
 """
 
 from __future__ import annotations
