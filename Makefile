@@ -50,7 +50,7 @@ backbones: env
 	done
 
 lock: $(UV)
-	$(UV) pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-header \
+	$(UV) pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url -o requirements.lock
 	$(UV) pip compile requirements/uv.in --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url -o requirements/uv.txt
