@@ -23,7 +23,7 @@ from lightning_mllm.contracts import Sample, TokenKind, Turn
 from lightning_mllm.export import export
 from lightning_mllm.export.export import hf_folder
 from lightning_mllm.export.importing import import_folder
-from lightning_mllm.inference import ImageInMemory, Model, load
+from lightning_mllm.inference import Model, load
 from lightning_mllm.interop.cogvlm import KEYS
 from lightning_mllm.interop.cogvlm.folder import TOKENIZER
 from lightning_mllm.interop.cogvlm.remote import modeling_cogvlm
@@ -31,6 +31,7 @@ from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.tokenizer import byte_tokenizer
 from lightning_mllm.language.visual_expert import vision_mask
 from lightning_mllm.language.visual_expert_lm import VisualExpertLM
+from lightning_mllm.processing.decode import ImageInMemory
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.packing import shared_positions
 from lightning_mllm.training.stage import StageSettings
