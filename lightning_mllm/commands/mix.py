@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_mllm.commands.arguments import Arguments
+from lightning_mllm.commands.mix_curve import MixCurve, parse_betas
 from lightning_mllm.commands.mixed_runs import find, write_mix
-from lightning_mllm.commands.sweep import Sweep, parse_betas
 
 
 def parse_weights(given: Sequence[str]) -> dict[str, float]:
@@ -62,5 +62,5 @@ def main(arguments: Sequence[str]) -> None:
 
     betas = parse_betas(given.sweep)
     first, second = (find(name, given.runs) for name in given.sources)
-    sweep = Sweep(first, second, given.evaluate, given.to, runs=given.runs, overrides=overrides)
-    sweep.run(betas, given.score)
+    curve = MixCurve(first, second, given.evaluate, given.to, runs=given.runs, overrides=overrides)
+    curve.run(betas, given.score)

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from lightning_mllm.cli import main
-from lightning_mllm.commands.sweep import best_beta, parse_betas
+from lightning_mllm.commands.mix_curve import best_beta, parse_betas
 from tests.commands.test_mix import same, weights
 from tests.test_cli import refused
 

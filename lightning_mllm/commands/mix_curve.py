@@ -59,7 +59,7 @@ def parse_betas(text: str) -> list[float]:
     return [round(start + index * step, 9) for index in range(count + 1)]
 
 
-class Sweep:
+class MixCurve:
     """The mixes of two sources, each tested once.
 
     Args:
