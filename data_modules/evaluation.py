@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from data_modules.loader import TRIES, Refusal, contained, named
 from data_modules.mixture_sampler import seeded
 from data_modules.processor import SampleProcessor
+from data_modules.sources.blind import images_of_another
 from data_modules.sources.source import Source
 from lightning_mllm.contracts import IMAGE_MARK, Encoded, Evaluation, ImageRef, Sample
 
@@ -162,15 +163,15 @@ class EvaluationSamples(Dataset):
 
     def _other_images(self, position: int, sample: Sample) -> tuple[ImageRef, ...]:
         """Those of the next sample, from half the set away on, that has as many images and different ones."""
-        own, total = [image.name for image in sample.images], len(self.indices)
-        for step in range(total):
-            other = (position + total // 2 + step) % total
-            if not self.source.has_image(self.indices[other]):
-                continue
-            images = self._sample(other).images
-            if len(images) == len(own) and not set(own) & {image.name for image in images}:
-                return images
-        raise ValueError(
-            f"sample {sample.id}: found no other sample with {len(own)} different images to exchange,"
-            f" expected one of the {total}; set blind: false"
+        images = images_of_another(
+            position,
+            sample.images,
+            len(self.indices),
+            lambda other: self._sample(other).images if self.source.has_image(self.indices[other]) else (),
         )
+        if images is None:
+            raise ValueError(
+                f"sample {sample.id}: found no other sample with {len(sample.images)} different images to exchange,"
+                f" expected one of the {len(self.indices)}; set blind: false"
+            )
+        return images

@@ -108,6 +108,8 @@ class Sample:
     cluster: tuple[str, ...] = ()
     """What other samples of an evaluation set may share with it: its pictures, or the document that it is cut from.
     Bootstrap intervals draw samples that share any together; one that shares nothing is drawn alone."""
+    question_type: str = ""
+    """What its data set calls this kind of question ('count', 'what color'), by which runs are compared; or nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +140,8 @@ class Encoded:
     """The last user turn, for tables of examples."""
     index: int | None = None
     cluster: tuple[str, ...] = ()
-    """Both as in `Sample`."""
+    question_type: str = ""
+    """These three as in `Sample`."""
     notes: tuple[str, ...] = ()
     """What was done to the sample that is to be counted: 'cut', 'nothing learned', 'replaced'."""
 
@@ -177,7 +180,8 @@ class Batch:
     prompts: list[str] = field(default_factory=list)
     indices: list[int | None] = field(default_factory=list)
     clusters: list[tuple[str, ...]] = field(default_factory=list)
-    """Both as in `Sample`, on the host."""
+    question_types: list[str] = field(default_factory=list)
+    """These three as in `Sample`, on the host."""
     notes: list[tuple[str, ...]] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     """The training source of each row; empty where the loader knows none."""

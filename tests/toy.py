@@ -143,6 +143,7 @@ class ToyProcessor:
             prompt=prompt,
             index=sample.index,
             cluster=sample.cluster,
+            question_type=sample.question_type,
         )
 
     def collate(self, rows: Sequence[Encoded], *, padding: Literal["right", "left"] = "right") -> Batch:
@@ -170,6 +171,7 @@ class ToyProcessor:
             prompts=[row.prompt for row in rows],
             indices=[row.index for row in rows],
             clusters=[row.cluster for row in rows],
+            question_types=[row.question_type for row in rows],
         )
 
     def decode(self, tokens: Sequence[int]) -> str:

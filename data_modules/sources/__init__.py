@@ -1,6 +1,7 @@
 """Where samples come from: one class for each published file format, its constructor arguments being YAML."""
 
 from data_modules.sources.aokvqa import AOkVqa
+from data_modules.sources.blind import Blind
 from data_modules.sources.blip_captions import PlainCaptions, PrefixCaptions
 from data_modules.sources.caption_sets import TextCaps, WebCapFilt
 from data_modules.sources.captions import CocoCaptions, KarpathyCaptions
@@ -32,6 +33,7 @@ from data_modules.sources.vqa import OkVqa, VqaV2
 
 __all__ = [
     "AOkVqa",
+    "Blind",
     "ChartQa",
     "CocoCaptions",
     "CocoDetection",

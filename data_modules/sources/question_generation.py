@@ -36,4 +36,4 @@ class QuestionGeneration(Wrapped):
         sample, question = self.questions.sample(index, generator), self.questions.question(index).question
         prompt = self.prompts.draw(generator, {"answer": sample.turns[-1].text}, len(sample.images))
         turns = (Turn(role="user", text=prompt), Turn(role="assistant", text=question))
-        return replace(sample, turns=turns, references=(question,), candidates=(), task="caption")
+        return replace(sample, turns=turns, references=(question,), candidates=(), task="caption", question_type="")

@@ -45,6 +45,8 @@ class Question(NamedTuple):
     """The closed set of answers, where the published protocol ranks one; of a multiple choice its options."""
     size: Sequence[int] = ()
     """Width and height of the image, in pixels, that boxes and points in the texts are told for."""
+    question_type: str = ""
+    """As in `Sample`."""
 
     @property
     def accepted(self) -> tuple[str, ...]:
@@ -194,4 +196,5 @@ class QuestionSource(FileSource):
             references=asked.accepted,
             candidates=tuple(asked.candidates),
             task=self.task,
+            question_type=asked.question_type,
         )

@@ -15,7 +15,8 @@ class VqaV2(QuestionSource):
     """VQAv2's two files: {questions: [{question_id, image_id, question}]} and, joined by question_id,
     {annotations: [{question_id, image_id, multiple_choice_answer, answers: [{answer}]}]}.
 
-    The common answer is `multiple_choice_answer`; the references are all of `answers`.
+    The common answer is `multiple_choice_answer`; the references are all of `answers`; `question_type` may stand beside
+    them.
 
     Args:
         questions: the questions file.
@@ -52,7 +53,7 @@ class VqaV2(QuestionSource):
     ) -> None:
         super().__init__(annotations, images, prompt, answers, bad_records)
         self.questions, self.image_pattern = str(questions), image_pattern
-        self._answered: dict[int, tuple[int, str, list[str]]] = {}
+        self._answered: dict[int, tuple[int, str, list[str], str]] = {}
         try:
             image_pattern.format(image_id=1)
         except (KeyError, IndexError, ValueError, AttributeError):
@@ -77,14 +78,15 @@ class VqaV2(QuestionSource):
         question = text_of(record, "question", MAX_CAPTION)
         if id not in self._answered:
             raise RecordError(f"has no annotation in {self.annotations}, expected one")
-        owner, answer, references = self._answered[id]
+        owner, answer, references, kind = self._answered[id]
         if owner != image:
             raise RecordError(f"image_id is {image}, expected {owner} as in {self.annotations}")
-        yield Question(str(id), [self.image_pattern.format(image_id=image)], question, answer, references)
+        name = self.image_pattern.format(image_id=image)
+        yield Question(str(id), [name], question, answer, references, question_type=kind)
 
-    def _answers(self) -> dict[int, tuple[int, str, list[str]]]:
-        """Question id -> image id, the answer to learn, all answers."""
-        answers: dict[int, tuple[int, str, list[str]]] = {}
+    def _answers(self) -> dict[int, tuple[int, str, list[str], str]]:
+        """Question id -> image id, the answer to learn, all answers, the type of the question."""
+        answers: dict[int, tuple[int, str, list[str], str]] = {}
         for index, record in enumerate(list_in(self.annotations, read_json(self.annotations), "annotations")):
             try:
                 id = field(record, "question_id", int)
@@ -93,7 +95,8 @@ class VqaV2(QuestionSource):
                 references = [field(each, self.spelling, str) for each in field(record, "answers", list)]
                 if not references:
                     raise RecordError("'answers' is empty, expected at least one")
-                answers[id] = (field(record, "image_id", int), self._common(record, references), references)
+                kind = str(record.get("question_type") or "")
+                answers[id] = (field(record, "image_id", int), self._common(record, references), references, kind)
             except RecordError as rule:
                 raise refused(self.annotations, f"annotations[{index}]", record, rule, "question_id") from None
         return answers

@@ -12,7 +12,10 @@
 {"task", "part", "blind", "id", "cluster", "prompt", "answer", "references", "score"}
 
 `cluster` numbers the pictures of a set from 0; `score` is that of the headline score, null where it is one of a corpus.
-Ranked closed sets also have `candidates` and `likelihoods`, documents `loss` and `tokens` instead.
+Where the data say so, a line also has `question_type`, and `pictures`: the names of the files that it is about. Ranked
+closed sets also have `candidates` and `likelihoods`; retrieval `text_recalls` of the image and `image_recalls` of each
+of its captions, at 1, 5 and 10; documents `loss` and `tokens` instead. Every score can be computed from these again
+(evaluation/answers.py).
 """
 
 from __future__ import annotations

@@ -257,8 +257,13 @@ class Retrieval:
                 "answer": answer,
                 "references": list(image.captions),
                 "score": hits[0],
+                "text_recalls": hits,
+                "image_recalls": [image_hits[m] for m in gallery.texts_of(n)],
+                **({"pictures": list(image.cluster)} if image.cluster else {}),
             }
-            for image, cluster, answer, hits in zip(gallery.images, clusters, said, text_hits, strict=True)
+            for n, (image, cluster, answer, hits) in enumerate(
+                zip(gallery.images, clusters, said, text_hits, strict=True)
+            )
         ]
         self._show(gallery, said, [hits[0] for hits in text_hits])
         return [list(column) for hits in (text_hits, image_hits) for column in zip(*hits, strict=True)]

@@ -52,6 +52,8 @@ class _Answer:
     prompt: str
     answer: str
     references: tuple[str, ...]
+    question_type: str = ""
+    """As in `Sample`."""
     ranking: Ranking | None = None
     """Only of tasks whose scores read it: the closed set may be thousands of texts."""
 
@@ -115,13 +117,20 @@ class Scores:
         assert len(answers) == len(batch.ids) == len(batch.references) == len(batch.prompts)
         assert self._intervals is None, "compute was called already"
         clusters = batch.clusters or [()] * len(batch.ids)
-        rows = zip(batch.ids, clusters, batch.prompts, answers, batch.references, rankings, strict=True)
+        types = batch.question_types or [""] * len(batch.ids)
+        rows = zip(batch.ids, clusters, batch.prompts, answers, batch.references, types, rankings, strict=True)
         indices = keys_of(batch)
-        for index, (id, cluster, prompt, answer, references, ranking) in zip(indices, rows, strict=True):
+        for index, (id, cluster, prompt, answer, references, kind, ranking) in zip(indices, rows, strict=True):
             if not references:
                 raise ValueError(f"sample {id}: found no reference, expected at least one to score its answer")
             new = _Answer(
-                id=id, cluster=cluster, prompt=prompt, answer=answer, references=tuple(references), ranking=ranking
+                id=id,
+                cluster=cluster,
+                prompt=prompt,
+                answer=answer,
+                references=tuple(references),
+                question_type=kind,
+                ranking=ranking,
             )
             self._add(self._answers, index, new)
         kept = spread({n: self._answers[n].id for n in [*self._pictures, *indices]}, self.num_examples)
@@ -174,6 +183,8 @@ class Scores:
                 **({} if each.ranking is None else asdict(each.ranking)),
                 "references": list(each.references),
                 "score": score,
+                **({"question_type": each.question_type} if each.question_type else {}),
+                **({"pictures": list(each.cluster)} if each.cluster else {}),
             }
             for each, cluster, score in zip(answers, clusters.tolist(), scores, strict=True)
         ]

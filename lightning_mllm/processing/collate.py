@@ -67,6 +67,7 @@ def collate_rows(rows: Sequence[Encoded], pad_id: int, padding: Side, blank: Ten
         candidates=[row.candidates for row in rows],
         indices=[row.index for row in rows],
         clusters=[row.cluster for row in rows],
+        question_types=[row.question_type for row in rows],
         notes=[row.notes for row in rows],
     )
     assert batch.layout, "found now, on the host"

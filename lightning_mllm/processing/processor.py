@@ -190,6 +190,7 @@ class Processor:
             prompt=questions[-1] if questions else "",
             index=sample.index,
             cluster=sample.cluster,
+            question_type=sample.question_type,
             notes=tuple(notes),
         )
 

@@ -40,6 +40,7 @@ def write_run(root: Path, said: str = "a small <b>dog</b>") -> Path:
     ids = list(range(12))
     asked = a_batch(ids)
     asked.clusters = [(f"{i // 2}.png",) for i in ids]
+    asked.question_types = ["number"] * 12
     questions.update(asked, answers_to(ids))
     blind.update(asked, ["3"] * 12)
     captions = Scores(Evaluation(task="caption", part="novel"))

@@ -46,7 +46,10 @@ def test_every_answer_stands_beside_the_scores(tmp_path: Path) -> None:
         "answer": "5",
         "references": ["5"],
         "score": 1.0,
+        "question_type": "number",
+        "pictures": ["2.png"],
     }
+    assert "question_type" not in rows[24] and "pictures" not in rows[24], "only where the data say so"
     assert [row["score"] for row in rows[12:24]] == [float(i == 3) for i in range(12)], "blind ones too"
     # Enough to draw the interval again, and to compare two runs.
     clusters = np.array([row["cluster"] for row in rows[:12]])
@@ -61,6 +64,12 @@ def test_closed_sets_and_retrieval_keep_what_they_ranked(tmp_path: Path) -> None
     assert choice["answer"] == choice["candidates"][choice["likelihoods"].index(max(choice["likelihoods"]))]
     found = [json.loads(line) for line in (tmp_path / "see" / "test_answers.jsonl").read_text().splitlines()]
     assert len(found) == 30 and all(row["score"] == float(row["answer"] in row["references"]) for row in found)
+    scores = json.loads((tmp_path / "see" / "test.json").read_text())["scores"]
+    captions = [recalls for row in found for recalls in row["image_recalls"]]
+    for k, cut in enumerate((1, 5, 10)):
+        of_images = np.mean([row["text_recalls"][k] for row in found])
+        assert of_images == pytest.approx(scores[f"text_retrieval_r{cut}"]["value"])
+        assert np.mean(captions, axis=0)[k] == pytest.approx(scores[f"image_retrieval_r{cut}"]["value"])
 
 
 def test_two_sets_of_one_name_are_refused_and_leave_nothing(tmp_path: Path) -> None:

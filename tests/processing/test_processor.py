@@ -328,7 +328,7 @@ def test_collate(padding: str) -> None:
     used = processor()
     rows = [
         used.encode(sample("<image>\nq", "a", images=(RED,))),
-        used.encode(sample("what is the colour of it?", "red, there are many")),
+        used.encode(replace(sample("what is the colour of it?", "red, there are many"), question_type="colour")),
     ]
     assert padding in ("right", "left")
     batch = used.collate(rows, padding=padding)
@@ -348,6 +348,7 @@ def test_collate(padding: str) -> None:
         assert batch.kinds[i, rest].eq(TEXT).all()
     assert batch.ids == ["s7", "s7"] and batch.prompts == ["q", "what is the colour of it?"]
     assert batch.references == [(), ()] and batch.tasks == ["", ""] and batch.targets is None
+    assert batch.question_types == ["", "colour"]
 
 
 def test_a_text_batch_carries_a_blank_image() -> None:

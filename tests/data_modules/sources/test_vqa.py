@@ -50,6 +50,7 @@ def test_vqa(tmp_path: Path) -> None:
     assert [t.text for t in first.turns] == ["<image>\nIs it red?\nAnswer with one word.", "yes"]
     assert first.references == ("yes",) * 9 + ("no",)
     assert (second.id, second.turns[1].text, second.task) == ("92", "net", "vqa")
+    assert first.question_type == "is it"
     assert "Who {is} it?" in second.turns[0].text
     assert first.images[0].name == str(tmp_path / "images/COCO_val2014_000000000009.jpg")
     assert source.length(0) == 9 and source.has_image(0)
