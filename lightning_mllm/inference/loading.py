@@ -13,25 +13,41 @@ import torch
 from lightning_mllm.commands.config import Config, read_yaml
 from lightning_mllm.commands.merge import check_keys
 from lightning_mllm.export.importing import import_folder
+from lightning_mllm.export.placing import dispatched, named_dtype
 from lightning_mllm.inference.model import Model
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
+from lightning_mllm.weights.hub import model_at
 from lightning_mllm.weights.lineage import RECORD, WEIGHTS, starts_from
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", chat: str | None = None) -> Model:
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    chat: str | None = None,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device_map: str | None = None,
+) -> Model:
     """A trained model.
 
     Args:
-        path: A run (its last stage is taken), a stage of a run, or a folder in the layout of transformers.
+        path: A run (its last stage is taken), a stage of a run, a folder that `mllm export` wrote or in the layout of
+            transformers, or the name of such a folder on the Hub, OWNER/NAME.
         device: Where it answers.
         chat: How conversations are written, for a folder of transformers that does not say it, or another way than it
             says: a template of `processing/templates`.
+        dtype: Of the weights and of what is computed with them (`"bfloat16"`); None is what the run or folder says.
+        device_map: "auto" lays the blocks on the accelerators of this machine, and on its memory what does not fit, by
+            accelerate; `device` is then not read.
 
     Raises:
-        ValueError: `path` is none of these, or a folder without a chat template and none is named.
+        ValueError: `path` is none of these, a folder without a chat template and none is named, an unknown `dtype` or
+            `device_map`.
     """
-    folder = Path(path)
+    as_dtype, folder = named_dtype(dtype), model_at(path)
+    if device_map not in (None, "auto"):
+        raise ValueError(f"device_map: found {device_map!r}, expected 'auto' or none")
     if (folder / "config.json").is_file():
         module = import_folder(folder, chat)
     elif chat is not None:
@@ -39,7 +55,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", chat: str | None 
     else:
         module = _from_run(stage_of(folder))
     module.configure_model()
-    return Model(module.to(device))
+    module = module if as_dtype is None else module.to(as_dtype)
+    return Model(module.to(device) if device_map is None else dispatched(module))
 
 
 def load_apart(path: Path) -> MultimodalModule:

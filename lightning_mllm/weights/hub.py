@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import httpx
 from huggingface_hub import snapshot_download
 
 from lightning_mllm.weights.files import resource
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""OWNER/NAME."""
+READ = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+"""What is fetched of a model: tensors, settings, words and templates; never code, never a pickle."""
 
 
 def tensors_at(source: str, what: str) -> Path:
@@ -30,3 +37,26 @@ def tensors_at(source: str, what: str) -> Path:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{what}: weights {source!r} are no folder and cannot be downloaded ({reason})") from None
     return folder
+
+
+def model_at(source: str | Path) -> Path:
+    """The folder called `source`; a name OWNER/NAME that is no path here is downloaded into the hub's own cache.
+
+    Raises:
+        ValueError: There is no such folder, and no such repository can be had.
+    """
+    place = Path(source)
+    if place.exists() or not NAME.fullmatch(str(source)):
+        return place
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=list(READ)))
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise ValueError(
+            f"{source}: found no such folder, and no repository of this name can be had from the Hub"
+            f" ({reason_of(error)}); expected a run, an exported folder or OWNER/NAME"
+        ) from None
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error of the hub's client, or its kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
