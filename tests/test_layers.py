@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # What each place may import of ours, besides itself.
 MAY_IMPORT: dict[str, set[str]] = {
     "lightning_mllm.layout": set(),
-    "lightning_mllm.contracts": {"lightning_mllm.layout"},
+    "lightning_mllm.stages": set(),
+    "lightning_mllm.contracts": {"lightning_mllm.layout", "lightning_mllm.stages"},
     "lightning_mllm.boxes": set(),
     "lightning_mllm.collectives": set(),
     "lightning_mllm.component": set(),

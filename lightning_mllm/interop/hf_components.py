@@ -25,9 +25,9 @@ from lightning_mllm.connectors.qformer_connector import QFormerConnector
 from lightning_mllm.connectors.qformer_layers import QFormerLayer
 from lightning_mllm.language.causal import CausalLM
 from lightning_mllm.language.seq2seq import Seq2SeqLM
+from lightning_mllm.vision.encoder import VisionTower
 from lightning_mllm.vision.eva import EPS, EvaBlock, EvaTower, EvaVision
 from lightning_mllm.vision.source import Statistic
-from lightning_mllm.vision.tower import VisionTower
 
 EVA_FIXED: dict[str, Any] = {"hidden_act": "gelu", "layer_norm_eps": EPS, "qkv_bias": True}
 """What every EVA tower here has."""

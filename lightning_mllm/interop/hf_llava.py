@@ -26,7 +26,8 @@ from lightning_mllm.interop.hf_components import clip_config, language_spec, ope
 from lightning_mllm.interop.keys.clip import CLIP_KEYS
 from lightning_mllm.interop.tokenizer import multimodal_tokenizer, spare_token
 from lightning_mllm.language.tokenizer import folder_chat
-from lightning_mllm.vision.tower import OpenClipTower, VisionTower
+from lightning_mllm.vision.encoder import VisionTower
+from lightning_mllm.vision.tower import OpenClipTower
 from lightning_mllm.weights.keymap import KeyMap, Rule
 
 TOWER = "vision_tower.vision_model."

@@ -8,16 +8,31 @@ Legend: B rows, T tokens a row, D width, S supervised tokens in reading order, W
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lightning_mllm.contracts import IGNORE, Batch, Output, Term
-from lightning_mllm.language.hidden_states import head, lm_hidden_states, padding_mask
+from lightning_mllm.contracts import Batch, Output, Term
+from lightning_mllm.language.attention_masks import block_mask
+from lightning_mllm.language.encoder_decoder import decoder_states
+
+SDPA = "sdpa_mask_as_given"
+"""The attention kernel of `sdpa`. For a name of its own transformers builds no mask, and so reads none from the device:
+a mask that is given reaches the kernel, and where none is given attention is causal."""
+
+KEYWORDS = "keywords_of_runs"
+"""The attribute of a model whose decoder reads more of a batch than embeddings, mask and positions: a function that
+makes keywords for it from `Layout.runs` (visual_expert.py)."""
+
+AttentionInterface.register(SDPA, sdpa_attention_forward)
 
 
 class Answers(NamedTuple):
@@ -68,30 +83,53 @@ def lm_output(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Bat
     return Output(terms={"language": Term(losses=losses, tokens=tokens)})
 
 
-def decoder_states(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch) -> Float[Tensor, "B S D"]:
-    """What the head of an encoder-decoder reads at each of the batch's `targets`.
+def lm_hidden_states(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch) -> Float[Tensor, "B T D"]:
+    """What the model's head reads: the last hidden states, after the final norm.
+
+    Args:
+        model: A causal language model of transformers.
+        embeds: Of tokens and visual vectors.
+        batch: A token attends to itself and to those before it in its own segment; what comes out at padding means
+            nothing.
 
     Raises:
-        ValueError: A batch without targets, or with more than one segment a row.
+        ValueError: Packed rows that are longer than the sliding window of a model that has one.
     """
-    targets = batch.targets
-    if targets is None:
-        raise ValueError(f"found a batch without targets (samples {batch.ids[:5]}), expected a decoder's tokens")
-    if batch.layout.packed:
+    layout = batch.layout
+    keywords_of = getattr(model, KEYWORDS, None)
+    keywords = {} if keywords_of is None else keywords_of(layout.runs)
+    # A window is narrower than these rows: transformers makes the masks of its layers, and asks the device.
+    windowed = embeds.shape[1] > (getattr(model.config, "sliding_window", None) or math.inf)
+    if windowed and layout.packed:
         raise ValueError(
-            f"found several segments in a row (samples {batch.ids[:5]}), expected one for an encoder-decoder"
+            f"language: found packed rows of {embeds.shape[1]} tokens (samples {batch.ids[:5]}) for a model with"
+            f" sliding_window = {model.config.sliding_window}, expected at most as many"
         )
-    config = model.config
-    # With a mask of all ones transformers would ask the device whether it is one.
-    mask = padding_mask(batch.segments, embeds.dtype) if batch.layout.padded else None
-    memory = model.get_encoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
-    start = torch.full_like(targets[:, :1], config.decoder_start_token_id)
-    read = torch.cat([start, targets[:, :-1]], 1)
-    # The decoder is causal and padded behind: its padding is read by nothing that is learned.
-    hidden = model.get_decoder()(
-        input_ids=read.masked_fill(read == IGNORE, config.pad_token_id),
-        encoder_hidden_states=memory,
-        encoder_attention_mask=mask,
-        use_cache=False,
-    ).last_hidden_state
-    return hidden * config.d_model**-0.5 if config.scale_decoder_outputs else hidden
+    # Padding behind a row is attended to by nothing but itself: without a mask the kernel takes its causal shortcut.
+    needed = layout.packed or layout.padded_left or model.config._attn_implementation == "eager"
+    mask = block_mask(batch.segments, embeds.dtype) if needed else None
+    mask = (batch.segments > 0).long() if windowed else mask
+    with nullcontext() if windowed else masks_as_given(model):
+        # use_cache: with a cache, transformers ignores that positions restart, and segments attend to one another.
+        output = model.base_model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False, **keywords
+        )
+    return output.last_hidden_state
+
+
+@contextmanager
+def masks_as_given(model: PreTrainedModel) -> Iterator[None]:
+    """While it lasts, a model with `sdpa` attention takes masks as they are given."""
+    own = model.config._attn_implementation
+    model.config._attn_implementation = SDPA if own == "sdpa" else own
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = own
+
+
+def head(model: PreTrainedModel) -> nn.Module:
+    """What turns hidden states f[..., D] into logits."""
+    found = model.get_output_embeddings()
+    assert isinstance(found, nn.Module), "a causal language model without a head"
+    return found

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_mllm.contracts import TokenKind, runs_of
-from lightning_mllm.language.hidden_states import KEYWORDS
+from lightning_mllm.language.lm_loss import KEYWORDS
 
 PLAN = "expert_plan"
 """The keyword by which a plan travels through a decoder to its blocks."""

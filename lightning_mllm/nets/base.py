@@ -18,8 +18,7 @@ from transformers import PreTrainedModel
 
 from lightning_mllm.contracts import Batch, Output
 from lightning_mllm.language.generation import AnswerEnd, Decoding, generate
-from lightning_mllm.language.hidden_states import head, lm_hidden_states
-from lightning_mllm.language.lm_loss import lm_losses, target_logits
+from lightning_mllm.language.lm_loss import head, lm_hidden_states, lm_losses, target_logits
 from lightning_mllm.language.slots import VisualVectors
 
 

@@ -19,7 +19,7 @@ from lightning_mllm.contracts import Batch, TokenKind
 from lightning_mllm.inference import Model
 from lightning_mllm.interop import hf_llava, llava_original
 from lightning_mllm.language.generation import Decoding
-from lightning_mllm.language.hidden_states import head, lm_hidden_states
+from lightning_mllm.language.lm_loss import head, lm_hidden_states
 from lightning_mllm.language.lora import Lora
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.training.stage import StageSettings

@@ -17,7 +17,7 @@ from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Batch, Sample, TokenKin
 from lightning_mllm.interop import llama2_accessory
 from lightning_mllm.language.causal import CausalLM
 from lightning_mllm.language.generation import Decoding
-from lightning_mllm.language.hidden_states import head, lm_hidden_states
+from lightning_mllm.language.lm_loss import head, lm_hidden_states
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.training.initialise import build_empty

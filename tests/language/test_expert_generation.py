@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_mllm.language.generation import AnswerEnd, Decoding, generate
-from lightning_mllm.language.hidden_states import head, lm_hidden_states
+from lightning_mllm.language.lm_loss import head, lm_hidden_states
 from lightning_mllm.language.visual_expert import prompt_routed
 from lightning_mllm.processing.packing import shared_positions
 from tests.language.batches import batch_of

@@ -14,8 +14,7 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 from lightning_mllm.contracts import IGNORE, Batch
-from lightning_mllm.language.hidden_states import head, lm_hidden_states
-from lightning_mllm.language.lm_loss import lm_losses, target_logits
+from lightning_mllm.language.lm_loss import head, lm_hidden_states, lm_losses, target_logits
 from lightning_mllm.language.seq2seq import Seq2SeqLM
 from tests.language.models import FLAN, T5, perturbed, small
 

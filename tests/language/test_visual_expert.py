@@ -11,8 +11,7 @@ from torch.testing import assert_close
 
 from lightning_mllm.contracts import IGNORE, Batch
 from lightning_mllm.language.causal import CausalLM
-from lightning_mllm.language.hidden_states import head, lm_hidden_states
-from lightning_mllm.language.lm_loss import lm_losses
+from lightning_mllm.language.lm_loss import head, lm_hidden_states, lm_losses
 from lightning_mllm.language.lora import Lora, add_lora, merge_lora
 from lightning_mllm.language.visual_expert import Plan, has_experts, plan_of, unused_names, vision_mask
 from lightning_mllm.language.visual_expert_lm import VisualExpertLM

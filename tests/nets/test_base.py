@@ -18,7 +18,7 @@ from lightning_mllm.architectures.llava import LLaVA
 from lightning_mllm.contracts import IGNORE, ParamGroup, TokenKind
 from lightning_mllm.language.causal import TINY_LLAMA
 from lightning_mllm.language.generation import Decoding
-from lightning_mllm.language.hidden_states import head, lm_hidden_states
+from lightning_mllm.language.lm_loss import head, lm_hidden_states
 from lightning_mllm.language.seq2seq import TINY_T5
 from lightning_mllm.language.visual_expert_lm import VisualExpertLM
 from lightning_mllm.processing.packing import shared_positions

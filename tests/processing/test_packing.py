@@ -9,7 +9,7 @@ import torch
 
 from lightning_mllm.contracts import IGNORE, Documents, Encoded, Sample
 from lightning_mllm.language.causal import TINY_LLAMA
-from lightning_mllm.language.hidden_states import lm_hidden_states
+from lightning_mllm.language.lm_loss import lm_hidden_states
 from lightning_mllm.layout import predicted
 from lightning_mllm.processing.chat import load_template
 from lightning_mllm.processing.images import ImagePolicy

@@ -13,7 +13,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from lightning_mllm.component import ComponentSpec
 from lightning_mllm.interop.keys.clip import CLIP_KEYS
-from lightning_mllm.vision.tower import OpenClipTower, VisionTower
+from lightning_mllm.vision.encoder import VisionTower
+from lightning_mllm.vision.tower import OpenClipTower
 from tests.vision.models import CONFIG, MEAN, STD, write_folder
 
 IMAGES = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -10,10 +10,11 @@ from transformers import CLIPVisionConfig
 
 from lightning_mllm.interop.cogvlm.keys import INPUT
 from lightning_mllm.interop.hf_components import clip_config, open_clip_config
+from lightning_mllm.vision.encoder import VisionTower
 from lightning_mllm.vision.eva import EPS, Mlp
 from lightning_mllm.vision.eva2 import Eva2Attention, Eva2Tower, Eva2Vision
 from lightning_mllm.vision.source import Statistic
-from lightning_mllm.vision.tower import OpenClipTower, VisionTower
+from lightning_mllm.vision.tower import OpenClipTower
 
 BRANCH = "branch"
 """`vision_config.norms` of a tower whose norms stand behind its branches, as in EVA2."""

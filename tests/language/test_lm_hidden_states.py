@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from lightning_mllm.language.attention_masks import block_mask
 from lightning_mllm.language.causal import CausalLM
-from lightning_mllm.language.hidden_states import block_mask, head, lm_hidden_states
+from lightning_mllm.language.lm_loss import head, lm_hidden_states
 from tests.language.batches import batch_of
 from tests.language.models import LLAMA, small
 
