@@ -88,7 +88,9 @@ class VisionLanguageNet(Net):
             found.append(-losses)
         return torch.stack(found)
 
-    def generate(self, batch: Batch, decoding: Decoding, end: AnswerEnd) -> list[list[int]]:
-        return generate(
-            self.language, self.embeddings(batch), batch.segments > 0, decoding, end, positions=batch.positions
-        )
+    def generate(
+        self, batch: Batch, decoding: Decoding, end: AnswerEnd, visual: VisualVectors | None = None
+    ) -> list[list[int]]:
+        """As `Net.generate`; `visual` is what `encode_images` gives of the batch, where that is known."""
+        embeds = self.merge_visual_embeddings(batch, self.encode_images(batch) if visual is None else visual)
+        return generate(self.language, embeds, batch.segments > 0, decoding, end, positions=batch.positions)

@@ -70,10 +70,12 @@ class CogVLMNet(VisionLanguageNet):
         embeds = self.merge_visual_embeddings(batch, visual)
         return lm_output(self.language, embeds, batch)
 
-    def generate(self, batch: Batch, decoding: Decoding, end: AnswerEnd) -> list[list[int]]:
+    def generate(
+        self, batch: Batch, decoding: Decoding, end: AnswerEnd, visual: VisualVectors | None = None
+    ) -> list[list[int]]:
         """The new tokens of each row, all of which are text's, of a batch of prompts (left-padded)."""
         with prompt_routed(self.language, batch.kinds):
-            return super().generate(batch, decoding, end)
+            return super().generate(batch, decoding, end, visual)
 
     def unused_parameters(self) -> set[str]:
         return {f"language.{name}" for name in unused_names(self.language)}
