@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lightning_mllm.commands.config import ConfigError, nearest
+from lightning_mllm.commands.sweep_agent import options_of
 
 
 class Arguments(argparse.ArgumentParser):
@@ -36,7 +37,7 @@ class Arguments(argparse.ArgumentParser):
         """Its own arguments, and the settings among them: `--stage.lr=1e-3`, `--stage.lr 1e-3`.
 
         Args:
-            bare: Whether `stage.lr=1e-3` is a setting too.
+            bare: Whether `stage.lr=1e-3` is a setting too, and a JSON object several.
 
         Raises:
             ConfigError: As for any wrong argument.
@@ -46,13 +47,16 @@ class Arguments(argparse.ArgumentParser):
         rest = list(arguments)
         while rest:
             each = rest.pop(0)
+            if bare and (several := options_of(each)) is not None:
+                rest = [*several, *rest]
+                continue
             name, equals, _ = each.partition("=")
             if each.startswith("--") and name not in self.known():
                 settings.append(each)
                 if not equals and rest and not rest[0].startswith("--"):
                     settings[-1] = f"{each}={rest.pop(0)}"
-            elif bare and equals and not each.startswith("-") and "." in name and "/" not in name:
-                settings.append(f"--{each}")
+            elif bare and equals and all(part.isidentifier() for part in name.split(".")):
+                rest.insert(0, f"--{each}")
             else:
                 own.append(each)
         return self.parse_args(own), settings

@@ -2,12 +2,14 @@
 
 --config F ... --key=value ...   files first, from left to right, then options: the command line wins
 key=value                        the same as --key=value, as sweep agents pass it
---key=None                       the same as --key=null
+{"key": value, ...}              the same as --key=value ..., as sweep agents pass it too
+--key=None                       the same as --key=null, also inside of lists and mappings that Python wrote
 --stage.steps=5                  replaces the epochs that a file states, and the reverse; so does a later file
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from lightning_mllm.commands.experiments import below_experiments
 from lightning_mllm.commands.hardware import Hardware
 from lightning_mllm.commands.merge import merged
 from lightning_mllm.commands.signatures import parameters_of
+from lightning_mllm.commands.sweep_agent import as_yaml, options_of, trial_folder
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
 
@@ -58,6 +61,9 @@ def split_options(arguments: Sequence[str]) -> tuple[list[Path], Options]:
     rest = list(arguments)
     while rest:
         each = rest.pop(0)
+        if (several := options_of(each)) is not None:
+            rest = [*several, *rest]
+            continue
         name, equals, value = each.lstrip("-").partition("=")
         if not each.startswith("-") and not (equals and name.split(".")[0] in (*SETTINGS, *FLAGS, "config")):
             raise ConfigError(f"command line: found '{each}', expected options such as --config F or --stage.lr=1e-3")
@@ -72,7 +78,7 @@ def split_options(arguments: Sequence[str]) -> tuple[list[Path], Options]:
                 raise ConfigError("command line: --config: found no value, expected a YAML file")
             configs.append(Path(value))
         else:
-            options.append((name, "null" if value == "None" else value))
+            options.append((name, as_yaml(value)))
     return configs, options
 
 
@@ -108,8 +114,10 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, ob
         part = option_tree(".".join(key), text)
         check_tree(part, config, tree, len(key) - 1)
         lengths[-1] |= _lengths(part)
-        if text.endswith(".yaml") and isinstance(value := value_at(tree, key), Mapping):
-            options[position] = name, yaml.safe_dump(value, default_flow_style=True)
+        composed = text.endswith(".yaml") or isinstance(value_at(part, key), Mapping)
+        if composed and isinstance(value := value_at(tree, key), Mapping):
+            # Laid over what files say, and complete: `--stage={lr: 0.1}` changes one setting of the stage.
+            options[position] = name, yaml.safe_dump(value, default_flow_style=True, width=math.inf)
     _check_classes(config, configs)
     for key, example in {"model": "a net.yaml", "data": "a stage's file", "stage": "a stage's file"}.items():
         if key not in tree:
@@ -122,11 +130,14 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, ob
         options = [*options, (f"stage.{dropped}", "null")]
     if not any(name == "run_dir" for name, _ in options):
         file = Path(config.locations.get(("run_dir",), "").rpartition(":")[0])
-        if file.name == "config.yaml":
+        runs = dict(options).get("runs", "runs")
+        if (trial := trial_folder(runs)) is not None:
+            options = [*options, ("run_dir", str(trial / default_run_dir(configs).name))]
+        elif file.name == "config.yaml":
             # The record of a run says where the run was before it was moved.
             options = [*options, ("run_dir", str(file.parent))]
         elif ("run_dir",) not in config.locations:
-            options = [*options, ("run_dir", str(default_run_dir(configs, dict(options).get("runs", "runs"))))]
+            options = [*options, ("run_dir", str(default_run_dir(configs, runs)))]
     told += [f"--{name}={value}" for name, value in options if name not in FLAGS]
     told += ["--print_config" + (f"={value}" if value else "") for name, value in options if name == "print_config"]
     return told, tree, config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -16,6 +17,7 @@ from lightning_mllm.commands.config import Config, ConfigError, nearest, option_
 from lightning_mllm.commands.experiments import experiment_folder, experiment_name, hardware_file, order_of_stages
 from lightning_mllm.commands.finished import is_tested, refuse_changed_source
 from lightning_mllm.commands.launch import CLI, CheckedCLI, ParsedCLI, compose, run_and_release, say
+from lightning_mllm.commands.sweep_agent import trial_folder
 from lightning_mllm.evaluation.report import write_report
 
 ONE_STAGE = ("stage.name", "stage.init_from", "stage.train", "data.train", "data.val", "data.test", "model", "data")
@@ -65,6 +67,57 @@ def _check_setting(stage: str, key: str, value: str) -> None:
         raise ConfigError(f"--{stage}.{told}") from None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The stages of an experiment that are to be run, each parsed and checked."""
+
+    run: Path
+    """The folder of the experiment's runs."""
+    folder: Path
+    """The experiment's files."""
+    last: str
+    """The last stage of the experiment, chosen or not."""
+    settings: dict[str, list[str]]
+    """Chosen stage -> the settings of the command line that it takes, in the order of the stages."""
+    arguments: dict[str, list[str]]
+    """Chosen stage -> all that follows a verb of `mllm fit` and its like."""
+    parsed: dict[str, CLI]
+
+    def command(self, verb: str, stage: str) -> list[str]:
+        """The arguments of `mllm`."""
+        return [verb, *self.arguments[stage]]
+
+
+def plan(
+    folder: Path,
+    *,
+    hardware: str = "cpu",
+    only: str | None = None,
+    runs: Path = Path("runs"),
+    overrides: Sequence[str] = (),
+) -> Plan:
+    """Resolve every stage of an experiment; the arguments are those of `run_experiment`.
+
+    Raises:
+        ConfigError: Something in the files or on the command line is wrong.
+    """
+    folder = experiment_folder(folder)
+    stages = order_of_stages(folder)
+    if only is not None and only not in stages:
+        raise ConfigError(f"--only: found '{only}', expected one of {', '.join(stages)}{nearest(only, stages)}")
+    run = trial_folder(runs) or runs / experiment_name(folder)
+    shared = ["--config", str(folder / "net.yaml")] if (folder / "net.yaml").is_file() else []
+    machine = ["--config", str(hardware_file(folder, hardware))]
+    chosen = [stage for stage in stages if only in (None, stage)]
+    settings = overrides_of(overrides, stages, chosen)
+    arguments = {}
+    for stage in chosen:
+        own, located = ["--config", str(folder / f"{stage}.yaml")], [f"--runs={runs}", f"--run_dir={run / stage}"]
+        arguments[stage] = [*shared, *own, *machine, *located, *settings[stage]]
+    parsed = {stage: compose(["fit", *arguments[stage]], ParsedCLI) for stage in chosen}
+    return Plan(run=run, folder=folder, last=stages[-1], settings=settings, arguments=arguments, parsed=parsed)
+
+
 def run_experiment(
     folder: Path,
     *,
@@ -89,37 +142,22 @@ def run_experiment(
         ConfigError: Something in the files or on the command line is wrong.
     """
     started = time.monotonic()
-    folder = experiment_folder(folder)
-    stages = order_of_stages(folder)
-    if only is not None and only not in stages:
-        raise ConfigError(f"--only: found '{only}', expected one of {', '.join(stages)}{nearest(only, stages)}")
-    run = runs / experiment_name(folder)
-    shared = ["--config", str(folder / "net.yaml")] if (folder / "net.yaml").is_file() else []
-    machine = ["--config", str(hardware_file(folder, hardware))]
-
-    chosen = [stage for stage in stages if only in (None, stage)]
-    settings = overrides_of(overrides, stages, chosen)
+    planned = plan(folder, hardware=hardware, only=only, runs=runs, overrides=overrides)
+    run, parsed, chosen = planned.run, planned.parsed, list(planned.parsed)
     anew = ["--overwrite"] if overwrite else []
-
-    def command(verb: str, stage: str) -> list[str]:
-        own = ["--config", str(folder / f"{stage}.yaml")]
-        located = [f"--runs={runs}", f"--run_dir={run / stage}"]
-        return [verb, *shared, *own, *machine, *located, *settings[stage], *(anew if verb == "fit" else [])]
-
-    parsed = {stage: compose(command("fit", stage), ParsedCLI) for stage in chosen}
-    waiting = [stage for stage in chosen if not parsed[stage].is_done()]
-    for stage in waiting:
+    waiting = [stage for stage in chosen if overwrite or not parsed[stage].is_done()]
+    for stage in waiting if not overwrite else ():
         parsed[stage].checkpoint()
     for stage in chosen:
         if stage in waiting:
-            compose(command("fit", stage), CheckedCLI)
+            compose([*planned.command("fit", stage), *anew], CheckedCLI)
             continue
         refuse_changed_source(run / stage)
         if has_tests(parsed[stage]) and not is_tested(run / stage, parsed[stage].test_settings):
-            compose(command("test", stage), CheckedCLI)
+            compose(planned.command("test", stage), CheckedCLI)
     for stage in chosen:
         if stage in waiting:
-            run_and_release(command("fit", stage))
+            run_and_release([*planned.command("fit", stage), *anew])
             if not (run / stage / "weights" / "stage.json").is_file():
                 say(f"{run}: no test and no report, for {stage} is not done")
                 return run
@@ -127,13 +165,13 @@ def run_experiment(
             refuse_changed_source(run / stage)
             say(f"{run / stage} is done")
     tested = [stage for stage in chosen if has_tests(parsed[stage])]
-    if only is None and not tested and not _names_tests(parsed[stages[-1]]):
-        tested = stages[-1:]
+    if only is None and not tested and not _names_tests(parsed[planned.last]):
+        tested = [planned.last]
     for stage in tested:
         if is_tested(run / stage, parsed[stage].test_settings):
             say(f"{run / stage} is tested")
         else:
-            run_and_release([*command("test", stage), "--verbose=false"])
+            run_and_release([*planned.command("test", stage), "--verbose=false"])
     if tested:
         _report(run, time.monotonic() - started)
     else:
@@ -165,21 +203,26 @@ def _report(run: Path, seconds: float) -> None:
     print(f"{run / 'report.html'} ({seconds:.0f} s)")
 
 
-def main(arguments: Sequence[str]) -> None:
-    """`mllm run experiments/<name> [--hardware H] [--only STAGE] [overrides]`."""
-    parser = Arguments(
+def parser() -> Arguments:
+    """Of the arguments of `mllm run`."""
+    found = Arguments(
         "run",
         description="Train the stages of an experiment in order, skip those that are done, test those that have test "
         "sets and write report.html. The same command goes on where a stopped one was.",
         epilog="Further options are settings, as in mllm fit: --stage.lr=1e-3 holds for every stage, "
         "--STAGE.stage.lr=1e-3 for that one alone.",
     )
-    parser.add_argument("experiment", type=Path, help="a folder such as experiments/quickstart/llava, or its name")
-    parser.add_argument("--hardware", default="cpu", help="a file of _hardware: cpu, gpu1, gpu8 (cpu)")
-    parser.add_argument("--only", metavar="STAGE", help="this stage alone")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (runs)")
-    parser.add_argument("--overwrite", action="store_true", help="train anew what is there already")
-    given, overrides = parser.with_settings(arguments)
+    found.add_argument("experiment", type=Path, help="a folder such as experiments/quickstart/llava, or its name")
+    found.add_argument("--hardware", default="cpu", help="a file of _hardware: cpu, gpu1, gpu8 (cpu)")
+    found.add_argument("--only", metavar="STAGE", help="this stage alone")
+    found.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (runs)")
+    found.add_argument("--overwrite", action="store_true", help="train anew what is there already")
+    return found
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`mllm run experiments/<name> [--hardware H] [--only STAGE] [overrides]`."""
+    given, overrides = parser().with_settings(arguments)
     run_experiment(
         given.experiment,
         hardware=given.hardware,

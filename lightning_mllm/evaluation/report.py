@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from lightning_mllm.evaluation.figures import DARK, LIGHT, Curve, curves, duration, number, round_numbers
@@ -36,21 +36,24 @@ def write_report(run_root: Path) -> Report:
     return report
 
 
-def render(report: Report) -> str:
-    """The whole page."""
-    folder = Path(__file__).with_name("templates")
+def template(name: str, **filters: Callable[..., object]) -> Template:
+    """A page of `templates/` that knows the house's colours and how it writes numbers."""
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(duration=duration, fixed=_fixed, number=number, scale=_scale)
-    return environment.get_template("report.html.jinja").render(
+    environment.globals.update(light=LIGHT, dark=DARK)
+    environment.filters.update(duration=duration, fixed=_fixed, number=number, **filters)
+    return environment.get_template(name)
+
+
+def render(report: Report) -> str:
+    """The whole page."""
+    return template("report.html.jinja", scale=_scale).render(
         report=report,
-        light=LIGHT,
-        dark=DARK,
         retrieval=any(name.startswith("retrieval") for tested in report.tests for name in tested.samples),
         groups=_groups(report),
         figures={stage.name: _figures(stage) for stage in report.stages},
