@@ -28,7 +28,7 @@ from lightning_mllm.contracts import IGNORE, Batch, TokenKind
 from lightning_mllm.language.lm_loss import lm_hidden_states
 from lightning_mllm.language.visual_expert import Routed, vision_mask
 from lightning_mllm.language.visual_expert_lm import VisualExpertLM
-from lightning_mllm.processing.packing import shared_positions
+from lightning_mllm.processing.shared_positions import shared_positions
 
 
 class Scattered(nn.Module):

@@ -29,7 +29,7 @@ from lightning_mllm.inference import load_apart
 from lightning_mllm.interop.format import HfFolder, TrainedNet, folder_formats, formats_of
 from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.lora import fold_lora
-from lightning_mllm.processing.decode import ImageInMemory
+from lightning_mllm.processing.image_in_memory import ImageInMemory
 from lightning_mllm.training.module import MultimodalModule
 
 QUESTIONS = ("What is in the picture?", "Is it red?", "Which of the squares in the picture is the largest one?")

@@ -9,7 +9,7 @@ from typing import cast
 from PIL import Image
 
 from lightning_mllm.contracts import IMAGE_MARK, ImageFile, ImageRef, Turn
-from lightning_mllm.processing.decode import ImageInMemory
+from lightning_mllm.processing.image_in_memory import ImageInMemory
 
 Picture = str | Path | Image.Image
 """A file, or a picture that is open."""

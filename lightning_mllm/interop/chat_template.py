@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from lightning_mllm.processing.chat import Chat, ChatTemplate
+from lightning_mllm.processing.chat import Chat
+from lightning_mllm.processing.chat_template import ChatTemplate
 
 
 def chat_template(wraps: ChatTemplate) -> str:

@@ -12,7 +12,7 @@ Which tokens are an expert's is derived from their kinds here and nowhere else:
     kind       TEXT  IMAGE_BEGIN  IMAGE  IMAGE  IMAGE  IMAGE_END  TEXT  TEXT
     expert      -        x          x      x      x        -        -     -
 
-All vectors of an image have one position (`processing/packing.py`, `shared_positions`).
+All vectors of an image have one position (`processing/shared_positions.py`).
 
 Legend: B rows, T tokens a row, D and E widths.
 """

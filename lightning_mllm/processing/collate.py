@@ -1,16 +1,16 @@
-"""Rows to a batch, and answers behind the prompts of one."""
+"""Rows to a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from lightning_mllm.contracts import IGNORE, Batch, Encoded, TokenKind
-from lightning_mllm.processing.packing import positions, shared_positions
+from lightning_mllm.processing.shared_positions import shared_positions
 
 Side = Literal["right", "left"]
 
@@ -42,21 +42,21 @@ def collate_rows(rows: Sequence[Encoded], pad_id: int, padding: Side, blank: Ten
     one = (torch.ones(len(row.tokens), dtype=torch.int32) for row in rows)
     segments = [single if row.segments is None else row.segments for row, single in zip(rows, one, strict=True)]
     padded_kinds, padded_segments = (
-        _pad([row.kinds for row in rows], TokenKind.TEXT, padding),
-        _pad(segments, 0, padding),
+        pad_rows([row.kinds for row in rows], TokenKind.TEXT, padding),
+        pad_rows(segments, 0, padding),
     )
-    apart = _pad([positions(each) for each in segments], 0, padding)
+    apart = pad_rows([positions(each) for each in segments], 0, padding)
     batch = Batch(
         ids=[row.id for row in rows],
-        tokens=_pad([row.tokens for row in rows], pad_id, padding),
-        labels=_pad([row.labels for row in rows], IGNORE, padding),
+        tokens=pad_rows([row.tokens for row in rows], pad_id, padding),
+        labels=pad_rows([row.labels for row in rows], IGNORE, padding),
         kinds=padded_kinds,
         segments=padded_segments,
         positions=shared_positions(padded_kinds, padded_segments) if shared else apart,
         images=images if len(images) else blank,
         num_images=len(images),
-        targets=_pad(decoded, IGNORE, "right") if decoded else None,
-        query_text=_pad(read, IGNORE, "right") if read else None,
+        targets=pad_rows(decoded, IGNORE, "right") if decoded else None,
+        query_text=pad_rows(read, IGNORE, "right") if read else None,
         image_ids=torch.tensor([number for row in rows for number in row.image_ids], dtype=torch.long),
         num_files=len({number for row in rows for number in row.image_ids}),
         image_rows=torch.tensor([i for i, row in enumerate(rows) for _ in row.images] or [0]),
@@ -74,31 +74,14 @@ def collate_rows(rows: Sequence[Encoded], pad_id: int, padding: Side, blank: Ten
     return batch
 
 
-def append_answers(batch: Batch, answers: Sequence[Tensor], pad_id: int, seq2seq: bool) -> Batch:
-    """A batch of prompts (left-padded) with the tokens i64[S] of an answer behind each, which alone are learned.
-
-    Args:
-        batch: B prompts.
-        answers: B answers.
-        pad_id: The token behind an answer that is shorter than others.
-        seq2seq: Whether answers are an encoder-decoder's `targets`.
-    """
-    labels = _pad(answers, IGNORE, "right")
-    if seq2seq:
-        return replace(batch, targets=labels)
-    labels = labels.to(batch.tokens.device)
-    real = labels != IGNORE
-    last = batch.positions[:, -1:]
-    prompt = torch.full_like(batch.labels, IGNORE)
-    return replace(
-        batch,
-        tokens=torch.cat([batch.tokens, labels.masked_fill(~real, pad_id)], 1),
-        labels=torch.cat([prompt, labels], 1),
-        kinds=torch.cat([batch.kinds, torch.full_like(labels, TokenKind.TEXT, dtype=batch.kinds.dtype)], 1),
-        segments=torch.cat([batch.segments, real.to(batch.segments.dtype)], 1),
-        positions=torch.cat([batch.positions, (last + real.cumsum(1)) * real], 1),
-    )
+def positions(segments: Int[Tensor, " T"]) -> Int[Tensor, " T"]:
+    """Of each token in its own segment, from 0."""
+    index = torch.arange(len(segments))
+    begins = torch.ones_like(index, dtype=torch.bool)
+    begins[1:] = segments[1:] != segments[:-1]
+    return index - (index * begins).cummax(0).values
 
 
-def _pad(rows: Sequence[Tensor], value: int, side: Side) -> Tensor:
+def pad_rows(rows: Sequence[Tensor], value: int, side: Side) -> Tensor:
+    """Rows [T] of one length, the longest."""
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)

@@ -1,30 +1,150 @@
-"""How an image becomes the square of pixels that a vision tower sees.
+"""Encoded bytes to an upright RGB image, and that to the square of pixels that a vision tower sees.
 
-The three ways are those of CLIP (crop), of LLaVA-1.5 (pad) and of towers with a fixed input (squash). Crop and pad
-give, pixel for pixel, what transformers' CLIPImageProcessor and LlavaImageProcessor (do_pad) give before they rescale
-and normalise. Normalising is the tower's own work, on the device.
+    bytes --decode_image--> RGB --ImagePolicy--> u8[V, 3, S, S]
+
+Image files may hold anything; here alone they are trusted or not. Pillow alone turns 16-bit grey almost white and
+floating point black, ignores the camera's orientation, puts black behind transparency and decodes far more pixels than
+fit in memory: each of these is either right or refused.
+
+The three ways to a square are those of CLIP (crop), of LLaVA-1.5 (pad) and of towers with a fixed input (squash). Crop
+and pad give, pixel for pixel, what transformers' CLIPImageProcessor and LlavaImageProcessor (do_pad) give before they
+rescale and normalise. Normalising is the tower's own work, on the device.
 
 With several views the square is k times as large: the first view is all of it at the tower's size, the others are its
 k x k parts, row by row (SPHINX, arXiv 2311.07575, sec. 3.3; released code: `llama_ens5`, `llama_ens10`).
-
-In training a policy may show a random part of an image, or its mirror image, in place of it.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from lightning_mllm.boxes import Frame
-from lightning_mllm.processing.decode import Decode
+from lightning_mllm.contracts import ImageRef
+from lightning_mllm.processing.augmentation import drawn, random_part
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+ORIENTATION = 0x0112
+"""The tag of EXIF that says how the camera was held."""
+
+# Pillow's names of single-channel 16-bit pixels.
+GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+Decode = Literal["upright", "stored"]
+"""How pixels become RGB.
+
+upright: The camera's orientation (EXIF) is applied, transparency is put over white, 16 bits are scaled to 8.
+stored: None of this, as in the released code of LAVIS (caption_datasets.py), LLaVA (train.py), CogVLM
+    (utils/utils/dataset.py) and LLaMA2-Accessory (conversation/dataset.py): `Image.open(path).convert("RGB")`.
+"""
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the message begins with the image's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLimits:
+    """How large an image may be; all three are checked before a pixel is decoded."""
+
+    max_bytes: int = 20 * 2**20
+    max_pixels: int = 64_000_000
+    max_side: int = 20_000
+
+
+def decode_image(ref: ImageRef, limits: ImageLimits = ImageLimits(), decode: Decode = "upright") -> Image.Image:
+    """The first frame of `ref`, or a picture that is open, as an RGB image.
+
+    Raises:
+        ImageError: missing, too large, truncated, damaged, of another format than `FORMATS`, with pixels (floating
+            point, 32-bit integer) whose range the file does not state, or of another size than its annotations say.
+    """
+    try:
+        opened: Image.Image | None = getattr(ref, "image", None)  # of a picture that is open (`image_in_memory.py`)
+        data = b"" if opened is not None else ref.read(limits.max_bytes)
+        with warnings.catch_warnings():
+            # Pillow warns of large images and of odd metadata; size is ours to judge, just below.
+            warnings.simplefilter("ignore")
+            if opened is not None:
+                return rgb(opened, limits, decode)
+            if len(data) > limits.max_bytes:
+                raise ValueError(f"found {len(data)} bytes, expected at most {limits.max_bytes}")
+            with Image.open(BytesIO(data), formats=FORMATS) as image:
+                pixels = rgb(image, limits, decode)
+        if (size := getattr(ref, "size", None)) is not None and pixels.size != tuple(size):
+            (width, height), (told, high) = pixels.size, size
+            turned = " (as the camera was held: EXIF)" if (height, width) == (told, high) else ""
+            raise ValueError(
+                f"found {width} x {height} pixels{turned}, expected {told} x {high} as the annotations say: their"
+                " coordinates would be of another picture"
+            )
+        return pixels
+    except UnidentifiedImageError as error:
+        formats = ", ".join(FORMATS)
+        raise ImageError(f"{ref.name}: found bytes of no known image format, expected one of {formats}") from error
+    except Exception as error:
+        # Damaged files reach every kind of exception inside the decoders (struct.error, SyntaxError, KeyError, ...).
+        reason = str(error) or type(error).__name__
+        if not reason.startswith(ref.name):
+            reason = f"{ref.name}: {reason}"
+        raise ImageError(reason) from error
+
+
+def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
+    width, height = size
+    if min(size) < 1:
+        raise ValueError(f"found {width} x {height} pixels, expected at least 1 x 1")
+    if max(size) > limits.max_side:
+        raise ValueError(f"found {width} x {height} pixels, expected sides of at most {limits.max_side}")
+    if width * height > limits.max_pixels:
+        raise ValueError(f"found {width} x {height} = {width * height} pixels, expected at most {limits.max_pixels}")
+
+
+def rgb(image: Image.Image, limits: ImageLimits, decode: Decode) -> Image.Image:
+    """An image, of whichever mode, as RGB; ValueError for one that is too large or whose range is not known."""
+    _check_size(image.size, limits)
+    if image.mode in ("F", "I"):
+        kind = "floating-point" if image.mode == "F" else "32-bit integer"
+        raise ValueError(f"found {kind} pixels, expected 8 or 16 bits a channel")
+    image.load()
+    if image.mode == "LAB":
+        image = ImageOps.exif_transpose(image) if decode == "upright" else image
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None
+        return converted
+    if decode == "stored":
+        return image.convert("RGB")
+    image = ImageOps.exif_transpose(image)
+    transparent = image.info.get("transparency")
+    if image.mode in GREY_16:
+        # Pillow's own conversion clips at 255 instead of scaling.
+        pixels = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8))
+        if isinstance(transparent, int):
+            image.putalpha(Image.fromarray(np.where(pixels == transparent, 0, 255).astype(np.uint8)))
+    elif image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
+        # Pillow keeps the upper byte of 16-bit colours, and both bytes of the transparent one.
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+    if image.has_transparency_data:
+        pixels = image.convert("RGBA")
+        image = Image.new("RGB", pixels.size, (255, 255, 255))
+        image.paste(pixels, mask=pixels.getchannel("A"))
+    return image.convert("RGB")
+
 
 Fit = Literal["crop", "pad", "squash"]
 
@@ -96,7 +216,7 @@ class ImagePolicy:
         assert image.mode == "RGB", image.mode
         if random is not None and self.random_area is not None:
             image = image.crop(random_part(*image.size, self.random_area, random))
-        if random is not None and self.random_flip and _drawn(0, 1, random) < self.random_flip:
+        if random is not None and self.random_flip and drawn(0, 1, random) < self.random_flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         square = {"crop": self._crop, "pad": self._pad, "squash": _squash}[self.fit](image, self.size * self.grid)
         pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None]
@@ -143,26 +263,6 @@ class ImagePolicy:
 
 def _squash(image: Image.Image, side: int) -> Image.Image:
     return image.resize((side, side), Image.Resampling.BICUBIC)
-
-
-def random_part(
-    width: int, height: int, area: tuple[float, float], random: torch.Generator
-) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of a part; of an image too thin for one, the middle (torchvision RandomResizedCrop)."""
-    for _ in range(10):
-        pixels = width * height * _drawn(*area, random)
-        ratio = math.exp(_drawn(math.log(3 / 4), math.log(4 / 3), random))
-        wide, high = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
-        if 0 < wide <= width and 0 < high <= height:
-            left, top = (int(torch.randint(n + 1, (), generator=random)) for n in (width - wide, height - high))
-            return left, top, left + wide, top + high
-    wide, high = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-    left, top = (width - wide) // 2, (height - high) // 2
-    return left, top, left + wide, top + high
-
-
-def _drawn(low: float, high: float, random: torch.Generator) -> float:
-    return low + (high - low) * float(torch.rand((), generator=random))
 
 
 def fitting(

@@ -38,7 +38,7 @@ Masks = Literal["strict", "published"]
 
 strict: It is refused.
 published: It stays in its batch and teaches nothing, as in LLaVA (haotian-liu/LLaVA, llava/train/train.py). So do those
-    whose rounds that code cannot tell apart (`ChatTemplate.found_rounds`), and those of which `max_length` leaves no
+    whose rounds that code cannot tell apart (`published_masks.found_rounds`), and those of which `max_length` leaves no
     answer; an image that would be cut is left out with all behind it, which no token before it can tell.
 """
 
@@ -75,17 +75,16 @@ def first_tokens(tokens: Sequence[int], limit: int, suffix: Sequence[int]) -> li
     return [*range(limit - behind), *range(len(tokens) - behind, len(tokens))]
 
 
-def fit_row(
+def cut_row(
     row: Row,
     images: Sequence[ImageRef],
-    *,
     max_length: int,
     image_length: int,
     suffix: Sequence[int],
     generate: bool,
     masks: Masks,
 ) -> tuple[Row, Sequence[ImageRef]]:
-    """What `max_length` lets in of a row and its images.
+    """What `max_length` lets in of a row that is longer, and of its images.
 
     Args:
         row: Tokens, labels and kinds.
@@ -97,19 +96,11 @@ def fit_row(
         masks: What becomes of a row in which nothing is learned.
 
     Raises:
-        ValueError: no tokens; a prompt that is too long; and, where `masks` are strict, nothing that is learned, or too
-            many tokens where cutting the end would touch an image or leave nothing to learn.
+        ValueError: a prompt that is too long; and, where `masks` are strict, one where cutting the end would touch an
+            image or leave nothing to learn.
     """
     tokens, labels, kinds = row
-    if not tokens:
-        raise ValueError("found no tokens, expected at least one")
-    length, limit = len(tokens), max_length
-    # The first token is never predicted, so its label teaches nothing.
-    strict = masks == "strict"
-    if strict and not generate and all(label == IGNORE for label in labels[1:]):
-        raise ValueError(f"found {length} tokens and none of them learned, expected a non-empty answer")
-    if length <= limit:
-        return row, images
+    length, limit, strict = len(tokens), max_length, masks == "strict"
     if generate:
         raise ValueError(f"found a prompt of {length} tokens, expected at most {limit}")
     if any(kind != TokenKind.TEXT for kind in kinds[limit:]):

@@ -12,13 +12,11 @@ Legend: V visual vectors of a view.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal, get_args
 
-from lightning_mllm.contracts import IGNORE, IMAGE_MARK, TokenKind, Turn
+from lightning_mllm.contracts import IGNORE, IMAGE_MARK, TokenKind
 
 IMAGE_BEGIN_TOKEN, IMAGE_END_TOKEN = "<im_start>", "<im_end>"
 """LLaVA's marks around an image (`mm_use_im_start_end`)."""
@@ -46,22 +44,6 @@ class Mark:
 MARKS: dict[str, Mark] = {
     IMAGE_MARK: Mark(kind=TokenKind.IMAGE, slots=lambda vectors: vectors, items="images", bounded=True),
 }
-
-
-def count_marks(turn: Turn, mark: str = IMAGE_MARK) -> int:
-    """How many of a mark a turn has; in other turns than the user's, and in literal ones, a mark is text."""
-    return turn.text.count(mark) if turn.role == "user" and not turn.literal else 0
-
-
-def split_marks(text: str) -> Iterator[tuple[str, bool]]:
-    """A text cut at its marks: runs of text, and marks (True)."""
-    for i, part in enumerate(_any_of(tuple(MARKS)).split(text)):
-        yield part, bool(i % 2)
-
-
-@cache
-def _any_of(marks: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("(" + "|".join(map(re.escape, marks)) + ")")
 
 
 def mark_row(mark: str, boundary: Boundary, vectors: Sequence[int], vocabulary: Mapping[str, int], spare: int) -> Row:

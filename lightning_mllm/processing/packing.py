@@ -11,13 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from lightning_mllm.contracts import IGNORE, Documents, Encoded, Sample, TokenKind
-from lightning_mllm.processing.chat import Piece
-from lightning_mllm.processing.text_tokenizer import TextTokenizer
+from lightning_mllm.processing.text_tokenizer import Piece, TextTokenizer
 
 
 def pack(
@@ -52,12 +50,12 @@ def pack(
     labels: list[int] = []
     segments: list[int] = []
     last = len(documents.texts) - 1
-    for place, text in enumerate(documents.texts):
+    for index, text in enumerate(documents.texts):
         if len(tokens) >= length:
             break
         words, _ = tokenizer([Piece(text, True)])
         if words:
-            learned = words if documents.continued and place == last else [*words, *end]
+            learned = words if documents.continued and index == last else [*words, *end]
             tokens += [*begin, *learned]
             labels += [*[IGNORE] * len(begin), *learned]
             segments += [segments[-1] + 1 if segments else 1] * (len(begin) + len(learned))
@@ -76,31 +74,3 @@ def pack(
         index=sample.index,
         cluster=sample.cluster,
     )
-
-
-def positions(segments: Int[Tensor, " T"]) -> Int[Tensor, " T"]:
-    """Of each token in its own segment, from 0."""
-    place = torch.arange(len(segments))
-    begins = torch.ones_like(place, dtype=torch.bool)
-    begins[1:] = segments[1:] != segments[:-1]
-    return place - (place * begins).cummax(0).values
-
-
-def shared_positions(kinds: UInt8[Tensor, "B T"], segments: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    """Positions by which all vectors of an image stand at one place (CogVLM, arXiv 2311.03079, and its released code).
-
-    kind       TEXT  IMAGE_BEGIN  IMAGE  IMAGE  IMAGE  IMAGE_END  TEXT  TEXT
-    position    0        1          2      2      2        3        4     5
-
-    Args:
-        kinds: Two images need a token that is no IMAGE between them, or they are one.
-        segments: Positions restart in each; padding, 0, has position 0.
-    """
-    # Before the first token stands one of a segment that does not exist.
-    starts = segments != F.pad(segments[:, :-1], (1, 0), value=-1)
-    image = kinds == TokenKind.IMAGE
-    follows = image & F.pad(image[:, :-1], (1, 0))
-    count = (~follows).long().cumsum(1)
-    # The count never falls, so that the largest at a start so far is that of the token's own segment.
-    base = torch.where(starts, count, 0).cummax(1).values
-    return (count - base).masked_fill(segments == 0, 0)

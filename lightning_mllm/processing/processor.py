@@ -17,18 +17,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Batch, Documents, Encoded, Sample, TokenKind, Turn
-from lightning_mllm.processing.chat import Chat, ChatTemplate
-from lightning_mllm.processing.collate import Side, append_answers, collate_rows
-from lightning_mllm.processing.decode import ImageError, ImageLimits, decode_image
-from lightning_mllm.processing.images import ImagePolicy
-from lightning_mllm.processing.limits import Masks, TextLimits, cut_texts, first_tokens, fit_row
-from lightning_mllm.processing.marks import MARKS, Boundary, Row, count_marks, mark_row
+from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Batch, Encoded, ImageRef, Sample, TokenKind, Turn
+from lightning_mllm.processing.answers import append_answers
+from lightning_mllm.processing.chat import Chat
+from lightning_mllm.processing.chat_template import ChatTemplate, count_marks
+from lightning_mllm.processing.collate import Side, collate_rows
+from lightning_mllm.processing.images import ImageError, ImageLimits, ImagePolicy, decode_image
+from lightning_mllm.processing.limits import Masks, TextLimits, cut_row, cut_texts, first_tokens
+from lightning_mllm.processing.marks import MARKS, Boundary, Row, mark_row
 from lightning_mllm.processing.packing import pack
-from lightning_mllm.processing.pieces import Piece, check_characters
+from lightning_mllm.processing.published_masks import keeps_labels
 from lightning_mllm.processing.query_text import QueryText
 from lightning_mllm.processing.stopping import StopRule, StopText
-from lightning_mllm.processing.text_tokenizer import TextTokenizer
+from lightning_mllm.processing.text_tokenizer import Piece, TextTokenizer, check_characters
 
 
 class Processor:
@@ -135,42 +136,39 @@ class Processor:
             ValueError: nothing to learn, marks that do not match the images, turns that are no conversation, or more
                 tokens than `max_length` where cutting the end would touch an image or leave nothing to learn.
         """
-        if sample.documents is not None:
-            return self._packed(sample, sample.documents)
         try:
-            turns = sample.turns
-            for turn in turns:
-                check_characters(turn.text)
-            if generate and turns and turns[-1].role == "assistant":
-                turns = turns[:-1]
-            pieces = self.chat.of(sample.task).render(turns, generate=generate)
-            if self.masks == "published" and not (generate or self._keeps_labels(sample)):
-                pieces = [piece._replace(learn=False) for piece in pieces]
-            self._check_marks(sample, turns)
-            row, targets, cuts = self._tokenize(pieces, generate)
-            asked = [turn for turn in turns if turn.role == "user"]
-            questions = [(turn.text if turn.literal else turn.text.replace(IMAGE_MARK, "")).strip() for turn in asked]
-            query_text = None
-            if self.query_text is not None:
-                query_text, length = self.query_text("\n".join(questions))
-                if length > (limit := self.query_text.max_length):
-                    cuts.append(f"a question of {length} tokens for the Q-Former, expected at most {limit}")
-            if cuts and not may_cut:
-                raise ValueError(f"found {cuts[0]}")
-            (tokens, labels, kinds), refs = fit_row(
-                row,
-                sample.images,
-                max_length=self.max_length,
-                image_length=len(self.mark_rows[IMAGE_MARK][0]),
-                suffix=self.suffix,
-                generate=generate or self.seq2seq,
-                masks=self.masks,
-            )
-            views = [self.image(decode_image(ref, self.limits, self.image.decode), random) for ref in refs]
-        except ImageError as error:
-            raise ImageError(f"sample {sample.id!r}: {error}") from error
+            return self._encode(sample, generate, random, may_cut)
         except ValueError as error:
-            raise ValueError(f"sample {sample.id!r}: {error}") from error
+            kind = ImageError if isinstance(error, ImageError) else ValueError
+            raise kind(f"sample {sample.id!r}: {error}") from error
+
+    def _encode(self, sample: Sample, generate: bool, random: torch.Generator | None, may_cut: bool) -> Encoded:
+        if sample.documents is not None:
+            if self.seq2seq:
+                raise ValueError("found documents for an encoder-decoder, expected a causal language model")
+            return pack(sample, sample.documents, self.text, self.begin, self.max_length, self._blank(0))
+        chat, turns = self.chat.of(sample.task), sample.turns
+        for turn in turns:
+            check_characters(turn.text)
+        if generate and turns and turns[-1].role == "assistant":
+            turns = turns[:-1]
+        pieces = chat.render(turns, generate=generate)
+        kept = generate or self.masks == "strict"
+        if not (kept or keeps_labels(chat, turns, lambda found: self._row(found)[2], self.max_length)):
+            pieces = [piece._replace(learn=False) for piece in pieces]
+        self._check_marks(sample, turns)
+        row, targets, cuts = self._tokenize(pieces, generate)
+        asked = [turn for turn in turns if turn.role == "user"]
+        questions = [(turn.text if turn.literal else turn.text.replace(IMAGE_MARK, "")).strip() for turn in asked]
+        query_text = None
+        if self.query_text is not None:
+            query_text, length = self.query_text("\n".join(questions))
+            if length > (limit := self.query_text.max_length):
+                cuts.append(f"a question of {length} tokens for the Q-Former, expected at most {limit}")
+        if cuts and not may_cut:
+            raise ValueError(f"found {cuts[0]}")
+        (tokens, labels, kinds), refs = self._fit(row, sample.images, generate or self.seq2seq)
+        views = [self.image(decode_image(ref, self.limits, self.image.decode), random) for ref in refs]
         notes = ["cut"] if cuts or len(tokens) < len(row[0]) else []
         if targets is None and not generate and not any(label != IGNORE for label in labels[1:]):
             notes.append("nothing learned")
@@ -203,43 +201,23 @@ class Processor:
                 hint = f"; write {text} where each stands" if marks < items else ""
                 raise ValueError(f"found {marks} {text} marks for {items} {mark.items}, expected as many{hint}")
 
-    def _keeps_labels(self, sample: Sample) -> bool:
-        """Whether LLaVA's released code keeps the labels: it finds all rounds, or those it finds fill the row."""
-        chat = self.chat.of(sample.task)
-        if (found := chat.found_rounds(sample.turns)) == list(sample.turns):
-            return True
-        if not found:
-            return False
-        kinds = self._row(chat.render(found))[2]
-        # An image is one token where that code counts, and the end that misled it none.
-        slots = sum(kind != TokenKind.TEXT for kind in kinds) - sum(map(count_marks, found))
-        return len(kinds) - slots >= self.max_length
-
-    def _packed(self, sample: Sample, documents: Documents) -> Encoded:
-        try:
-            if self.seq2seq:
-                raise ValueError("found documents for an encoder-decoder, expected a causal language model")
-            return pack(sample, documents, self.text, self.begin, self.max_length, self._blank(0))
-        except ValueError as error:
-            raise ValueError(f"sample {sample.id!r}: {error}") from error
-
     def _tokenize(self, pieces: Sequence[Piece], generate: bool) -> tuple[Row, Tensor | None, list[str]]:
         """A row; for an encoder-decoder, what its decoder learns; and what was cut, in words."""
-        special = set(self.tokenizer.all_special_ids)
-        if not self.seq2seq:
-            row, cuts = cut_texts(self._row(pieces), self.text_limits, special)
-            return row, None, cuts
         end = len(pieces)
-        while not generate and end and pieces[end - 1].learn:
+        while self.seq2seq and not generate and end and pieces[end - 1].learn:
             end -= 1
-        (tokens, _, kinds), cuts = cut_texts(self._row(pieces[:end]), self.text_limits, special)
-        if end == len(pieces) and not generate:
+        row, cuts = self._row(pieces[:end]), []
+        if self.text_limits.prompt is not None or self.text_limits.answer is not None:
+            row, cuts = cut_texts(row, self.text_limits, set(self.tokenizer.all_special_ids))
+        if not self.seq2seq:
+            return row, None, cuts
+        row = row[0], [IGNORE] * len(row[0]), row[2]
+        if generate:
+            return row, None, cuts
+        if end == len(pieces):
             raise ValueError("found nothing to learn at the end, expected an answer")
-        targets = None
-        if end < len(pieces):
-            targets, answer_cuts = self._answer(pieces[end:])
-            cuts += answer_cuts
-        return (tokens, [IGNORE] * len(tokens), kinds), targets, cuts
+        targets, answer_cuts = self._answer(pieces[end:])
+        return row, targets, [*cuts, *answer_cuts]
 
     def _answer(self, pieces: Sequence[Piece]) -> tuple[Tensor, list[str]]:
         """What is learned of a run that ends with an answer, and what was cut, in words.
@@ -275,6 +253,19 @@ class Processor:
         tokens, learned = self.text([piece._replace(special=piece.special or self.special_in_turns) for piece in run])
         labels = [token if learn else IGNORE for token, learn in zip(tokens, learned, strict=True)]
         return tokens, labels, [int(TokenKind.TEXT)] * len(tokens)
+
+    def _fit(self, row: Row, images: Sequence[ImageRef], prompt: bool) -> tuple[Row, Sequence[ImageRef]]:
+        """The row and its images, cut where it is too long; in a `prompt` nothing is learned."""
+        tokens, labels, _ = row
+        if not tokens:
+            raise ValueError("found no tokens, expected at least one")
+        # The first token is never predicted, so its label teaches nothing.
+        if self.masks == "strict" and not prompt and all(label == IGNORE for label in labels[1:]):
+            raise ValueError(f"found {len(tokens)} tokens and none of them learned, expected a non-empty answer")
+        if len(tokens) <= self.max_length:
+            return row, images
+        image_length = len(self.mark_rows[IMAGE_MARK][0])
+        return cut_row(row, images, self.max_length, image_length, self.suffix, prompt, self.masks)
 
     def _blank(self, count: int) -> Tensor:
         return torch.zeros(count, 3, self.image.size, self.image.size, dtype=torch.uint8)

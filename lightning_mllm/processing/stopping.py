@@ -9,8 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from lightning_mllm.processing.pieces import Piece
-from lightning_mllm.processing.text_tokenizer import TextTokenizer
+from lightning_mllm.processing.text_tokenizer import Piece, TextTokenizer
 
 
 def stop_of(tail: str, tokens: Iterable[str] = ()) -> str:

@@ -20,9 +20,10 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from lightning_mllm.contracts import IMAGE_MARK, Turn
-from lightning_mllm.processing.marks import MARKS, count_marks
-from lightning_mllm.processing.pieces import Piece, join_pieces, mark_pieces, split_system
+from lightning_mllm.processing.chat_template import count_marks, join_pieces, mark_pieces, split_system
+from lightning_mllm.processing.marks import MARKS
 from lightning_mllm.processing.stopping import stop_of
+from lightning_mllm.processing.text_tokenizer import Piece
 
 GENERATION_MARK = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 
@@ -110,10 +111,6 @@ class TokenizerTemplate:
             pieces += [*self._read(text[end:start], False), *self._read(text[start:stop], True)]
             end = stop
         return join_pieces(pieces)
-
-    def found_rounds(self, turns: Sequence[Turn]) -> list[Turn]:
-        """As `ChatTemplate.found_rounds`: nothing is searched for."""
-        return list(turns)
 
     def answer(self, text: str) -> list[Piece]:
         """As `ChatTemplate.answer`."""

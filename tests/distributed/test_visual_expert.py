@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from lightning_mllm.language.generation import AnswerEnd, Decoding, generate
 from lightning_mllm.language.visual_expert import prompt_routed
 from lightning_mllm.language.visual_expert_lm import VisualExpertLM
-from lightning_mllm.processing.packing import shared_positions
+from lightning_mllm.processing.shared_positions import shared_positions
 from lightning_mllm.training.parallelize import ParallelPlan, parallelize
 from lightning_mllm.training.sharding import full_tensor
 from tests.distributed.ranks import on_two_ranks

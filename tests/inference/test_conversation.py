@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lightning_mllm.contracts import Sample, Turn
-from lightning_mllm.processing.decode import ImageInMemory
+from lightning_mllm.processing.image_in_memory import ImageInMemory
 from tests.inference.nets import FEW, model_of
 from tests.inference.test_model import BLUE, RED
 

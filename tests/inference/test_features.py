@@ -12,7 +12,7 @@ from lightning_mllm.architectures.blip2_representation import Blip2Representatio
 from lightning_mllm.architectures.clip import ClipPretraining
 from lightning_mllm.contracts import Sample, Turn
 from lightning_mllm.inference import Model
-from lightning_mllm.processing.decode import ImageInMemory
+from lightning_mllm.processing.image_in_memory import ImageInMemory
 from tests.architectures.blip2s import built
 from tests.inference.nets import model_of
 from tests.inference.test_model import BLUE, RED

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from lightning_mllm.contracts import Turn
 from lightning_mllm.interop.chat_template import chat_template, folder_template
 from lightning_mllm.interop.tokenizer import multimodal_tokenizer
-from lightning_mllm.processing.chat import ChatTemplate, load_template, names
+from lightning_mllm.processing.chat import load_template, names
+from lightning_mllm.processing.chat_template import ChatTemplate
 from tests.interop.test_folder import byte_tokenizer
 
 CONVERSATIONS = [

@@ -31,9 +31,9 @@ from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.tokenizer import byte_tokenizer
 from lightning_mllm.language.visual_expert import vision_mask
 from lightning_mllm.language.visual_expert_lm import VisualExpertLM
-from lightning_mllm.processing.decode import ImageInMemory
+from lightning_mllm.processing.image_in_memory import ImageInMemory
 from lightning_mllm.processing.images import ImagePolicy
-from lightning_mllm.processing.packing import shared_positions
+from lightning_mllm.processing.shared_positions import shared_positions
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.tower import TINY_TOWER
 from tests.architectures.blip2s import built, compared, exported, same_state

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_mllm.language.generation import AnswerEnd, Decoding, generate
 from lightning_mllm.language.lm_loss import head, lm_hidden_states
 from lightning_mllm.language.visual_expert import prompt_routed
-from lightning_mllm.processing.packing import shared_positions
+from lightning_mllm.processing.shared_positions import shared_positions
 from tests.language.batches import batch_of
 from tests.language.experts import kinds_of, plain_of, segments_of, small
 from tests.language.models import LLAMA

@@ -17,8 +17,8 @@ from lightning_mllm.contracts import IMAGE_MARK
 from lightning_mllm.interop.tokenizer import multimodal_tokenizer
 from lightning_mllm.language import sentencepiece_folder
 from lightning_mllm.language.tokenizer import folder_chat, language_tokenizer, load_tokenizer
-from lightning_mllm.processing.chat import Piece, load_template
-from lightning_mllm.processing.text_tokenizer import TextTokenizer
+from lightning_mllm.processing.chat import load_template
+from lightning_mllm.processing.text_tokenizer import Piece, TextTokenizer
 from tests.language.sentencepieces import (
     BLANK,
     library,

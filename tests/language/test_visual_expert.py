@@ -16,7 +16,7 @@ from lightning_mllm.language.lora import Lora, add_lora, merge_lora
 from lightning_mllm.language.visual_expert import Plan, has_experts, plan_of, unused_names, vision_mask
 from lightning_mllm.language.visual_expert_lm import VisualExpertLM
 from lightning_mllm.layout import runs_of
-from lightning_mllm.processing.packing import shared_positions
+from lightning_mllm.processing.shared_positions import shared_positions
 from lightning_mllm.training.initialise import build_empty, initialise, materialise
 from lightning_mllm.weights.stage_weights import InitialTensors
 from tests.language import models

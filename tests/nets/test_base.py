@@ -21,7 +21,7 @@ from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.lm_loss import head, lm_hidden_states
 from lightning_mllm.language.seq2seq import TINY_T5
 from lightning_mllm.language.visual_expert_lm import VisualExpertLM
-from lightning_mllm.processing.packing import shared_positions
+from lightning_mllm.processing.shared_positions import shared_positions
 from lightning_mllm.training.stage import StageSettings
 from tests.architectures.blip2s import CLOSE, OPT, built, collated
 from tests.architectures.samples import ONE, OTHER, TEXT, TWO, gradients

@@ -6,15 +6,9 @@ from collections.abc import Sequence
 import pytest
 
 from lightning_mllm.contracts import IMAGE_MARK, Turn
-from lightning_mllm.processing.chat import (
-    Chat,
-    ChatTemplate,
-    Piece,
-    join_pieces,
-    load_template,
-    names,
-    tokenizer_template,
-)
+from lightning_mllm.processing.chat import Chat, load_template, names, tokenizer_template
+from lightning_mllm.processing.chat_template import ChatTemplate, join_pieces
+from lightning_mllm.processing.text_tokenizer import Piece
 from tests.processing.tokenizer import llama_tokenizer
 
 CHATML = (

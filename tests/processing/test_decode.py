@@ -16,7 +16,8 @@ import pytest
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin
 
 from lightning_mllm.contracts import ImageFile as FileRef
-from lightning_mllm.processing.decode import FORMATS, ImageError, ImageInMemory, ImageLimits, decode_image
+from lightning_mllm.processing.image_in_memory import ImageInMemory
+from lightning_mllm.processing.images import FORMATS, ImageError, ImageLimits, decode_image
 
 PHOTOS = Path(__file__).resolve().parents[2] / "../shared/data/coco_mini/val2017"
 

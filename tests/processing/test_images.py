@@ -10,7 +10,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from lightning_mllm.processing import images
-from lightning_mllm.processing.images import ImagePolicy, random_part
+from lightning_mllm.processing.augmentation import random_part
+from lightning_mllm.processing.images import ImagePolicy
 
 SIZES = [(37, 64), (64, 37), (50, 50), (21, 90), (200, 31), (33, 32), (1, 9), (640, 427)]
 UNSCALED: Any = {"do_rescale": False, "do_normalize": False}

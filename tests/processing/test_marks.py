@@ -5,7 +5,8 @@ import torch
 
 from lightning_mllm.contracts import IGNORE, TokenKind
 from lightning_mllm.language.slots import fill_slots
-from lightning_mllm.processing.marks import MARKS, Boundary, Mark, mark_row, split_marks
+from lightning_mllm.processing.chat_template import mark_pieces
+from lightning_mllm.processing.marks import MARKS, Boundary, Mark, mark_row
 from tests.processing.test_processor import RED, processor, sample
 
 I, B, E = (int(kind) for kind in (TokenKind.IMAGE, TokenKind.IMAGE_BEGIN, TokenKind.IMAGE_END))  # noqa: E741
@@ -55,7 +56,7 @@ def test_a_second_mark_is_one_row_of_the_table(monkeypatch: pytest.MonkeyPatch) 
     """From the text of a turn to the embeddings of a net that fills its slots."""
     region = 4
     monkeypatch.setitem(MARKS, "<region>", Mark(kind=region, slots=lambda vectors: (2,)))
-    assert list(split_marks("a<region><image>b")) == [
+    assert [(piece.text, piece.mark) for piece in mark_pieces("a<region><image>b")] == [
         ("a", False),
         ("<region>", True),
         ("", False),

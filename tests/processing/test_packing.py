@@ -12,8 +12,8 @@ from lightning_mllm.language.causal import TINY_LLAMA
 from lightning_mllm.language.lm_loss import lm_hidden_states
 from lightning_mllm.layout import predicted
 from lightning_mllm.processing.chat import load_template
+from lightning_mllm.processing.collate import positions
 from lightning_mllm.processing.images import ImagePolicy
-from lightning_mllm.processing.packing import positions
 from lightning_mllm.processing.processor import Processor
 from tests.processing.test_processor import processor, sample
 from tests.processing.tokenizer import byte_level_tokenizer, llama_tokenizer

@@ -13,9 +13,9 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Encoded, Sample, TokenKind, Turn
-from lightning_mllm.processing.chat import ChatTemplate, load_template
-from lightning_mllm.processing.decode import ImageError, ImageLimits
-from lightning_mllm.processing.images import ImagePolicy
+from lightning_mllm.processing.chat import load_template
+from lightning_mllm.processing.chat_template import ChatTemplate
+from lightning_mllm.processing.images import ImageError, ImageLimits, ImagePolicy
 from lightning_mllm.processing.limits import Masks, TextLimits
 from lightning_mllm.processing.marks import Boundary
 from lightning_mllm.processing.processor import Processor

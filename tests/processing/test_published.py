@@ -13,7 +13,7 @@ import torch
 
 from data_modules.sources import LlavaConversations, LlavaPretrain
 from lightning_mllm.contracts import IMAGE_MARK, Encoded, Sample, Turn
-from lightning_mllm.processing.chat import ChatTemplate
+from lightning_mllm.processing.chat_template import ChatTemplate
 from lightning_mllm.processing.processor import Processor
 from tests.data_modules.files import SHARED
 from tests.processing import published

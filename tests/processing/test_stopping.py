@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_mllm.processing.chat import ChatTemplate, load_template, names
+from lightning_mllm.processing.chat import load_template, names
+from lightning_mllm.processing.chat_template import ChatTemplate
 from lightning_mllm.processing.stopping import StopText, stop_of
 from tests.processing.test_prompts import processor
 from tests.processing.tokenizer import byte_level_tokenizer, llama_tokenizer

@@ -8,8 +8,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Sample, TokenKind, Turn
-from lightning_mllm.processing.chat import ChatTemplate, Piece
-from lightning_mllm.processing.text_tokenizer import STAND_IN, TextTokenizer
+from lightning_mllm.processing.chat_template import ChatTemplate
+from lightning_mllm.processing.stand_ins import STAND_IN
+from lightning_mllm.processing.text_tokenizer import Piece, TextTokenizer
 from tests.processing.test_chat import MARKED, UNMARKED, turns
 from tests.processing.test_processor import RED, processor, sample
 from tests.processing.tokenizer import byte_level_tokenizer, llama_tokenizer

@@ -9,7 +9,8 @@ import pytest
 
 from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Sample, Turn
 from lightning_mllm.processing import tokenizer_template
-from lightning_mllm.processing.chat import ChatTemplate, load_template, names
+from lightning_mllm.processing.chat import load_template, names
+from lightning_mllm.processing.chat_template import ChatTemplate
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.processor import Processor
 from lightning_mllm.processing.tokenizer_template import TokenizerTemplate

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data_modules.sources import LlavaConversations, LlavaPretrain
-from lightning_mllm.processing.marks import count_marks
+from lightning_mllm.processing.chat_template import count_marks
 from tests.data_modules.files import SHARED, generator, touch, write
 
 
