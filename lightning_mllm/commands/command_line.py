@@ -20,6 +20,7 @@ from lightning import LightningDataModule, Trainer
 from lightning_mllm.commands.config import COMMAND_LINE, Config, ConfigError, layers, nearest, option_tree
 from lightning_mllm.commands.experiments import below_experiments
 from lightning_mllm.commands.hardware import Hardware
+from lightning_mllm.commands.loggers import named
 from lightning_mllm.commands.merge import merged
 from lightning_mllm.commands.signatures import parameters_of
 from lightning_mllm.commands.sweep_agent import as_yaml, options_of, trial_folder
@@ -109,6 +110,9 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, ob
         if name in FLAGS:
             config.flags[name] = text
             continue
+        if name.removesuffix("+").removesuffix(".class_path") == "trainer.logger":
+            text = _logger_option(name, text)
+            options[position] = name.removesuffix(".class_path"), text
         key = tuple(part.removesuffix("+") for part in name.split(".") if part != "init_args")
         config.locations[key] = config.locations[*key, "class_path"] = COMMAND_LINE
         part = option_tree(".".join(key), text)
@@ -160,10 +164,20 @@ def read_files(
     for path, part in (layer for file in configs for layer in layers(file, config)):
         assert isinstance(part, dict)
         add_to_path([path])
+        trainer = part.get("trainer")
+        if isinstance(trainer, dict):
+            for key in {"logger", "logger+"} & set(trainer):
+                trainer[key] = named(trainer[key], config.head(("trainer", "logger")))
         check_tree(part, config, tree)
         if lengths is not None:
             lengths.append(_lengths(part))
     return tree
+
+
+def _logger_option(name: str, text: str) -> str:
+    """What `--trainer.logger` says, with the whole name of its class."""
+    value = named(option_tree("value", text)["value"], f"{COMMAND_LINE}: {name}")
+    return yaml.safe_dump(value, default_flow_style=True, width=1 << 20).removesuffix("...\n").strip()
 
 
 def value_at(tree: object, key: Sequence[str]) -> object:

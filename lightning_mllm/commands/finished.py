@@ -15,7 +15,16 @@ from lightning_mllm.evaluation.results import write_json
 from lightning_mllm.training.checkpoints import newest
 from lightning_mllm.weights.lineage import RECORD, WEIGHTS
 
-MADE_BY_TRAINING = ("weights", "checkpoints", "metrics.csv", "test.json", "test_answers.jsonl", "answers.jsonl")
+MADE_BY_TRAINING = (
+    "weights",
+    "checkpoints",
+    "metrics.csv",
+    "test.json",
+    "test_answers.jsonl",
+    "answers.jsonl",
+    "wandb/tracked.json",
+)
+"""What there is no more of once the stage is trained anew; what W&B keeps of the earlier run is that run's."""
 
 
 def is_done(run_dir: Path, recipe: Recipe) -> bool:

@@ -13,7 +13,6 @@ from contextvars import copy_context
 from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import jsonargparse
 import torch
@@ -30,6 +29,7 @@ from lightning_mllm.commands.finished import checkpoint_of, clear, is_done, note
 from lightning_mllm.commands.hardware import Hardware, at_once
 from lightning_mllm.commands.help import asks_for_help, show_help
 from lightning_mllm.commands.lock import locked
+from lightning_mllm.commands.loggers import loggers_of, placed
 from lightning_mllm.commands.recipe import recipe_of, test_settings
 from lightning_mllm.commands.wrong_values import in_one_sentence, refused_by_trainer
 from lightning_mllm.contracts import accumulation
@@ -39,6 +39,8 @@ from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.callbacks.progress import StageProgress
 from lightning_mllm.training.callbacks.record import StageRecord
 from lightning_mllm.training.callbacks.rng import RandomStates
+from lightning_mllm.training.callbacks.throughput import Throughput
+from lightning_mllm.training.callbacks.tracking import Tracking
 from lightning_mllm.training.checkpoints import MANIFEST
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.parallelize import check_precision
@@ -167,6 +169,7 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         _ = self.recipe
+        placed(self.settings, str(self.run_dir))
         ckpt_path = self.settings.get("ckpt_path")
         if ckpt_path and not (Path(ckpt_path) / MANIFEST).is_file():
             raise ConfigError(
@@ -220,12 +223,15 @@ class CLI(LightningCLI):
         given = self._get(self.config_init, "trainer")
         callbacks = [*(given["callbacks"] or []), RandomStates(), StageCheckpoint(self.settings.checkpoint_every)]
         if self.subcommand == "fit":
-            callbacks.append(StageRecord(self.recipe))
+            callbacks += [StageRecord(self.recipe), Throughput()]
+        tracking = next((each for each in callbacks if isinstance(each, Tracking)), None)
+        if tracking is None:
+            callbacks.append(tracking := Tracking())
+        tracking.settings = self.resolved
         if given["enable_progress_bar"]:
             callbacks.append(StageProgress())
-        loggers: list[Any] = [MetricsCsv(str(self.run_dir / "metrics.csv"))] if self.subcommand == "fit" else []
-        for each in given["logger"] if isinstance(given["logger"], list) else [given["logger"]]:
-            loggers += [each] if isinstance(each, Logger) else []
+        loggers: list[Logger] = [MetricsCsv(str(self.run_dir / "metrics.csv"))] if self.subcommand == "fit" else []
+        loggers += loggers_of(given["logger"], self.run_dir, self.verb, self.settings.runs)
         try:
             trainer = super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
         except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,6 +41,11 @@ class EvaluatedModule(LightningModule):
         self._scores: list[Scores | Retrieval | TextScores] = []
         self._predictions: Predictions | None = None
         self._started = 0.0
+
+    @property
+    def scores(self) -> Sequence[Scores | Retrieval | TextScores]:
+        """Of the sets that were validated or tested last."""
+        return self._scores
 
     def answers(self, batch: Batch, part: str = "") -> list[str]:
         """What the net says to each row of a batch of prompts (left-padded).

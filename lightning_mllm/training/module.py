@@ -35,6 +35,7 @@ from lightning_mllm.interop.format import key_maps
 from lightning_mllm.language.generation import AnswerEnd, Decoding
 from lightning_mllm.language.lora import Lora, adapted_layers, add_lora
 from lightning_mllm.nets.base import Net
+from lightning_mllm.training.callbacks.throughput import Throughput
 from lightning_mllm.training.checkpoints import restore
 from lightning_mllm.training.evaluated import EvaluatedModule
 from lightning_mllm.training.freezing import (
@@ -59,6 +60,7 @@ from lightning_mllm.training.parallelize import (
 from lightning_mllm.training.reduction import MicroBatchWeights, step_weights
 from lightning_mllm.training.sharding import ShardedStrategy, full_tensor, to_local
 from lightning_mllm.training.stage import StageSettings
+from lightning_mllm.training.step_row import losses_of_sources, means_of_sources, rates, reduced, sources_of
 from lightning_mllm.training.steps import optimizer_steps, take_whole_steps
 from lightning_mllm.weights.stage_weights import initial_tensors
 
@@ -263,6 +265,8 @@ class MultimodalModule(EvaluatedModule):
         new = {f"train/{name}": value.detach().double() for name, value in values.items()}
         tokens = weights.tokens.sum().double()
         new |= {"tokens": tokens, "images": torch.full_like(tokens, batch.num_images), "wrong": weights.wrong(output)}
+        new |= {"read": (batch.segments > 0).sum()}
+        new |= losses_of_sources(sources_of(getattr(self.trainer, "datamodule", None)), batch, output)
         self._sums = {name: value + self._sums[name] for name, value in new.items()} if self._sums else new
         # What Lightning and the strategy divide by.
         return values["loss"] * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
@@ -284,12 +288,12 @@ class MultimodalModule(EvaluatedModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         assert self._check is not None
-        names = sorted(self._sums)
-        sums = all_reduce(torch.stack([self._sums[name].double() for name in names])).tolist()
-        means = dict(zip(names, sums, strict=True))
-        self._sums = {}
+        sums, self._sums = reduced(self._sums), {}
+        means = {name: value for name, (value, *more) in sums.items() if not more}
         step = self.trainer.global_step + 1
-        tokens, images, wrong = (means.pop(name) for name in ("tokens", "images", "wrong"))
+        tokens, images, wrong, read = (means.pop(name) for name in ("tokens", "images", "wrong", "read"))
+        for each in self._throughputs():
+            each.count({"tokens": read, "images": images})
         if tokens == 0:
             raise ValueError(f"optimizer step {step}: found no supervised item in the global batch, expected some")
         if wrong:
@@ -301,10 +305,10 @@ class MultimodalModule(EvaluatedModule):
             means = {"train/loss": means["train/loss"]}
         if not all(abs(value) < float("inf") for value in means.values()):
             raise ValueError(f"optimizer step {step}: found {means}, expected finite losses")
-        rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        lr = rates(optimizer)
         if not self._check.done:
-            self._check.look(saw_image=images > 0, moves=rate > 0)
-        self._row = {**means, "train/lr": rate}
+            self._check.look(saw_image=images > 0, moves=lr["train/lr"] > 0)
+        self._row = {**means, **means_of_sources(sums), **lr}
         self.log("train/loss", means["train/loss"], prog_bar=True, logger=False)
 
     def configure_gradient_clipping(
@@ -329,8 +333,14 @@ class MultimodalModule(EvaluatedModule):
             torch._foreach_mul_([to_local(g) for g in gradients], ratio)
         if step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
             # Lightning writes its own log after a checkpoint is saved: a stop in between would lose the row.
+            row = {**self._row, "train/gradient_norm": float(norm)}
+            for each in self._throughputs():
+                row |= each.row(norm.device)
             for logger in self.loggers:
-                logger.log_metrics({**self._row, "train/gradient_norm": float(norm)}, step=step)
+                logger.log_metrics(row, step=step)
+
+    def _throughputs(self) -> list[Throughput]:
+        return [each for each in self.trainer.callbacks if isinstance(each, Throughput)]  # pyright: ignore
 
     def configure_optimizers(self) -> Any:
         assert self.stage is not None

@@ -62,6 +62,15 @@ class MetricsCsv(Logger):
         if columns:
             self._write(kept)
 
+    def rows(self) -> dict[int, dict[str, float]]:
+        """Step -> what the file has of it."""
+        found: dict[int, dict[str, float]] = {}
+        for row in self._read()[1]:
+            if row["step"].isdigit():
+                values = {name: float(cell) for name, cell in row.items() if name != "step" and cell}
+                found.setdefault(int(row["step"]), {}).update(values)
+        return found
+
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
         if not self.path.exists():
             return [], []

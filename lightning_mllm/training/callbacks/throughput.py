@@ -1,0 +1,97 @@
+"""How fast a stage trains, and what it waits for, by the clock of the host."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.profilers import PassThroughProfiler
+
+GB = 1e9
+FETCH = "train_dataloader_next"
+"""How Lightning's name for taking the next batch from the loader ends."""
+
+
+class FetchClock(PassThroughProfiler):
+    """Counts the seconds that training waits for its loader."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    def start(self, action_name: str) -> None:
+        if action_name.endswith(FETCH):
+            self._since = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        if action_name.endswith(FETCH) and self._since is not None:
+            self.seconds += time.perf_counter() - self._since
+            self._since = None
+
+
+class Throughput(Callback):
+    """Adds to the logged row of a step, over the steps since the row before:
+
+    throughput/tokens_per_second      real tokens of all ranks, image slots included and padding not
+    throughput/images_per_second      images of all ranks, views counted one by one
+    throughput/seconds_per_step
+    throughput/data_wait              share of the time in which rank 0 waited for its loader
+    memory/device_gb                  peak of rank 0's allocator, in 10^9 bytes; on a GPU
+    memory/host_gb                    peak of the resident memory of rank 0's process, without its workers
+
+    Validation and what stands between two runs is not counted. Nothing waits for the device: what it has counted is
+    read with the losses, once a step. The time a step takes is that between two such readings.
+    """
+
+    def __init__(self) -> None:
+        self._fetch: FetchClock | None = None
+        self._began = self._fetched = self._paused = 0.0
+        self._paused_at: float | None = None
+        self._steps, self._counts = 0, {"tokens": 0.0, "images": 0.0}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        own: Any = trainer
+        if stage == "fit" and type(own.profiler) is PassThroughProfiler:
+            own.profiler = FetchClock()
+        self._fetch = own.profiler if isinstance(own.profiler, FetchClock) else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restart()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._paused_at = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._paused_at is not None:
+            self._paused += time.perf_counter() - self._paused_at
+            self._paused_at = None
+
+    def count(self, counts: dict[str, float]) -> None:
+        """What an optimizer step has taken: "tokens" and "images", of all ranks."""
+        self._steps += 1
+        for name in self._counts:
+            self._counts[name] += counts[name]
+
+    def row(self, device: torch.device) -> dict[str, float]:
+        """Of the steps since the row before; the next row begins here."""
+        seconds = max(time.perf_counter() - self._began - self._paused, 1e-9)
+        found = {f"throughput/{name}_per_second": number / seconds for name, number in self._counts.items()}
+        found["throughput/seconds_per_step"] = seconds / max(self._steps, 1)
+        if self._fetch is not None:
+            found["throughput/data_wait"] = min(1.0, (self._fetch.seconds - self._fetched) / seconds)
+        if device.type == "cuda":
+            found["memory/device_gb"] = torch.cuda.max_memory_allocated(device) / GB
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found["memory/host_gb"] = peak * (1 if sys.platform == "darwin" else 1024) / GB
+        self._restart()
+        return found
+
+    def _restart(self) -> None:
+        self._began, self._paused, self._steps = time.perf_counter(), 0.0, 0
+        self._fetched = 0.0 if self._fetch is None else self._fetch.seconds
+        self._counts = dict.fromkeys(self._counts, 0.0)

@@ -1,0 +1,1 @@
+"""Where the curves, pictures and scores of a stage go beside `metrics.csv`."""

@@ -1,0 +1,69 @@
+"""What the row of an optimizer step says beside the mean loss: the loss of each source, the rate of each group.
+
+Legend: B rows of a micro-batch, K training sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_mllm.collectives import all_reduce
+from lightning_mllm.contracts import Batch, Output
+from lightning_mllm.training.reduction import held_out_loss
+
+SOURCE = "source "
+TEXT = "data.text.tokens"
+"""What loaders call the rows of plain text beside the global batch."""
+
+
+def sources_of(datamodule: object) -> list[str]:
+    """The training sources by name, where a data module has several."""
+    text = [TEXT] if getattr(datamodule, "text", None) is not None else []
+    found = [*getattr(datamodule, "train", {}), *text]
+    return found if len(found) > 1 else []
+
+
+def losses_of_sources(sources: Sequence[str], batch: Batch, output: Output) -> dict[str, Tensor]:
+    """`f64[2]` of each source: what its rows add to the sum of its losses, and to the number of its items.
+
+    Every rank names all sources, and the device is not asked.
+    """
+    if not sources:
+        return {}
+    losses, items = held_out_loss(output)
+    named = batch.sources or [""] * len(losses)
+    mask = torch.tensor([[name == source for name in named] for source in sources], dtype=losses.dtype)
+    sums = mask.to(losses.device, non_blocking=True) @ torch.stack([losses.detach(), items.to(losses.dtype)], 1)
+    return {f"{SOURCE}{source}": pair for source, pair in zip(sources, sums.double(), strict=True)}
+
+
+def reduced(sums: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """The sums of all ranks; each of them has the same names and shapes."""
+    flat = all_reduce(torch.cat([sums[name].double().reshape(-1) for name in sorted(sums)])).tolist()
+    found: dict[str, list[float]] = {}
+    for name in sorted(sums):
+        found[name], flat = flat[: sums[name].numel()], flat[sums[name].numel() :]
+    return found
+
+
+def means_of_sources(sums: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The mean loss of each source that the step has rows of."""
+    found: dict[str, float] = {}
+    for name, (loss, *items) in sums.items():
+        if name.startswith(SOURCE) and items[0]:
+            source = name.removeprefix(SOURCE)
+            found[f"train/loss/{'text' if source == TEXT else source}"] = loss / items[0]
+    return found
+
+
+def rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The highest rate, and that of each pattern of the stage where they differ."""
+    found: dict[str, float] = {}
+    for group in optimizer.param_groups:
+        pattern = str(group.get("name", "")).partition(" (")[0]
+        found[pattern] = max(found.get(pattern, 0.0), float(group["lr"]))
+    several = found if len(set(found.values())) > 1 else {}
+    return {"train/lr": max(found.values()), **{f"train/lr/{pattern}": rate for pattern, rate in several.items()}}

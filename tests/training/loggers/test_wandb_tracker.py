@@ -1,0 +1,203 @@
+"""Two stages tracked offline, one of them killed, and read back from what W&B wrote; and servers that are no help."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_mllm.commands.launch import main
+from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
+from lightning_mllm.training.loggers.wandb_file import files_of, history, records, values
+from lightning_mllm.training.loggers.wandb_tracker import WandbTracker
+from tests.toy import Toy
+from tests.training.loggers.test_wandb_account import KEY, KNOWN, server
+
+TOY = ["--config", str(Path(__file__).parents[2] / "toy.yaml"), "--trainer.accelerator=cpu"]
+SQUARES = "source: {class_path: tests.training.data.Squares, init_args: {samples: 6}}, task: exact"
+TRACKED = [*TOY, "--stage.validate_every=2", f"--data.val={{squares: {{{SQUARES}}}}}", "--checkpoint_every=2"]
+ON_TIME = ("throughput/", "memory/", "_runtime", "_timestamp")
+"""What no two runs have alike."""
+
+
+class Tracked:
+    """One run of W&B, over all of its files."""
+
+    def __init__(self, run_dir: Path) -> None:
+        folder = run_dir / "wandb"
+        self.id = json.loads((folder / "tracked.json").read_text())["id"]
+        self.files = files_of(folder, self.id)
+        self.history = history(folder, self.id)
+        self.runs, self.tables = list[Any](), dict[str, list[dict[str, Any]]]()
+        self.config, self.summary, self.artifacts = dict[str, Any](), dict[str, Any](), list[Any]()
+        for record in (each for file in self.files for each in records(file)):
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                self.runs.append(record.run)
+                self.config |= values(record.run.config.update)
+            elif kind == "config":
+                self.config |= values(record.config.update)
+            elif kind == "summary":
+                self.summary |= values(record.summary.update)
+            elif kind == "artifact":
+                self.artifacts.append(record.artifact)
+        for each in self.artifacts:
+            if each.type == "run_table":
+                entry = next(entry for entry in each.manifest.contents if entry.path.endswith(".table.json"))
+                table = json.loads(Path(entry.local_path).read_text())
+                assert Path(entry.local_path).is_relative_to(folder)
+                name = entry.path.removesuffix(".table.json")
+                self.tables.setdefault(name, []).append(table)
+
+    @property
+    def curves(self) -> dict[int, dict[str, Any]]:
+        """Step -> values, without what a clock says and without tables."""
+        return {
+            step: {name: value for name, value in row.items() if not name.startswith(ON_TIME) and "answers" not in name}
+            for step, row in self.history.items()
+        }
+
+
+def in_a_child_that_is_killed(arguments: Sequence[str], call: int) -> None:
+    forward, calls = Toy.forward, []
+
+    def dies(self: Toy, batch: Any) -> Any:
+        calls.append(batch)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return forward(self, batch)
+
+    Toy.forward = dies  # pyright: ignore[reportAttributeAccessIssue]
+    main(list(arguments))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tracked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        first = ["fit", *TRACKED, f"--runs={folder}", f"--run_dir={folder}/toy/align", "--stage.epochs=3"]
+        second = [*first[:-2], f"--run_dir={folder}/toy/instruct", "--stage.name=instruct", "--stage.epochs=4"]
+        second += ['--stage.init_from={"align": 1.0}']
+        main(first)
+        child = multiprocessing.get_context("fork").Process(target=in_a_child_that_is_killed, args=(second, 14))
+        child.start()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+        main([*second, '--trainer.logger={"class_path": "wandb", "init_args": {"log_weights": true}}'])
+        main(["test", *second[1:]])
+        main([*second[:-4], f"--run_dir={folder}/toy/whole", *second[-3:]])
+    return folder
+
+
+def test_two_stages_are_two_runs_of_one_group(runs: Path) -> None:
+    align, instruct = Tracked(runs / "toy/align"), Tracked(runs / "toy/instruct")
+    assert align.id != instruct.id
+    for stage, tracked in (("align", align), ("instruct", instruct)):
+        for run in tracked.runs:
+            assert (run.run_group, run.display_name, run.job_type) == ("toy", f"toy/{stage}", "fit")
+            assert run.run_id == tracked.id
+
+
+def test_the_whole_configuration_and_every_logged_key(runs: Path) -> None:
+    align = Tracked(runs / "toy/align")
+    config = align.config
+    assert config["model"]["class_path"] == "tests.toy.Toy"
+    assert config["model"]["init_args"]["language"]["init_args"]["width"] == 24
+    assert config["stage"]["lr"] == 0.02 and config["trainer"]["precision"] == "32-true"
+    assert [row["part"] for row in config["freeze_table"]] == ["vision", "connector", "language"]
+    assert {"model", "data", "stage", "hardware", "trainer", "seed_everything", "run_dir"} <= set(config)
+    known = MetricsCsv(str(runs / "toy/align/metrics.csv")).rows()
+    assert list(known) == [1, 2, 3, 4, 5, 6]
+    for step, row in known.items():
+        assert row == pytest.approx({name: align.history[step][name] for name in row}), step
+    for name in ("train/loss", "train/language", "train/lr", "train/gradient_norm", "throughput/tokens_per_second"):
+        assert name in known[1]
+    for name in ("throughput/images_per_second", "throughput/data_wait", "memory/host_gb"):
+        assert name in known[1]
+    assert "val/exact_match" in known[6]
+
+
+def test_pictures_with_question_answer_reference_and_score_at_several_times(runs: Path) -> None:
+    align = Tracked(runs / "toy/align")
+    tables = align.tables["val/exact_answers"]
+    assert len(tables) == 3
+    for step, table in zip((2, 4, 6), tables, strict=True):
+        assert table["columns"] == ["step", "id", "picture", "question", "answer", "reference", "score"]
+        assert len(table["data"]) == 6
+        for row in table["data"]:
+            assert row[0] == step and row[2]["_type"] == "image-file" and row[5] in ("red", "green", "blue", "grey")
+    assert [row[1] for row in tables[0]["data"]] == [row[1] for row in tables[2]["data"]]
+    assert all("val/exact_answers" in align.history[step] for step in (2, 4, 6))
+
+
+def test_scores_with_intervals_and_their_blind_twins_are_in_the_summary(runs: Path) -> None:
+    instruct = Tracked(runs / "toy/instruct")
+    scores = json.loads((runs / "toy/instruct/test.json").read_text())["scores"]
+    assert set(scores) == {"exact_match", "exact_match_blind"}
+    for name, found in scores.items():
+        assert instruct.summary[f"test/{name}"] == found["value"]
+        assert instruct.summary[f"test/{name}/low"] == found["low"]
+        assert instruct.summary[f"test/{name}/high"] == found["high"]
+    assert instruct.tables["test/exact_answers"] and instruct.tables["test/exact_blind_answers"]
+
+
+def test_a_killed_run_has_the_steps_of_one_that_was_not(runs: Path) -> None:
+    killed, whole = Tracked(runs / "toy/instruct"), Tracked(runs / "toy/whole")
+    assert len(killed.files) == 3  # before the kill, after it, and the test
+    assert list(whole.history) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert list(killed.history) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert killed.curves == {step: {**row} for step, row in whole.curves.items()}
+    steps = [
+        record.history.step.num
+        for file in killed.files
+        for record in records(file)
+        if record.WhichOneof("record_type") == "history"
+    ]
+    assert steps == sorted(set(steps))
+
+
+def test_weights_are_artifacts_that_name_what_they_come_from(runs: Path) -> None:
+    found = [each for each in Tracked(runs / "toy/instruct").artifacts if each.type == "stage-weights"]
+    assert [(each.name, each.use_after_commit) for each in found] == [("toy-align", True), ("toy-instruct", False)]
+    for each in found:
+        assert {entry.path for entry in each.manifest.contents} == {"model.safetensors", "stage.json"}
+        stage = each.name.removeprefix("toy-")
+        assert all(Path(entry.local_path).is_relative_to(runs / "toy" / stage) for entry in each.manifest.contents)
+
+
+@pytest.mark.parametrize("statuses", [(401,), (200, 500), (200, None)])
+def test_a_server_that_is_no_help_costs_no_run(
+    statuses: tuple[int | None, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with server(*statuses, body=KNOWN) as address:  # some take the key, and then have no run to give
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        tracker = WandbTracker(timeout=1)
+        tracker.place(tmp_path / "x" / "align", "fit", "x")
+        tracker.log_metrics({"train/loss": 2.0}, 1)
+        tracker.finalize("success")
+    assert history(tmp_path / "x/align/wandb", tracker.version)[1]["train/loss"] == 2.0
+    printed, errors = capfd.readouterr()
+    assert printed.startswith("W&B: ") and printed.count("\n") == 1 and "tracked offline in" in printed
+    assert not errors
+
+
+def test_a_tracker_that_fails_ends_the_tracking_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = WandbTracker(mode="offline")
+    tracker.place(tmp_path / "align", "fit", "x")
+    monkeypatch.setattr(WandbTracker, "_init", lambda *_: 1 / 0)
+    for step in (1, 2):
+        tracker.log_metrics({"train/loss": 2.0}, step)
+    tracker.finalize("success")
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and "ZeroDivisionError" in printed and "not tracked any longer" in printed
