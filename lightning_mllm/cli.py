@@ -15,6 +15,7 @@ mllm: train, test, ask and export multimodal language models.
   mllm run EXPERIMENT               train every stage of a folder of YAML, test them, write a report
   mllm memory EXPERIMENT            what one rank needs in each stage, told without a GPU
   mllm ask RUN --image F QUESTION   one answer of a trained model
+  mllm serve RUN                    an OpenAI-compatible endpoint with images, and a page to talk with the model
   mllm export RUN --to DIR          a folder that transformers loads, checked in a fresh process
   mllm mix A=0.5 B=0.5 --to DIR     weights between those of runs; --sweep scores all of them
   mllm world DIR                    draw the small world: pictures, captions, questions, conversations
@@ -59,6 +60,12 @@ def _ask(arguments: Sequence[str]) -> None:
     main(arguments[1:])
 
 
+def _serve(arguments: Sequence[str]) -> None:
+    from lightning_mllm.commands.serve import main
+
+    main(arguments[1:])
+
+
 def _export(arguments: Sequence[str]) -> None:
     from lightning_mllm.commands.export import main
 
@@ -99,6 +106,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "run": _run,
     "memory": _memory,
     "ask": _ask,
+    "serve": _serve,
     "export": _export,
     "mix": _mix,
     "world": _world,

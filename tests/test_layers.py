@@ -50,7 +50,7 @@ MAY_IMPORT["lightning_mllm.evaluation"] = L1
 MAY_IMPORT["lightning_mllm.training"] = L1 | {f"lightning_mllm.{name}" for name in ("evaluation", "interop", "nets")}
 L2 = L1 | {f"lightning_mllm.{name}" for name in ("evaluation", "interop", "nets", "training")}
 MAY_IMPORT["lightning_mllm.architectures"] = L2
-L4 = {f"lightning_mllm.{name}" for name in ("cli", "commands", "export", "inference")}
+L4 = {f"lightning_mllm.{name}" for name in ("cli", "commands", "export", "inference", "serving")}
 # The verbs reach architectures and data modules through YAML, or by walking the package of architectures (which one,
 # `test_no_file_speaks_for_an_architecture` forbids them to say); `mllm world` and `mllm data` are the programs of data
 # that they call.

@@ -16,7 +16,7 @@ from lightning_mllm.language.generation import AnswerEnd
 
 
 class AnswerStream(Iterator[str]):
-    """Generates one answer in a thread of its own, which the first piece starts; `close` stops it at the next token.
+    """Generates one answer in a thread of its own, which the first piece starts; `stop` ends it at the next token.
 
     A piece holds only what no later token changes: no part of a character, of a text that ends the answer, or of white
     space that may be the end.
@@ -50,7 +50,7 @@ class AnswerStream(Iterator[str]):
         self.new_tokens = 0
         """So far; the token that ends the answer counts."""
         self.finish_reason: Literal["stop", "length"] | None = None
-        """What ended the answer; None before its end, and where `close` ended it."""
+        """What ended the answer; None before its end, and where it was stopped."""
         self._write, self._end, self._decode = write, end, decode
         self._stop, self._held = tuple(stop), (*stop, end_text)
         self._limit, self._byte_tokens, self._watch = limit, byte_tokens, watch
@@ -74,9 +74,13 @@ class AnswerStream(Iterator[str]):
             raise piece
         raise StopIteration
 
+    def stop(self) -> None:
+        """Stops generating at the next token, and does not wait for it."""
+        self._closed = self._over = True
+
     def close(self) -> None:
         """Stops generating, and waits until it has."""
-        self._closed = self._over = True
+        self.stop()
         if self._thread is not None:
             self._thread.join()
 

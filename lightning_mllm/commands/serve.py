@@ -1,0 +1,69 @@
+"""`mllm serve RUN`."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from lightning_mllm.commands.arguments import Arguments
+from lightning_mllm.commands.ask import device_called
+from lightning_mllm.commands.config import ConfigError
+
+NEEDED = ("fastapi", "uvicorn", "gradio")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve a trained model until it is stopped."""
+    parser = Arguments("serve", description="An OpenAI-compatible endpoint with images, and a page to talk with it.")
+    parser.add_argument("model", metavar="RUN", help="a run, one of its stages, an exported folder, or OWNER/NAME")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (127.0.0.1: this machine alone)")
+    parser.add_argument("--port", type=int, default=8000, help="(8000)")
+    parser.add_argument("--name", help="what requests call the model (the name of the run)")
+    parser.add_argument("--api-key", metavar="ENV", help="the environment variable that holds the key to be asked for")
+    parser.add_argument("--no-page", action="store_true", help="no page, the endpoint alone")
+    parser.add_argument("--device", default="cpu", help="where to answer (cpu)")
+    parser.add_argument("--template", metavar="NAME", help="a chat template, for a folder that has none or another")
+    given = parser.parse_args(arguments)
+    needed = [each for each in NEEDED if not (given.no_page and each == "gradio")]
+    if missing := [each for each in needed if find_spec(each) is None]:
+        raise ConfigError(
+            f"serve: found no {', '.join(missing)} here, expected them: pip install 'lightning-mllm[serve]'"
+        )
+    key = None
+    if given.api_key is not None and not (key := os.environ.get(given.api_key)):
+        # Without what was given: it may be the key itself.
+        raise ConfigError("--api-key: found no such environment variable, expected the name of one that holds the key")
+    loopback = _is_loopback(given.host)
+    if not loopback and key is None:
+        raise ConfigError(f"--host: found {given.host}, where others can ask too, expected --api-key ENV with it")
+
+    import uvicorn
+
+    from lightning_mllm.inference import load
+    from lightning_mllm.serving.app import build_app
+
+    model = load(given.model, device_called(given.device), given.template)
+    name = given.name or name_of(given.model)
+    hosts = [given.host, "localhost", "127.0.0.1", "[::1]"] if loopback else []
+    app = build_app(model, name, key, hosts)
+    if not given.no_page:
+        from lightning_mllm.serving.page import mount_page
+
+        app = mount_page(app, model, name, key)
+    print(f"http://{given.host}:{given.port}/v1 serves {name}", flush=True)
+    uvicorn.run(app, host=given.host, port=given.port, log_level="warning")
+
+
+def name_of(model: str) -> str:
+    """What a model is called: the name of its folder, or OWNER/NAME."""
+    return Path(model).resolve().name if Path(model).exists() else model
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,123 @@
+"""A page to talk with a model: pictures are uploaded, answers come as they are written; nothing is loaded elsewhere."""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+
+import gradio
+from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lightning_mllm.contracts import IMAGE_MARK, ImageFile, ImageRef, Turn
+from lightning_mllm.inference.model import Model
+from lightning_mllm.processing.decode import FORMATS, ImageLimits
+
+POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; frame-ancestors 'self'"
+)
+"""What the browser is told: nothing of this page comes from another server."""
+KEPT = 3600
+"""Seconds that an uploaded picture is kept."""
+
+
+def mount_page(app: FastAPI, model: Model, name: str, key: str | None = None) -> FastAPI:
+    """The application with the page at `/`.
+
+    Args:
+        app: The server.
+        model: Answers.
+        name: Of the model, for the title.
+        key: The password of the page, for any user name; None lets everybody in.
+    """
+
+    def told(message: dict[str, Any], history: list[dict[str, Any]]) -> Iterator[str]:
+        asked = {"role": "user", "content": [*({"path": file} for file in message["files"]), message["text"]]}
+        turns, images = conversation([*history, asked])
+        text = ""
+        try:
+            stream = model.reply(turns, images)
+            try:
+                for piece in stream:
+                    text += piece
+                    yield text
+            finally:
+                stream.close()
+        except ValueError as error:
+            raise gradio.Error(" ".join(str(error).split())) from None
+        if not text:
+            yield "(no words)"
+
+    kinds = [f".{each.lower()}" for each in (*FORMATS, "jpg", "tif")]
+    box = gradio.MultimodalTextbox(file_types=kinds, file_count="multiple", placeholder="A question; pictures with +")
+    talk = gradio.ChatInterface(
+        told,
+        multimodal=True,
+        title=name,
+        textbox=box,
+        chatbot=gradio.Chatbot(render_markdown=False, label=name),
+        analytics_enabled=False,
+        delete_cache=(KEPT, KEPT),
+        api_visibility="private",
+    )
+
+    app.add_middleware(Alone)
+    limits: ImageLimits = getattr(model.module.processor, "limits", ImageLimits())
+    login = None if key is None else lambda user, password: hmac.compare_digest(password.encode(), key.encode())
+    return gradio.mount_gradio_app(
+        app,
+        talk,
+        "/",
+        auth=login,
+        max_file_size=limits.max_bytes,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        mcp_server=False,
+    )
+
+
+class Alone:
+    """Tells browsers that no page of this server loads anything from another one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Content-Security-Policy"] = POLICY
+            await send(message)
+
+        await self.app(scope, receive, told)
+
+
+def conversation(messages: list[dict[str, Any]]) -> tuple[list[Turn], list[ImageRef]]:
+    """What gradio keeps of a conversation as turns, pictures before the text of each, and those pictures."""
+    turns: list[Turn] = []
+    images: list[ImageRef] = []
+    for message in messages:
+        content = message["content"]
+        parts = content if isinstance(content, list) else [content]
+        files = [path for part in parts if (path := _path(part))]
+        images += [ImageFile(Path(path)) for path in files]
+        words = [part if isinstance(part, str) else part["text"] for part in parts if not _path(part)]
+        text = f"{IMAGE_MARK}\n" * len(files) + "\n".join(words).replace(IMAGE_MARK, "image")
+        if turns and turns[-1].role == message["role"]:
+            text = f"{turns.pop().text.rstrip()}\n{text}"
+        turns.append(Turn(role=message["role"], text=text))
+    return turns, images
+
+
+def _path(part: Any) -> str | None:
+    """Of an uploaded file, in each of the ways gradio tells it."""
+    if not isinstance(part, dict):
+        return None
+    return part.get("path") or (part.get("file") or {}).get("path")
