@@ -64,7 +64,7 @@ def told(files: set[Path]) -> str:
 def test_image_bytes_to_loss(tmp_path: Path) -> None:
     """Text, label mask and image of a sample, the batch, the net: every file that is run."""
     files = image_bytes_to_loss(tmp_path)
-    assert len(files) <= 19 and lines_of(files) <= 2750, told(files)
+    assert len(files) <= 12 and lines_of(files) <= 1800, told(files)
 
 
 def test_yaml_to_optimizer(tmp_path: Path) -> None:

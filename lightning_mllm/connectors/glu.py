@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lightning_mllm.connectors.spec import FreshConnector
+
 
 class Glu(nn.Module):
     """The adapter; names are the released ones."""
@@ -33,17 +35,13 @@ class Glu(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GluConnector:
+class GluConnector(FreshConnector):
     """CogVLM's adapter; starts from random values.
 
     Raises:
         ValueError: `inner` below 1.
     """
 
-    in_width: int = 0
-    """Width of the tower; filled in by the architecture."""
-    out_width: int = 0
-    """Width of the language model; filled in by the architecture."""
     inner: int = 11008
     """Width between the gated layers; Vicuna-7B's feed-forward has the same."""
 
@@ -54,9 +52,3 @@ class GluConnector:
     def build(self) -> Glu:
         assert self.in_width > 0 and self.out_width > 0, self
         return Glu(self.in_width, self.out_width, self.inner)
-
-    def pretrained(self) -> None:
-        return None
-
-    def blocks(self, module: nn.Module) -> list[nn.Module]:
-        return []

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lightning_mllm.connectors.spec import FreshConnector
+
 
 class Linear(nn.Module):
     """W x + b."""
@@ -40,23 +42,7 @@ class Mlp(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Fresh:
-    """What connectors share: the architecture states their widths, and they start from random values."""
-
-    in_width: int = 0
-    """Width of the tower; filled in by the architecture."""
-    out_width: int = 0
-    """Width of the language model; filled in by the architecture."""
-
-    def pretrained(self) -> None:
-        return None
-
-    def blocks(self, module: nn.Module) -> list[nn.Module]:
-        return []
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearConnector(_Fresh):
+class LinearConnector(FreshConnector):
     """LLaVA's projection; tensors `linear.weight`, `linear.bias`."""
 
     def build(self) -> Linear:
@@ -65,7 +51,7 @@ class LinearConnector(_Fresh):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MlpConnector(_Fresh):
+class MlpConnector(FreshConnector):
     """LLaVA-1.5's projection; tensors `linear_1.weight`, ...
 
     Raises:

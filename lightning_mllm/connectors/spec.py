@@ -14,8 +14,10 @@ YAML names it by its place: `connector: {class_path: my_parts.Gated}`.
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from torch import nn
 
 
 @runtime_checkable
@@ -42,6 +44,22 @@ class ViewsConnectorSpec(ConnectorSpec, Protocol):
     def vectors(self, groups: Any, views: Any) -> Any:
         """As `MixedConnector.vectors`."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreshConnector:
+    """What connectors of two widths share that start from random values."""
+
+    in_width: int = 0
+    """Width of the tower; filled in by the architecture."""
+    out_width: int = 0
+    """Width of the language model; filled in by the architecture."""
+
+    def pretrained(self) -> None:
+        return None
+
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        return []
 
 
 Spec = TypeVar("Spec", bound=ConnectorSpec)

@@ -1,6 +1,6 @@
 """Visual vectors in the slots that the processor kept for them.
 
-Legend: B rows, T tokens, D width, n slots of one kind, N images, L tokens of a Q-Former's text.
+Legend: B rows, T tokens, D width, n slots of one kind.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from lightning_mllm.contracts import IGNORE, Batch, TokenKind
+from lightning_mllm.contracts import Batch, TokenKind
 
 VisualVectors = Mapping[TokenKind, Float[Tensor, "_ D"]]
 """Kind of slot -> f[n, D] for its n slots, in reading order, whichever image they come from."""
@@ -53,10 +53,3 @@ def fill_slots(
     index = torch.cat([batch.layout.slots[kind] for kind in given])
     filled = torch.cat(list(given.values())).to(embeds.dtype)
     return embeds.flatten(0, 1).index_copy(0, index, filled).unflatten(0, embeds.shape[:2])
-
-
-def texts_of_images(batch: Batch) -> tuple[Int[Tensor, "N L"], Bool[Tensor, "N L"]]:
-    """For each image the Q-Former's text of the row that shows it, and where that is no padding."""
-    assert batch.query_text is not None and batch.image_rows is not None
-    text = batch.query_text.index_select(0, batch.image_rows)
-    return text, text != IGNORE

@@ -18,14 +18,14 @@ Legend: B rows, L tokens, N images, V vectors of width E an image, Q queries of 
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_mllm.connectors.qformer import QFormer
-from lightning_mllm.contracts import Batch, Output, TokenKind
+from lightning_mllm.contracts import IGNORE, Batch, Output, TokenKind
 from lightning_mllm.language.lm_loss import lm_output
-from lightning_mllm.language.slots import VisualVectors, fill_slots, texts_of_images
+from lightning_mllm.language.slots import VisualVectors, fill_slots
 from lightning_mllm.nets.base import VisionLanguageNet
 
 
@@ -71,3 +71,10 @@ class Blip2Net(VisionLanguageNet):
         visual = self.encode_images(batch)
         embeds = self.merge_visual_embeddings(batch, visual)
         return lm_output(self.language, embeds, batch)
+
+
+def texts_of_images(batch: Batch) -> tuple[Int[Tensor, "N P"], Bool[Tensor, "N P"]]:
+    """For each image the Q-Former's text of the row that shows it, and where that is no padding."""
+    assert batch.query_text is not None and batch.image_rows is not None
+    text = batch.query_text.index_select(0, batch.image_rows)
+    return text, text != IGNORE

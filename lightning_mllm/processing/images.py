@@ -26,21 +26,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import UInt8
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from lightning_mllm.boxes import Frame
 from lightning_mllm.contracts import ImageRef
 from lightning_mllm.processing.augmentation import drawn, random_part
+from lightning_mllm.processing.pixel_modes import converted
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 ORIENTATION = 0x0112
 """The tag of EXIF that says how the camera was held."""
-
-# Pillow's names of single-channel 16-bit pixels.
-GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
-
 
 Decode = Literal["upright", "stored"]
 """How pixels become RGB.
@@ -119,31 +116,9 @@ def rgb(image: Image.Image, limits: ImageLimits, decode: Decode) -> Image.Image:
         kind = "floating-point" if image.mode == "F" else "32-bit integer"
         raise ValueError(f"found {kind} pixels, expected 8 or 16 bits a channel")
     image.load()
-    if image.mode == "LAB":
-        image = ImageOps.exif_transpose(image) if decode == "upright" else image
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        assert converted is not None
-        return converted
-    if decode == "stored":
-        return image.convert("RGB")
-    image = ImageOps.exif_transpose(image)
-    transparent = image.info.get("transparency")
-    if image.mode in GREY_16:
-        # Pillow's own conversion clips at 255 instead of scaling.
-        pixels = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8))
-        if isinstance(transparent, int):
-            image.putalpha(Image.fromarray(np.where(pixels == transparent, 0, 255).astype(np.uint8)))
-    elif image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
-        # Pillow keeps the upper byte of 16-bit colours, and both bytes of the transparent one.
-        image = image.copy()
-        image.info["transparency"] = tuple(value >> 8 for value in transparent)
-    if image.has_transparency_data:
-        pixels = image.convert("RGBA")
-        image = Image.new("RGB", pixels.size, (255, 255, 255))
-        image.paste(pixels, mask=pixels.getchannel("A"))
-    return image.convert("RGB")
+    if image.mode != "RGB" or image.has_transparency_data:
+        return converted(image, upright=decode == "upright")
+    return (ImageOps.exif_transpose(image) if decode == "upright" else image).convert("RGB")
 
 
 Fit = Literal["crop", "pad", "squash"]
@@ -235,12 +210,8 @@ class ImagePolicy:
         wide, high = (int(side * width / short), int(side * height / short))
         left, top = (wide - side) // 2, (high - side) // 2
         if wide * high > MAX_INTERMEDIATE:
-            box = (
-                left * width / wide,
-                top * height / high,
-                (left + side) * width / wide,
-                (top + side) * height / high,
-            )
+            right, bottom = left + side, top + side
+            box = (left * width / wide, top * height / high, right * width / wide, bottom * height / high)
             return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
         resized = image.resize((wide, high), Image.Resampling.BICUBIC)
         return resized.crop((left, top, left + side, top + side))
@@ -250,10 +221,8 @@ class ImagePolicy:
         long = max(width, height)
         if long * long > MAX_INTERMEDIATE:
             scale = side / long
-            image = image.resize(
-                (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC
-            )
-            width, height = image.size
+            width, height = max(1, round(width * scale)), max(1, round(height * scale))
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
             long = side
         red, green, blue = (int(channel * 255) for channel in self.mean)
         square = Image.new("RGB", (long, long), (red, green, blue))

@@ -75,6 +75,15 @@ def first_tokens(tokens: Sequence[int], limit: int, suffix: Sequence[int]) -> li
     return [*range(limit - behind), *range(len(tokens) - behind, len(tokens))]
 
 
+def cut_answer(tokens: list[int], limits: TextLimits, suffix: Sequence[int]) -> tuple[list[int], list[str]]:
+    """An answer within its limit, the tokenizer's `suffix` at its end kept, and what was cut, in words."""
+    limit = limits.answer
+    if limit is None or len(tokens) <= limit:
+        return tokens, []
+    kept = [tokens[i] for i in first_tokens(tokens, limit, suffix)]
+    return kept, [f"an answer of {len(tokens)} tokens, expected at most {limit}"]
+
+
 def cut_row(
     row: Row,
     images: Sequence[ImageRef],

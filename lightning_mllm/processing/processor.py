@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, get_args
+from itertools import chain, groupby
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -23,11 +24,12 @@ from lightning_mllm.processing.chat import Chat
 from lightning_mllm.processing.chat_template import ChatTemplate, count_marks
 from lightning_mllm.processing.collate import Side, collate_rows
 from lightning_mllm.processing.images import ImageError, ImageLimits, ImagePolicy, decode_image
-from lightning_mllm.processing.limits import Masks, TextLimits, cut_row, cut_texts, first_tokens
+from lightning_mllm.processing.limits import Masks, TextLimits, cut_answer, cut_row, cut_texts
 from lightning_mllm.processing.marks import MARKS, Boundary, Row, mark_row
 from lightning_mllm.processing.packing import pack
 from lightning_mllm.processing.published_masks import keeps_labels
 from lightning_mllm.processing.query_text import QueryText
+from lightning_mllm.processing.special_tokens import padding_token, tokens_around
 from lightning_mllm.processing.stopping import StopRule, StopText
 from lightning_mllm.processing.text_tokenizer import Piece, TextTokenizer, check_characters
 
@@ -99,14 +101,11 @@ class Processor:
         self.query_text = query_text
         self.masks: Masks = masks
 
-        spare: list[Any] = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id]
-        self.pad_id: int = next((token for token in spare if token is not None), -1)
-        if self.pad_id < 0:
-            raise ValueError("found a tokenizer without pad, unk and eos tokens, expected one of them to pad with")
+        self.pad_id: int = padding_token(tokenizer)
         vocabulary = tokenizer.get_vocab()
         self.image_id: int = vocabulary.get(IMAGE_MARK, self.pad_id)
         """What stands in the slots; the network overwrites its embedding."""
-        self.begin, self.suffix = _around(tokenizer)
+        self.begin, self.suffix = tokens_around(tokenizer)
         """What the tokenizer itself puts before a text, and behind it."""
         self.prefix: list[int] = [] if chat.writes_bos else self.begin
         self.mark_rows = {mark: mark_row(mark, image_boundary, vectors, vocabulary, self.pad_id) for mark in MARKS}
@@ -162,9 +161,8 @@ class Processor:
         questions = [(turn.text if turn.literal else turn.text.replace(IMAGE_MARK, "")).strip() for turn in asked]
         query_text = None
         if self.query_text is not None:
-            query_text, length = self.query_text("\n".join(questions))
-            if length > (limit := self.query_text.max_length):
-                cuts.append(f"a question of {length} tokens for the Q-Former, expected at most {limit}")
+            query_text, cut = self.query_text("\n".join(questions))
+            cuts += cut
         if cuts and not may_cut:
             raise ValueError(f"found {cuts[0]}")
         (tokens, labels, kinds), refs = self._fit(row, sample.images, generate or self.seq2seq)
@@ -229,24 +227,16 @@ class Processor:
         tokens = [label for label in labels if label != IGNORE]
         if not tokens:
             raise ValueError("found an answer without tokens, expected a non-empty one")
-        limit = self.text_limits.answer
-        if limit is None or len(tokens) <= limit:
-            return torch.tensor(tokens, dtype=torch.long), []
-        kept = [tokens[i] for i in first_tokens(tokens, limit, self.suffix)]
-        return torch.tensor(kept, dtype=torch.long), [f"an answer of {len(tokens)} tokens, expected at most {limit}"]
+        tokens, cuts = cut_answer(tokens, self.text_limits, self.suffix)
+        return torch.tensor(tokens, dtype=torch.long), cuts
 
     def _row(self, pieces: Sequence[Piece]) -> Row:
-        row: Row = (list(self.prefix), [IGNORE] * len(self.prefix), [int(TokenKind.TEXT)] * len(self.prefix))
-        run: list[Piece] = []
-        for piece in pieces:
-            if not piece.mark:
-                run.append(piece)
-                continue
-            _append(row, self._tokenize_run(run))
-            _append(row, self.mark_rows[piece.text])
-            run = []
-        _append(row, self._tokenize_run(run))
-        return row
+        rows: list[Row] = [(self.prefix, [IGNORE] * len(self.prefix), [int(TokenKind.TEXT)] * len(self.prefix))]
+        for mark, group in groupby(pieces, key=lambda piece: piece.mark):
+            run = list(group)
+            rows += [self.mark_rows[piece.text] for piece in run] if mark else [self._tokenize_run(run)]
+        tokens, labels, kinds = (list(chain.from_iterable(each)) for each in zip(*rows, strict=True))
+        return tokens, labels, kinds
 
     def _tokenize_run(self, run: Sequence[Piece]) -> Row:
         """A run of text between images, tokenised as a whole."""
@@ -313,20 +303,5 @@ class Processor:
         return text.strip()
 
 
-def _around(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before a text (BOS, or none), and behind it."""
-    coded = tokenizer("a", return_special_tokens_mask=True)
-    special: list[int] = coded["special_tokens_mask"]  # pyright: ignore[reportAssignmentType]
-    tokens: list[int] = coded["input_ids"]  # pyright: ignore[reportAssignmentType]
-    if 0 not in special:
-        return [], []
-    return tokens[: special.index(0)], tokens[len(tokens) - special[::-1].index(0) :]
-
-
 def _number(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
-
-
-def _append(row: Row, other: Row) -> None:
-    for mine, more in zip(row, other, strict=True):
-        mine.extend(more)

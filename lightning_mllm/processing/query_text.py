@@ -22,12 +22,13 @@ class QueryText:
         if self.max_length < 3:
             raise ValueError(f"query text: found a length of {self.max_length}, expected at least 3")
 
-    def __call__(self, text: str) -> tuple[Int[Tensor, " L"], int]:
-        """Tokens i64[L], L at most `max_length`; and how many the whole text has."""
+    def __call__(self, text: str) -> tuple[Int[Tensor, " L"], list[str]]:
+        """Tokens i64[L], L at most `max_length`; and what was cut, in words."""
         # Special tokens in a question are text; those around it are the tokenizer's.
         coded = self.tokenizer(text, split_special_tokens=True, return_special_tokens_mask=True, verbose=False)
         tokens: list[int] = coded["input_ids"]  # pyright: ignore[reportAssignmentType]
         mask: list[int] = coded["special_tokens_mask"]  # pyright: ignore[reportAssignmentType]
         cut = max(len(tokens) - self.max_length, 0)
         begin = mask.index(0) if cut else 0
-        return torch.tensor(tokens[:begin] + tokens[begin + cut :]), len(tokens)
+        told = f"a question of {len(tokens)} tokens for the Q-Former, expected at most {self.max_length}"
+        return torch.tensor(tokens[:begin] + tokens[begin + cut :]), [told] if cut else []

@@ -16,7 +16,7 @@ from lightning_mllm.connectors.qformer_connector import QFormerConnector
 from lightning_mllm.contracts import Batch, Sample, TokenKind, Turn
 from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.lm_loss import target_logits
-from lightning_mllm.language.slots import texts_of_images
+from lightning_mllm.nets.blip2 import texts_of_images
 from lightning_mllm.processing.limits import TextLimits
 from lightning_mllm.training.initialise import build_empty
 from lightning_mllm.training.stage import StageSettings
