@@ -1,22 +1,28 @@
-"""`mllm ask RUN --image F "question"`."""
+"""`mllm ask RUN --image F "question"`, and `mllm ask RUN --chat`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_mllm.commands.arguments import Arguments
+from lightning_mllm.commands.config import ConfigError
+from lightning_mllm.commands.model import RUN, add_options, load_given
 
 if TYPE_CHECKING:
-    import torch
+    from lightning_mllm.inference.conversation import Conversation
+
+CHAT = "Lines are questions; /image PATH adds a picture to the next one, /new starts anew, the end of input leaves."
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the answer of a trained model."""
+    """Print the answer of a trained model, or those of a conversation."""
     parser = Arguments("ask", description="Ask a trained model, about pictures or without.")
-    parser.add_argument("model", metavar="RUN", help="a run, one of its stages, or a folder that mllm export wrote")
-    parser.add_argument("question", help="what to ask; in quotes")
+    parser.add_argument("model", metavar="RUN", help=RUN)
+    parser.add_argument("question", nargs="?", help="what to ask; in quotes")
     parser.add_argument(
         "--image",
         action="append",
@@ -25,32 +31,69 @@ def main(arguments: Sequence[str]) -> None:
         metavar="F",
         help="a JPEG, PNG, WebP, GIF, BMP or TIFF; may be said several times, for pictures that follow one another",
     )
-    parser.add_argument("--device", default="cpu", help="where to answer (cpu)")
-    parser.add_argument("--chat", metavar="NAME", help="a chat template, for a folder that has none or another")
+    parser.add_argument("--chat", action="store_true", help="a conversation: questions from the input, line by line")
+    add_options(parser)
     given = parser.parse_args(arguments)
+    if given.question is None and not given.chat:
+        raise ConfigError('ask: found no question, expected one, as in: mllm ask RUN --image F "What is it?"')
     for each in given.image:
-        if not each.is_file():
-            raise ValueError(f"--image: found no file {each}, expected a picture")
+        _check_picture(each)
+    model = load_given(given.model, given)
+    if not given.chat:
+        print(model.answer(given.image, str(given.question)))
+        return
+    lines = _lines() if given.question is None else iter([given.question, *_lines()])
+    _chat(model.conversation(), given.image, lines)
 
-    from lightning_mllm.inference import load
 
-    print(load(given.model, device_called(given.device), given.chat).answer(given.image, given.question))
+def _chat(talk: Conversation, images: list[Path], lines: Iterator[str]) -> None:
+    """Answers each line as it is written; what is wrong with one is told, and the conversation goes on."""
+    for line in lines:
+        command, _, rest = line.strip().partition(" ")
+        try:
+            if command == "/image":
+                _check_picture(path := Path(rest.strip()).expanduser())
+                images = [*images, path]
+            elif command == "/new":
+                talk, images = type(talk)(talk.reply), []
+            elif command.startswith("/"):
+                raise ValueError(f"found {command}, expected a question, /image PATH or /new")
+            elif command:
+                _tell(talk, line.strip(), images)
+                images = []
+        except ValueError as error:
+            print(f"mllm: {' '.join(str(error).split())}", file=sys.stderr)
 
 
-def device_called(name: str) -> torch.device:
-    """The device, if this machine has it.
+def _tell(talk: Conversation, question: str, images: list[Path]) -> None:
+    """Prints an answer piece by piece; on a terminal an interrupt stops the answer alone."""
+    pieces = talk.stream(question, images)
+    with closing(pieces):
+        try:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+    print(flush=True)
 
-    Raises:
-        ValueError: There is no such device here.
-    """
-    import torch
 
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ValueError(
-            f"--device: found '{name}', expected a device of this machine such as cpu ({reason})"
-        ) from None
-    return device
+def _lines() -> Iterator[str]:
+    """Of a terminal with its own editing, or of a pipe."""
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    import readline  # noqa: F401  (`input` edits lines by it)
+
+    print(CHAT)
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            print()
+            return
+
+
+def _check_picture(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"--image: found no file {path}, expected a picture")

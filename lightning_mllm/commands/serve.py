@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_mllm.commands.arguments import Arguments
-from lightning_mllm.commands.ask import device_called
 from lightning_mllm.commands.config import ConfigError
+from lightning_mllm.commands.model import RUN, add_options, load_given
 
 NEEDED = ("fastapi", "uvicorn", "gradio")
 
@@ -18,14 +18,13 @@ NEEDED = ("fastapi", "uvicorn", "gradio")
 def main(arguments: Sequence[str]) -> None:
     """Serve a trained model until it is stopped."""
     parser = Arguments("serve", description="An OpenAI-compatible endpoint with images, and a page to talk with it.")
-    parser.add_argument("model", metavar="RUN", help="a run, one of its stages, an exported folder, or OWNER/NAME")
+    parser.add_argument("model", metavar="RUN", help=RUN)
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (127.0.0.1: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="(8000)")
     parser.add_argument("--name", help="what requests call the model (the name of the run)")
     parser.add_argument("--api-key", metavar="ENV", help="the environment variable that holds the key to be asked for")
     parser.add_argument("--no-page", action="store_true", help="no page, the endpoint alone")
-    parser.add_argument("--device", default="cpu", help="where to answer (cpu)")
-    parser.add_argument("--template", metavar="NAME", help="a chat template, for a folder that has none or another")
+    add_options(parser)
     given = parser.parse_args(arguments)
     needed = [each for each in NEEDED if not (given.no_page and each == "gradio")]
     if missing := [each for each in needed if find_spec(each) is None]:
@@ -42,10 +41,9 @@ def main(arguments: Sequence[str]) -> None:
 
     import uvicorn
 
-    from lightning_mllm.inference import load
     from lightning_mllm.serving.app import build_app
 
-    model = load(given.model, device_called(given.device), given.template)
+    model = load_given(given.model, given)
     name = given.name or name_of(given.model)
     hosts = [given.host, "localhost", "127.0.0.1", "[::1]"] if loopback else []
     app = build_app(model, name, key, hosts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 from lightning_mllm.contracts import ImageRef, Turn
 from lightning_mllm.inference.pictures import Pictures, question
@@ -33,7 +33,7 @@ class Conversation:
         """
         return "".join(self.stream(text, image, decoding))
 
-    def stream(self, text: str, image: Pictures = None, decoding: Decoding | None = None) -> Iterator[str]:
+    def stream(self, text: str, image: Pictures = None, decoding: Decoding | None = None) -> Generator[str]:
         """The same in pieces; the question is refused here, before the first of them.
 
         An answer whose reader leaves stays as far as it was written; without a word, neither it nor its question does.
@@ -42,7 +42,7 @@ class Conversation:
         turns, images = [*self.turns, *asked], [*self.images, *images]
         return self._told(self.reply(turns, images, decoding), turns, images)
 
-    def _told(self, pieces: AnswerStream, turns: list[Turn], images: list[ImageRef]) -> Iterator[str]:
+    def _told(self, pieces: AnswerStream, turns: list[Turn], images: list[ImageRef]) -> Generator[str]:
         told, whole = "", False
         try:
             for piece in pieces:

@@ -87,7 +87,7 @@ def folder_chat(folder: Path) -> str:
         return "tokenizer"
     raise ValueError(
         f"{folder}: found no chat template (chat_template.jinja), expected one, or the name of one:"
-        ' load(FOLDER, chat="vicuna_v1"), mllm ask --chat vicuna_v1'
+        ' load(FOLDER, chat="vicuna_v1"), mllm ask --template vicuna_v1'
     )
 
 

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lightning_mllm.inference.model import Model
 from lightning_mllm.inference.streaming import AnswerStream
-from lightning_mllm.processing.decode import ImageLimits
+from lightning_mllm.processing.images import ImageLimits
 from lightning_mllm.serving.requests import ApiError, ChatRequest, conversation, parse
 
 MAX_BODY = 32 * 2**20

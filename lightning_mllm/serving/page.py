@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lightning_mllm.contracts import IMAGE_MARK, ImageFile, ImageRef, Turn
 from lightning_mllm.inference.model import Model
-from lightning_mllm.processing.decode import FORMATS, ImageLimits
+from lightning_mllm.processing.images import FORMATS, ImageLimits
 
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lightning_mllm.contracts import IMAGE_MARK, ImageRef, Role, Turn
 from lightning_mllm.language.generation import Decoding
-from lightning_mllm.processing.decode import ImageLimits
+from lightning_mllm.processing.images import ImageLimits
 
 MAX_IMAGES = 16
 """Of one request."""

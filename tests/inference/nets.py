@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from lightning_mllm.architectures.blip2 import Blip2
@@ -22,9 +23,10 @@ NETS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "sphinx": (Sphinx, {**FIVE, "max_length": 400}),
     "cogvlm": (CogVLM, {}),
 }
-FEW = Decoding(max_new_tokens=24)
+FEW = Decoding(max_new_tokens=12)
 
 
+@cache
 def model_of(name: str) -> Model:
     """Random values large enough that answers are no ties."""
     kind, settings = NETS[name]

@@ -42,5 +42,5 @@ def test_what_a_reader_saw_of_an_answer_stays() -> None:
     talk = model_of("sphinx").conversation()
     pieces = talk.stream("What is it?", RED, FEW)
     seen = next(pieces)
-    pieces.close()  # pyright: ignore[reportAttributeAccessIssue]
+    pieces.close()
     assert [turn.text for turn in talk.turns] == ["<image>\nWhat is it?", seen]

@@ -30,10 +30,10 @@ END = AnswerEnd(tokens=(300,), pad=0)
 """Of answers that do not end by themselves."""
 
 
-@pytest.fixture(scope="module")
-def model() -> Model:
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Model:
     found = model_of("llava")
-    found.module.decoding["answer"] = FEW
+    monkeypatch.setitem(found.module.decoding, "answer", FEW)
     return found
 
 

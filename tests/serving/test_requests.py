@@ -12,7 +12,7 @@ from PIL import Image
 
 from lightning_mllm.contracts import Turn
 from lightning_mllm.language.generation import Decoding
-from lightning_mllm.processing.decode import ImageLimits, decode_image
+from lightning_mllm.processing.images import ImageLimits, decode_image
 from lightning_mllm.serving.requests import MAX_IMAGES, ApiError, conversation, parse
 
 LIMITS = ImageLimits()
