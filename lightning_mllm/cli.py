@@ -24,6 +24,7 @@ mllm: train, test, ask and export multimodal language models.
 
   mllm fit --config F [--config F]  train one stage
   mllm validate | test | predict    the same files, another verb
+  mllm predict FOLDER --run RUN     one question about every picture of a folder
 
 EXPERIMENT is a name such as quickstart/llava or a folder of YAML; RUN is what it wrote, such as runs/quickstart/llava.
 Every value of a YAML file can be set on the command line, for all stages or for the one that is named first:
@@ -40,6 +41,17 @@ def _fit(arguments: Sequence[str]) -> None:
     from lightning_mllm.commands.launch import main
 
     main(arguments)
+
+
+def _predict(arguments: Sequence[str]) -> None:
+    from lightning_mllm.commands.predict_folder import is_asked
+
+    if not is_asked(arguments[1:]):
+        _fit(arguments)
+        return
+    from lightning_mllm.commands.predict_folder import main
+
+    main(arguments[1:])
 
 
 def _run(arguments: Sequence[str]) -> None:
@@ -114,7 +126,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "fit": _fit,
     "validate": _fit,
     "test": _fit,
-    "predict": _fit,
+    "predict": _predict,
 }
 
 

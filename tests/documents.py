@@ -13,6 +13,7 @@ from lightning_mllm.cli import VERBS, main
 from lightning_mllm.commands.command_line import SETTINGS, check_tree, read_command_line
 from lightning_mllm.commands.config import Config, option_tree
 from lightning_mllm.commands.help import asks_for_help, show_help
+from lightning_mllm.commands.predict_folder import is_asked
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,10 +64,10 @@ def parses(verb: str, *given: str) -> None:
     """The verb and its options exist; a verb that takes settings takes these."""
     assert verb in VERBS
     asked = [each for each in given if asks_for_help([each])]
-    if verb in ("fit", "validate", "test", "predict"):
+    if verb in ("fit", "validate", "test", "predict") and not (verb == "predict" and is_asked(given)):
         show_help(given) if asked else read_command_line(given)
         return
-    known = f"{run_help(verb)} "
+    known = f"{run_help(verb, *(['FOLDER'] if verb == 'predict' else []))} "
     for each in given:
         name, equals, value = each.partition("=")
         if not each.startswith("--") or re.search(rf"{name}[ ,\]\n]", known):
@@ -77,9 +78,9 @@ def parses(verb: str, *given: str) -> None:
 
 
 @cache
-def run_help(verb: str) -> str:
+def run_help(*verb: str) -> str:
     """What `mllm VERB --help` prints."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        main([verb, "--help"])
+        main([*verb, "--help"])
     return shown.getvalue()

@@ -1,0 +1,116 @@
+"""One question about every picture of a folder: every picture once, in order, however often the command is stopped."""
+
+from __future__ import annotations
+
+import json
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lightning_mllm.cli import main
+from lightning_mllm.commands import predict_folder
+from lightning_mllm.commands.config import ConfigError
+from lightning_mllm.commands.predict_folder import is_asked, pictures
+from lightning_mllm.inference import Model
+from tests.inference.nets import FEW, model_of
+
+NAMES = ["a.png", "b.PNG", "d.webp", "e.gif", "sub/c.jpg", "sub/deep/a.png"]
+BAD = "d.webp"
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
+    """In a working directory with six pictures, one of which cannot be read."""
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(NAMES):
+        file = Path("photos", name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (40 * i, 255 - 40 * i, 90)).save(file)
+    Path("photos", BAD).write_bytes(b"no picture")
+    for name in (".hidden.png", "note.txt", "sub/.cache/x.png"):
+        Path("photos", name).parent.mkdir(exist_ok=True)
+        Path("photos", name).write_bytes(b"")
+    found = model_of("llava")
+    monkeypatch.setitem(found.module.decoding, "answer", FEW)
+    monkeypatch.setattr(predict_folder, "load_given", lambda run, given: found)
+    monkeypatch.setattr(predict_folder, "identity", lambda run: f"{run}@0")
+    return found
+
+
+def predict(*options: str, prompt: str = "What is it?", to: str = "answers.jsonl") -> None:
+    main(["predict", "photos", "--run", "tiny", "--prompt", prompt, "--to", to, *options])
+
+
+def test_every_picture_has_a_line(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    predict("--batch", "4")
+    assert capsys.readouterr().out == ("answers.jsonl (6 lines, 1 of them errors of pictures that cannot be read)\n")
+    rows = [json.loads(line) for line in Path("answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["image"] for row in rows] == NAMES == list(pictures(Path("photos")))
+    for row in rows:
+        facts = {"image": row["image"], "prompt": "What is it?", "model": "tiny@0"}
+        if row["image"] == BAD:
+            formats = "JPEG, PNG, WEBP, GIF, BMP, TIFF"
+            told = {"error": f"photos/{BAD}: found bytes of no known image format, expected one of {formats}"}
+        else:
+            told = {"answer": model.answer(Path("photos", row["image"]), "What is it?")}
+        assert row == facts | told
+
+
+def test_a_stopped_command_goes_on(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed twice: once between lines, once within one."""
+    predict(to="whole.jsonl")
+    asked: list[str] = []
+    real, calls = model.answers, count()
+
+    def stopped(questions: Any, **options: Any) -> list[str]:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        asked.extend(str(image) for image, _ in questions)
+        return real(questions, **options)
+
+    monkeypatch.setattr(model, "answers", stopped)
+    for torn in (b"", b'{"image": "sub/deep'):
+        with pytest.raises(SystemExit, match="130"):
+            predict("--batch", "1")
+        assert not Path("answers.jsonl").exists()
+        with Path("answers.jsonl.partial").open("ab") as file:
+            file.write(torn)
+        calls = iter([0, 1, 2]) if not torn else count(3)
+        monkeypatch.setattr(model, "answers", stopped)
+    predict("--batch", "1")
+    assert Path("answers.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+    assert len(asked) == len(set(asked)) == len(NAMES) and not Path("answers.jsonl.partial").exists()
+
+
+def test_lines_of_something_else_are_refused(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(*options: str, **more: str) -> str:
+        with pytest.raises(SystemExit, match="2"):
+            predict(*options, **more)
+        return capsys.readouterr().err
+
+    assert f"photos/{BAD}: found bytes of no known image format" in refused("--bad-images", "refuse", "--batch", "1")
+    assert Path("answers.jsonl.partial").read_text().count("\n") == 2, "what was answered stays"
+    assert "partial:1: found prompt 'What is it?', expected 'Where?'; delete it" in refused(prompt="Where?")
+    Path("photos/a.png").rename("photos/z.png")
+    assert "partial:1: found image 'a.png', expected 'b.PNG'" in refused()
+    Path("photos/z.png").rename("photos/a.png")
+    with Path("answers.jsonl.partial").open("ab") as other:
+        predict_folder.fcntl.flock(other, predict_folder.fcntl.LOCK_EX)
+        assert "found another process that writes it" in refused()
+    predict()
+    assert "--to: found answers.jsonl, which is complete" in refused()
+    assert "--batch: found 0, expected at least 1" in refused("--batch", "0", to="other.jsonl")
+
+
+def test_a_folder_selects_this_form(tmp_path: Path) -> None:
+    assert is_asked(["photos", "--run", "r"]) and is_asked(["--run=r", "photos"])
+    assert (
+        not is_asked(["--config", "net.yaml"]) and not is_asked(["stage.name=x", "-c", "net.yaml"]) and not is_asked([])
+    )
+    with pytest.raises(ConfigError, match="found no folder absent, expected one of pictures"):
+        predict_folder.main(["absent", "--run", "r", "--prompt", "?", "--to", "x"])
+    with pytest.raises(ConfigError, match="found no picture, expected files such as"):
+        predict_folder.main([str(tmp_path), "--run", "r", "--prompt", "?", "--to", "x"])
