@@ -16,6 +16,7 @@ mllm: train, test, ask and export multimodal language models.
   mllm memory EXPERIMENT            what one rank needs in each stage, told without a GPU
   mllm ask RUN --image F QUESTION   one answer of a trained model
   mllm serve RUN                    an OpenAI-compatible endpoint with images, and a page to talk with the model
+  mllm compare RUN RUN              scores side by side, what the difference is worth, where answers differ
   mllm export RUN --to DIR          a folder that transformers loads, checked in a fresh process
   mllm mix A=0.5 B=0.5 --to DIR     weights between those of runs; --sweep scores all of them
   mllm world DIR                    draw the small world: pictures, captions, questions, conversations
@@ -96,6 +97,12 @@ def _mix(arguments: Sequence[str]) -> None:
     main(arguments[1:])
 
 
+def _compare(arguments: Sequence[str]) -> None:
+    from lightning_mllm.commands.compare import main
+
+    main(arguments[1:])
+
+
 def _world(arguments: Sequence[str]) -> None:
     from data_modules.world.write import main
 
@@ -120,6 +127,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "ask": _ask,
     "serve": _serve,
     "export": _export,
+    "compare": _compare,
     "mix": _mix,
     "world": _world,
     "data": _data,

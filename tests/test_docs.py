@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from lightning_mllm.cli import main
+from lightning_mllm.commands.launch import ParsedCLI, compose
 from tests.documents import ROOT, check_command, commands, files
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -74,6 +75,16 @@ def test_own_data_trains_and_answers_as_printed(
     assert capsys.readouterr().out.strip(), "the last command asks a question"
     record = json.loads(Path("runs/mine/instruct/weights/stage.json").read_text(encoding="utf-8"))
     assert record["steps"] == 4
+
+
+def test_the_blind_trained_twin_is_a_recipe_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(TEXTS[ROOT / "docs/compare.md"], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    main(["experiments", "copy", "quickstart/llava", "--to", "experiments"])
+    files = [f"--config=experiments/mine_blind/{name}.yaml" for name in ("net", "instruct")]
+    parsed = compose(["fit", *files, "--hardware.micro_batch=16"], ParsedCLI)
+    train = parsed.settings["data"]["init_args"]["train"]["conversations"]
+    assert train["class_path"] == "data_modules.sources.Blind"
 
 
 def test_two_nodes_train_as_printed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -17,6 +18,7 @@ from lightning_mllm.commands.config import Config, ConfigError, nearest, option_
 from lightning_mllm.commands.experiments import experiment_folder, experiment_name, hardware_file, order_of_stages
 from lightning_mllm.commands.finished import is_tested, refuse_changed_source
 from lightning_mllm.commands.launch import CLI, CheckedCLI, ParsedCLI, compose, run_and_release, say
+from lightning_mllm.commands.seeds import parse_seeds, run_seeds, seeded
 from lightning_mllm.commands.sweep_agent import trial_folder
 from lightning_mllm.evaluation.report import write_report
 
@@ -95,6 +97,7 @@ def plan(
     only: str | None = None,
     runs: Path = Path("runs"),
     overrides: Sequence[str] = (),
+    seed: int | None = None,
 ) -> Plan:
     """Resolve every stage of an experiment; the arguments are those of `run_experiment`.
 
@@ -105,7 +108,7 @@ def plan(
     stages = order_of_stages(folder)
     if only is not None and only not in stages:
         raise ConfigError(f"--only: found '{only}', expected one of {', '.join(stages)}{nearest(only, stages)}")
-    run = trial_folder(runs) or runs / experiment_name(folder)
+    run, overrides = seeded(trial_folder(runs) or runs / experiment_name(folder), seed, overrides)
     shared = ["--config", str(folder / "net.yaml")] if (folder / "net.yaml").is_file() else []
     machine = ["--config", str(hardware_file(folder, hardware))]
     chosen = [stage for stage in stages if only in (None, stage)]
@@ -126,6 +129,7 @@ def run_experiment(
     runs: Path = Path("runs"),
     overrides: Sequence[str] = (),
     overwrite: bool = False,
+    seed: int | None = None,
 ) -> Path:
     """Train what is not trained yet, test every stage that has test sets, write the report; gives the run's folder.
 
@@ -137,12 +141,13 @@ def run_experiment(
         runs: Where runs are kept.
         overrides: Settings as on the command line; `--STAGE.key=value` is one of a single stage.
         overwrite: Train anew what has been trained.
+        seed: One of several seeds, each with a folder of its own in the run's; None for the settings' own.
 
     Raises:
         ConfigError: Something in the files or on the command line is wrong.
     """
     started = time.monotonic()
-    planned = plan(folder, hardware=hardware, only=only, runs=runs, overrides=overrides)
+    planned = plan(folder, hardware=hardware, only=only, runs=runs, overrides=overrides, seed=seed)
     run, parsed, chosen = planned.run, planned.parsed, list(planned.parsed)
     anew = ["--overwrite"] if overwrite else []
     waiting = [stage for stage in chosen if overwrite or not parsed[stage].is_done()]
@@ -217,13 +222,15 @@ def parser() -> Arguments:
     found.add_argument("--only", metavar="STAGE", help="this stage alone")
     found.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (runs)")
     found.add_argument("--overwrite", action="store_true", help="train anew what is there already")
+    found.add_argument("--seeds", metavar="0,1,2", help="a run of each seed, in a folder of its own, then compared")
     return found
 
 
 def main(arguments: Sequence[str]) -> None:
     """`mllm run experiments/<name> [--hardware H] [--only STAGE] [overrides]`."""
     given, overrides = parser().with_settings(arguments)
-    run_experiment(
+    run = partial(
+        run_experiment,
         given.experiment,
         hardware=given.hardware,
         only=given.only,
@@ -231,3 +238,8 @@ def main(arguments: Sequence[str]) -> None:
         overrides=overrides,
         overwrite=given.overwrite,
     )
+    if given.seeds is None:
+        run()
+        return
+    stages = [given.only] if given.only else order_of_stages(given.experiment)
+    run_seeds(parse_seeds(given.seeds), stages, overrides, lambda seed: run(seed=seed))

@@ -161,7 +161,7 @@ def _clusters(total: int, clusters: Int[np.ndarray, " N"] | None) -> Int[np.ndar
     return np.arange(total) if clusters is None else np.unique(clusters, return_inverse=True)[1]
 
 
-def _draws(clusters: int, samples: int, seed: int) -> Iterator[Float[np.ndarray, "B C"]]:
+def draws(clusters: int, samples: int, seed: int) -> Iterator[Float[np.ndarray, "B C"]]:
     """How often each cluster was drawn, a block of draws at a time."""
     random = np.random.default_rng(seed)
     at_once = max(1, BLOCK // clusters)
@@ -178,7 +178,7 @@ def _intervals(values: Values, clusters: int, samples: int, seed: int, level: fl
         raise ValueError("bootstrap: found no sample, expected at least one")
     if samples < 1 or not 0 < level < 1:
         raise ValueError(f"bootstrap: samples is {samples} and level {level}, expected at least 1 and in (0, 1)")
-    drawn = np.concatenate([values(counts) for counts in _draws(clusters, samples, seed)])
+    drawn = np.concatenate([values(counts) for counts in draws(clusters, samples, seed)])
     tail = (1 - level) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
     exact = values(np.ones((1, clusters)))[0]

@@ -144,13 +144,14 @@ def read_report(run_root: Path) -> Report:
     if not tested:
         raise ValueError(f"{run_root}: found no test.json, expected one in the last stage ({order[-1]}); run mllm test")
     return Report(
-        name=_experiment(run_root),
+        name=experiment_of(run_root),
         stages=[_stage(run_root / name, records[name]) for name in order],
-        tests=[_tested(run_root / name) for name in tested],
+        tests=[read_tested(run_root / name) for name in tested],
     )
 
 
-def _tested(folder: Path) -> Tested:
+def read_tested(folder: Path) -> Tested:
+    """The `test.json` in the folder of a stage."""
     results = json.loads((folder / "test.json").read_text(encoding="utf-8"))
     known = {name: results[name] for name in ("scores", "samples", "examples", "seconds")}
     return Tested(stage=folder.name, clusters=results.get("clusters", {}), **known)
@@ -192,6 +193,9 @@ def _order(records: dict[str, dict[str, Any]]) -> list[str]:
         raise ValueError(f"found stages that start from one another: {' -> '.join(error.args[1])}") from None
 
 
-def _experiment(run_root: Path) -> str:
-    parts = run_root.resolve().parts
-    return "/".join(parts[parts.index("runs") + 1 :]) if "runs" in parts[:-1] else parts[-1]
+def experiment_of(run_root: Path, runs: Path = Path("runs")) -> str:
+    """The path of a run below the folder `runs`, or below the first folder of that name; elsewhere its own name."""
+    path, root = run_root.resolve(), runs.resolve()
+    if path != root and path.is_relative_to(root):
+        return str(path.relative_to(root))
+    return "/".join(path.parts[path.parts.index("runs") + 1 :]) if "runs" in path.parts[:-1] else path.name

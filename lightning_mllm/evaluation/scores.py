@@ -227,7 +227,11 @@ def picture(batch: Batch, row: int) -> str:
 
 def encode_picture(pixels: UInt8[Tensor, "3 H W"]) -> str:
     """PNG or JPEG as a `data:` address."""
-    image = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+    return address_of(Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()))
+
+
+def address_of(image: Image.Image) -> str:
+    """The same of an open picture, which is made small."""
     lossless = max(image.size) <= LOSSLESS_SIDE
     image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
     file = io.BytesIO()
