@@ -207,7 +207,9 @@ def _meant_for_the_user(error: BaseException | None) -> str:
 
 
 def _refuse(sentence: str) -> None:
-    print(f"mllm: {sentence}", file=sys.stderr)
+    from lightning_mllm.commands.secrets import hidden
+
+    print(f"mllm: {hidden(sentence)}", file=sys.stderr)
     raise SystemExit(2)
 
 

@@ -22,6 +22,7 @@ from lightning_mllm.commands.experiments import below_experiments
 from lightning_mllm.commands.hardware import Hardware
 from lightning_mllm.commands.loggers import named
 from lightning_mllm.commands.merge import merged
+from lightning_mllm.commands.secrets import note
 from lightning_mllm.commands.signatures import parameters_of
 from lightning_mllm.commands.sweep_agent import as_yaml, options_of, trial_folder
 from lightning_mllm.training.module import MultimodalModule
@@ -79,6 +80,7 @@ def split_options(arguments: Sequence[str]) -> tuple[list[Path], Options]:
                 raise ConfigError("command line: --config: found no value, expected a YAML file")
             configs.append(Path(value))
         else:
+            note({name.rpartition(".")[2]: value})
             options.append((name, as_yaml(value)))
     return configs, options
 
@@ -256,6 +258,7 @@ def check_tree(
     """
     tree = {} if tree is None else tree
     config.classes["trainer",] = Trainer
+    note(part)
     for key, value in part.items():
         if key not in SETTINGS:
             raise ConfigError(

@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from lightning_mllm.commands.secrets import hidden
+
 COMMAND_LINE = "command line"
 EXTENDS = "extends"
 
@@ -25,7 +27,10 @@ KeyPath = tuple[str, ...]
 
 
 class ConfigError(ValueError):
-    """A wrong configuration, told in one sentence."""
+    """A wrong configuration, told in one sentence, without secrets."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(hidden(sentence))
 
 
 class Loader(yaml.SafeLoader):

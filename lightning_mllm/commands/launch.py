@@ -31,6 +31,7 @@ from lightning_mllm.commands.help import asks_for_help, show_help
 from lightning_mllm.commands.lock import locked
 from lightning_mllm.commands.loggers import loggers_of, placed
 from lightning_mllm.commands.recipe import recipe_of, test_settings
+from lightning_mllm.commands.secrets import recorded, revealed
 from lightning_mllm.commands.wrong_values import in_one_sentence, refused_by_trainer
 from lightning_mllm.contracts import accumulation
 from lightning_mllm.evaluation.checks import check_sets, check_training
@@ -131,10 +132,12 @@ class CLI(LightningCLI):
 
     @cached_property
     def record(self) -> str:
-        """Every setting, defaults included, as YAML; taken before names of sibling stages become paths, so that a
-        copied experiment is the same recipe.
+        """Every setting, defaults included, as YAML, without secrets; taken before names of sibling stages become
+        paths, so that a copied experiment is the same recipe.
         """
-        return self._parser(self.config.subcommand).dump(self.settings, skip_unset=False)
+        text = self._parser(self.config.subcommand).dump(self.settings, skip_unset=False)
+        known = recorded(tree := yaml.safe_load(text))
+        return text if known == tree else yaml.safe_dump(known, sort_keys=False, allow_unicode=True)
 
     @cached_property
     def resolved(self) -> dict[str, object]:
@@ -169,6 +172,7 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         _ = self.recipe
+        revealed(self.settings)
         placed(self.settings, str(self.run_dir))
         ckpt_path = self.settings.get("ckpt_path")
         if ckpt_path and not (Path(ckpt_path) / MANIFEST).is_file():
@@ -295,7 +299,9 @@ class CheckedCLI(ParsedCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(LightningDataModule, "data", required=True)
-        data = parser.instantiate(parser.parse_object({"data": self.resolved["data"]}))["data"]
+        given = revealed(yaml.safe_load(self._parser(self.config.subcommand).dump(self.settings, skip_unset=False)))
+        assert isinstance(given, dict)
+        data = parser.instantiate(parser.parse_object({"data": given["data"]}))["data"]
         check_sets(data, ("val", "test") if subcommand == "fit" else ("test",))
         if subcommand == "fit":
             check_training(data)

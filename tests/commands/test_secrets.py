@@ -1,0 +1,112 @@
+"""No secret of a run stands in any of its files, in what it prints, or in the sentence of an error."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+
+from lightning_mllm.commands.config import ConfigError
+from lightning_mllm.commands.launch import main
+from lightning_mllm.commands.secrets import hidden, recorded, revealed
+from tests.training.data import Squares
+from tests.training.loggers.test_wandb_tracker import TOY, Tracked
+
+CANARIES = [f"canary{number}{'0123456789abcdef' * 2}" for number in range(8)]
+IN_KEY, IN_ENVIRONMENT, IN_FILE, NESTED, IN_ARGUMENT, IN_REMOTE, NAMED, IN_ADDRESS = CANARIES
+
+
+class PrivateSquares(Squares):
+    """Squares of a server that wants to know who asks."""
+
+    given: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(
+        self, samples: int, token: str, password: str, client_secret: str, server: str, note: str, headers: list[Any]
+    ) -> None:
+        super().__init__(samples)
+        self.given.append({"token": token, "password": password, "client_secret": client_secret})
+        self.given[-1] |= {"server": server, "note": note, "headers": headers}
+
+
+def test_none_of_eight_secrets_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "checkout"
+    source.mkdir()
+    for command in (["init", "-q"], ["remote", "add", "origin", f"https://me:{IN_REMOTE}@example.org/x.git"]):
+        subprocess.run(["git", *command], cwd=source, check=True)
+    monkeypatch.chdir(source)
+    for name, value in {
+        "WANDB_MODE": "offline",
+        "WANDB_API_KEY": IN_KEY,
+        "HF_TOKEN": IN_ENVIRONMENT,
+        "WORD_OF_THE_DAY": NAMED,
+    }.items():
+        monkeypatch.setenv(name, value)
+    arguments = {
+        "samples": 8,
+        "token": "${oc.env:WORD_OF_THE_DAY}",
+        "password": IN_FILE,
+        "server": f"https://me:{IN_ADDRESS}@example.org/squares",
+        "note": IN_ENVIRONMENT,
+        "headers": [{"api_key": NESTED}],
+    }
+    squares = {"class_path": f"{__name__}.PrivateSquares", "init_args": arguments}
+    (tmp_path / "private.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"train": {"squares": squares}}}}))
+    fit = ["fit", *TOY, f"--config={tmp_path / 'private.yaml'}", f"--run_dir={tmp_path / 'runs/x/align'}"]
+    monkeypatch.setattr("sys.argv", ["mllm", *fit, f"--data.train.squares.client_secret={IN_ARGUMENT}"])
+    main([*fit, "--stage.epochs=1", f"--data.train.squares.client_secret={IN_ARGUMENT}"])
+
+    assert PrivateSquares.given[-1] == {
+        "token": NAMED,
+        "password": IN_FILE,
+        "server": arguments["server"],
+        "note": IN_ENVIRONMENT,
+        "client_secret": IN_ARGUMENT,
+        "headers": [{"api_key": NESTED}],
+    }
+    printed = "".join(capfd.readouterr())
+    files = [each for each in (tmp_path / "runs").rglob("*") if each.is_file()]
+    assert {"config.yaml", "stage.json", "state.pt", "debug.log", "metrics.csv"} <= {each.name for each in files}
+    for canary in CANARIES:
+        assert [each for each in files if canary.encode() in each.read_bytes()] == []
+        assert canary not in printed
+    kept = yaml.safe_load((tmp_path / "runs/x/align/config.yaml").read_text())
+    tracked = Tracked(tmp_path / "runs/x/align").config
+    for config in (kept, tracked):
+        found = config["data"]["init_args"]["train"]["squares"]["init_args"]
+        assert found["token"] == "${oc.env:WORD_OF_THE_DAY}" and found["password"] == "${oc.env:PASSWORD}"
+        assert found["note"] == "${oc.env:HF_TOKEN}" and found["server"] == "https://***@example.org/squares"
+        assert found["client_secret"] == "${oc.env:CLIENT_SECRET}"
+        assert found["headers"] == [{"api_key": "${oc.env:API_KEY}"}]
+
+    told = []
+    for wrong in (
+        [*fit, f"--data.train.squares.token={IN_ARGUMENT}", "--data.train.squares.headers=3"],
+        [*fit, f"--data.train.squares.tokn={IN_ENVIRONMENT}"],
+        [*fit, f"--data.train.squares.samples={IN_ENVIRONMENT}"],
+        [*fit, f"token={IN_ARGUMENT}"],
+        [*fit, f"--data.train.squares.server=ftp://me:{IN_ADDRESS}@x", "--data.train.squares.samples=many"],
+    ):
+        with pytest.raises(ConfigError) as error:
+            main(wrong)
+        told.append(str(error.value))
+    assert not [each for each in told if any(canary in each for canary in CANARIES)], told
+
+
+def test_a_variable_that_is_absent_is_named() -> None:
+    with pytest.raises(ValueError, match="found no environment variable NO_SUCH_ONE, expected it to hold this setting"):
+        revealed({"token": "${oc.env:NO_SUCH_ONE}"})
+
+
+def test_settings_of_tokens_that_are_read_are_no_secrets() -> None:
+    settings = {"pad_token": "<pad>", "eos_token": "</s>", "image_token": "<image>", "max_new_tokens": 12, "token": ""}
+    assert recorded(settings) == settings
+    assert hidden("data.token: found 'int', expected a text; max_new_tokens=3") == (
+        "data.token: found 'int', expected a text; max_new_tokens=3"
+    )
+    assert hidden("HTTP 401: api_key=abc123 is wrong") == "HTTP 401: api_key=*** is wrong"
