@@ -35,7 +35,9 @@ def test_short_names_on_the_command_line() -> None:
     added = logger("--trainer.logger=[wandb]", "--trainer.logger+=CSVLogger")
     assert [each["class_path"].rpartition(".")[2] for each in added] == ["WandbTracker", "CSVLogger"]
     assert logger() is None and logger("--trainer.logger=False") is False
-    with pytest.raises(ConfigError, match=r"found 'TensorbordLogger', expected one of .*nearest is 'TensorBoardLogger'"):
+    with pytest.raises(
+        ConfigError, match=r"found 'TensorbordLogger', expected one of .*nearest is 'TensorBoardLogger'"
+    ):
         logger("--trainer.logger=TensorbordLogger")
 
 

@@ -53,7 +53,8 @@ def values(items: Any) -> dict[str, Any]:
 
 def files_of(folder: Path, id: str) -> list[Path]:
     """The files of a run in its `wandb` folder, the oldest first; one for each time that it was begun or went on."""
-    return sorted(folder.glob(f"*run-*-{id}/run-{id}.wandb"), key=lambda path: path.parent.name.split("run-")[-1])
+    # Folders begun in the same second end in -1, -2, ...
+    return sorted(folder.glob(f"*run-*-{id}*/run-{id}.wandb"), key=lambda path: path.parent.name.split("run-")[-1])
 
 
 def history(folder: Path, id: str) -> dict[int, dict[str, Any]]:

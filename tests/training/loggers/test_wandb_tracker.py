@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tests.training.loggers.test_wandb_account import KEY, KNOWN, server
 
 TOY = ["--config", str(Path(__file__).parents[2] / "toy.yaml"), "--trainer.accelerator=cpu"]
 SQUARES = "source: {class_path: tests.training.data.Squares, init_args: {samples: 6}}, task: exact"
-TRACKED = [*TOY, "--stage.validate_every=2", f"--data.val={{squares: {{{SQUARES}}}}}", "--checkpoint_every=2"]
+TRACKED = [*TOY, "--stage.validate_every=2", f"--data.val={{squares: {{{SQUARES}}}}}", "--checkpoint_every=4"]
 ON_TIME = ("throughput/", "memory/", "_runtime", "_timestamp")
 """What no two runs have alike."""
 
@@ -64,12 +65,16 @@ class Tracked:
         }
 
 
-def in_a_child_that_is_killed(arguments: Sequence[str], call: int) -> None:
-    forward, calls = Toy.forward, []
+def in_a_child_that_is_killed(arguments: Sequence[str], run_dir: Path) -> None:
+    """In step 8, once what W&B has written is ahead of the checkpoint of step 4."""
+    forward = Toy.forward
 
     def dies(self: Toy, batch: Any) -> Any:
-        calls.append(batch)
-        if len(calls) == call:
+        if self.training and self.trainer.global_step == 7:
+            for _ in range(3000):
+                if Tracked(run_dir).history.keys() >= {1, 2, 3, 4, 5}:
+                    break
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         return forward(self, batch)
 
@@ -86,7 +91,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         second = [*first[:-2], f"--run_dir={folder}/toy/instruct", "--stage.name=instruct", "--stage.epochs=4"]
         second += ['--stage.init_from={"align": 1.0}']
         main(first)
-        child = multiprocessing.get_context("fork").Process(target=in_a_child_that_is_killed, args=(second, 14))
+        child = multiprocessing.get_context("fork").Process(
+            target=in_a_child_that_is_killed, args=(second, folder / "toy/instruct")
+        )
         child.start()
         child.join()
         assert child.exitcode == -signal.SIGKILL
@@ -150,6 +157,8 @@ def test_scores_with_intervals_and_their_blind_twins_are_in_the_summary(runs: Pa
 
 def test_a_killed_run_has_the_steps_of_one_that_was_not(runs: Path) -> None:
     killed, whole = Tracked(runs / "toy/instruct"), Tracked(runs / "toy/whole")
+    first = [each.history.step.num for each in records(killed.files[0]) if each.WhichOneof("record_type") == "history"]
+    assert max(first) > 4
     assert len(killed.files) == 3  # before the kill, after it, and the test
     assert list(whole.history) == [1, 2, 3, 4, 5, 6, 7, 8]
     assert list(killed.history) == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -161,6 +170,29 @@ def test_a_killed_run_has_the_steps_of_one_that_was_not(runs: Path) -> None:
         if record.WhichOneof("record_type") == "history"
     ]
     assert steps == sorted(set(steps))
+
+
+def test_rows_that_a_killed_process_had_not_written_are_taken_from_the_table(tmp_path: Path) -> None:
+    def goes_on(step: int, *more: int) -> WandbTracker:
+        tracker = WandbTracker(mode="offline")
+        tracker.place(tmp_path / "align", "fit", "x")
+        tracker.go_on(step, {each: {"train/loss": each / 2} for each in (1, 2, 3, 4)})
+        for each in more:
+            tracker.log_metrics({"train/loss": each / 2}, each)
+        tracker.finalize("success")
+        return tracker
+
+    first, second, third = goes_on(2), goes_on(3, 3, 4, 5), goes_on(3, 4, 5, 6)
+    assert first.version == second.version == third.version
+    folder = tmp_path / "align/wandb"
+    steps = [
+        [record.history.step.num for record in records(file) if record.WhichOneof("record_type") == "history"]
+        for file in files_of(folder, third.version)
+    ]
+    assert steps == [[1, 2], [3, 4, 5], [6]]
+    assert {step: row["train/loss"] for step, row in history(folder, third.version).items()} == {
+        step: step / 2 for step in range(1, 7)
+    }
 
 
 def test_weights_are_artifacts_that_name_what_they_come_from(runs: Path) -> None:
