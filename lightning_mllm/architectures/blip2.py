@@ -1,16 +1,9 @@
-"""BLIP-2's second stage (Li et al. 2023, arXiv 2301.12597, sec. 3.3): a frozen language model is told what queries see.
+"""BLIP-2's second stage and InstructBLIP in their published stages; what the net computes is drawn in `nets/blip2.py`.
 
-The idea: the Q-Former of the first stage (`blip2_representation.py`) has learned what of an image can be said; one
-linear layer puts that in the words of a frozen language model, in front of its text.
-
-    images u8[N,3,H,W] --vision--> --ln_vision--> f[N,V,E]
-                                                     |
-    queries [and a question] --qformer--> f[N,Q,D] --'  --projection--> visual f[N,Q,T] -.
-    tokens i[B,L] --embedding--> f[B,L,T] ---------------------- IMAGE slots overwritten by visual
-                                                                           |
-            decoder (OPT): next token          encoder-decoder (FlanT5): the encoder reads, the decoder writes the rest
-
-Legend: B rows, L tokens, N images, V vectors of width E an image, Q queries of width D, T width of the language model.
+BLIP-2 (Li et al. 2023, arXiv 2301.12597, sec. 3.3): a frozen language model is told what the queries of the first stage
+(`blip2_representation.py`) fetch from an image. InstructBLIP (Dai et al. 2023, arXiv 2305.06500): with a reader, the
+Q-Former reads the instruction beside its queries, so that they fetch what the instruction needs; the language model
+gets the same instruction. BLIP-2's fine-tuning for VQA (appendix) does the same with the question.
 """
 
 from __future__ import annotations
@@ -37,6 +30,9 @@ from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.eva import EvaTower
 from lightning_mllm.vision.tower import TINY_TOWER, OpenClipTower
 
+BRIDGE = {"ln_vision.*": ParamGroup(), "qformer.*": ParamGroup(), "projection.*": ParamGroup()}
+"""The papers count the Q-Former alone; in the released code norm and projection have gradients too."""
+
 
 class Blip2(MultimodalModule):
     """An image encoder, a Q-Former and a language model, of which the last is never trained.
@@ -44,11 +40,13 @@ class Blip2(MultimodalModule):
     Args:
         vision: The image encoder; its class token is kept.
         qformer: Sizes of the Q-Former and, for a start without the first stage, its BERT.
-        language: A decoder (OPT) or an encoder-decoder (FlanT5).
+        language: A decoder (OPT, Vicuna) or an encoder-decoder (FlanT5).
         ln_vision: The norm behind the encoder; its eps is 1e-5 in the released code, 1e-6 in transformers.
-        reader: The Q-Former's tokenizer where it reads the question too (appendix, VQA fine-tuning); "" where it reads
-            nothing.
-        chat: A template of `processing/templates`: blip2, blip2_caption or blip2_t5.
+        reader: The Q-Former's tokenizer, a folder or a name on the hub, "" for bytes as tokens, where it reads the
+            instruction (InstructBLIP; BLIP-2's VQA); None where it reads nothing (BLIP-2; InstructBLIP's ablation, sec.
+            3.2, table 2).
+        reader_length: Tokens of an instruction that the Q-Former reads; longer ones are cut on the left.
+        chat: A template of `processing/templates`: blip2, blip2_caption or instructblip (decoders), blip2_t5.
         image: How images are fitted into the encoder's square; None squashes them, as BLIP-2 does.
         max_length: Tokens a row may have, visual slots included.
         text_limits: Where prompts and answers are cut.
@@ -63,26 +61,14 @@ class Blip2(MultimodalModule):
     net: Blip2Net
 
     stages: ClassVar[dict[str, Stage]] = {
-        "generative": Stage(
-            train={"ln_vision.*": ParamGroup(), "qformer.*": ParamGroup(), "projection.*": ParamGroup()}
-        ),
-        "caption": Stage(
-            train={
-                "vision.*": ParamGroup(),
-                "ln_vision.*": ParamGroup(),
-                "qformer.*": ParamGroup(),
-                "projection.*": ParamGroup(),
-            }
-        ),
-        "vqa": Stage(
-            train={
-                "vision.*": ParamGroup(),
-                "ln_vision.*": ParamGroup(),
-                "qformer.*": ParamGroup(),
-                "projection.*": ParamGroup(),
-            }
-        ),
+        "generative": Stage(train=BRIDGE),
+        "caption": Stage(train={"vision.*": ParamGroup(), **BRIDGE}),
+        "vqa": Stage(train={"vision.*": ParamGroup(), **BRIDGE}),
+        # InstructBLIP: the Q-Former meets Vicuna, and is tuned on instructions.
+        "align": Stage(train=BRIDGE),
+        "instruct": Stage(train=BRIDGE),
     }
+    # The heads of the first stage, and the text that the Q-Former does not read or that comes to nothing.
     keys_to_ignore_on_load: ClassVar[tuple[str, ...]] = (
         "heads.*",
         "qformer.words.*",
@@ -96,7 +82,8 @@ class Blip2(MultimodalModule):
         qformer: QFormerConnector,
         language: CausalLM | Seq2SeqLM,
         ln_vision: LayerNormConnector = LayerNormConnector(),
-        reader: str = "",
+        reader: str | None = None,
+        reader_length: int = 128,
         chat: str = "blip2",
         image: ImagePolicy | None = None,
         max_length: int = 512,
@@ -108,10 +95,13 @@ class Blip2(MultimodalModule):
         components = {
             "vision": vision,
             "ln_vision": replace(ln_vision, in_width=vision.width),
-            "qformer": replace(qformer, text="instruction" if reader else "none", in_width=vision.width),
+            "qformer": replace(qformer, text="none" if reader is None else "instruction", in_width=vision.width),
             "projection": LinearConnector(in_width=qformer.width, out_width=language.width),
             "language": language,
         }
+        query_text = None
+        if reader is not None:
+            query_text = QueryText(tokenizer=reader_tokenizer(reader, qformer.vocab), max_length=reader_length)
         tokenizer = language_tokenizer(language)
         processor = Processor(
             tokenizer,
@@ -122,7 +112,7 @@ class Blip2(MultimodalModule):
             special_in_turns=special_in_turns,
             text_limits=text_limits,
             seq2seq=isinstance(language, Seq2SeqLM),
-            query_text=QueryText(tokenizer=reader_tokenizer(reader, qformer.vocab)) if reader else None,
+            query_text=query_text,
         )
         super().__init__(net=Blip2Net, components=components, processor=processor, stage=stage, decoding=decoding)
 

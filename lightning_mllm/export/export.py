@@ -26,7 +26,7 @@ from torch import Tensor
 from lightning_mllm.contracts import IMAGE_MARK, Sample, Turn
 from lightning_mllm.export.importing import ImportedPart
 from lightning_mllm.inference import load_apart
-from lightning_mllm.interop.format import HfFolder, TrainedNet, folder_formats, formats_of
+from lightning_mllm.interop.format import HfFolder, TrainedNet, folder_format, folder_formats
 from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.lora import fold_lora
 from lightning_mllm.processing.image_in_memory import ImageInMemory
@@ -80,20 +80,19 @@ def hf_folder(module: MultimodalModule) -> HfFolder:
     Raises:
         ValueError: Its architecture has no layout in transformers, or the layout cannot hold the net.
     """
-    parts = module.components.items()
-    for _, form in formats_of(type(module)):
-        if form.write is not None:
-            return form.write(
-                TrainedNet(
-                    net=module.net,
-                    components={name: spec.spec if isinstance(spec, ImportedPart) else spec for name, spec in parts},
-                    processor=module.processor,
-                    decoding={task: asdict(how) for task, how in module.decoding.items()},
-                    lora_scale=None if module.lora is None else module.lora.scale,
-                )
-            )
-    known = ", ".join(sorted(each.architecture.rpartition(".")[2] for each in folder_formats().values()))
-    raise ValueError(f"{type(module).__name__}: has no layout in transformers, expected one of {known}")
+    form, parts = folder_format(type(module), module.processor), module.components.items()
+    if form is None or form.write is None:
+        known = ", ".join(sorted({each.architecture.rpartition(".")[2] for each in folder_formats().values()}))
+        raise ValueError(f"{type(module).__name__}: has no layout in transformers, expected one of {known}")
+    return form.write(
+        TrainedNet(
+            net=module.net,
+            components={name: spec.spec if isinstance(spec, ImportedPart) else spec for name, spec in parts},
+            processor=module.processor,
+            decoding={task: asdict(how) for task, how in module.decoding.items()},
+            lora_scale=None if module.lora is None else module.lora.scale,
+        )
+    )
 
 
 def refuse_full(to: Path) -> None:

@@ -128,6 +128,8 @@ class Format:
     read: Callable[[Path, str | None], dict[str, object]] | None = None
     """The arguments of the architecture for the net of a folder, its components without weights; the second argument is
     a chat template in place of the folder's."""
+    holds: Callable[[Processor], bool] = lambda processor: True
+    """Which nets of the architecture such a folder holds, told by their processor, where several formats share them."""
     lacks: tuple[str, ...] = ()
     """Glob patterns of our tensors that the class cannot hold."""
 
@@ -153,6 +155,12 @@ def formats_of(architecture: type[nn.Module]) -> Iterator[tuple[str, Format]]:
     paths = {f"{each.__module__}.{each.__qualname__}" for each in architecture.__mro__}
     for name, mine in formats().items():
         yield from ((name, each) for each in mine if each.architecture in paths)
+
+
+def folder_format(architecture: type[nn.Module], processor: Processor) -> Format | None:
+    """The format of the folders that hold such a net; None if no class of transformers does."""
+    known = (each for _, each in formats_of(architecture) if each.write is not None)
+    return next((each for each in known if each.holds(processor)), None)
 
 
 def key_maps(architecture: type[nn.Module], components: Components) -> dict[str, KeyMap]:

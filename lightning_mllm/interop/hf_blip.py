@@ -45,12 +45,16 @@ from lightning_mllm.interop.tokenizer import multimodal_tokenizer, spare_token, 
 from lightning_mllm.language.seq2seq import Seq2SeqLM
 from lightning_mllm.processing.limits import TextLimits
 from lightning_mllm.processing.processor import Processor
+from lightning_mllm.processing.query_text import QueryText
 
 QUERY_PADDING = (
     "for a batch of unequal questions take qformer_input_ids and qformer_attention_mask from"
     " processor.qformer_tokenizer(texts, padding=True); the processor of transformers pads them on the wrong side"
 )
 """Of transformers 5.23."""
+
+READER = "qformer_tokenizer"
+"""Where a folder of InstructBLIP has the Q-Former's tokenizer."""
 
 ASKED = "the question"
 """Stands for a question where a template is asked what it writes around one."""
@@ -122,9 +126,7 @@ class ImageEncoder:
         return "" if ours == theirs else f"; ln_vision.eps is {ours}, and transformers has {theirs} there"
 
 
-def question_folder(
-    net: TrainedNet, hf_class: str, rename: Rename, reader: PreTrainedTokenizerFast | None = None
-) -> HfFolder:
+def question_folder(net: TrainedNet, hf_class: str, rename: Rename, reader: QueryText | None = None) -> HfFolder:
     """A language model behind a Q-Former as a folder.
 
     Its last norm has the encoder's epsilon there, 1e-6: a net with another `ln_vision.eps` is given out only where the
@@ -134,7 +136,7 @@ def question_folder(
         net: With an encoder, a Q-Former, a projection and a language model.
         hf_class: Of transformers.
         rename: Gives the tensors their names on disk.
-        reader: The tokenizer of a Q-Former that reads the question; None for BLIP-2's.
+        reader: What a Q-Former reads of the question; None for BLIP-2's, which reads nothing.
 
     Raises:
         ValueError: A tower that transformers' BLIP-2 cannot hold, a template that does not begin with the image,
@@ -167,7 +169,7 @@ def question_folder(
     if text.get("scale_decoder_outputs") is False:
         # How a file says that FlanT5 has a head of its own; transformers 5 sets it back when it builds or reads one.
         config.text_config.tie_word_embeddings = False
-    readers = [] if reader is None else [reader]
+    readers = [] if reader is None else [reader.tokenizer]
     kind: Any = Blip2Processor if reader is None else InstructBlipProcessor
     like = spare_token(processor.tokenizer)
     return HfFolder(
@@ -184,6 +186,7 @@ def question_folder(
             **notes_of(net),
             "ln_vision_eps": encoder.ln_vision.eps,
             "text_limits": asdict(processor.text_limits),
+            **({} if reader is None else {"reader_length": reader.max_length}),
         },
         advice="" if reader is None or tokenizer.padding_side == "right" else QUERY_PADDING,
         caveat=encoder.caveat(vision["layer_norm_eps"]),
@@ -193,7 +196,7 @@ def question_folder(
 def read_questions(
     folder: Path, config: Blip2Config | InstructBlipConfig, chat: str | None, *, reads: bool
 ) -> dict[str, object]:
-    """The arguments of BLIP-2 or InstructBLIP for the net of a folder.
+    """The arguments of `Blip2` for the net of a folder.
 
     Template, limits and the epsilon of `ln_vision` are those that an export of ours notes; other folders take the
     published template and limits, and transformers' epsilon.
@@ -211,7 +214,10 @@ def read_questions(
     qformer: Any = config.qformer_config
     facts, language = FolderFacts.read(folder, vision.image_size), language_spec(folder, config)
     known, seq2seq = facts.notes, isinstance(language, Seq2SeqLM)
-    limits = {"text_limits": TextLimits(**known["text_limits"])} if "text_limits" in known else {}
+    # LAVIS, blip2_vicuna_instruct.py: max_txt_len 128, cut on the left; max_output_txt_len 256, of which a decoder's
+    # begin token is taken off again.
+    published = TextLimits(prompt=128, answer=256 if seq2seq else 255, cut="left") if reads else TextLimits()
+    reader = {"reader": str(folder / READER), "reader_length": known.get("reader_length", 128)} if reads else {}
     return {
         "vision": eva_tower(vision, facts.mean, facts.std),
         "qformer": qformer_spec(qformer, config.num_query_tokens, "instruction" if reads else "none"),
@@ -219,6 +225,7 @@ def read_questions(
         "ln_vision": LayerNormConnector(eps=known.get("ln_vision_eps", vision.layer_norm_eps)),
         "chat": chat or known.get("chat") or ("blip2_t5" if seq2seq else "instructblip" if reads else "blip2"),
         "special_in_turns": known.get("special_in_turns", False),
-        **limits,
+        "text_limits": TextLimits(**known["text_limits"]) if "text_limits" in known else published,
+        **reader,
         **facts.settings(max_length=512),
     }

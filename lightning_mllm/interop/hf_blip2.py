@@ -22,9 +22,7 @@ KEYS = (
 
 
 def write(net: TrainedNet) -> HfFolder:
-    """A BLIP-2 as a folder; ValueError as `question_folder`, and for a Q-Former that reads the question."""
-    if net.processor.query_text is not None:
-        raise ValueError("reader: found a Q-Former that reads the question, transformers' BLIP-2 has none")
+    """A BLIP-2 as a folder; ValueError as `question_folder`."""
     return question_folder(net, FORMAT.hf_class, KEYS.to_theirs)
 
 
@@ -37,6 +35,7 @@ FORMAT = Format(
     architecture="lightning_mllm.architectures.blip2.Blip2",
     keys=KEYS,
     hf_class="Blip2ForConditionalGeneration",
+    holds=lambda processor: processor.query_text is None,
     write=write,
     read=read,
 )

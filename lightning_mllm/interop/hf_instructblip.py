@@ -14,9 +14,6 @@ from lightning_mllm.interop.keys.eva import BLIP2_VISION_KEYS
 from lightning_mllm.interop.keys.qformer import INSTRUCTBLIP_QFORMER_KEYS, with_last_text
 from lightning_mllm.weights.keymap import KeyMap, Rule
 
-READER = "qformer_tokenizer"
-"""Where a folder has the Q-Former's tokenizer."""
-
 
 def _last(config: Mapping[str, Any], fields: Mapping[str, str]) -> bool:
     """Whether block `n` of a folder's Q-Former is the last, whose text comes to nothing."""
@@ -40,28 +37,27 @@ KEYS = (
 
 
 def write(net: TrainedNet) -> HfFolder:
-    """An InstructBLIP as a folder; ValueError as `question_folder`, and for a Q-Former that reads no instruction."""
-    if net.processor.query_text is None:
-        raise ValueError("instructed: found false, expected a Q-Former that reads the instruction, as transformers'")
+    """A BLIP-2 whose Q-Former reads the instruction as a folder; ValueError as `question_folder`."""
+    assert net.processor.query_text is not None
     layers = len(ImageEncoder.of(net).qformer.layers)
     return question_folder(
         net,
         FORMAT.hf_class,
         rename=lambda tensors: KEYS.to_theirs(with_last_text(tensors, layers)),
-        reader=net.processor.query_text.tokenizer,
+        reader=net.processor.query_text,
     )
 
 
 def read(folder: Path, chat: str | None) -> dict[str, object]:
     """As `read_questions`."""
-    config = InstructBlipConfig.from_pretrained(folder)
-    return {**read_questions(folder, config, chat, reads=True), "reader": str(folder / READER)}
+    return read_questions(folder, InstructBlipConfig.from_pretrained(folder), chat, reads=True)
 
 
 FORMAT = Format(
-    architecture="lightning_mllm.architectures.instructblip.InstructBlip",
+    architecture="lightning_mllm.architectures.blip2.Blip2",
     keys=KEYS,
     hf_class="InstructBlipForConditionalGeneration",
+    holds=lambda processor: processor.query_text is not None,
     write=write,
     read=read,
 )

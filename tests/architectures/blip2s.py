@@ -20,6 +20,7 @@ from lightning_mllm.export.export import hf_folder
 from lightning_mllm.export.importing import import_folder
 from lightning_mllm.language.causal import TINY_LLAMA, CausalLM
 from lightning_mllm.language.seq2seq import TINY_T5, Seq2SeqLM
+from lightning_mllm.processing.limits import TextLimits
 from lightning_mllm.vision.eva import EvaTower
 from tests.architectures.samples import SIDE
 from tests.interop.tables import folder_format
@@ -48,6 +49,9 @@ OPT = CausalLM(
 )
 TIED_T5 = Seq2SeqLM(config={**(TINY_T5.config or {}), "tie_word_embeddings": True})
 LANGUAGES: dict[str, Any] = {"opt": OPT, "llama": TINY_LLAMA, "t5": TIED_T5, "flan-t5": TINY_T5}
+
+INSTRUCTED: dict[str, Any] = {"reader": "", "chat": "instructblip", "text_limits": TextLimits(prompt=128, answer=255)}
+"""Settings of a `tiny()` that is an InstructBLIP: its Q-Former reads the instruction, in bytes."""
 
 
 def eva(language: str = "", **settings: Any) -> dict[str, Any]:

@@ -175,8 +175,7 @@ def test_a_file_in_the_names_of_lavis_is_a_source(tmp_path: Path, language: str)
     ours = built(Blip2, **eva(language))
     bridge = {n: t for n, t in ours.state_dict().items() if n.split(".")[0] in EXPECTED["generative"]}
     state = dict(keys(ours, "lavis").to_theirs(bridge.items()))
-    if language == "flan-t5":
-        state = {name.replace("opt_", "t5_"): tensor for name, tensor in state.items()}
+    state = {name.replace("llm_", "t5_" if language == "flan-t5" else "opt_"): each for name, each in state.items()}
     state |= {"temp": torch.tensor(0.07), "itm_head.bias": torch.zeros(2)}
     state |= {"Qformer.bert.embeddings.word_embeddings.weight": torch.zeros(30523, 32)}
     state |= {"Qformer.bert.encoder.layer.0.intermediate.dense.bias": torch.zeros(48)}

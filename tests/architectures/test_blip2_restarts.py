@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_mllm.architectures.blip2 import Blip2
 from lightning_mllm.architectures.blip2_representation import TINY, Blip2Representation
-from lightning_mllm.architectures.instructblip import InstructBlip
+from tests.architectures.blip2s import INSTRUCTED
 from tests.training.data import ToyData
 from tests.training.runs import fit, losses, settings, weights
 from tests.training.test_restarts import stopped
@@ -19,7 +20,7 @@ from tests.training.test_restarts import stopped
 DROPPING = replace(TINY["qformer"], dropout=0.3)
 STAGES: dict[str, Callable[..., Any]] = {
     "representation": lambda stage: Blip2Representation.tiny(stage=stage, qformer=DROPPING),
-    "instruct": lambda stage: InstructBlip.tiny(stage=stage, qformer=DROPPING),
+    "instruct": lambda stage: Blip2.tiny(**INSTRUCTED, stage=stage, qformer=DROPPING),
 }
 STEPS = 5
 """Three to an epoch."""

@@ -11,17 +11,16 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from lightning_mllm.architectures.instructblip import InstructBlip
+from lightning_mllm.architectures.blip2 import Blip2
 from lightning_mllm.connectors.qformer_connector import QFormerConnector
 from lightning_mllm.contracts import Batch, Sample, TokenKind, Turn
 from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.lm_loss import target_logits
 from lightning_mllm.nets.blip2 import texts_of_images
-from lightning_mllm.processing.limits import TextLimits
 from lightning_mllm.training.initialise import build_empty
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.eva import EvaTower
-from tests.architectures.blip2s import CLOSE, LANGUAGES, built, collated, eva, same_gradients, their_inputs
+from tests.architectures.blip2s import CLOSE, INSTRUCTED, LANGUAGES, built, collated, eva, same_gradients, their_inputs
 from tests.architectures.blip2s import theirs as their_own
 from tests.architectures.samples import ONE, OTHER, TEXT, TWO, gradients
 from tests.interop.tables import keys
@@ -31,7 +30,7 @@ PAIRS = ("llama", "flan-t5")
 
 @pytest.fixture(scope="module", params=PAIRS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    ours = built(InstructBlip, **eva(request.param))
+    ours = built(Blip2, **INSTRUCTED | eva(request.param))
     return ours, their_own(ours, tmp_path_factory.mktemp("theirs"))
 
 
@@ -108,7 +107,8 @@ def asked(question: str, like: Sample = ONE) -> Sample:
 @pytest.mark.parametrize("reads", [True, False])
 def test_the_instruction_changes_what_the_queries_fetch(reads: bool) -> None:
     """The paper's ablation (sec. 3.2): without it, the queries fetch the same whatever is asked."""
-    module = built(InstructBlip, instructed=reads)
+    settings: dict[str, Any] = INSTRUCTED if reads else {**INSTRUCTED, "reader": None}
+    module = built(Blip2, **settings)
     batches = (collated(module, asked(text)) for text in ("What is it?", "Which colour?"))
     one, other = (module.net.encode_images(batch)[TokenKind.IMAGE] for batch in batches)
     assert torch.equal(one, other) != reads
@@ -117,7 +117,7 @@ def test_the_instruction_changes_what_the_queries_fetch(reads: bool) -> None:
 
 
 def test_each_image_is_seen_under_its_own_rows_instruction() -> None:
-    module = built(InstructBlip)
+    module = built(Blip2, **INSTRUCTED)
     batch = collated(module, TWO, ONE)
     together = module.net.encode_images(batch)
     first, second = (replace(TWO, images=(image,), turns=asked("Are the two alike?").turns) for image in TWO.images)
@@ -129,7 +129,7 @@ def test_each_image_is_seen_under_its_own_rows_instruction() -> None:
 
 def test_every_row_begins_with_the_end_token() -> None:
     """Released code: begin, end and unknown token of Vicuna are all `</s>`."""
-    module = built(InstructBlip)
+    module = built(Blip2, **INSTRUCTED)
     batch = collated(module, ONE)
     queries, end = module.processor.vectors_per_image, module.processor.tokenizer.eos_token_id
     assert (batch.kinds[0, :queries] == TokenKind.IMAGE).all()
@@ -139,7 +139,7 @@ def test_every_row_begins_with_the_end_token() -> None:
 @pytest.mark.parametrize("language", PAIRS)
 @pytest.mark.parametrize("name", ["align", "instruct"])
 def test_a_stage_trains_what_is_published_and_nothing_else(name: str, language: str) -> None:
-    module = InstructBlip.tiny(**eva(language, stage=StageSettings(name=name)))
+    module = Blip2.tiny(**INSTRUCTED | eva(language, stage=StageSettings(name=name)))
     module.configure_model()
     trained = {n for n, p in module.net.named_parameters() if p.requires_grad}
     assert {n.split(".")[0] for n in trained} == {"ln_vision", "qformer", "projection"}
@@ -156,7 +156,7 @@ def test_published_sizes() -> None:
         LANGUAGES["llama"],
         config={**LANGUAGES["llama"].config, "hidden_size": 4096, "num_attention_heads": 32, "vocab_size": 32001},
     )
-    module = InstructBlip(vision=EvaTower(weights=None), qformer=QFormerConnector(), language=vicuna, reader="")
+    module = Blip2(vision=EvaTower(weights=None), qformer=QFormerConnector(), language=vicuna, reader="")
     counts = {
         n: sum(p.numel() for p in build_empty(module.components[n]).parameters()) for n in ("ln_vision", "projection")
     }
@@ -167,7 +167,7 @@ def test_published_sizes() -> None:
 
 
 def test_a_file_in_the_names_of_lavis_is_a_source(tmp_path: Path) -> None:
-    ours = built(InstructBlip, **eva("llama"))
+    ours = built(Blip2, **INSTRUCTED | eva("llama"))
     bridge = {n: t for n, t in ours.state_dict().items() if n.split(".")[0] in ("ln_vision", "qformer", "projection")}
     state = dict(keys(ours, "lavis").to_theirs(bridge.items()))
     for part in ("intermediate.dense.bias", "output.dense.bias"):
@@ -175,14 +175,7 @@ def test_a_file_in_the_names_of_lavis_is_a_source(tmp_path: Path) -> None:
     assert {"llm_proj.weight", "Qformer.bert.embeddings.word_embeddings.weight"} <= set(state)
     torch.save({"model": state}, tmp_path / "instruct_blip.pth")
     stage = StageSettings(name="instruct", init_from={str(tmp_path / "instruct_blip.pth"): 1.0})
-    again = InstructBlip.tiny(**eva("llama", stage=stage))
+    again = Blip2.tiny(**INSTRUCTED | eva("llama", stage=stage))
     again.configure_model()
     assert {n for n, source in again.provenance.items() if source == "stage.init_from"} == set(bridge)
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in bridge.items())
-
-
-@pytest.mark.parametrize(("language", "answer"), [("llama", 255), ("t5", 256)])
-def test_an_answer_is_cut_where_the_released_code_cuts_it(language: str, answer: int) -> None:
-    """blip2_vicuna_instruct.py counts a begin token that it takes off again, blip2_t5_instruct.py has none."""
-    limits = InstructBlip.tiny(**eva(language)).processor.text_limits
-    assert limits == TextLimits(prompt=128, answer=answer, cut="left")

@@ -9,22 +9,23 @@ from typing import Any
 import pytest
 
 from lightning_mllm.architectures.blip2 import Blip2
-from lightning_mllm.architectures.instructblip import InstructBlip
 from lightning_mllm.contracts import Sample, Turn
 from lightning_mllm.export.export import hf_folder
 from lightning_mllm.export.importing import import_folder
-from tests.architectures.blip2s import eva
+from tests.architectures.blip2s import INSTRUCTED, eva
 
 NAMES = {
     "llava": "LLaVA",
     "sphinx": "Sphinx",
     "cogvlm": "CogVLM",
-    "instructblip": "InstructBlip",
     "blip2": "Blip2",
+    "instructblip": "Blip2",
 }
 
 
 def tiny(name: str, **settings: Any) -> Any:
+    if name == "instructblip":
+        return Blip2.tiny(**INSTRUCTED, **settings)
     module = importlib.import_module(f"lightning_mllm.architectures.{name}")
     return getattr(module, NAMES[name]).tiny(**settings)
 
@@ -52,7 +53,7 @@ def folders() -> dict[str, Any]:
         "llava": lambda: tiny("llava", special_in_turns=True),
         "cogvlm": lambda: tiny("cogvlm", special_in_turns=True),
         "blip2": lambda: Blip2.tiny(**eva_vision),
-        "instructblip": lambda: InstructBlip.tiny(**eva_vision),
+        "instructblip": lambda: Blip2.tiny(**INSTRUCTED | eva_vision),
     }
 
 

@@ -13,12 +13,11 @@ from torch import Tensor
 import lightning_mllm.nets.blip2_representation as stage_one
 from lightning_mllm.architectures.blip2 import Blip2
 from lightning_mllm.architectures.blip2_representation import Blip2Representation
-from lightning_mllm.architectures.instructblip import InstructBlip
 from lightning_mllm.contracts import Batch
 from lightning_mllm.language.seq2seq import TINY_T5
 from lightning_mllm.training.parallelize import ParallelPlan
 from lightning_mllm.training.stage import StageSettings
-from tests.architectures.blip2s import OPT, built, collated
+from tests.architectures.blip2s import INSTRUCTED, OPT, built, collated
 from tests.architectures.test_blip2_representation import SHARED
 from tests.distributed.ranks import on_two_ranks
 from tests.distributed.stages import BUSY, Alone, same_as_alone
@@ -94,8 +93,11 @@ def test_negatives_of_its_own_rank_are_those_of_each_half_alone(monkeypatch: pyt
 CASES: dict[str, dict[str, Any]] = {
     "blip2, opt": {"build": lambda stage: Blip2.tiny(language=OPT, stage=stage)},
     "blip2, flan-t5": {"build": lambda stage: Blip2.tiny(language=TINY_T5, chat="blip2_t5", stage=stage)},
-    "instructblip": {"build": lambda stage: InstructBlip.tiny(stage=stage)},
-    "instructblip, one text-only rank": {"build": lambda stage: InstructBlip.tiny(stage=stage), "half_text": True},
+    "instructblip": {"build": lambda stage: Blip2.tiny(**INSTRUCTED, stage=stage)},
+    "instructblip, one text-only rank": {
+        "build": lambda stage: Blip2.tiny(**INSTRUCTED, stage=stage),
+        "half_text": True,
+    },
     "blip2, one text-only rank": {"build": lambda stage: Blip2.tiny(language=OPT, stage=stage), "half_text": True},
 }
 

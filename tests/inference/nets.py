@@ -7,19 +7,18 @@ from typing import Any
 
 from lightning_mllm.architectures.blip2 import Blip2
 from lightning_mllm.architectures.cogvlm import CogVLM
-from lightning_mllm.architectures.instructblip import InstructBlip
 from lightning_mllm.architectures.llava import LLaVA
 from lightning_mllm.architectures.sphinx import Sphinx
 from lightning_mllm.inference import Model
 from lightning_mllm.language.generation import Decoding
-from tests.architectures.blip2s import built, eva
+from tests.architectures.blip2s import INSTRUCTED, built, eva
 from tests.architectures.sphinxes import FIVE
 
 NETS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "llava": (LLaVA, {}),
     "blip2_opt": (Blip2, eva("opt")),
     "blip2_t5": (Blip2, eva("t5")),
-    "instructblip": (InstructBlip, eva("llama")),
+    "instructblip": (Blip2, INSTRUCTED | eva("llama")),
     "sphinx": (Sphinx, {**FIVE, "max_length": 400}),
     "cogvlm": (CogVLM, {}),
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_mllm.interop.format import Format, formats_of, key_maps
+from lightning_mllm.interop import format as formats
+from lightning_mllm.interop.format import Format, key_maps
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.weights.keymap import KeyMap
 
@@ -14,4 +15,6 @@ def keys(net: MultimodalModule, name: str) -> KeyMap:
 
 def folder_format(net: MultimodalModule) -> Format:
     """That of its folders."""
-    return next(each for _, each in formats_of(type(net)) if each.hf_class)
+    found = formats.folder_format(type(net), net.processor)
+    assert found is not None
+    return found

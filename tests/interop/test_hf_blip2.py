@@ -16,7 +16,6 @@ from transformers import AutoProcessor, Blip2ForImageTextRetrieval
 
 from lightning_mllm.architectures.blip2 import TINY, Blip2
 from lightning_mllm.architectures.blip2_representation import Blip2Representation
-from lightning_mllm.architectures.instructblip import InstructBlip
 from lightning_mllm.commands import ask
 from lightning_mllm.commands import export as export_command
 from lightning_mllm.connectors.norm import LayerNormConnector
@@ -30,7 +29,7 @@ from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.limits import TextLimits
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.weights.files import BESIDE
-from tests.architectures.blip2s import EVA, LANGUAGES, NORM, OPT, built, compared, eva, exported, same_state
+from tests.architectures.blip2s import EVA, INSTRUCTED, LANGUAGES, NORM, OPT, built, compared, eva, exported, same_state
 from tests.interop.tables import folder_format
 from tests.training.runs import fit, settings
 
@@ -44,8 +43,8 @@ NETS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "blip2, llama": (Blip2, eva("llama")),
     "blip2, t5": (Blip2, eva("t5")),
     "blip2, flan-t5": (Blip2, eva("flan-t5")),
-    "instructblip, llama": (InstructBlip, eva("llama", decoding={"answer": Decoding(max_new_tokens=5)})),
-    "instructblip, flan-t5": (InstructBlip, eva("flan-t5")),
+    "instructblip, llama": (Blip2, INSTRUCTED | eva("llama", decoding={"answer": Decoding(max_new_tokens=5)})),
+    "instructblip, flan-t5": (Blip2, INSTRUCTED | eva("flan-t5", reader_length=100)),
     "representation": (Blip2Representation, eva(max_length=48, retrieval_length=50)),
 }
 
@@ -82,6 +81,7 @@ def test_transformers_says_what_we_say_and_the_folder_comes_back_exactly(tmp_pat
         for part in what.split("."):
             one, two = getattr(one, part), getattr(two, part)
         assert one == two, what
+    assert getattr(own.query_text, "max_length", 0) == getattr(other.query_text, "max_length", 0)
     assert getattr(back, "search", own).max_length == getattr(module, "search", own).max_length
     assert back.decoding == module.decoding and back.net.ln_vision.eps == module.net.ln_vision.eps
     # And once more from the net that came back.
@@ -255,6 +255,9 @@ def test_a_folder_that_transformers_wrote_itself_is_read(tmp_path: Path, name: s
     back.configure_model()
     assert same_state(module, back.eval())
     assert isinstance(model, Blip2ForImageTextRetrieval) == (name == "representation")
+    if name.startswith("instructblip"):
+        # Released blip2_t5_instruct.py.
+        assert back.processor.text_limits == TextLimits(prompt=128, answer=256, cut="left")
 
 
 def test_what_transformers_has_no_place_for_is_refused() -> None:
@@ -262,15 +265,19 @@ def test_what_transformers_has_no_place_for_is_refused() -> None:
         hf_folder(built(Blip2))
     with pytest.raises(ValueError, match="chat: found the template 'vicuna_v1', expected one that puts an image"):
         hf_folder(net("blip2, llama", chat="vicuna_v1"))
-    with pytest.raises(ValueError, match="reader: found a Q-Former that reads the question"):
-        hf_folder(net("blip2, llama", reader="package:backbones/llama", qformer=replace(TINY["qformer"], vocab=1024)))
     narrow = replace(OPT, config={**(OPT.config or {}), "word_embed_proj_dim": 16})
     with pytest.raises(ValueError, match=r"language\.word_embed_proj_dim: found 16, expected 32"):
         hf_folder(net("blip2, opt", language=narrow))
     with pytest.raises(ValueError, match=r"image\.views: found 5, expected 1, all that transformers' BLIP-2 knows"):
         hf_folder(net("blip2, llama", image=ImagePolicy(size=16, fit="squash", views=5)))
-    with pytest.raises(ValueError, match="instructed: found false"):
-        hf_folder(net("instructblip, llama", instructed=False))
+
+
+@pytest.mark.parametrize(("reader", "kind"), [(None, "Blip2"), ("", "InstructBlip")])
+def test_the_class_of_a_folder_is_the_one_that_reads_as_the_net_does(reader: str | None, kind: str) -> None:
+    """A Q-Former fine-tuned on questions of VQA reads them, and so has no place in transformers' BLIP-2."""
+    for language in ("opt", "llama"):
+        module = built(Blip2, **eva(language, reader=reader))
+        assert hf_folder(module).config.architectures == [f"{kind}ForConditionalGeneration"]
 
 
 def test_another_epsilon_is_noted_and_held_to_the_same_tolerance(tmp_path: Path) -> None:
@@ -323,15 +330,17 @@ def test_a_trained_run_is_exported_and_asked(
     # In this process: a fresh one costs many seconds.
     monkeypatch.setattr(export, "verify", check)
     run, stage = tmp_path / "runs/tiny/instruct", settings("instruct", lr=1e-3)
-    fit(run, stage=stage, data={"steps": 2}, build=lambda given: InstructBlip.tiny(**eva("llama"), stage=given))
+    fit(run, stage=stage, data={"steps": 2}, build=lambda given: Blip2.tiny(**INSTRUCTED | eva("llama"), stage=given))
     model = {
-        "class_path": f"{InstructBlip.__module__}.InstructBlip",
+        "class_path": f"{Blip2.__module__}.Blip2",
         "init_args": {
             "vision": settings_of(EVA),
             "qformer": asdict(TINY["qformer"]),
             "language": settings_of(LANGUAGES["llama"]),
             "ln_vision": asdict(NORM),
             "reader": "",
+            "chat": "instructblip",
+            "text_limits": asdict(INSTRUCTED["text_limits"]),
         },
     }
     config = {"model": model, "stage": {"name": "instruct", "init_from": {}}, "runs": str(tmp_path / "runs")}

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lightning_mllm.architectures.blip2 import Blip2
-from lightning_mllm.architectures.instructblip import InstructBlip
 from lightning_mllm.architectures.llava import LLaVA
 from lightning_mllm.contracts import IGNORE, ParamGroup, TokenKind
 from lightning_mllm.language.causal import TINY_LLAMA
@@ -23,7 +22,7 @@ from lightning_mllm.language.seq2seq import TINY_T5
 from lightning_mllm.language.visual_expert_lm import VisualExpertLM
 from lightning_mllm.processing.shared_positions import shared_positions
 from lightning_mllm.training.stage import StageSettings
-from tests.architectures.blip2s import CLOSE, OPT, built, collated
+from tests.architectures.blip2s import CLOSE, INSTRUCTED, OPT, built, collated
 from tests.architectures.samples import ONE, OTHER, TEXT, TWO, gradients
 
 
@@ -40,8 +39,8 @@ T5: dict[str, Any] = {"language": TINY_T5, "chat": "blip2_t5"}
 NETS: dict[str, Callable[..., Any]] = {
     "blip2, opt": lambda **more: built(Blip2, language=OPT, **more),
     "blip2, flan-t5": lambda **more: built(Blip2, **T5, **more),
-    "instructblip, llama": lambda **more: built(InstructBlip, **more),
-    "instructblip, flan-t5": lambda **more: built(InstructBlip, **T5, **more),
+    "instructblip, llama": lambda **more: built(Blip2, **INSTRUCTED, **more),
+    "instructblip, flan-t5": lambda **more: built(Blip2, **INSTRUCTED | T5, **more),
     "visual expert": lambda **more: built(Expert, language=EXPERT, **more),
 }
 STAGES = {

@@ -21,14 +21,13 @@ from torch.utils._pytree import tree_leaves
 from lightning_mllm.architectures.blip2 import Blip2
 from lightning_mllm.architectures.blip2_representation import Blip2Representation
 from lightning_mllm.architectures.cogvlm import CogVLM
-from lightning_mllm.architectures.instructblip import InstructBlip
 from lightning_mllm.architectures.llava import LLaVA
 from lightning_mllm.architectures.sphinx import Sphinx
 from lightning_mllm.contracts import Batch, Sample, Turn
 from lightning_mllm.language.seq2seq import TINY_T5
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
-from tests.architectures.blip2s import OPT
+from tests.architectures.blip2s import INSTRUCTED, OPT
 from tests.architectures.samples import ONE, OTHER, TEXT, TWO, batch_of, packed
 
 aten = torch.ops.aten
@@ -82,8 +81,8 @@ NETS: dict[str, tuple[Callable[..., MultimodalModule], str, dict[str, Any], list
     ),
     "blip2, opt": (Blip2.tiny, "generative", {"language": OPT}, QUESTIONS),
     "blip2, t5": (Blip2.tiny, "generative", T5, QUESTIONS),
-    "instructblip, llama": (InstructBlip.tiny, "instruct", {}, QUESTIONS),
-    "instructblip, t5": (InstructBlip.tiny, "instruct", T5, QUESTIONS),
+    "instructblip, llama": (Blip2.tiny, "instruct", INSTRUCTED, QUESTIONS),
+    "instructblip, t5": (Blip2.tiny, "instruct", INSTRUCTED | T5, QUESTIONS),
     "sphinx": (Sphinx.tiny, "pretrain", {}, QUESTIONS),
     "cogvlm": (CogVLM.tiny, "chat", {}, QUESTIONS),
 }

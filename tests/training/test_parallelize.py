@@ -17,14 +17,13 @@ from torch.utils._pytree import tree_leaves
 from lightning_mllm.architectures.blip2 import Blip2
 from lightning_mllm.architectures.blip2_representation import Blip2Representation
 from lightning_mllm.architectures.cogvlm import CogVLM
-from lightning_mllm.architectures.instructblip import InstructBlip
 from lightning_mllm.architectures.llava import LLaVA
 from lightning_mllm.architectures.sphinx import Sphinx
 from lightning_mllm.language.lora import Lora
 from lightning_mllm.language.seq2seq import TINY_T5
 from lightning_mllm.training import parallelize as plans
 from lightning_mllm.training.parallelize import ParallelPlan, check_precision
-from tests.architectures.blip2s import OPT
+from tests.architectures.blip2s import INSTRUCTED, OPT
 from tests.architectures.samples import ONE, OTHER, TEXT, TWO, batch_of
 from tests.architectures.sphinxes import POOLED
 from tests.training.runs import fit, losses, settings, weights
@@ -37,7 +36,7 @@ STAGES: dict[str, Callable[[], Any]] = {
     "cogvlm, chat": lambda: CogVLM.tiny(stage=settings("chat")),
     "blip2 of opt, generative": lambda: Blip2.tiny(stage=settings("generative"), language=OPT),
     "blip2 of t5, caption": lambda: Blip2.tiny(stage=settings("caption"), language=TINY_T5, chat="blip2_t5"),
-    "instructblip": lambda: InstructBlip.tiny(stage=settings("instruct")),
+    "instructblip": lambda: Blip2.tiny(**INSTRUCTED, stage=settings("instruct")),
     "blip2, representation": lambda: Blip2Representation.tiny(stage=settings("representation")),
 }
 FULL = ParallelPlan(language_checkpointing="full", vision_checkpointing="full")
