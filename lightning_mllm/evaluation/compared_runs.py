@@ -24,6 +24,7 @@ from lightning_mllm.weights.lineage import RECORD, WEIGHTS, starts_from
 
 SEED = re.compile(r"seed-\d+")
 """How the folder of one seed is called."""
+SEED_SETTING = "seed_everything"
 ELSEWHERE = ("run_dir", "runs", "ckpt_path", "weights_only", "checkpoint_every", "trainer.default_root_dir")
 """Settings that say where a run is kept, and change nothing of it."""
 

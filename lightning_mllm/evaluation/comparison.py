@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Literal
 
 from lightning_mllm.evaluation.bootstrap import Interval
-from lightning_mllm.evaluation.compared_runs import Side, differing
+from lightning_mllm.evaluation.compared_runs import SEED_SETTING, Side, differing
 from lightning_mllm.evaluation.matched import Contrast, Matched
 from lightning_mllm.evaluation.paired import (
     DRAWS,
@@ -50,6 +50,8 @@ class Difference:
     difference: Interval
     unpaired: Interval
     """What its interval would be if the sides had been tested on different pictures."""
+    pictures: Interval | None
+    """Its interval for these seeds, over pictures alone; None where no seeds widen it."""
     p: float
     p_holm: float | None
     """Adjusted for the number of tests; None where it is none of them."""
@@ -83,6 +85,8 @@ class Difference:
         d = self.info.digits
         found = self.difference
         told = f"the difference {found.value:.{d}f} [{found.low:.{d}f}, {found.high:.{d}f}]"
+        if self.pictures is not None:
+            told += f" over pictures and seeds ([{self.pictures.low:.{d}f}, {self.pictures.high:.{d}f}] over pictures)"
         if not self.detectable:
             return f"{self.verdict or 'no test'}: the scores never differ, so that no power can be stated"
         if not self.verdict:
@@ -173,6 +177,7 @@ class _Found:
             part=known[1],
             difference=self.paired.interval(),
             unpaired=self.paired.unpaired_interval(),
+            pictures=self.paired.pictures_interval(),
             p=self.paired.p,
             p_holm=p_holm,
             tests=tests,
@@ -201,7 +206,7 @@ def compare(sides: Sequence[Side], *, draws: int = DRAWS) -> Comparison:
             for side, alone in zip((first, other), matched.alone, strict=True):
                 if alone:
                     notes.append(f"{name}: {alone:,} samples that {side.name} alone answered are left out.")
-            found.append(_differences(first, other, matched, draws))
+            found.append(_differences(first, other, matched, draws, _one_recipe(first, other)))
             contrasts.append(_contrasts(first, other, matched))
     every = list(chain.from_iterable(scores for scores, _ in found))
     headlines = [each for each in every if (known := find_score(each.score)) is not None and known[0].headline]
@@ -232,7 +237,9 @@ def _common_sets(first: Side, other: Side, notes: list[str]) -> list[str]:
     return common
 
 
-def _differences(first: Side, other: Side, matched: Matched, draws: int) -> tuple[list[_Found], list[_Found]]:
+def _differences(
+    first: Side, other: Side, matched: Matched, draws: int, one_recipe: bool
+) -> tuple[list[_Found], list[_Found]]:
     """Of all scores, and of the headline score of each kind."""
     kinds = matched.kinds()
     sides = [[matched.scores(run) for run in side] for side in (matched.first, matched.other)]
@@ -241,7 +248,7 @@ def _differences(first: Side, other: Side, matched: Matched, draws: int) -> tupl
             [together([whole, matched.scores_of_kinds(run, kinds)]) for whole, run in zip(wholes, side, strict=True)]
             for wholes, side in zip(sides, (matched.first, matched.other), strict=True)
         ]
-    every = paired(sides[0], sides[1], matched.clusters, samples=draws)
+    every = paired(sides[0], sides[1], matched.clusters, one_recipe=one_recipe, samples=draws)
     exact = [values_of(side, matched.clusters).mean(0) for side in sides]
     suffix = f"_{matched.first[0].part}" if matched.first[0].part else ""
     names = matched.score_names()
@@ -324,15 +331,24 @@ def _settings(first: Side, other: Side) -> list[Setting]:
     ]
 
 
+def _one_recipe(first: Side, other: Side) -> bool:
+    """Whether the two differ in their seed, and in nothing else."""
+    known = all(settings for run in (*first.runs, *other.runs) for settings in run.settings.values())
+    return known and {each.key for each in _settings(first, other)} == {SEED_SETTING}
+
+
 def _about_seeds(sides: Sequence[Side]) -> list[str]:
+    notes = [
+        f"{sides[0].name} and {other.name} are seeds of one recipe: what they differ in counts as what seeds make."
+        for other in sides[1:]
+        if _one_recipe(sides[0], other)
+    ]
     single = [side.name for side in sides if len(side.runs) == 1]
-    if len(sides) < 2:
-        return []
-    if len(single) == len(sides):
-        return [
+    if len(sides) > 1 and len(single) == len(sides) and len(notes) < len(sides) - 1:
+        notes.append(
             "Each side is one trained net: intervals say how far other pictures would change a difference, not how far"
             " other seeds would; mllm run --seeds trains several."
-        ]
-    if single:
-        return [f"{', '.join(single)}: one seed, taken to vary from seed to seed as the others do."]
-    return []
+        )
+    elif len(sides) > 1 and single and not notes:
+        notes.append(f"{', '.join(single)}: one seed, taken to vary from seed to seed as the others do.")
+    return notes

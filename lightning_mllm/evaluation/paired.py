@@ -9,7 +9,9 @@ all runs, and every score is computed anew on them, scores of a corpus too:
 The second term is drawn from Student's t, as in his test of two means: s * sqrt(1/S + 1/R) * t of S + R - 2 degrees of
 freedom, where the standard deviation s between seeds is taken to be that of both sides. It widens intervals as few
 seeds deserve; drawing seeds with replacement would make them too narrow (of two seeds by sqrt(2)). Of two sides of one
-seed each there is no such term: the interval is about these trained nets, and says nothing of other seeds.
+seed each there is no such term: the interval is about these trained nets, and says nothing of other seeds. But where
+both sides are seeds of one recipe, s is that around the mean of all of them, with S + R - 1 degrees of freedom: what
+two seeds differ in is what seeds make.
 
 Legend: B draws, C clusters, K scores, S and R runs of the two sides.
 """
@@ -40,6 +42,8 @@ class Paired:
     """The difference on each drawn set; NaN where it holds no sample."""
     unpaired: Float[np.ndarray, " B"]
     """The same where each side had drawn pictures of its own."""
+    seeds: Float[np.ndarray, " B"]
+    """What of it other seeds add."""
 
     def interval(self, level: float = LEVEL) -> Interval:
         """Percentiles of the draws."""
@@ -48,6 +52,10 @@ class Paired:
     def unpaired_interval(self, level: float = LEVEL) -> Interval:
         """What the interval would be if the sides were not compared on the same pictures."""
         return self._interval(self.unpaired, level)
+
+    def pictures_interval(self, level: float = LEVEL) -> Interval | None:
+        """The interval for these seeds, over pictures alone; None where it is the same."""
+        return self._interval(self.drawn - self.seeds, level) if self.seeds.any() else None
 
     def _interval(self, drawn: Float[np.ndarray, " B"], level: float) -> Interval:
         low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
@@ -72,6 +80,7 @@ def paired(
     other: Sequence[Values],
     clusters: int,
     *,
+    one_recipe: bool = False,
     samples: int = DRAWS,
     seed: int = 0,
 ) -> list[Paired]:
@@ -81,6 +90,7 @@ def paired(
         first: of each run of one side, from how often each cluster was drawn, f64[B, C], to its scores, f64[B, K].
         other: those of the other side, the same scores in the same order, on the same clusters.
         clusters: C.
+        one_recipe: whether all runs of both sides are seeds of one recipe.
         samples: B, at least 2.
         seed: of the draws; same seed, same result.
     """
@@ -89,21 +99,29 @@ def paired(
         blocks.append(np.stack([np.mean([run(counts) for run in side], axis=0) for side in (first, other)]))
     drawn = np.concatenate(blocks, axis=1)
     exact = [values_of(side, clusters) for side in (first, other)]
-    seeds = _other_seeds(exact[0], exact[1], samples, np.random.default_rng([seed, 1]))
+    seeds = _other_seeds(exact[0], exact[1], one_recipe, samples, np.random.default_rng([seed, 1]))
     value = exact[0].mean(0) - exact[1].mean(0)
     same = drawn[0] - drawn[1] + seeds
     own = drawn[0] - np.roll(drawn[1], 1, axis=0) + seeds
-    return [Paired(value=float(value[k]), drawn=same[:, k], unpaired=own[:, k]) for k in range(len(value))]
+    return [
+        Paired(value=float(value[k]), drawn=same[:, k], unpaired=own[:, k], seeds=seeds[:, k])
+        for k in range(len(value))
+    ]
 
 
 def _other_seeds(
-    first: Float[np.ndarray, "S K"], other: Float[np.ndarray, "R K"], samples: int, random: np.random.Generator
+    first: Float[np.ndarray, "S K"],
+    other: Float[np.ndarray, "R K"],
+    one_recipe: bool,
+    samples: int,
+    random: np.random.Generator,
 ) -> Float[np.ndarray, "B K"]:
-    """What other seeds would add to the difference; 0 where no side has several."""
-    freedom = len(first) + len(other) - 2
+    """What other seeds would add to the difference; 0 where nothing tells how far seeds spread."""
+    groups = [np.concatenate([first, other])] if one_recipe else [first, other]
+    freedom = len(first) + len(other) - len(groups)
     if not freedom:
         return np.zeros((samples, first.shape[1]))
-    squares = ((first - first.mean(0)) ** 2).sum(0) + ((other - other.mean(0)) ** 2).sum(0)
+    squares = np.sum([((group - group.mean(0)) ** 2).sum(0) for group in groups], axis=0)
     error = np.sqrt(squares / freedom * (1 / len(first) + 1 / len(other)))
     return error * random.standard_t(freedom, size=(samples, 1))
 
