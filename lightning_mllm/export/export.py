@@ -1,8 +1,10 @@
-"""`mllm export RUN --to DIR`: a trained run as a folder of transformers, given out only if transformers agrees.
+"""`mllm export RUN --to DIR`: a trained run as a folder that others load, given out only if it answers as the run does.
 
-module --Format.write--> files in a folder beside DIR --> a fresh process loads them as anybody would, and compares
+module --layout.write--> files in a folder beside DIR --> a fresh process loads them as anybody would, and compares
                                                           tokens, pixels, logits and greedy answers with ours
 all equal: renamed to DIR                                 any difference: removed, and an error that names it
+
+The layout is that of transformers where a class of it holds the net, else our own (export/own.py).
 """
 
 from __future__ import annotations
@@ -14,58 +16,96 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor
 
-from lightning_mllm.contracts import IMAGE_MARK, Sample, Turn
+from lightning_mllm.export.adapter import AdapterFolder
+from lightning_mllm.export.card import write_card
+from lightning_mllm.export.case import Layout, exact_logits, fitted, write_case
+from lightning_mllm.export.case import drawing as drawing
+from lightning_mllm.export.case import question as question
 from lightning_mllm.export.importing import ImportedPart
-from lightning_mllm.inference import load_apart
+from lightning_mllm.export.own import OwnFolder
+from lightning_mllm.export.record import Origin, write_record
+from lightning_mllm.export.story import Story
+from lightning_mllm.inference import load, load_apart
 from lightning_mllm.interop.format import HfFolder, TrainedNet, folder_format, folder_formats
-from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.lora import fold_lora
-from lightning_mllm.processing.image_in_memory import ImageInMemory
 from lightning_mllm.training.module import MultimodalModule
 
-QUESTIONS = ("What is in the picture?", "Is it red?", "Which of the squares in the picture is the largest one?")
-CAPTIONS = ("a picture of squares", "squares", "squares, one behind the other")
-"""Of unequal lengths: they are compared one by one and as a batch."""
-NEW_TOKENS = 16
-MINUTES = 30
+MINUTES = 60
 """A 13B model is read from disk and run in float32 on the CPU."""
 
+AnyFolder = HfFolder | OwnFolder | AdapterFolder
 
-def export_run(run: Path, to: Path) -> Path:
-    """Writes a run, or one stage of a run, as a folder that transformers loads.
+
+def export_run(
+    run: Path, to: Path, *, dtype: torch.dtype | None = None, adapter_only: bool = False, name: str = ""
+) -> Path:
+    """Writes a run, or one stage of a run, as a folder that transformers, peft or `load` reads, with a model card.
+
+    Warns where the folder is in our own layout, and of what its users must do themselves.
+
+    Args:
+        run: A run, a stage or a folder that `load` reads.
+        to: Where to write; empty or absent.
+        dtype: Of every weight; None leaves each as the run has it.
+        adapter_only: Whether the adapters that the last stage trained are written for peft, without what they adapt.
+        name: What the card calls the folder: its name on the Hub; "" is that of `to`.
 
     Raises:
-        ValueError: `to` is not empty, the run's architecture has no layout in transformers, or transformers does not
+        ValueError: `to` is not empty, the run has no adapters or they cannot be written alone, or the folder does not
             answer as our net does; then nothing is left behind.
         OSError: The disk is full or the folder cannot be written.
     """
     refuse_full(to)
-    return export_module(load_apart(run), to)
+    return export_module(load_apart(run), to, dtype=dtype, adapter_only=adapter_only, origin=Origin.of(run), name=name)
 
 
-def export_module(module: MultimodalModule, to: Path) -> Path:
+def export_module(
+    module: MultimodalModule,
+    to: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    adapter_only: bool = False,
+    origin: Origin | None = None,
+    name: str = "",
+) -> Path:
     """As `export_run`, for a built net, which is left in float32, its adapters folded into what they adapt.
 
-    Warns of what users of the folder must do themselves (`HfFolder.advice`).
+    Args:
+        origin: The run that it is of: with it a card and a record are written, and pictures of its test compared.
+        name: As in `export_run`.
     """
     refuse_full(to)
-    layout = hf_folder(module)
+    layout: AnyFolder = layout_of(module, origin, adapters=not adapter_only)
+    asked = fitted(module, [] if origin is None else origin.examples, whole=isinstance(layout, OwnFolder))
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as beside:
-        folder = Path(beside, to.name)
+        folder, case = Path(beside, to.name), Path(beside, "case")
+        if adapter_only:
+            trained = module.trained if origin is None else origin.record.get("names", ())
+            layout = AdapterFolder.of(module, layout, Path(beside, "base"), trained)
+            exact = None
+        else:
+            exact = None if dtype is None else exact_logits(module, layout, asked)
+            if dtype is not None:
+                _round(module, dtype)
+                layout = layout_of(module, origin)
         layout.write(folder)
-        case = Path(beside, "case")
-        write_case(module, layout, case)
-        verify(folder, case, layout.caveat)
+        write_case(module, layout, case, asked, exact, merged=not adapter_only)
+        story = None if origin is None else Story.of(origin)
+        snippet = None if story is None else write_card(folder, module, layout, story, name or to.name)
+        figures = verify(folder, case, layout, None if snippet is None else snippet.code)
+        if snippet is not None:
+            figures["asked"] = load(folder).answer(folder / snippet.image, snippet.question)
+        if origin is not None and story is not None:
+            write_card(folder, module, layout, story, name or to.name, figures)
+            write_record(folder, origin, layout, figures, dtype=dtype, adapter_only=adapter_only)
         if to.is_dir():
             to.rmdir()
         shutil.move(folder, to)
@@ -74,8 +114,29 @@ def export_module(module: MultimodalModule, to: Path) -> Path:
     return to
 
 
-def hf_folder(module: MultimodalModule) -> HfFolder:
+def layout_of(module: MultimodalModule, origin: Origin | None = None, adapters: bool = True) -> HfFolder | OwnFolder:
+    """The layout of transformers where it holds the net, else our own, for which the net's run must be known.
+
+    Args:
+        adapters: Whether adapters are merged; else they are left out.
+
+    Raises:
+        ValueError: Neither holds it.
+    """
+    try:
+        return hf_folder(module, adapters)
+    except ValueError as error:
+        if origin is None or origin.model is None or not hasattr(module.net, "logits"):
+            raise
+        reason = f"in the layout of lightning-mllm, which `load` and `mllm ask` read: {error}"
+        return OwnFolder(module=module, settings=origin.model, advice=reason)
+
+
+def hf_folder(module: MultimodalModule, adapters: bool = True) -> HfFolder:
     """A built net as a folder of transformers.
+
+    Args:
+        adapters: Whether adapters are merged; else they are left out.
 
     Raises:
         ValueError: Its architecture has no layout in transformers, or the layout cannot hold the net.
@@ -90,7 +151,7 @@ def hf_folder(module: MultimodalModule) -> HfFolder:
             components={name: spec.spec if isinstance(spec, ImportedPart) else spec for name, spec in parts},
             processor=module.processor,
             decoding={task: asdict(how) for task, how in module.decoding.items()},
-            lora_scale=None if module.lora is None else module.lora.scale,
+            lora_scale=None if module.lora is None else module.lora.scale * adapters,
         )
     )
 
@@ -101,109 +162,48 @@ def refuse_full(to: Path) -> None:
         raise ValueError(f"{to}: found files there, expected an empty or absent folder")
 
 
-def write_case(module: MultimodalModule, layout: HfFolder, case: Path) -> None:
-    """What our net does with some images and texts: files for `verify`, which compares transformers with them.
-
-    The net is in float32 afterwards, and its adapters are folded into what they adapt and rounded as in the files; what
-    it says before that is in the case too.
-    """
-    case.mkdir()
-    module, rows = module.eval(), range(len(QUESTIONS))
-    dtypes = {name: tensor.dtype for name, tensor in module.state_dict().items()}
-    module.float()
-    apart = [_said(module, layout, _sample(module, layout, i), logits=True) for i in rows]
+def _round(module: MultimodalModule, dtype: torch.dtype) -> None:
+    """Folds adapters into what they adapt, in float32, and rounds every parameter once."""
     if module.lora is not None:
-        fold_lora(module, module.lora.scale, dtypes)
-    processor, size = module.processor, module.processor.image.size
-    tensors: dict[str, Tensor] = {}
-    for i in rows:
-        sample = _sample(module, layout, i)
-        tensors |= {f"{i}.{name}": tensor for name, tensor in _said(module, layout, sample).items()}
-        tensors[f"{i}.unmerged"] = apart[i]["logits"]
-        tensors[f"{i}.square"] = _pixels(_square(size, i))
-    wide = drawing(2 * size, size)
-    tensors |= {"wide": _pixels(wide), "wide_pixels": processor.image(wide)[0]}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, case / "case.safetensors")
-    facts = {
-        "compared": layout.compared,
-        "texts": CAPTIONS if layout.compared == "pairs" else QUESTIONS if layout.asks else [""] * len(rows),
-        "new_tokens": NEW_TOKENS,
-        "adapted": module.lora is not None,
-        "code": [str(file) for file in layout.code],
-    }
-    (case / "case.json").write_text(json.dumps(facts), encoding="utf-8")
+        fold_lora(module, module.lora.scale, dict.fromkeys(module.state_dict(), dtype))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to(dtype)
 
 
-def _sample(module: MultimodalModule, layout: HfFolder, i: int) -> Sample:
-    image = _square(module.processor.image.size, i)
-    return pair(image, CAPTIONS[i]) if layout.compared == "pairs" else question(image, QUESTIONS[i])
-
-
-def _square(size: int, i: int) -> Image.Image:
-    """Of the tower's own size: no resizing filter is involved, whose rounding differs between backends."""
-    return drawing(size, size).rotate(90 * i)
-
-
-def _pixels(image: Image.Image) -> Tensor:
-    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
-
-
-@torch.inference_mode()
-def _said(module: MultimodalModule, layout: HfFolder, sample: Sample, logits: bool = False) -> dict[str, Tensor]:
-    """What our net reads and says of one sample; with `logits`, only these."""
-    processor, asked = module.processor, layout.compared == "answers"
-    batch = processor.collate([processor.encode(sample, generate=asked)], padding="left")
-    tensors: dict[str, Tensor] = {"tokens": batch.tokens[0], "kinds": batch.kinds[0]}
-    if asked and not logits:
-        tensors["answer"] = torch.tensor(module.generate(batch, Decoding(max_new_tokens=NEW_TOKENS))[0]).long()
-    if asked and processor.seq2seq:
-        batch = processor.with_answers(batch, [CAPTIONS[0]])
-        assert batch.targets is not None
-        tensors["targets"] = batch.targets[0]
-    if batch.query_text is not None:
-        tensors["query_text"] = batch.query_text[0]
-    say: Any = module.net.logits if asked else module.net.pair_logits
-    return {**tensors, "logits": say(batch)[0].float()}
-
-
-def verify(folder: Path, case: Path, caveat: str = "") -> None:
+def verify(folder: Path, case: Path, layout: Layout | None = None, snippet: str | None = None) -> dict[str, Any]:
     """Compares in a fresh process, which imports transformers and nothing of ours but the comparison.
 
     Args:
-        caveat: What is added to a difference, where something is known that may explain it.
+        layout: The folder's; its caveat is added to a difference, where something is known that may explain it.
+        snippet: Code that the folder's card prints, run there too.
+
+    Returns:
+        How close the folder is, and what the snippet printed: see `verify.py`.
 
     Raises:
-        ValueError: transformers cannot load the folder, or does something else with it than our net.
+        ValueError: The folder cannot be loaded, or does something else than our net, or takes too long.
     """
     # Where transformers copies the code of a folder before it runs it; gone with the case.
     modules = str(case.parent / "modules")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "HF_MODULES_CACHE": modules}
-    command = [sys.executable, "-m", "lightning_mllm.export.verify", str(folder), str(case)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60 * MINUTES, check=False)
+    name = "verify_own" if isinstance(layout, OwnFolder) else "verify"
+    command = [sys.executable, "-m", f"lightning_mllm.export.{name}", str(folder), str(case)]
+    if snippet is not None:
+        (case / "snippet.py").write_text(snippet, encoding="utf-8")
+    if isinstance(layout, AdapterFolder):
+        command.append(str(layout.base))
+    settings: Mapping[str, Any] = {"env": environment, "capture_output": True, "text": True, "check": False}
+    try:
+        ended = subprocess.run(command, timeout=60 * MINUTES, **settings)
+    except subprocess.TimeoutExpired:
+        raise ValueError(
+            f"the export was not compared with the net within {MINUTES} minutes, so it was removed; expected a machine"
+            " with memory for the net in float32"
+        ) from None
     if ended.returncode:
         lines = (ended.stdout if ended.returncode == 1 and ended.stdout.strip() else ended.stderr).strip().splitlines()
         reason = lines[-1] if lines else f"the process ended with {ended.returncode}"
+        caveat = "" if layout is None else getattr(layout, "caveat", "")
         raise ValueError(f"the export differs from the net, so it was removed: {reason}{caveat}")
-
-
-def question(image: Image.Image, text: str = QUESTIONS[0]) -> Sample:
-    """A question that is compared."""
-    turn = Turn(role="user", text=f"{IMAGE_MARK}\n{text}")
-    return Sample(id="export", turns=(turn,), images=(ImageInMemory(image),))
-
-
-def drawing(width: int, height: int) -> Image.Image:
-    """A picture with an edge, a slope and two colours; the same on every machine."""
-    pixels = bytes(
-        value
-        for y in range(height)
-        for x in range(width)
-        for value in ((255 * x) // width, (255 * y) // height, 200 if (x // 8 + y // 8) % 2 else 40)
-    )
-    return Image.frombytes("RGB", (width, height), pixels)
-
-
-def pair(image: Image.Image, text: str = CAPTIONS[0]) -> Sample:
-    """An image and a text that are compared."""
-    turns = (Turn(role="user", text=IMAGE_MARK), Turn(role="assistant", text=text))
-    return Sample(id="export", turns=turns, images=(ImageInMemory(image),))
+    return json.loads((case / "figures.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Folders of transformers as nets: exports of ours, and published models of an architecture we have."""
+"""Folders as nets: exports of ours, and published models of transformers of an architecture we have."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_mllm.component import ComponentSpec
+from lightning_mllm.export.own import MODEL_TYPE, read_own
 from lightning_mllm.interop.format import Format, folder_formats
 from lightning_mllm.language.generation import Decoding
 from lightning_mllm.training.module import MultimodalModule
@@ -40,10 +41,10 @@ class ImportedPart:
 
 
 def import_folder(folder: Path, chat: str | None = None) -> MultimodalModule:
-    """A net, not yet built, whose parts read their weights from a folder of transformers.
+    """A net, not yet built, whose parts read their weights from a folder of transformers or of our own layout.
 
     Args:
-        folder: Of transformers.
+        folder: Of transformers, or as `OwnFolder` writes it.
         chat: A template of `processing/templates`, in place of the folder's.
 
     Raises:
@@ -51,6 +52,10 @@ def import_folder(folder: Path, chat: str | None = None) -> MultimodalModule:
             or the net has no tensor of a name that it holds.
     """
     config = _config(folder)
+    if config.get("model_type") == MODEL_TYPE:
+        if chat is not None:
+            raise ValueError(f"chat: found {chat!r} for {folder}, expected none: an export of ours knows its own")
+        return _filled(*read_own(folder, config))
     names, known = config.get("architectures") or ["none"], folder_formats()
     if names[0] not in known:
         raise ValueError(f"{folder / 'config.json'}: found a {names[0]}, expected one of {', '.join(sorted(known))}")
@@ -64,11 +69,18 @@ def import_folder(folder: Path, chat: str | None = None) -> MultimodalModule:
         tensors = {**form.table(module.components).lazily(files, config), **beside}
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
+    return _filled(module, tensors, form.lacks)
+
+
+def _filled(
+    module: MultimodalModule, tensors: Mapping[str, Callable[[], Tensor]], lacks: Sequence[str] = ()
+) -> MultimodalModule:
+    """The net, whose components read their weights from `tensors`; names that match `lacks` may be missing there."""
     parts: dict[str, ComponentSpec] = {
         name: ImportedPart(
             spec=spec,
             tensors=_below(f"{name}.", tensors),
-            fresh=list(_below(f"{name}.", dict.fromkeys(form.lacks))),
+            fresh=list(_below(f"{name}.", dict.fromkeys(lacks))),
         )
         for name, spec in module.components.items()
     }

@@ -2,19 +2,28 @@
 
     python -m lightning_mllm.export.verify FOLDER CASE
 
-Exit 0: the same. Exit 1: one sentence on standard output says what differs.
+Exit 0: the same; `figures.json` beside the case says how close. Exit 1: one sentence on standard output says what
+differs.
+
+In float32 logits and greedy answers must be equal but for the order of sums. In the numbers of the files, where these
+are of 16 bits, logits may differ by their roundings, and an answer only where the better of two tokens leads by less.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -33,18 +42,72 @@ PIXELS = 4.0
 """Largest mean difference, in levels of 255: backends resize with other rounding; a wrong fit is off by tens."""
 
 
+@dataclass
+class Check:
+    """Compares logits, and keeps how far they are apart, relative to the largest logit (or to 1)."""
+
+    tolerance: float
+    differences: list[float] = field(default_factory=list)
+    """The largest of each comparison."""
+    means: list[float] = field(default_factory=list)
+
+    def __call__(self, found: Tensor, ours: Tensor) -> str:
+        """What differs, or nothing."""
+        apart, scale = (found.float() - ours).abs(), max(1.0, float(ours.abs().max()))
+        off = float(apart.max())
+        self.differences.append(off / scale)
+        self.means.append(float(apart.mean()) / scale)
+        if not off <= self.tolerance * scale:
+            return f"logits: differ by {off:.3g}, expected at most {self.tolerance * scale:.3g}"
+        return ""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        return {
+            "tolerance": self.tolerance,
+            "largest": max(self.differences, default=0.0),
+            "mean": sum(self.means) / max(1, len(self.means)),
+        }
+
+
+def tolerance_of(dtype: torch.dtype) -> float:
+    """Relative to the largest logit, of a net whose numbers are these."""
+    return LOGITS if dtype == torch.float32 else ROUNDINGS * torch.finfo(dtype).eps / 2
+
+
 def main(arguments: Sequence[str]) -> int:
     """Gives the exit status."""
-    folder, case = map(Path, arguments)
-    difference = compare(folder, load_file(case / "case.safetensors"), json.loads((case / "case.json").read_text()))
+    folder, case = Path(arguments[0]), Path(arguments[1])
+    base = Path(arguments[2]) if len(arguments) > 2 else None
+    facts, figures = json.loads((case / "case.json").read_text(encoding="utf-8")), {}
+    difference = compare(folder, load_file(case / "case.safetensors"), facts, figures, base)
+    if not difference and (snippet := case / "snippet.py").is_file():
+        figures["printed"] = printed(snippet.read_text(encoding="utf-8"), folder)
+    (case / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
     if difference:
         print(difference)
     return 1 if difference else 0
 
 
 @torch.inference_mode()
-def compare(folder: Path, ours: dict[str, Tensor], facts: dict[str, Any]) -> str:
-    """What differs, or nothing."""
+def compare(
+    folder: Path,
+    ours: dict[str, Tensor],
+    facts: dict[str, Any],
+    figures: dict[str, Any] | None = None,
+    base: Path | None = None,
+) -> str:
+    """What differs, or nothing.
+
+    Args:
+        folder: The export.
+        ours: The case's tensors.
+        facts: The case's `case.json`.
+        figures: Is told how close they are.
+        base: Of an export of adapters, the folder of the net that they adapt.
+    """
+    figures = {} if figures is None else figures
+    adapter, folder = folder, folder if base is None else base
     if difference := _code(folder, [Path(file) for file in facts["code"]]):
         return difference
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -54,34 +117,50 @@ def compare(folder: Path, ours: dict[str, Tensor], facts: dict[str, Any]) -> str
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if loading[kind]:
             return f"{kind.replace('_', ' ')}: {sorted(map(str, loading[kind]))[:3]}"
+    if base is not None:
+        adapted: Any = PeftModel.from_pretrained(model, adapter)
+        model = adapted.get_base_model()
     processor: Any = AutoProcessor.from_pretrained(folder, **loaded_as)
-    rows, texts = [_row(ours, i) for i in range(len(facts["texts"]))], facts["texts"]
+    rows, texts = [row(ours, i) for i in range(len(facts["texts"]))], facts["texts"]
     images = [picture(row["square"]) for row in rows]
     alone, batch = _inputs(processor, images[:1], texts[:1]), _inputs(processor, images, texts)
     if difference := _at_once(model, processor, images[0], texts[0], rows[0]) or _pixels(processor, ours):
         return difference
-    difference = _tokens(model, alone, rows[:1]) or _says(model, alone, rows[:1], facts, LOGITS)
-    if difference := difference or _writes(model, processor, alone, rows[:1], facts):
+    exactly, answered = Check(LOGITS), facts["compared"] == "answers"
+    difference = _tokens(model, alone, rows[:1]) or _says(model, alone, rows[:1], facts, exactly)
+    if difference := difference or (
+        _writes(_generated(model, processor, alone, rows, facts), rows[:1]) if answered else ""
+    ):
         return difference
-    difference = _tokens(model, batch, rows) or _says_at_once(model, processor, batch, rows, facts, LOGITS)
-    if difference := difference or _writes(model, processor, batch, rows, facts):
+    difference = _tokens(model, batch, rows) or _says_at_once(model, processor, batch, rows, facts, exactly)
+    written = _generated(model, processor, batch, rows, facts) if answered else None
+    if difference := difference or (_writes(written, rows) if written else ""):
         return f"a batch of {len(rows)}: {difference}"
+    figures["rows"], figures["answers"] = len(rows), len(rows) if answered else 0
+    figures["float32"] = {**exactly.figures, "equal": figures["answers"]}
     # In the numbers of the files, as users have it, beside our net in float32 with its adapters apart.
-    rounded = settings.get("dtype") not in (None, "float32")
+    rounded = base is None and settings.get("dtype") not in (None, "float32")
     if not rounded and not facts["adapted"]:
         return ""  # the same once more
     if rounded:
         del model  # one net at a time is in memory
         model = known.from_pretrained(folder, dtype="auto", **loaded_as)
     exact = [{**row, "logits": row["unmerged"]} for row in rows]
-    tolerance = LOGITS if model.dtype == torch.float32 else ROUNDINGS * torch.finfo(model.dtype).eps / 2
+    roughly = Check(tolerance_of(model.dtype))
     alone, batch = alone.to(model.dtype), batch.to(model.dtype)
-    difference = _says(model, alone, exact[:1], facts, tolerance)
-    difference = difference or _says_at_once(model, processor, batch, exact, facts, tolerance)
-    return f"in {str(model.dtype).removeprefix('torch.')}: {difference}" if difference else ""
+    difference = _says(model, alone, exact[:1], facts, roughly)
+    difference = difference or _says_at_once(model, processor, batch, exact, facts, roughly)
+    equal = figures["answers"]
+    if written and rounded and not difference:
+        equal, difference = _near(
+            written, _generated(model, processor, batch, rows, facts), rows, 2 * roughly.tolerance
+        )
+    name = str(model.dtype).removeprefix("torch.")
+    figures["adapters" if name == "float32" else name] = {**roughly.figures, "equal": equal}
+    return f"in {name}: {difference}" if difference else ""
 
 
-def _row(ours: dict[str, Tensor], i: int) -> dict[str, Tensor]:
+def row(ours: dict[str, Tensor], i: int) -> dict[str, Tensor]:
     return {name.removeprefix(f"{i}."): tensor for name, tensor in ours.items() if name.startswith(f"{i}.")}
 
 
@@ -169,27 +248,20 @@ def _pixels(processor: ProcessorMixin, ours: dict[str, Tensor]) -> str:
     return ""
 
 
-def _logits(found: Tensor, ours: Tensor, tolerance: float) -> str:
-    off, scale = float((found.float() - ours).abs().max()), max(1.0, float(ours.abs().max()))
-    if not off <= tolerance * scale:
-        return f"logits: differ by {off:.3g}, expected at most {tolerance * scale:.3g}"
-    return ""
-
-
 def _says(
     model: PreTrainedModel,
     inputs: BatchFeature,
     rows: Sequence[dict[str, Tensor]],
     facts: dict[str, Any],
-    tolerance: float,
+    check: Check,
 ) -> str:
     """The logits of all that one row reads; of an encoder-decoder, of all that it is to write."""
     if facts["compared"] == "pairs":
-        return _pairs(model, inputs, rows, tolerance)
+        return _pairs(model, inputs, rows, check)
     (ours,) = rows
     learned = {"labels": ours["targets"][None]} if "targets" in ours else {}
     logits = model(**inputs, **learned).logits[0]
-    return _logits(logits[:, : ours["logits"].shape[-1]], ours["logits"], tolerance)
+    return check(logits[:, : ours["logits"].shape[-1]], ours["logits"])
 
 
 def _says_at_once(
@@ -198,22 +270,22 @@ def _says_at_once(
     inputs: BatchFeature,
     rows: Sequence[dict[str, Tensor]],
     facts: dict[str, Any],
-    tolerance: float,
+    check: Check,
 ) -> str:
     """The logits by which each row of a batch begins its answer: only `generate` knows the positions of padded rows."""
     if facts["compared"] == "pairs":
-        return _pairs(model, inputs, rows, tolerance)
+        return _pairs(model, inputs, rows, check)
     how = {"return_dict_in_generate": True, "output_logits": True, "tokenizer": processor.tokenizer}
     generate: Any = model.generate
     logits = generate(**inputs, **how, do_sample=False, max_new_tokens=1).logits[0]
     for found, ours in zip(logits, rows, strict=True):
         expected = ours["logits"][0 if "targets" in ours else -1]
-        if difference := _logits(found[: len(expected)], expected, tolerance):
+        if difference := check(found[: len(expected)], expected):
             return difference
     return ""
 
 
-def _pairs(model: PreTrainedModel, inputs: BatchFeature, rows: Sequence[dict[str, Tensor]], tolerance: float) -> str:
+def _pairs(model: PreTrainedModel, inputs: BatchFeature, rows: Sequence[dict[str, Tensor]], check: Check) -> str:
     """Of images and texts the similarity, and the logits of being apart and of belonging together."""
     similarity, match = (
         model(**inputs, use_image_text_matching_head=matched).logits_per_image for matched in (False, True)
@@ -221,35 +293,94 @@ def _pairs(model: PreTrainedModel, inputs: BatchFeature, rows: Sequence[dict[str
     for i, ours in enumerate(rows):
         # Every image is compared with every text, and matched with its own.
         found = torch.cat([similarity[i, i : i + 1], match[i]])
-        if difference := _logits(found, ours["logits"], tolerance):
+        if difference := check(found, ours["logits"]):
             return difference
     return ""
 
 
-def _writes(
+@dataclass(frozen=True)
+class Written:
+    """Greedy answers of a batch."""
+
+    answers: list[list[int]]
+    """Behind what was read."""
+    logits: Sequence[Tensor]
+    """Of each new token, [B, W]."""
+    ends: Collection[int]
+    pad: int | None
+
+    def ended(self, i: int) -> list[int]:
+        """An answer without what stands behind its end."""
+        tokens = self.answers[i]
+        return tokens[: next((k for k, token in enumerate(tokens) if token in self.ends), len(tokens))]
+
+
+def _generated(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     inputs: BatchFeature,
     rows: Sequence[dict[str, Tensor]],
     facts: dict[str, Any],
-) -> str:
-    """Greedy answers: each ends where ours does, and nothing but padding follows."""
-    if facts["compared"] == "pairs":
-        return ""
+) -> Written:
     # A decoder's answer comes behind what it has read, an encoder-decoder's behind its first token.
     skipped = 1 if "targets" in rows[0] else inputs["input_ids"].shape[1]
     settings = {"do_sample": False, "max_new_tokens": facts["new_tokens"], "tokenizer": processor.tokenizer}
     generate: Any = model.generate
-    written = generate(**inputs, **settings)[:, skipped:].tolist()
+    found = generate(**inputs, **settings, return_dict_in_generate=True, output_logits=True)
     how = model.generation_config
     ends = {how.eos_token_id} if isinstance(how.eos_token_id, int) else set(how.eos_token_id or ())
-    for answer, ours in zip(written, rows, strict=True):
+    return Written(found.sequences[:, skipped:].tolist(), found.logits, ends, how.pad_token_id)
+
+
+def _writes(written: Written, rows: Sequence[dict[str, Tensor]]) -> str:
+    """Each answer ends where ours does, and nothing but padding follows."""
+    for answer, ours in zip(written.answers, rows, strict=True):
         expected = ours["answer"].tolist()
         behind = answer[len(expected) :]
-        ended = not behind or behind[0] in ends or set(behind) == {how.pad_token_id}
+        ended = not behind or behind[0] in written.ends or set(behind) == {written.pad}
         if answer[: len(expected)] != expected or not ended:
             return f"greedy answer: {answer}, expected {expected} and its end"
     return ""
+
+
+def _near(exact: Written, rounded: Written, rows: Sequence[dict[str, Tensor]], tolerance: float) -> tuple[int, str]:
+    """How many answers are equal; and of the others, one that parts where the float32 net is not undecided.
+
+    Args:
+        exact: In float32.
+        rounded: In the numbers of the files.
+        rows: What was asked.
+        tolerance: By how much, relative to the largest logit, two logits may change places: twice that of one.
+    """
+    equal = 0
+    for i in range(len(rows)):
+        one, other = exact.ended(i), rounded.ended(i)
+        if one == other:
+            equal += 1
+            continue
+        k = next((k for k, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
+        k = min(len(one), len(other)) if k is None else k
+        logits = exact.logits[k][i].float()
+        gap = float(logits[exact.answers[i][k]] - logits[rounded.answers[i][k]])
+        if gap > (allowed := tolerance * max(1.0, float(logits.abs().max()))):
+            return (
+                equal,
+                f"greedy answer: {other}, expected {one}, whose token {k} leads by {gap:.3g} (> {allowed:.3g})",
+            )
+    return equal, ""
+
+
+def printed(snippet: str, folder: Path) -> str:
+    """What code of the card prints where the folder is the working directory."""
+    told = io.StringIO()
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(told):
+            exec(compile(snippet, "README.md", "exec"), {"__name__": "__main__"})
+    finally:
+        os.chdir(before)
+    return told.getvalue().strip()
 
 
 def picture(pixels: Tensor) -> Image.Image:

@@ -92,7 +92,7 @@ def stage_of(run: Path) -> Path:
     return last[0]
 
 
-def _settings(stage: Path) -> dict[str, Any]:
+def settings_of(stage: Path) -> dict[str, Any]:
     """The record of a run, whose classes can be imported.
 
     Raises:
@@ -111,7 +111,7 @@ def _from_run(stage: Path, apart: bool = False) -> MultimodalModule:
         stage: Its folder.
         apart: Whether adapters that it trained are built as such, and not folded into what they adapt.
     """
-    settings = _settings(stage)
+    settings = settings_of(stage)
     use: dict[str, Any] = {"name": settings["stage"]["name"], "train": {}, "init_from": {str(stage.resolve()): 1.0}}
     if apart and (lora := _module(stage, settings, settings["stage"]).lora) is not None:
         use["lora"] = asdict(lora)

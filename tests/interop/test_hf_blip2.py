@@ -323,9 +323,10 @@ def settings_of(spec: Any) -> dict[str, Any]:
 def test_a_trained_run_is_exported_and_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def check(folder: Path, case: Path, caveat: str = "") -> None:
-        facts = json.loads((case / "case.json").read_text())
-        assert verify.compare(folder, load_file(case / "case.safetensors"), facts) + caveat == ""
+    def check(folder: Path, case: Path, *_: object) -> dict[str, Any]:
+        facts, figures = json.loads((case / "case.json").read_text()), {}
+        assert verify.compare(folder, load_file(case / "case.safetensors"), facts, figures) == ""
+        return figures
 
     # In this process: a fresh one costs many seconds.
     monkeypatch.setattr(export, "verify", check)
