@@ -13,6 +13,7 @@ mllm: train, test, ask and export multimodal language models.
 
   mllm experiments                  the experiments that ship with the package; copy NAME makes one yours
   mllm run EXPERIMENT               train every stage of a folder of YAML, test them, write a report
+  mllm sweep FILE                   check a sweep of W&B; with --local run it here, without a server
   mllm memory EXPERIMENT            what one rank needs in each stage, told without a GPU
   mllm ask RUN --image F QUESTION   one answer of a trained model
   mllm serve RUN                    an OpenAI-compatible endpoint with images, and a page to talk with the model
@@ -57,6 +58,12 @@ def _predict(arguments: Sequence[str]) -> None:
 
 def _run(arguments: Sequence[str]) -> None:
     from lightning_mllm.commands.run import main
+
+    main(arguments[1:])
+
+
+def _sweep(arguments: Sequence[str]) -> None:
+    from lightning_mllm.commands.sweep import main
 
     main(arguments[1:])
 
@@ -123,6 +130,7 @@ def _data(arguments: Sequence[str]) -> None:
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "experiments": _experiments,
     "run": _run,
+    "sweep": _sweep,
     "memory": _memory,
     "ask": _ask,
     "serve": _serve,

@@ -27,9 +27,10 @@ from lightning_mllm.training.stage import StageSettings
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 FILES = sorted(EXPERIMENTS.rglob("*.yaml"))
-STAGES = [file for file in FILES if file.stem != "net" and not file.parent.name.startswith("_")]
+SWEEPS = sorted((EXPERIMENTS / "sweeps").glob("*.yaml"))
+STAGES = [file for file in FILES if file.stem != "net" and not file.parent.name.startswith("_") and file not in SWEEPS]
 HARDWARE = sorted(file.stem for file in (EXPERIMENTS / "_hardware").glob("*.yaml"))
-ONE_DEVICE = ("quickstart", "backbones")
+ONE_DEVICE = ("quickstart", "backbones", "sweeps")
 """Experiments too small to be spread."""
 
 

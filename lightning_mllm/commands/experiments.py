@@ -1,6 +1,7 @@
 """Where experiments are and which stages they have; `mllm experiments` lists those that ship, or copies one.
 
-In a checkout they are its folder `experiments`; an installed package holds the same files.
+In a checkout they are its folder `experiments`; an installed package holds the same files. Beside them ship sweeps, the
+files of the folder `sweeps`; the experiments below that folder are what they search, and are not listed.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from lightning_mllm.commands.arguments import Arguments
-from lightning_mllm.commands.config import Config, ConfigError, layers, nearest
+from lightning_mllm.commands.config import Config, ConfigError, layers, nearest, read_yaml
 
 HEADINGS = ("name", "stages", "hardware", "what")
+SWEEPS = "sweeps"
+"""The folder of sweep files."""
 
 
 def shipped() -> Path:
@@ -27,7 +30,14 @@ def shipped() -> Path:
 def names(root: Path) -> list[str]:
     """The experiments below `root`: folders with a file a stage; those of shared files begin with `_`."""
     folders = {each.parent.relative_to(root) for each in root.rglob("*.yaml") if each.stem != "net"}
-    return sorted(str(each) for each in folders if not any(part.startswith("_") for part in each.parts))
+    return sorted(
+        str(each) for each in folders if not any(part.startswith("_") or part == SWEEPS for part in each.parts)
+    )
+
+
+def sweep_names(root: Path) -> list[str]:
+    """The sweep files below `root`, as `sweeps/NAME`."""
+    return sorted(f"{SWEEPS}/{each.stem}" for each in (root / SWEEPS).glob("*.yaml"))
 
 
 def experiment_folder(name: str | Path) -> Path:
@@ -128,6 +138,8 @@ def table() -> str:
             folder / "net.yaml" if (folder / "net.yaml").is_file() else folder / f"{stages[0]}.yaml"
         )
         rows.append((name, ", ".join(stages), hardware, what))
+    for name in sweep_names(shipped()):
+        rows.append((name, "mllm sweep", "cpu", _about(shipped() / f"{name}.yaml")[0]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
@@ -146,14 +158,21 @@ def _about(file: Path) -> tuple[str, str]:
 def copy(name: str, to: Path) -> list[Path]:
     """Copies an experiment, the shared files that it names and the hardware files below `to`; gives what was written.
 
+    Of a sweep, the file and the experiment that it searches.
+
     Raises:
         ConfigError: There is no such experiment, or another file of the same name is there already.
         OSError: A file cannot be written.
     """
     root = shipped()
-    if name not in names(root):
-        raise ConfigError(f"copy: found '{name}', expected one that mllm experiments lists{nearest(name, names(root))}")
-    wanted = {each: None for each in sorted((root / name).glob("*.yaml"))}
+    known = [*names(root), *sweep_names(root)]
+    if name not in known:
+        raise ConfigError(f"copy: found '{name}', expected one that mllm experiments lists{nearest(name, known)}")
+    folders, wanted = [root / name], dict[Path, None]()
+    if (file := root / f"{name}.yaml").is_file():
+        wanted[file] = None
+        folders = [root / each for each in _texts(read_yaml(file, Config()).get("command")) if (root / each).is_dir()]
+    wanted |= dict.fromkeys(each for folder in folders for each in sorted(folder.glob("*.yaml")))
     wanted |= dict.fromkeys(sorted((root / "_hardware").glob("*.yaml")))
     for file in list(wanted):
         wanted |= dict.fromkeys(_named(file))

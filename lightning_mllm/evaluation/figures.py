@@ -126,7 +126,7 @@ def curves(lines: Sequence[Curve], *, from_zero: bool = False) -> str:
         figure.savefig(
             file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
         )
-    return _inline(file.getvalue())
+    return inline(file.getvalue())
 
 
 def draw_scores(path: Path, scores: Mapping[float, Interval], *, title: str, chosen: float) -> None:
@@ -188,7 +188,7 @@ def _frame(values: Float[np.ndarray, " N"], from_zero: bool) -> tuple[float, flo
     return ticks[0], ticks[-1]
 
 
-def _inline(svg: str) -> str:
+def inline(svg: str) -> str:
     """Without what only a file of its own needs, and with the variables of the style sheet as colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)

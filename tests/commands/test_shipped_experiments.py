@@ -29,13 +29,15 @@ def test_the_list_agrees_with_the_readme(capsys: pytest.CaptureFixture[str]) -> 
     main(["experiments"])
     lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["name", "stages", "hardware", "what"] and all(len(line) == 4 for line in lines)
-    listed = {name: hardware for name, _, hardware, _ in lines[1:]}
+    listed = {name: hardware for name, _, hardware, _ in lines[1:] if not name.startswith("sweeps/")}
     rows = re.findall(r"^\| `experiments/([\w/.]+)` \|.*\| ([^|]+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
     told = {name: ", ".join(re.findall(r"`(\w+)`", hardware)) for name, hardware in rows}
     assert {name: hardware for name, hardware in listed.items() if "backbones" not in name} == {
         name: hardware for name, hardware in told.items() if "backbones" not in name
     }
-    assert dict((name, stages) for name, stages, _, _ in lines)["quickstart/llava"] == "align, instruct"
+    stages = {name: stages for name, stages, _, _ in lines}
+    assert stages["quickstart/llava"] == "align, instruct" and stages["sweeps/learning_rate"] == "mllm sweep"
+    assert [name for name in stages if "one_budget" in name] == []
 
 
 def test_a_copy_has_all_that_it_names(
@@ -61,6 +63,15 @@ def test_a_copy_has_all_that_it_names(
     assert sentence.startswith("experiments/_parts/small_clip.yaml: found another file")
     assert "the nearest is 'quickstart/llava'" in refused(capsys, "experiments", "copy", "quickstart/lava")
     assert "found 'paste x'" in refused(capsys, "experiments", "paste", "x")
+
+
+def test_a_sweep_is_copied_with_what_it_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["experiments", "copy", "sweeps/connector"])
+    written = {str(each.relative_to("experiments")) for each in Path("experiments").rglob("*.yaml")}
+    assert {"sweeps/connector.yaml", "sweeps/one_budget/blip2.yaml", "quickstart/llava/net.yaml"} <= written
+    assert {"_parts/small_captions.yaml", "_hardware/cpu.yaml"} <= written
+    assert "sweeps/learning_rate.yaml" not in written
 
 
 def test_a_name_is_found_here_first_and_then_in_the_package(

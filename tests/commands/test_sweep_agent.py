@@ -33,7 +33,7 @@ VALUES = {
 }
 
 
-def agent_command(macro: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def agent_command(command: list[str], values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What `wandb agent` starts: its own method, with the process left out."""
     started: list[list[str]] = []
 
@@ -46,21 +46,21 @@ def agent_command(macro: str, values: dict[str, Any], monkeypatch: pytest.Monkey
     monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
     monkeypatch.setenv("WANDB_RUN_ID", "")  # restored behind the test; the agent sets it
     monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", "")
-    command = ["${env}", "${program}", "fit", f"--config={TOY}", macro]
     agent: Any = wandb.wandb_agent.Agent.__new__(wandb.wandb_agent.Agent)
     vars(agent).update(
         _sweep_command=command, _function=None, _in_jupyter=False, _run_processes={}, _forward_signals=False
     )
     given = {key: {"value": value} for key, value in values.items()}
     agent._command_run({"run_id": "r1", "program": "mllm", "args": given})
-    assert started[0][:2] == ["/usr/bin/env", "mllm"]
-    return started[0][2:]
+    return started[0]
 
 
 @pytest.mark.parametrize("macro", MACROS)
 def test_every_kind_of_value_trains(macro: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    main(agent_command(macro, VALUES, monkeypatch))
+    command = agent_command(["${env}", "${program}", "fit", f"--config={TOY}", macro], VALUES, monkeypatch)
+    assert command[:2] == ["/usr/bin/env", "mllm"]
+    main(command[2:])
     run = Path("runs/sweeps/s1/r1/toy")
     found = yaml.safe_load((run / "config.yaml").read_text())
     stage = found["stage"]
