@@ -72,9 +72,10 @@ def pictures(folder: Path) -> Iterator[str]:
     """Paths of the pictures below `folder`, relative to it, in an order that does not change; hidden files are none."""
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(each for each in folders if not each.startswith("."))
+        inside = Path(root).relative_to(folder).as_posix()
         for name in sorted(files):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
-                yield Path(root, name).relative_to(folder).as_posix()
+                yield name if inside == "." else f"{inside}/{name}"
 
 
 def identity(run: str) -> str:

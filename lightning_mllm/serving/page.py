@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
-
-import gradio
 from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,22 +35,14 @@ def mount_page(app: FastAPI, model: Model, name: str, key: str | None = None) ->
         key: The password of the page, for any user name; None lets everybody in.
     """
 
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+    import gradio
+
     def told(message: dict[str, Any], history: list[dict[str, Any]]) -> Iterator[str]:
-        asked = {"role": "user", "content": [*({"path": file} for file in message["files"]), message["text"]]}
-        turns, images = conversation([*history, asked])
-        text = ""
         try:
-            stream = model.reply(turns, images)
-            try:
-                for piece in stream:
-                    text += piece
-                    yield text
-            finally:
-                stream.close()
+            yield from answered(model, message, history)
         except ValueError as error:
             raise gradio.Error(" ".join(str(error).split())) from None
-        if not text:
-            yield "(no words)"
 
     kinds = [f".{each.lower()}" for each in (*FORMATS, "jpg", "tif")]
     box = gradio.MultimodalTextbox(file_types=kinds, file_count="multiple", placeholder="A question; pictures with +")
@@ -82,6 +71,29 @@ def mount_page(app: FastAPI, model: Model, name: str, key: str | None = None) ->
         ssr_mode=False,
         mcp_server=False,
     )
+
+
+def answered(model: Model, message: dict[str, Any], history: list[dict[str, Any]]) -> Iterator[str]:
+    """The answer so far, once for each piece of it.
+
+    Args:
+        model: Answers.
+        message: `files`, paths of uploaded pictures, and `text`.
+        history: The turns before it, as gradio keeps them.
+
+    Raises:
+        ValueError: A picture cannot be read, or the conversation is longer than what the net reads.
+    """
+    asked = {"role": "user", "content": [*({"path": file} for file in message["files"]), message["text"]]}
+    stream, text = model.reply(*conversation([*history, asked])), ""
+    try:
+        for piece in stream:
+            text += piece
+            yield text
+        if not text:
+            yield "(no words)"
+    finally:
+        stream.close()
 
 
 class Alone:
