@@ -139,8 +139,6 @@ def _curves(sides: Sequence[Side]) -> dict[str, object] | None:
 
 
 def _setting(value: object) -> str:
-    if value is None:
-        return "(not set)"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 

@@ -25,6 +25,7 @@ from lightning_mllm.weights.lineage import RECORD, WEIGHTS, starts_from
 SEED = re.compile(r"seed-\d+")
 """How the folder of one seed is called."""
 SEED_SETTING = "seed_everything"
+NOT_SET = "(not set)"
 ELSEWHERE = ("run_dir", "runs", "ckpt_path", "weights_only", "checkpoint_every", "trainer.default_root_dir")
 """Settings that say where a run is kept, and change nothing of it."""
 
@@ -151,8 +152,9 @@ def read_settings(folder: Path) -> Settings:
 
 
 def differing(first: Settings, other: Settings) -> list[tuple[str, object, object]]:
-    """Key, value and other value where two settings differ; None is what is not set. A file named from another folder
-    is the same one, and a part that only one of them has is one row: its class, or its settings."""
+    """Key, value and other value where two settings differ, or '(not set)'. A file named from another folder is the
+    same one. A part that only one of them has is one row, its class or its settings; where a class differs, what only
+    one of both takes is left out."""
     found: dict[str, tuple[object, object]] = {}
     inside = [{prefix for key in known for prefix in _prefixes(key)} for known in (first, other)]
     for key in sorted({*first, *other}):
@@ -161,6 +163,9 @@ def differing(first: Settings, other: Settings) -> list[tuple[str, object, objec
                 found[key] = (first[key], other[key])
             continue
         lacking, parts = (other, inside[1]) if key in first else (first, inside[0])
+        classes = [f"{each}.class_path" for each in _prefixes(key)[:-1]]
+        if any(first.get(each) != other.get(each) for each in classes if each in first and each in other):
+            continue
         part = next((each for each in _prefixes(key) if each in lacking or each not in parts), key)
         found[part] = (_value(first, part), _value(other, part))
     return [(key, *values) for key, values in sorted(found.items())]
@@ -172,9 +177,9 @@ def _prefixes(key: str) -> list[str]:
 
 
 def _value(known: Settings, part: str) -> object:
-    """What is set, of a part with settings of its own its class or all of them; None where nothing is."""
+    """What is set, of a part with settings of its own its class or all of them."""
     own = {key.removeprefix(f"{part}."): value for key, value in known.items() if key.startswith(f"{part}.")}
-    return known.get(part, own.get("class_path") or own.get("source.class_path") or own or None)
+    return known.get(part, own.get("class_path") or own.get("source.class_path") or own or NOT_SET)
 
 
 def _same_file(one: object, two: object) -> bool:

@@ -58,6 +58,8 @@ class Difference:
     tests: int
     detectable: float
     """The difference that this test would find in 80 % of such tests, after the correction."""
+    detectable_of_nets: float
+    """The same of a test over pictures alone, which is about these trained nets."""
     samples: int
     clusters: int
     better: int | None
@@ -94,7 +96,8 @@ class Difference:
         many = f", corrected for {self.tests} tests" if self.tests > 1 else ""
         p = f"p {'< 0.001' if (self.p_holm or 0) < 0.001 else f'= {self.p_holm:.3f}'}{many}"
         power = f"a difference of {self.detectable:.{d}f} would have been found in {POWER:.0%} of such tests"
-        return f"{self.verdict}: {told}, {p}; {power.replace('%', ' %')}"
+        nets = f", of {self.detectable_of_nets:.{d}f} between these nets" if self.pictures is not None else ""
+        return f"{self.verdict}: {told}, {p}; {power.replace('%', ' %')}{nets}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +138,7 @@ class Setting:
     """Of those that the compared stage starts from; empty for itself."""
     key: str
     values: tuple[object, object]
-    """None: not set."""
+    """Or '(not set)'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +174,7 @@ class _Found:
     def told(self, p_holm: float | None, tests: int) -> Difference:
         known = find_score(self.score)
         assert known is not None, self.score
+        alpha = (1 - LEVEL) / max(tests, 1)
         return Difference(
             **{name: value for name, value in vars(self).items() if name != "paired"},
             info=known[0],
@@ -181,7 +185,8 @@ class _Found:
             p=self.paired.p,
             p_holm=p_holm,
             tests=tests,
-            detectable=self.paired.detectable(alpha=(1 - LEVEL) / max(tests, 1)),
+            detectable=self.paired.detectable(alpha=alpha),
+            detectable_of_nets=self.paired.detectable(alpha=alpha, seeds=False),
         )
 
 

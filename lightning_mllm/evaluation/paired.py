@@ -68,10 +68,15 @@ class Paired:
         beyond = min(int((known <= 0).sum()), int((known >= 0).sum()))
         return min(1.0, 2 * (1 + beyond) / (1 + len(known)))
 
-    def detectable(self, *, alpha: float = 1 - LEVEL, power: float = POWER) -> float:
-        """The difference that a test at `alpha` would find in the share `power` of such tests, true differences being
-        spread as the draws are; 0 where the sides never differ."""
-        low, below, above, high = np.nanquantile(self.drawn, [alpha / 2, 1 - power, power, 1 - alpha / 2])
+    def detectable(self, *, alpha: float = 1 - LEVEL, power: float = POWER, seeds: bool = True) -> float:
+        """The difference that a test at `alpha` would find in the share `power` of such tests, found differences being
+        spread around the true one as the draws are; 0 where the sides never differ.
+
+        Args:
+            seeds: whether other seeds spread them too, or pictures alone.
+        """
+        drawn = self.drawn if seeds else self.drawn - self.seeds
+        low, below, above, high = np.nanquantile(drawn, [alpha / 2, 1 - power, power, 1 - alpha / 2])
         return float((high - low) / 2 + (above - below) / 2)
 
 
