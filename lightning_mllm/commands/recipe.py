@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import PurePath
 
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging, WeightAveraging
 
 from lightning_mllm.commands.command_line import SETTINGS
 from lightning_mllm.commands.config import ConfigError
@@ -30,7 +30,7 @@ from lightning_mllm.training.callbacks.best import BestWeights
 
 Recipe = Mapping[str, object]
 
-DECIDING: tuple[type, ...] = (Averaging, BestWeights, EarlyStopping)
+DECIDING: tuple[type, ...] = (Averaging, BestWeights, EarlyStopping, StochasticWeightAveraging, WeightAveraging)
 """Callbacks that decide which weights a stage hands over."""
 LENGTH = ("max_steps", "max_epochs", "limit_train_batches", "overfit_batches")
 VALIDATION = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")
@@ -49,7 +49,7 @@ def recipe_of(resolved: Recipe) -> dict[str, object]:
         "data": _without(_map(resolved["data"]), left_out or None),
         "stage": stage,
         "seed_everything": resolved["seed_everything"],
-        "trainer": {name: trainer.get(name) for name in (*LENGTH, *(VALIDATION if scored else ()))}
+        "trainer": {name: _batches(name, trainer.get(name)) for name in (*LENGTH, *(VALIDATION if scored else ()))}
         | ({"callbacks": callbacks} if callbacks else {}),
     }
 
@@ -70,6 +70,16 @@ def _deciding(callbacks: object) -> list[dict[str, object]]:
     assert isinstance(callbacks, Sequence)
     found = [each for each in callbacks if issubclass(import_class(each["class_path"], "trainer.callbacks"), DECIDING)]
     return [{**each, "init_args": {k: v for k, v in each["init_args"].items() if k != "device"}} for each in found]
+
+
+def _batches(name: str, value: object) -> object:
+    """A limit of the Trainer, by which a whole number counts batches and a fraction is a share of them: 1 is one batch,
+    1.0 (or nothing, for `limit_*`) all."""
+    if not name.startswith(("limit_", "overfit_")) or isinstance(value, str):
+        return value
+    if name.startswith("limit_") and value is None:
+        return 1.0
+    return f"{value} batches" if isinstance(value, int) and value else value
 
 
 def _scoring(class_path: str) -> tuple[str, ...]:

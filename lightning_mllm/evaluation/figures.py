@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lightning_mllm.evaluation.bootstrap import Interval
+from lightning_mllm.weights.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -163,7 +164,9 @@ def draw_scores(path: Path, scores: Mapping[float, Interval], *, title: str, cho
         )
         room = SWEEP_WIDTH - 84 - 36
         heading.set_fontsize(14 * min(1.0, room / heading.get_window_extent().width))
-        figure.savefig(path, format="png", dpi=100, facecolor=LIGHT["card"], metadata={"Software": None})
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=100, facecolor=LIGHT["card"], metadata={"Software": None})
+        write_bytes(path, picture.getvalue())
 
 
 def _axes(

@@ -1,4 +1,4 @@
-"""Where every parameter's first value comes from: an ancestor, a pretrained source, or a declared fresh start.
+"""Where every parameter's first value comes from: an earlier stage, a pretrained source, or a declared fresh start.
 
 The order of preference is that one, and a parameter that none of the three names is an error. Fresh values depend on
 the run's seed and the part's name only, so they are the same on one rank and on eight.
@@ -55,18 +55,19 @@ def materialise(module: nn.Module, device: torch.device) -> None:
 def initialise(
     module: nn.Module,
     parts: Mapping[str, ComponentSpec],
-    ancestors: InitialTensors,
+    earlier: InitialTensors,
     keys_to_ignore_on_load: Sequence[str] = (),
 ) -> Provenance:
     """Fills every parameter of `module`; every rank calls it, each reads all and keeps only what it owns.
 
-    Adapters that the net has are filled as such; those of an ancestor that it has not are folded into their tensors.
+    Adapters that the net has are filled as such; those of an earlier stage that it has not are folded into
+    their tensors.
 
     Args:
         module: The net, materialised; part `name` is its attribute `name`.
         parts: The specs that built it.
-        ancestors: Whole tensors of earlier stages under the net's own names.
-        keys_to_ignore_on_load: Glob patterns of ancestors' tensors that the net may lack; those that it has are
+        earlier: Whole tensors of earlier stages under the net's own names.
+        keys_to_ignore_on_load: Glob patterns of earlier stages' tensors that the net may lack; those that it has are
             taken all the same.
 
     Raises:
@@ -75,7 +76,7 @@ def initialise(
     """
     targets = _Targets(module, parts)
     adapted = any(map(is_adapter, targets.tensors))
-    inherited = ancestors if adapted else ancestors.plain()
+    inherited = earlier if adapted else earlier.plain()
     for name in inherited:
         if name not in targets.names and _matches(name, keys_to_ignore_on_load):
             continue
@@ -92,19 +93,19 @@ def initialise(
             name = f"{part}.{tail}"
             if targets.inherits(name):
                 continue
-            targets.fill(name, tensor if adapted else ancestors.fold(name, tensor), source)
+            targets.fill(name, tensor if adapted else earlier.fold(name, tensor), source)
         if source == "pretrained" and isinstance(spec, PartlyFresh):
             targets.check_patterns(part, spec.fresh)
             left = {name for name in targets.missing(part) if _matches(name.partition(".")[2], spec.fresh)}
             for tail, tensor in _fresh(part, spec) if left else ():
                 if (name := f"{part}.{tail}") in left:
-                    targets.fill(name, tensor if adapted else ancestors.fold(name, tensor), "fresh")
+                    targets.fill(name, tensor if adapted else earlier.fold(name, tensor), "fresh")
         for name in filter(is_adapter, targets.missing(part)):
             targets.fill(name, fresh_lora(name, targets.tensors[name].shape, generator(name)), "fresh")
         if left := targets.missing(part):
             raise ValueError(
-                f"{left[0]}: found no initial value ({len(left)} such parameters in {part!r}), expected an ancestor, "
-                "a pretrained source or a part declared fresh"
+                f"{left[0]}: found no initial value ({len(left)} such parameters in {part!r}), expected an earlier"
+                " stage, a pretrained source or a part declared fresh"
             )
     if left := targets.missing():
         raise ValueError(f"{left[0]}: found a parameter outside the parts {sorted(parts)}, expected none")
@@ -175,7 +176,7 @@ class _Targets:
                 raise ValueError(f"{part}, fresh: {pattern!r} matches no tensor, expected something like {near}")
 
     def inherits(self, name: str) -> bool:
-        """Whether an ancestor has filled the tensor called `name`."""
+        """Whether an earlier stage has filled the tensor called `name`."""
         return self.seen.get(self.names.get(name, ""), "").removesuffix(RESIZED) == "stage.init_from"
 
     def fill(self, name: str, tensor: Tensor, source: str) -> None:

@@ -199,8 +199,8 @@ class MultimodalModule(EvaluatedModule):
         materialise(self.net, torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device)
         init_from = {} if self.stage is None else self.stage.init_from
         tables = key_maps(type(self), self.components) if init_from else {}
-        ancestors = initial_tensors(init_from, Path(self.runs), tables, check=rank_and_world()[0] == 0)
-        self.provenance = initialise(self.net, self.components, ancestors, self.keys_to_ignore_on_load)
+        earlier = initial_tensors(init_from, Path(self.runs), tables, check=rank_and_world()[0] == 0)
+        self.provenance = initialise(self.net, self.components, earlier, self.keys_to_ignore_on_load)
         self._configured = True
         self.train()
 
@@ -232,6 +232,8 @@ class MultimodalModule(EvaluatedModule):
 
     def setup(self, stage: str) -> None:
         check_precision(str(self.trainer.precision), self.sharded, self.parallel)
+        if (clip := self.trainer.gradient_clip_val) is not None:
+            raise ValueError(f"trainer.gradient_clip_val: found {clip}, expected it to be set as stage.gradient_clip")
         if stage == "fit":
             take_whole_steps(self.trainer)
         super().setup(stage)
@@ -317,11 +319,7 @@ class MultimodalModule(EvaluatedModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        if gradient_clip_val is not None:
-            raise ValueError(
-                f"trainer.gradient_clip_val: found {gradient_clip_val}, expected it to be set as stage.gradient_clip"
-            )
-        assert self.stage is not None
+        assert self.stage is not None and gradient_clip_val is None, "refused in setup"
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
         step = self.trainer.global_step + 1

@@ -126,11 +126,14 @@ def check_precision(trainer: str, sharded: bool, plan: ParallelPlan) -> None:
             "hardware.precision: found bf16 without sharded parameters, expected fp32, or trainer.strategy"
             " lightning_mllm.training.sharding.ShardedStrategy (hardware.shard=1 keeps a copy on each rank, as DDP)"
         )
-    if not sharded and plan.shard not in (None, 1):
-        raise ValueError(
-            f"hardware.shard: found {plan.shard} without sharded parameters, expected none, or trainer.strategy"
-            " lightning_mllm.training.sharding.ShardedStrategy"
-        )
+    # What is a copy on each rank is neither gathered nor kept gathered, and DDP reduces once a step.
+    without = {"shard": (None, 1), "gather_frozen": (False,), "prefetch": (0,), "reduce_every": ("auto", "step")}
+    for name, allowed in () if sharded else without.items():
+        if (found := getattr(plan, name)) not in allowed:
+            raise ValueError(
+                f"hardware.{name}: found {found} without sharded parameters, expected {allowed[0]}, or trainer.strategy"
+                " lightning_mllm.training.sharding.ShardedStrategy"
+            )
     if trainer == "16-mixed":
         raise ValueError(
             "trainer.precision: found 16-mixed, which scales gradients before they are clipped and checked, expected"

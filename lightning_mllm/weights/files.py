@@ -36,7 +36,7 @@ FORCE_PICKLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 def resource(path: str | Path) -> Path:
-    """`path` as a place on disk; `package:backbones/clip` is a file or folder shipped with the package.
+    """`path` as it is on disk; `package:backbones/clip` is a file or folder shipped with the package.
 
     Raises:
         ValueError: The package holds no such thing.
@@ -44,10 +44,10 @@ def resource(path: str | Path) -> Path:
     text = str(path)
     if not text.startswith(PACKAGE):
         return Path(path).expanduser()
-    place = Path(str(files("lightning_mllm").joinpath(text.removeprefix(PACKAGE))))
-    if not place.exists():
-        raise ValueError(f"{text}: found nothing at {place}, expected a file or folder of the package")
-    return place
+    location = Path(str(files("lightning_mllm").joinpath(text.removeprefix(PACKAGE))))
+    if not location.exists():
+        raise ValueError(f"{text}: found nothing at {location}, expected a file or folder of the package")
+    return location
 
 
 def sha256(path: Path) -> str:
@@ -62,11 +62,16 @@ def sha256(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a small file beside its place and renames it there, so that a reader never sees half of it."""
+    """As `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a small file under another name and renames it, so that a reader never sees half of it."""
     beside = _beside(path)
     try:
-        with beside.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with beside.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         beside.rename(path)
@@ -82,7 +87,7 @@ def write_tensors(
 ) -> list[Path]:
     """Writes `path` (`.../model.safetensors`), or shards of it and their index if all is larger than `shard_bytes`.
 
-    Tensors are taken one shard at a time. Files are written beside their place, synced and renamed; a failure removes
+    Tensors are taken one shard at a time. Files are written under other names, synced and renamed; a failure removes
     them and leaves what was there before.
 
     Returns:
@@ -222,13 +227,13 @@ def tensor_files(path: Path) -> list[Path]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        plain = all(Path(file).name == file for file in places.values())
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        plain = all(Path(file).name == file for file in weight_map.values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index}: found {error!r}, expected JSON with a weight_map of names to files") from None
     if not plain:
         raise ValueError(f"{index}: found a file outside the folder, expected names of files beside the index")
-    return places
+    return weight_map
 
 
 def _open_safetensors(file: Path) -> safe_open:
@@ -315,11 +320,11 @@ def _publish(path: Path, written: list[tuple[Path, list[str]]], total: int) -> l
     names = [f"{path.stem}-{i:05d}-of-{count:05d}{path.suffix}" for i in range(1, count + 1)]
     final = [path] if count == 1 else [path.with_name(name) for name in names]
     stale = {*path.parent.glob(f"{path.stem}-*-of-*{path.suffix}"), path, *([index] if count == 1 else [])}
-    for (beside, _), place in zip(written, final, strict=True):
-        beside.rename(place)
+    for (beside, _), shard in zip(written, final, strict=True):
+        beside.rename(shard)
     if count > 1:
-        places = {name: place.name for (_, held), place in zip(written, final, strict=True) for name in held}
-        write_text(index, json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2) + "\n")
+        weight_map = {name: shard.name for (_, held), shard in zip(written, final, strict=True) for name in held}
+        write_text(index, json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n")
     for old in stale - set(final):
         old.unlink(missing_ok=True)
     sync_folder(path.parent)

@@ -132,9 +132,9 @@ def portable(init_from: Mapping[str, float], run_dir: Path, runs: Path) -> dict[
     """
     names = {}
     for source, weight in init_from.items():
-        ancestor, name = InitSource.find(source, runs, run_dir), source
-        if ancestor.record is not None:
-            folder, root = ancestor.path.parent.resolve(), Path(runs).resolve()
+        earlier, name = InitSource.find(source, runs, run_dir), source
+        if earlier.record is not None:
+            folder, root = earlier.path.parent.resolve(), Path(runs).resolve()
             if folder.parent == run_dir.resolve().parent:
                 name = folder.name
             elif folder.is_relative_to(root):
@@ -145,9 +145,9 @@ def portable(init_from: Mapping[str, float], run_dir: Path, runs: Path) -> dict[
 
 @dataclass(frozen=True)
 class Lineage:
-    """All that a net's weights descend from, ancestors before descendants, each once."""
+    """All that a net's weights descend from, each once, before what descends from it."""
 
-    ancestors: tuple[InitSource, ...]
+    sources: tuple[InitSource, ...]
 
     @classmethod
     def read(cls, init_from: Mapping[str, float], runs: Path, near: Path | None = None) -> Lineage:
@@ -159,13 +159,13 @@ class Lineage:
         found: dict[Path, InitSource] = {}
 
         def visit(sources: Mapping[str, InitSource], below: tuple[Path, ...]) -> None:
-            for source, ancestor in sources.items():
-                location = ancestor.path.resolve()
+            for source, earlier in sources.items():
+                location = earlier.path.resolve()
                 if location in below:
-                    raise ValueError(f"init_from: {source!r} ({ancestor.path}) descends from itself")
-                visit(ancestor.parents(runs), (*below, location))
-                _check_unchanged(ancestor, found)
-                found.setdefault(location, ancestor)
+                    raise ValueError(f"init_from: {source!r} ({earlier.path}) descends from itself")
+                visit(earlier.parents(runs), (*below, location))
+                _check_unchanged(earlier, found)
+                found.setdefault(location, earlier)
 
         visit({source: InitSource.find(source, runs, near) for source in init_from}, ())
         return cls(tuple(found.values()))
@@ -184,14 +184,14 @@ def _record(run: Path) -> Record | None:
     return record
 
 
-def _check_unchanged(ancestor: InitSource, found: Mapping[Path, InitSource]) -> None:
-    if ancestor.record is None:
+def _check_unchanged(earlier: InitSource, found: Mapping[Path, InitSource]) -> None:
+    if earlier.record is None:
         return
-    if ancestor.record["sha256"] != ancestor.digest:
-        raise ValueError(f"{ancestor.path}: the weights are not those that {RECORD} names, they changed or were cut")
+    if earlier.record["sha256"] != earlier.digest:
+        raise ValueError(f"{earlier.path}: the weights are not those that {RECORD} names, they changed or were cut")
     present = {each.digest for each in found.values()}
-    for used in ancestor.record["lineage"] if ancestor.init_from else ():
+    for used in earlier.record["lineage"] if earlier.init_from else ():
         if used["sha256"] not in present:
             raise ValueError(
-                f"{ancestor.path}: was trained from {used['source']!r} as it was then, found other weights there now"
+                f"{earlier.path}: was trained from {used['source']!r} as it was then, found other weights there now"
             )

@@ -52,7 +52,7 @@ def write_stage(
 
     Raises:
         OSError: The disk is full or the folder cannot be written.
-        ValueError: An ancestor is gone.
+        ValueError: A source is gone.
     """
     folder = run_dir / WEIGHTS
     runs = runs or run_dir.parent
@@ -83,12 +83,12 @@ def write_record(
         names: Of the tensors.
         settings: As in `write_stage`.
         facts: What else the record says: stage, steps, init_from, lora_scale; `whole: True` where all of the net's
-            tensors are in the folder, so that no ancestor is ever asked.
+            tensors are in the folder, so that no source is ever read.
     """
     record = {
         "format": FORMAT,
         **facts,
-        "lineage": [{"source": a.source, "stage": a.stage, "sha256": a.digest} for a in lineage.ancestors],
+        "lineage": [{"source": a.source, "stage": a.stage, "sha256": a.digest} for a in lineage.sources],
         "sha256": sha256(folder),
         "config_hash": config_hash(settings.get("config", settings)),
         "names": sorted(names),
@@ -186,22 +186,22 @@ def is_adapter(name: str) -> bool:
     return ".lora_A." in name or ".lora_B." in name
 
 
-def tensors_of(ancestor: InitSource, runs: Path, key_maps: Mapping[str, KeyMap]) -> InitialTensors:
+def tensors_of(earlier: InitSource, runs: Path, key_maps: Mapping[str, KeyMap]) -> InitialTensors:
     """All that a source gives, under the net's names: a stage's own tensors over those that it started from.
 
     Raises:
         ValueError: As `initial_tensors`.
     """
-    files = TensorFiles(ancestor.path)
-    if ancestor.record is None:
-        return InitialTensors(_translate(ancestor, files, key_maps), {})
-    scale = ancestor.record.get("lora_scale")
+    files = TensorFiles(earlier.path)
+    if earlier.record is None:
+        return InitialTensors(_translate(earlier, files, key_maps), {})
+    scale = earlier.record.get("lora_scale")
     own = InitialTensors(
         {name: (lambda name=name: files[name]) for name in files},
         {name.split(".lora_A.")[0] + ".weight": float(scale) for name in files if ".lora_A." in name and scale},
     )
-    before = {source: tensors_of(parent, runs, key_maps) for source, parent in ancestor.parents(runs).items()}
-    return own.over(_mixed(before, ancestor.init_from)) if before else own
+    before = {source: tensors_of(parent, runs, key_maps) for source, parent in earlier.parents(runs).items()}
+    return own.over(_mixed(before, earlier.init_from)) if before else own
 
 
 def mixture(known: Mapping[str, InitialTensors], weights: Mapping[str, float]) -> Mixture:
@@ -224,11 +224,11 @@ def _mixed(known: Mapping[str, InitialTensors], weights: Mapping[str, float]) ->
 
 
 def _translate(
-    ancestor: InitSource, files: TensorFiles, key_maps: Mapping[str, KeyMap]
+    earlier: InitSource, files: TensorFiles, key_maps: Mapping[str, KeyMap]
 ) -> Mapping[str, Callable[[], Tensor]]:
     """Our names by the first table that knows all of theirs."""
-    config = _config(ancestor.path)
-    more = TensorFiles(ancestor.path / BESIDE) if (ancestor.path / BESIDE).is_file() else {}
+    config = _config(earlier.path)
+    more = TensorFiles(earlier.path / BESIDE) if (earlier.path / BESIDE).is_file() else {}
     beside = {name: (lambda name=name: more[name]) for name in more}
     refusals = []
     for layout, key_map in key_maps.items():
@@ -236,7 +236,7 @@ def _translate(
             return {**key_map.lazily(files, config), **beside}
         except ValueError as error:
             refusals.append(f"{layout}: {error}")
-    raise ValueError(f"{ancestor.path}: cannot be renamed; {'; '.join(refusals) or 'this net has no key maps'}")
+    raise ValueError(f"{earlier.path}: cannot be renamed; {'; '.join(refusals) or 'this net has no key maps'}")
 
 
 def _config(path: Path) -> Record | None:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from lightning_mllm.cli import main
+from lightning_mllm.commands.recipe import differences, recipe_of
 from tests.commands.conftest import TOY
 from tests.commands.test_run_checks import HARDWARE, NET, STAGE, TEST
 from tests.commands.test_validation import BEST
@@ -57,6 +58,35 @@ def test_what_training_does_not_read_makes_no_other_stage(capsys: pytest.Capture
         "--trainer.overfit_batches=2": "trainer.overfit_batches",
     }.items():
         assert f"other settings ({keys})" in refused(capsys, *FIT, other)
+
+
+def resolved(**trainer: Any) -> dict[str, Any]:
+    """A resolved configuration of which only the Trainer is of interest."""
+    model, data = ({"class_path": name, "init_args": {}} for name in ("tests.toy.Toy", "tests.training.data.Squares"))
+    return {"model": model, "data": data, "stage": {}, "seed_everything": 0, "trainer": trainer}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"limit_train_batches": 1}, {"limit_train_batches": 1.0}, False),
+        ({"limit_train_batches": 2}, {"limit_train_batches": 2}, True),
+        ({"limit_train_batches": 1.0}, {}, True),
+        ({"limit_train_batches": 0.5}, {}, False),
+        ({"overfit_batches": 1}, {"overfit_batches": 1.0}, False),
+        ({"overfit_batches": 0}, {"overfit_batches": 0.0}, True),
+    ],
+)
+def test_one_batch_is_not_the_whole_of_them(one: dict[str, Any], other: dict[str, Any], same: bool) -> None:
+    recorded = json.loads(json.dumps(recipe_of(resolved(**one))))
+    for known in (resolved(**one), recorded):
+        assert differences(known, recipe_of(resolved(**other))) == ([] if same else [f"trainer.{next(iter(one))}"])
+
+
+@pytest.mark.parametrize("name", ["StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging"])
+def test_averages_of_lightning_s_own_decide_the_weights(name: str) -> None:
+    callback = {"class_path": f"lightning.pytorch.callbacks.{name}", "init_args": {}}
+    assert differences(resolved(), recipe_of(resolved(callbacks=[callback]))) == ["trainer.callbacks"]
 
 
 def test_a_new_setting_of_the_library_makes_no_other_stage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ Alone = dict[str, tuple[dict[str, Tensor], list[tuple[int, float]]]]
 """Case -> final weights, and the loss of each step."""
 
 
-BUSY = ParallelPlan(language_checkpointing="selective", vision_checkpointing="full", gather_frozen=True, prefetch=1)
+COPIES = ParallelPlan(language_checkpointing="selective", vision_checkpointing="full")
+BUSY = {"ddp": COPIES, "fsdp2": replace(COPIES, gather_frozen=True, prefetch=1)}
 """Of two ranks, beside a process without any of it."""
 
 
@@ -51,7 +52,7 @@ class Stages:
     def run(self, folder: Path, case: str, *, ranks: int = 1, strategy: str = "") -> Any:
         given = dict(self.cases[case])
         data = {"steps": self.steps, "micro_batch": 4 // ranks, **given.pop("data", {})}
-        chosen, plan = (STRATEGIES[strategy](), BUSY) if ranks > 1 else ("auto", ParallelPlan())
+        chosen, plan = (STRATEGIES[strategy](), BUSY[strategy]) if ranks > 1 else ("auto", ParallelPlan())
         own = {"build": self.tiny, "parallel": plan, "devices": ranks, "strategy": chosen}
         return fit(folder / case, data=data, runs=str(folder), **own, **given)
 
@@ -64,7 +65,7 @@ class Stages:
         def work(rank: int) -> tuple[dict[str, Any], list[str]]:
             found = {case: weights(self.run(folder, case, ranks=2, strategy=strategy)) for case in self.cases}
             module = self.tiny(settings(self.answers, train={}, init_from={self.answers: 1.0}))
-            module.runs, module.parallel = str(folder), BUSY
+            module.runs, module.parallel = str(folder), BUSY[strategy]
             tester = trainer(folder / self.answers, devices=2, strategy=STRATEGIES[strategy](), logger=False)
             tester.test(module, datamodule=ToyData(processor=module.processor), verbose=False)
             return found, [name for name, _ in module.net.named_parameters()]

@@ -105,7 +105,7 @@ CASES: dict[str, dict[str, Any]] = {
 def run(folder: Path, case: str, *, ranks: int = 1, strategy: str = "") -> Any:
     given = CASES[case]
     data = {"steps": 2, "micro_batch": 4 // ranks, "half_text": given.get("half_text", False)}
-    chosen, plan = (STRATEGIES[strategy](), BUSY) if ranks > 1 else ("auto", ParallelPlan())
+    chosen, plan = (STRATEGIES[strategy](), BUSY[strategy]) if ranks > 1 else ("auto", ParallelPlan())
     stage = settings("generative" if case.startswith("blip2") else "instruct", lr=1e-3, eps=1e-6)
     own = {"build": given["build"], "parallel": plan, "devices": ranks, "strategy": chosen}
     return fit(folder / case, stage=stage, data=data, **own)
@@ -137,7 +137,8 @@ def test_the_first_stage_learns_on_two_ranks(strategy: str, tmp_path: Path, monk
         return fit(folder, stage=stage, data=data, build=lambda s: Blip2Representation.tiny(stage=s), **more)
 
     def work(rank: int) -> dict[str, Tensor]:
-        return weights(first_stage(tmp_path / "two", devices=2, strategy=STRATEGIES[strategy](), parallel=BUSY))
+        own = {"strategy": STRATEGIES[strategy](), "parallel": BUSY[strategy]}
+        return weights(first_stage(tmp_path / "two", devices=2, **own))
 
     expected = weights(first_stage(tmp_path / "one"))
     first, _ = on_two_ranks(work)

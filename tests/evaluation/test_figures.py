@@ -4,7 +4,9 @@ import itertools
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,3 +131,19 @@ def test_numbers_and_times_in_words() -> None:
         "3 min 20 s",
         "2 h 1 min",
     ]
+
+
+def test_a_figure_that_fails_leaves_the_one_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "curve.png"
+    draw_scores(path, SCORES, title="a score", chosen=0.5)
+    before = path.read_bytes()
+
+    def half(self: object, target: Any, **settings: object) -> None:
+        with open(target, "wb") if isinstance(target, str | Path) else nullcontext(target) as stream:
+            stream.write(before[: len(before) // 2])
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", half)
+    with pytest.raises(OSError, match="the disk is full"):
+        draw_scores(path, SCORES, title="another", chosen=0.5)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

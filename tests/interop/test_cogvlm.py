@@ -226,7 +226,7 @@ def test_experts_and_positions_follow_from_types_as_from_kinds() -> None:
         kinds = torch.tensor([[0] * (longest - len(row)) + row for row in rows], dtype=torch.uint8)
         real = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         types, block = (kinds != 0).long(), vectors + 2
-        place = modeling_cogvlm.places(types, block)
+        place = modeling_cogvlm.block_positions(types, block)
         assert torch.equal((place >= 0) & (place < block - 1), vision_mask(kinds))
         assert torch.equal(modeling_cogvlm.shared_positions(types, real, block), shared_positions(kinds, real.int()))
         # The rule of the public checkpoints, where no two images touch.

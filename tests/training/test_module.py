@@ -94,8 +94,14 @@ def test_clipping_is_of_the_global_gradient(tmp_path: Path, used_gradients: list
     fit(tmp_path, data={"steps": 2, "micro_batch": 2}, stage=settings(gradient_clip=0.05))
     assert [float(torch.nn.utils.get_total_norm(list(g.values()))) for g in used_gradients] == pytest.approx([0.05] * 2)
     assert losses(tmp_path, "train/gradient_norm")[0][1] > 0.05
-    with pytest.raises(ValueError, match=r"stage\.gradient_clip"):
-        fit(tmp_path / "twice", data={"steps": 1}, gradient_clip_val=1.0)
+
+
+def test_clipping_by_the_trainer_is_refused_before_the_net_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Toy, "configure_model", lambda self: pytest.fail("the net is built"))
+    with pytest.raises(ValueError, match=r"trainer\.gradient_clip_val: found 1\.0, expected .* stage\.gradient_clip"):
+        fit(tmp_path, data={"steps": 1}, gradient_clip_val=1.0)
 
 
 def test_frozen_parts_stay_in_eval_mode_and_unchanged(tmp_path: Path) -> None:

@@ -246,6 +246,14 @@ BF16 = ParallelPlan(precision="bf16")
         ("bf16-mixed", True, ParallelPlan(), "trainer.precision: found bf16-mixed, whose autocast"),
         ("16-mixed", False, ParallelPlan(), "trainer.precision: found 16-mixed, which scales gradients"),
         ("32-true", False, ParallelPlan(shard=2), "hardware.shard: found 2 without sharded parameters"),
+        ("32-true", False, ParallelPlan(gather_frozen=True), "hardware.gather_frozen: found True without sharded"),
+        ("32-true", False, ParallelPlan(prefetch=1), "hardware.prefetch: found 1 without sharded parameters"),
+        (
+            "32-true",
+            False,
+            ParallelPlan(reduce_every="micro_batch"),
+            "hardware.reduce_every: found micro_batch without sharded parameters, expected auto",
+        ),
     ],
 )
 def test_precisions_that_do_not_go_together(trainer: str, sharded: bool, plan: ParallelPlan, told: str) -> None:
@@ -256,6 +264,8 @@ def test_precisions_that_do_not_go_together(trainer: str, sharded: bool, plan: P
 def test_precisions_that_go_together(tmp_path: Path) -> None:
     check_precision("32-true", True, BF16)
     check_precision("bf16-mixed", False, ParallelPlan())
+    check_precision("32-true", False, ParallelPlan(reduce_every="step"))  # as DDP does it
+    check_precision("32-true", True, ParallelPlan(gather_frozen=True, prefetch=1, reduce_every="micro_batch"))
     with pytest.raises(ValueError, match=r"trainer\.precision: found bf16-true"):
         fit(tmp_path, precision="bf16-true")
 

@@ -1,4 +1,4 @@
-"""The hand-over: later stages over earlier ones, mixes, adapters, and no silent change of an ancestor."""
+"""The hand-over: later stages over earlier ones, mixes, adapters, and no silent change of a source."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_names_below_the_runs_beside_the_stage_and_as_paths(tmp_path: Path, monk
     stage(runs, "x/llava/align", {"a": torch.ones(1)})
     stage(runs, "x/llava/instruct", {"b": torch.ones(1)}, {"x/llava/align": 1.0})
     lineage = Lineage.read({"x/llava/instruct": 1.0}, runs)
-    assert [each.stage for each in lineage.ancestors] == ["align", "instruct"]
+    assert [each.stage for each in lineage.sources] == ["align", "instruct"]
     # Moved as a whole, and read from elsewhere.
     moved = tmp_path / "elsewhere"
     runs.rename(moved)
@@ -89,7 +89,7 @@ def test_a_diamond_is_read_once(tmp_path: Path) -> None:
     stage(tmp_path, "left", {"w": torch.ones(1)}, {"base": 1.0})
     stage(tmp_path, "right", {"w": torch.full((1,), 3.0)}, {"base": 1.0})
     lineage = Lineage.read({"left": 0.5, "right": 0.5}, tmp_path)
-    assert [each.source for each in lineage.ancestors] == ["base", "left", "right"]
+    assert [each.source for each in lineage.sources] == ["base", "left", "right"]
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.25, 1.0])

@@ -68,9 +68,9 @@ def cogvlm_tower(sizes: Mapping[str, Any], mean: Statistic, std: Statistic) -> E
     Raises:
         ValueError: A tower of neither kind.
     """
-    places = (sizes["image_size"] // sizes["patch_size"]) ** 2 + 1
-    if (found := sizes["num_positions"]) != places:
-        raise ValueError(f"vision_config.num_positions: found {found}, expected {places} for the size of the image")
+    positions = (sizes["image_size"] // sizes["patch_size"]) ** 2 + 1
+    if (found := sizes["num_positions"]) != positions:
+        raise ValueError(f"vision_config.num_positions: found {found}, expected {positions} for the size of the image")
     if sizes["norms"] == INPUT:
         fields = {
             "image_size": sizes["image_size"],

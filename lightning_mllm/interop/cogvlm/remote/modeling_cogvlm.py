@@ -36,8 +36,8 @@ Images = Sequence[Sequence[Tensor] | None]
 """Of each row its images f[3, S, S], normalised."""
 
 
-def places(types: Tensor, block: int) -> Tensor:
-    """Of an image's tokens their place in its block, 0 being the begin; -1 at text.
+def block_positions(types: Tensor, block: int) -> Tensor:
+    """Of an image's tokens their position in its block, 0 being the begin; -1 at text.
 
     Args:
         types: i[B, T], 1 at images; blocks may follow one another.
@@ -51,15 +51,15 @@ def places(types: Tensor, block: int) -> Tensor:
 
 
 def shared_positions(types: Tensor, real: Tensor | None, block: int) -> Tensor:
-    """Positions of whole rows: all patches of an image stand at one place.
+    """Positions of whole rows: all patches of an image have one position.
 
     Args:
-        types: i[B, T], as for `places`.
+        types: i[B, T], as for `block_positions`.
         real: [B, T], 0 at padding; None for none.
         block: Tokens of an image.
     """
-    place = places(types, block)
-    counts = (place <= 1) | (place == block - 1)
+    index = block_positions(types, block)
+    counts = (index <= 1) | (index == block - 1)
     if real is not None:
         counts = counts & real.bool()
     return (counts.long().cumsum(1) - 1).clamp(min=0)
@@ -224,8 +224,8 @@ class CogVLMModel(CogVLMPreTrainedModel):
             position_ids = shared_positions(types, attention_mask, self.vision.block)
         if images is not None:
             x = self.shown(x, images, types == 1)
-        place = places(types, self.vision.block)
-        image = (place >= 0) & (place < self.vision.block - 1)
+        index = block_positions(types, self.vision.block)
+        image = (index >= 0) & (index < self.vision.block - 1)
         image = image if bool(image.any()) else None
         if past_key_values is None and (
             self.config.use_cache and not self.training if use_cache is None else use_cache
