@@ -232,7 +232,7 @@ class CLI(LightningCLI):
         if tracking is None:
             callbacks.append(tracking := Tracking())
         tracking.settings = self.resolved
-        if given["enable_progress_bar"]:
+        if given["enable_progress_bar"] is not False:
             callbacks.append(StageProgress())
         loggers: list[Logger] = [MetricsCsv(str(self.run_dir / "metrics.csv"))] if self.subcommand == "fit" else []
         loggers += loggers_of(given["logger"], self.run_dir, self.verb, self.settings.runs)

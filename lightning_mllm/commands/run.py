@@ -19,7 +19,7 @@ from lightning_mllm.commands.experiments import experiment_folder, experiment_na
 from lightning_mllm.commands.finished import is_tested, refuse_changed_source
 from lightning_mllm.commands.launch import CLI, CheckedCLI, ParsedCLI, compose, run_and_release, say
 from lightning_mllm.commands.seeds import parse_seeds, run_seeds, seeded
-from lightning_mllm.commands.sweep_agent import trial_folder
+from lightning_mllm.commands.sweep_agent import agents_run, trial_folder
 from lightning_mllm.evaluation.report import write_report
 
 ONE_STAGE = ("stage.name", "stage.init_from", "stage.train", "data.train", "data.val", "data.test", "model", "data")
@@ -162,7 +162,8 @@ def run_experiment(
             compose(planned.command("test", stage), CheckedCLI)
     for stage in chosen:
         if stage in waiting:
-            run_and_release([*planned.command("fit", stage), *anew])
+            with agents_run(stage == chosen[-1]):
+                run_and_release([*planned.command("fit", stage), *anew])
             if not (run / stage / "weights" / "stage.json").is_file():
                 say(f"{run}: no test and no report, for {stage} is not done")
                 return run
@@ -176,7 +177,8 @@ def run_experiment(
         if is_tested(run / stage, parsed[stage].test_settings):
             say(f"{run / stage} is tested")
         else:
-            run_and_release([*planned.command("test", stage), "--verbose=false"])
+            with agents_run(stage == chosen[-1]):
+                run_and_release([*planned.command("test", stage), "--verbose=false"])
     if tested:
         _report(run, time.monotonic() - started)
     else:

@@ -12,9 +12,11 @@ import ast
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+OF_ONE_RUN = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 TRIAL_DIR = "MLLM_TRIAL_DIR"
 """Where `mllm sweep --local` tells a run to be kept."""
 SWEEP_ID, RUN_ID = "WANDB_SWEEP_ID", "WANDB_RUN_ID"
@@ -39,6 +41,19 @@ def trial_folder(runs: str | Path, environment: Mapping[str, str] = os.environ) 
         if not re.fullmatch(r"\w[\w.-]*", value):
             raise ValueError(f"{name}: found '{value}', expected letters, digits, '.', '-' and '_'")
     return Path(runs, "sweeps", sweep, run)
+
+
+@contextmanager
+def agents_run(is_last: bool) -> Iterator[None]:
+    """While one stage of an experiment is trained or tested: the run that the agent waits for is that of the last one.
+
+    W&B would take the stages of a process for one run, and drop the steps of all but the first.
+    """
+    known = {} if is_last else {name: os.environ.pop(name) for name in OF_ONE_RUN if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(known)
 
 
 def as_yaml(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from lightning_mllm.cli import main
 from lightning_mllm.commands.config import ConfigError, Loader
 from lightning_mllm.commands.launch import ParsedCLI, compose
 from lightning_mllm.commands.run import plan
-from lightning_mllm.commands.sweep_agent import as_yaml, options_of, trial_folder
+from lightning_mllm.commands.sweep_agent import agents_run, as_yaml, options_of, trial_folder
 from tests.commands.conftest import TOY
 
 MACROS = ("${args}", "${args_no_hyphens}", "${args_json}")
@@ -103,3 +104,13 @@ def test_each_run_of_a_sweep_has_its_folder(tmp_path: Path, monkeypatch: pytest.
     planned = plan(Path("quickstart/llava"), overrides=["--align.stage.lr=0.5"], only="align")
     assert planned.run == Path("kept/003") and planned.parsed["align"].run_dir == Path("kept/003/align")
     assert planned.settings == {"align": ["--stage.lr=0.5"]}
+
+
+def test_the_run_that_an_agent_waits_for_is_that_of_the_last_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    monkeypatch.setenv("WANDB_RUN_ID", "run")
+    with agents_run(is_last=True):
+        assert os.environ["WANDB_RUN_ID"] == "run"
+    with agents_run(is_last=False):
+        assert not {"WANDB_RUN_ID", "WANDB_SWEEP_ID"} & set(os.environ)
+    assert (os.environ["WANDB_SWEEP_ID"], os.environ["WANDB_RUN_ID"]) == ("sweep", "run")

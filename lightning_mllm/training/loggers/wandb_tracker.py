@@ -67,7 +67,7 @@ class WandbTracker(Logger):
         notes: str | None = None,
         mode: Literal["online", "offline"] | None = None,
         log_weights: bool = False,
-        timeout: float = 10.0,
+        timeout: float = 8.0,
         upload_timeout: float = 20.0,
     ) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ class WandbTracker(Logger):
         run = run or self._init(facts, "offline")
         if run.offline:
             told = f"{reason}, tracked" if reason else "tracked"
-            self._tell(f"{told} offline in {folder}; wandb sync {run.settings.sync_dir} uploads it later")
+            self._tell(f"{told} offline; wandb sync {_short(run.settings.sync_dir)} uploads it later")
             earlier = history(folder, id)
             last = max(earlier, default=-1)
             self._recorded = (last, set(earlier.get(last, ())))
@@ -266,7 +266,7 @@ class WandbTracker(Logger):
         try:
             run.finish(exit_code=int(failed))
         except TimeoutError:
-            folder = run.settings.sync_dir
+            folder = _short(run.settings.sync_dir)
             self._tell(f"not all was uploaded in {self.upload_timeout:.0f} s; wandb sync {folder} uploads the rest")
         finally:
             _stop_service()
@@ -278,6 +278,7 @@ class WandbTracker(Logger):
             "WANDB_DATA_DIR": str(folder / "data"),
             "WANDB_CACHE_DIR": str(folder / "cache"),
             "WANDB_ERROR_REPORTING": "false",
+            "WANDB_SILENT": "true",
         }
         self._environment = {name: os.environ.get(name) for name in own}
         os.environ.update(own)
@@ -289,6 +290,12 @@ class WandbTracker(Logger):
             else:
                 os.environ[name] = value
         self._environment = {}
+
+
+def _short(path: str) -> str:
+    """Relative to the working directory, where it is below that."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
 def _stop_service() -> None:

@@ -218,7 +218,7 @@ def test_a_server_that_is_no_help_costs_no_run(
         tracker.finalize("success")
     assert history(tmp_path / "x/align/wandb", tracker.version)[1]["train/loss"] == 2.0
     printed, errors = capfd.readouterr()
-    assert printed.startswith("W&B: ") and printed.count("\n") == 1 and "tracked offline in" in printed
+    assert printed.startswith("W&B: ") and printed.count("\n") == 1 and "tracked offline; wandb sync" in printed
     assert not errors
 
 
