@@ -257,8 +257,7 @@ def _differences(
     exact = [values_of(side, matched.clusters).mean(0) for side in sides]
     suffix = f"_{matched.first[0].part}" if matched.first[0].part else ""
     names = matched.score_names()
-    gap = matched.per_sample()
-    gap = gap[0] - gap[1]
+    gap = matched.per_sample[0] - matched.per_sample[1]
     found = []
     for k, each in enumerate(every):
         kind = list(kinds)[k - len(names)] if k >= len(names) else ""

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,7 @@ class Matched:
             kept[RARER] = np.sort(np.concatenate([found[name] for name in rare]))
         return kept if len(kept) > 1 else {}
 
+    @cached_property
     def per_sample(self) -> Float[np.ndarray, "2 N"]:
         """How good the answers of both sides are, means over seeds."""
         sides = (self.first, self.other)
@@ -127,7 +129,7 @@ class Matched:
         Args:
             pictures: id -> address, where the file of a picture is gone.
         """
-        scores = self.per_sample()
+        scores = self.per_sample
         gap = scores[0] - scores[1]
         order = sorted(
             range(len(gap)), key=lambda k: (-abs(gap[k]), hashlib.sha256(self.ids[k][0].encode()).digest(), k)

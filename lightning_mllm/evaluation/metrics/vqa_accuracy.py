@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -55,6 +56,7 @@ _MOST_FULL_STOPS = 32
 """vqaEval.py passes re.UNICODE, which is 32, where `re.sub` takes the number of replacements."""
 
 
+@lru_cache(maxsize=1 << 16)  # few texts are the answers to most questions
 def normalise(answer: str) -> str:
     """An answer without punctuation, articles and capitals; number words as digits, contractions as one spelling."""
     text = _one_line(answer)
