@@ -70,7 +70,7 @@ def write_card(
         "name": name,
         "title": f"{type(module).__name__}, {story.name}",
         "architecture": type(module).__name__,
-        "drawing": inspect.cleandoc(inspect.getmodule(type(module)).__doc__ or ""),
+        "drawing": inspect.cleandoc(getattr(inspect.getmodule(type(module.net)), "__doc__", "") or ""),
         "library": LIBRARIES[type(layout)],
         "hf_class": (layout.config.architectures or [""])[0] if isinstance(layout, HfFolder) else "",
         "code": bool(layout.code),

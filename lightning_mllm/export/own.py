@@ -19,13 +19,15 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
+from transformers.utils import cached_file
 
+from lightning_mllm.interop.format import ORIGINS
 from lightning_mllm.language.lora import merge_lora
 from lightning_mllm.language.source import LanguageSource
 from lightning_mllm.language.tokenizer import load_tokenizer
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.vision.source import OpenClipSource
-from lightning_mllm.weights.files import PACKAGE, TensorFiles, write_tensors, write_text
+from lightning_mllm.weights.files import PACKAGE, TensorFiles, resource, write_tensors, write_text
 
 MODEL_TYPE = "lightning_mllm"
 """Of config.json: no class of transformers is called so."""
@@ -135,9 +137,12 @@ def _facts(spec: object, folder: Path, name: str) -> dict[str, Any]:
     """What a spec says in a folder: no weights of its own, and its configuration stated or beside it."""
     if isinstance(spec, LanguageSource):
         model = _tokenizer(spec.model, folder, name) if spec.model else ""
-        settings = {key: each for key, each in spec.hf_config.to_diff_dict().items() if hasattr(spec.hf_config, key)}
-        config = {**_plain(settings), "model_type": spec.hf_config.model_type}
-        return {"model": model, "weights": None, "config": config, "previous_token_heads": 0}
+        if spec.config is None:
+            # As it is: what transformers makes of a configuration when it writes one is not always what it read.
+            found = cached_file(str(resource(spec.model)), "config.json")
+            assert found is not None
+            _write_settings(folder / model.removeprefix(INSIDE) / "config.json", Path(found))
+        return {"model": model, "weights": None, "previous_token_heads": 0}
     if isinstance(source := getattr(spec, "source", None), OpenClipSource):
         mean, std = source.statistics()
         stated = {"model_cfg": source.model_config(), "preprocess_cfg": {"mean": list(mean), "std": list(std)}}
@@ -145,21 +150,18 @@ def _facts(spec: object, folder: Path, name: str) -> dict[str, Any]:
     return {key: empty for key, empty in (("weights", None), ("bert", "")) if hasattr(spec, key)}
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON holds them."""
-    left_out = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype")
-    return json.loads(json.dumps({key: each for key, each in settings.items() if key not in left_out}, default=str))
-
-
 def _tokenizer(source: str, folder: Path, name: str) -> str:
     place = PurePosixPath("parts", name)
     load_tokenizer(source).save_pretrained(folder / place)
-    settings = folder / place / "tokenizer_config.json"
-    kept = json.loads(settings.read_text(encoding="utf-8"))
-    for key in ("name_or_path", "is_local", "local_files_only"):
-        kept.pop(key, None)
-    write_text(settings, json.dumps(kept, indent=2) + "\n")
+    _write_settings(folder / place / "tokenizer_config.json", folder / place / "tokenizer_config.json")
     return f"{INSIDE}{place}"
+
+
+def _write_settings(to: Path, source: Path) -> None:
+    """A file of settings without where it was read from."""
+    found = json.loads(source.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in found.items() if key not in ORIGINS}
+    write_text(to, json.dumps(kept, indent=2) + "\n")
 
 
 def _outside(node: object, folder: Path) -> object:

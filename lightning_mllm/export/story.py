@@ -35,6 +35,8 @@ class MixedSource:
     """None where its files are not on this machine."""
     share: float | None
     licence: str
+    otherwise: str = UNKNOWN
+    """In place of a share that there is none of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +79,30 @@ class StageStory:
         train: Mapping[str, Any] = (data.get("init_args") or {}).get("train") or {}
         counts = _counts(data)
         total = sum(each for _, each in counts.values())
-        return [
+        text = ((data.get("init_args") or {}).get("text") or {}).get("source") or {}
+        beside = MixedSource(
+            name="text",
+            kind=str(text.get("class_path", "")).rpartition(".")[2],
+            samples=None,
+            share=None,
+            licence=_licence(text),
+            otherwise="rows of plain text beside every step",
+        )
+        found = [
             MixedSource(
                 name=name,
                 kind=str(source.get("class_path", "")).rpartition(".")[2],
                 samples=counts[name][0] if counts else None,
                 share=counts[name][1] / total if counts else None,
-                licence=DRAWN if any((each / "world.json").is_file() for each in _parents(source)) else UNKNOWN,
+                licence=_licence(source),
             )
             for name, source in train.items()
         ]
+        return [*found, beside] if text else found
+
+
+def _licence(source: object) -> str:
+    return DRAWN if any((each / "world.json").is_file() for each in _parents(source)) else UNKNOWN
 
 
 def _counts(data: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

@@ -320,13 +320,29 @@ def settings_of(spec: Any) -> dict[str, Any]:
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": asdict(spec)}
 
 
+@pytest.mark.parametrize("name", ["blip2, opt", "blip2, flan-t5", "instructblip, llama", "instructblip, flan-t5"])
+def test_a_folder_is_used_as_the_users_of_stock_classes_do(tmp_path: Path, name: str) -> None:
+    module = net(name)
+    hf_folder(module).write(tmp_path)
+    kind = "Blip2" if name.startswith("blip2") else "InstructBlip"
+    processor: Any = getattr(transformers, f"{kind}Processor").from_pretrained(tmp_path)
+    model: Any = getattr(transformers, f"{kind}ForConditionalGeneration").from_pretrained(tmp_path)
+    size = module.processor.image.size
+    picture, question = export.drawing(size, size), "What is it?"
+    inputs = processor(images=picture, text=question, return_tensors="pt")
+    written = model.generate(**inputs, max_new_tokens=8)
+    said = processor.batch_decode(written, skip_special_tokens=True)[0].strip()
+    answer = Model(module).answer(picture, question, Decoding(max_new_tokens=8))
+    assert answer and said.endswith(answer)
+
+
 def test_a_trained_run_is_exported_and_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def check(folder: Path, case: Path, *_: object) -> dict[str, Any]:
+    def check(folder: Path, case: Path, _: object, snippet: str) -> dict[str, Any]:
         facts, figures = json.loads((case / "case.json").read_text()), {}
         assert verify.compare(folder, load_file(case / "case.safetensors"), facts, figures) == ""
-        return figures
+        return {**figures, "printed": verify.printed(snippet, folder)}
 
     # In this process: a fresh one costs many seconds.
     monkeypatch.setattr(export, "verify", check)
