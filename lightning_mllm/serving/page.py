@@ -21,6 +21,8 @@ POLICY = (
     "style-src 'self' 'unsafe-inline'; frame-ancestors 'self'"
 )
 """What the browser is told: nothing of this page comes from another server."""
+REFUSED = "This cannot be answered. "
+"""How an answer begins that says why there is none."""
 KEPT = 3600
 """Seconds that an uploaded picture is kept."""
 
@@ -39,10 +41,7 @@ def mount_page(app: FastAPI, model: Model, name: str, key: str | None = None) ->
     import gradio
 
     def told(message: dict[str, Any], history: list[dict[str, Any]]) -> Iterator[str]:
-        try:
-            yield from answered(model, message, history)
-        except ValueError as error:
-            raise gradio.Error(" ".join(str(error).split())) from None
+        yield from answered(model, message, history)
 
     kinds = [f".{each.lower()}" for each in (*FORMATS, "jpg", "tif")]
     box = gradio.MultimodalTextbox(file_types=kinds, file_count="multiple", placeholder="A question; pictures with +")
@@ -51,7 +50,7 @@ def mount_page(app: FastAPI, model: Model, name: str, key: str | None = None) ->
         multimodal=True,
         title=name,
         textbox=box,
-        chatbot=gradio.Chatbot(render_markdown=False, label=name),
+        chatbot=gradio.Chatbot(render_markdown=False, label=name, buttons=["copy", "copy_all"]),
         analytics_enabled=False,
         delete_cache=(KEPT, KEPT),
         api_visibility="private",
@@ -80,12 +79,17 @@ def answered(model: Model, message: dict[str, Any], history: list[dict[str, Any]
         model: Answers.
         message: `files`, paths of uploaded pictures, and `text`.
         history: The turns before it, as gradio keeps them.
-
-    Raises:
-        ValueError: A picture cannot be read, or the conversation is longer than what the net reads.
     """
     asked = {"role": "user", "content": [*({"path": file} for file in message["files"]), message["text"]]}
-    stream, text = model.reply(*conversation([*history, asked])), ""
+    try:
+        stream, text = model.reply(*conversation([*history, asked])), ""
+    except ValueError as error:
+        # As an answer: after an error of gradio's own the page takes no further question.
+        reason = " ".join(str(error).split()).removeprefix("sample 'question': ")
+        for file in message["files"]:
+            reason = reason.replace(file, Path(file).name)
+        yield REFUSED + reason
+        return
     try:
         for piece in stream:
             text += piece
@@ -112,20 +116,25 @@ class Alone:
 
 
 def conversation(messages: list[dict[str, Any]]) -> tuple[list[Turn], list[ImageRef]]:
-    """What gradio keeps of a conversation as turns, pictures before the text of each, and those pictures."""
-    turns: list[Turn] = []
-    images: list[ImageRef] = []
+    """What gradio keeps of a conversation as turns, pictures before the text of each, and those pictures.
+
+    What was refused is left out, so that the conversation goes on without it.
+    """
+    told: list[tuple[Turn, list[ImageRef]]] = []
     for message in messages:
         content = message["content"]
         parts = content if isinstance(content, list) else [content]
-        files = [path for part in parts if (path := _path(part))]
-        images += [ImageFile(Path(path)) for path in files]
+        images: list[ImageRef] = [ImageFile(Path(path)) for part in parts if (path := _path(part))]
         words = [part if isinstance(part, str) else part["text"] for part in parts if not _path(part)]
-        text = f"{IMAGE_MARK}\n" * len(files) + "\n".join(words).replace(IMAGE_MARK, "image")
-        if turns and turns[-1].role == message["role"]:
-            text = f"{turns.pop().text.rstrip()}\n{text}"
-        turns.append(Turn(role=message["role"], text=text))
-    return turns, images
+        text = f"{IMAGE_MARK}\n" * len(images) + "\n".join(words).replace(IMAGE_MARK, "image")
+        if text.startswith(REFUSED) and message["role"] == "assistant":
+            told.pop()
+            continue
+        if told and told[-1][0].role == message["role"]:
+            turn, before = told.pop()
+            text, images = f"{turn.text.rstrip()}\n{text}", [*before, *images]
+        told.append((Turn(role=message["role"], text=text), images))
+    return [turn for turn, _ in told], [image for _, images in told for image in images]
 
 
 def _path(part: Any) -> str | None:

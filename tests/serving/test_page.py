@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from lightning_mllm.contracts import ImageFile, Turn
-from lightning_mllm.serving.page import Alone, answered, conversation
+from lightning_mllm.serving.page import REFUSED, Alone, answered, conversation
 from tests.inference.nets import FEW, model_of
 from tests.inference.test_model import BLUE, RED
 
@@ -42,8 +42,14 @@ def test_a_turn_is_answered_behind_those_before_it(tmp_path: Path, monkeypatch: 
         assert turns == talk.turns[:2] and images == [ImageFile(tmp_path / "red.png")]
     expected = talk.ask("And this?", BLUE)
     assert list(answered(model, {"files": [str(tmp_path / "blue.png")], "text": "And this?"}, history))[-1] == expected
-    with pytest.raises(ValueError, match=r"absent\.png: cannot read the image"):
-        list(answered(model, {"files": [str(tmp_path / "absent.png")], "text": "?"}, []))
+    absent = {"files": [str(tmp_path / "absent.png")], "text": "?"}
+    (refused,) = answered(model, absent, history)
+    assert refused.startswith(REFUSED + "absent.png: cannot read the image")
+    wrong = [
+        {"role": "user", "content": [{"path": absent["files"][0]}, "?"]},
+        {"role": "assistant", "content": refused},
+    ]
+    assert conversation([*history, *wrong]) == conversation(history)
     assert conversation([{"role": "user", "content": "<image>?"}])[0] == [Turn(role="user", text="image?")]
 
 
