@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
+from torch.distributed.run import get_args_parser
 
 from lightning_mllm.cli import main
 from lightning_mllm.commands.launch import ParsedCLI, compose
+from tests.distributed.ranks import on_two_ranks
 from tests.documents import ROOT, check_command, commands, files
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -87,22 +89,26 @@ def test_the_blind_trained_twin_is_a_recipe_as_printed(tmp_path: Path, monkeypat
     assert train["class_path"] == "data_modules.sources.Blind"
 
 
-def test_two_nodes_train_as_printed(tmp_path: Path) -> None:
-    """Both of torchrun's commands at once, each a node of one process."""
+def test_two_nodes_train_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both of torchrun's commands at once, each a node of one process, with the environment that torchrun gives it."""
     own_data(tmp_path)
     written(TEXTS[ROOT / "docs/multi_node.md"], tmp_path)
-    mllm = [sys.executable, "-m", "lightning_mllm.cli"]
-    copy = ["experiments", "copy", "quickstart/llava", "--to", "experiments"]
-    subprocess.run([*mllm, *copy], cwd=tmp_path, check=True, capture_output=True)
-    torchrun = [sys.executable, "-m", "torch.distributed.run"]
-    nodes = []
-    for command in commands(TEXTS[ROOT / "docs/multi_node.md"]):
-        program, *arguments = shlex.split(command)
-        assert program == "torchrun"
-        at = arguments.index("mllm")
-        told = [*torchrun, *arguments[:at], *mllm, *arguments[at + 1 :]]
-        nodes.append(subprocess.Popen(told, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    printed = [node.communicate(timeout=300)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], "\n".join(printed)
-    record = json.loads((tmp_path / "runs/mine/instruct/weights/stage.json").read_text(encoding="utf-8"))
+    monkeypatch.chdir(tmp_path)
+    main(["experiments", "copy", "quickstart/llava", "--to", "experiments"])
+    programs, told = [], []
+    for program, *arguments in map(shlex.split, commands(TEXTS[ROOT / "docs/multi_node.md"])):
+        programs.append(program)
+        told.append(get_args_parser().parse_args(arguments))
+    assert programs == ["torchrun"] * 2 and [each.node_rank for each in told] == [0, 1]
+    assert all((each.nnodes, each.nproc_per_node, each.no_python) == ("2", "1", True) for each in told)
+    assert told[0].master_addr == told[1].master_addr and told[0].master_port == told[1].master_port
+    assert [each.training_script for each in told] == ["mllm"] * 2
+
+    def node(rank: int) -> None:
+        os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", GROUP_RANK=str(rank))
+        rank_zero_only.rank = rank  # which Lightning reads from the environment when it is imported
+        main(told[rank].training_script_args)
+
+    on_two_ranks(node)
+    record = json.loads(Path("runs/mine/instruct/weights/stage.json").read_text(encoding="utf-8"))
     assert record["steps"] == 4

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,18 +34,8 @@ makes keywords for it from `Layout.runs` (visual_expert.py)."""
 AttentionInterface.register(SDPA, sdpa_attention_forward)
 
 
-class Answers(NamedTuple):
-    """Supervised tokens and what the model says about each."""
-
-    logits: Float[Tensor, "S W"]
-    """In float32."""
-    targets: Int[Tensor, " S"]
-    rows: Int[Tensor, " S"]
-    """The row of the batch that each belongs to."""
-
-
-def target_logits(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch) -> Answers:
-    """The logits of every supervised token, given what stands before it.
+def target_logits(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch) -> Float[Tensor, "S W"]:
+    """The logits of every supervised token in float32, given what stands before it.
 
     Args:
         model: Of transformers.
@@ -58,10 +47,10 @@ def target_logits(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch:
         ValueError: An encoder-decoder and a batch without targets, or with more than one segment a row.
     """
     states = decoder_states if model.config.is_encoder_decoder else lm_hidden_states
-    hidden, supervised = states(model, embeds, batch), batch.layout.supervised
+    hidden = states(model, embeds, batch)
     # Only supervised positions pass through the head: logits of all would cost more than the whole decoder.
-    chosen = hidden.flatten(0, 1).index_select(0, supervised.hidden)
-    return Answers(head(model)(chosen).float(), supervised.targets, supervised.rows)
+    chosen = hidden.flatten(0, 1).index_select(0, batch.layout.supervised.hidden)
+    return head(model)(chosen).float()
 
 
 def lm_losses(
@@ -71,10 +60,10 @@ def lm_losses(
 
     What is learned, and what candidates are ranked by; nothing to learn is a loss of 0 with a gradient of 0.
     """
-    logits, targets, rows = target_logits(model, embeds, batch)
-    each = F.cross_entropy(logits, targets, reduction="none")
+    supervised = batch.layout.supervised
+    each = F.cross_entropy(target_logits(model, embeds, batch), supervised.targets, reduction="none")
     zeros = torch.zeros(len(embeds), device=each.device)
-    return zeros.index_add(0, rows, each), batch.layout.supervised.counts
+    return zeros.index_add(0, supervised.rows, each), supervised.counts
 
 
 def lm_output(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch) -> Output:

@@ -30,11 +30,6 @@ def fill_slots(
     Of the blank image of a text-only batch nothing is placed, and yet it takes part: the empty slice gives what it went
     through a gradient of zero, so that no rank is without one.
 
-    Args:
-        embeds: Of the batch's tokens.
-        batch: Owns the slots.
-        vectors: Kind -> f[n, D] for the n slots of that kind, whichever image they come from.
-
     Raises:
         ValueError: There are not as many slots of a kind as vectors, or slots of a kind that is not given.
     """

@@ -75,7 +75,7 @@ class VisionLanguageNet(Net):
         """At every token, S = T; of an encoder-decoder, at every token of `targets`, which must be of one length."""
         embeds = self.embeddings(batch)
         if self.language.config.is_encoder_decoder:
-            return target_logits(self.language, embeds, batch).logits.unflatten(0, (len(embeds), -1))
+            return target_logits(self.language, embeds, batch).unflatten(0, (len(embeds), -1))
         hidden = lm_hidden_states(self.language, embeds, batch)
         return head(self.language)(hidden)
 

@@ -62,7 +62,7 @@ def test_parity_with_transformers(pair: Any, name: str, side: str) -> None:
     expected = model(**inputs, labels=labels)
     embeds = ours.net.merge_visual_embeddings(batch, ours.net.encode_images(batch))
     if seq2seq:
-        assert_close(target_logits(ours.net.language, embeds, batch).logits, expected.logits[labels != -100], **CLOSE)
+        assert_close(target_logits(ours.net.language, embeds, batch), expected.logits[labels != -100], **CLOSE)
     else:
         real = batch.segments > 0
         assert_close(ours.net.logits(batch)[real], expected.logits[real], **CLOSE)

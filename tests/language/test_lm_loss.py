@@ -129,7 +129,8 @@ def first(batch: Batch) -> Batch:
 
 def test_logits_are_of_the_supervised_tokens_in_reading_order(model: PreTrainedModel) -> None:
     embeds, batch = rows(model)
-    logits, targets, owners = target_logits(model, embeds, batch)
+    logits, known = target_logits(model, embeds, batch), batch.layout.supervised
+    targets, owners = known.targets, known.rows
     labels = batch.targets if model.config.is_encoder_decoder else batch.labels
     assert labels is not None
     assert torch.equal(targets, labels[labels != IGNORE])
