@@ -8,10 +8,12 @@ runs/sweeps/NAME/003/          a trial: its journal, its log and its run
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lightning_mllm.commands.arguments import Arguments
@@ -117,6 +119,8 @@ def write_best_of(sweep: SweepFile, report: SweepReport, trials: Sequence[Trial]
         return None
     values = next(each.values for each in trials if each.number == best.number)
     said = f"Trial {best.number} of {sweep.name}, the best of {len(trials)}: {sweep.metric} {best.value:.4g}."
+    # An earlier best may have had other stages.
+    shutil.rmtree(folder / "best", ignore_errors=True)
     write_best(sweep, values, folder / "best", said=said)
     return folder / "best"
 
@@ -127,7 +131,7 @@ def _say(report: SweepReport, found: Sequence[Importance], folder: Path, best: P
         mark = "[bold]" if report.best is not None and each.number == report.best.number else ""
         value = "" if each.value is None else f"{each.value:.4g}"
         cells = [str(each.number), *(label(each.values.get(name)) for name in report.parameters), value, each.state]
-        table.add_row(*(f"{mark}{cell}" for cell in cells), f"{mark}{each.seconds:.0f}")
+        table.add_row(*(f"{mark}{escape(cell)}" for cell in cells), f"{mark}{each.seconds:.0f}")
     Console().print(table)
     for each in found:
         towards = "" if each.correlation is None else f", correlation {each.correlation:+.2f}"
