@@ -28,6 +28,10 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     if given.private and not given.push:
         raise ValueError("--private: found no --push, expected the repository that is to be private")
+    if given.dtype and given.adapter_only:
+        raise ValueError(
+            f"--dtype: found {given.dtype} beside --adapter-only, which writes adapters as they were trained"
+        )
 
     import torch
 

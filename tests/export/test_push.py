@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lightning_mllm.commands import export
 from lightning_mllm.export.push import check_push
 from lightning_mllm.inference import Model
 from lightning_mllm.language.generation import Decoding
@@ -158,3 +159,18 @@ def test_a_push_needs_a_token_before_anything_is_written(monkeypatch: pytest.Mon
     monkeypatch.setattr("lightning_mllm.export.push.get_token", lambda: None)
     with pytest.raises(ValueError, match=r"--push: found no token of the Hub, expected one of `hf auth login` or"):
         check_push("me/net")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--private"], "--private: found no --push, expected the repository that is to be private"),
+        (
+            ["--adapter-only", "--dtype", "float16"],
+            "--dtype: found float16 beside --adapter-only, which writes adapters",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_are_told(options: list[str], told: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=told):
+        export.main([str(tmp_path), "--to", str(tmp_path / "folder"), *options])
