@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--chat", action="store_true", help="a conversation: questions from the input, line by line")
     add_options(parser)
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     if given.question is None and not given.chat:
         raise ConfigError('ask: found no question, expected one, as in: mllm ask RUN --image F "What is it?"')
     for each in given.image:

@@ -40,6 +40,16 @@ def test_a_conversation_comes_from_a_pipe(
     assert unknown == "mllm: found /what, expected a question, /image PATH or /new"
 
 
+def test_the_question_stands_behind_its_pictures_or_before(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = model.answer([RED, BLUE], "Which is red?")
+    for line in (
+        ["--image", "red.png", "--image", "blue.png", "Which is red?"],
+        ["Which is red?", "--image=red.png", "--image=blue.png"],
+    ):
+        ask.main(["run", *line])
+        assert capsys.readouterr().out == f"{answer}\n"
+
+
 def test_a_question_may_open_it(
     model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
