@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.commands.launch import ParsedCLI, compose, main
-from lightning_mllm.commands.loggers import experiment_of, loggers_of
+from lightning_mllm.commands.loggers import experiment_of, loggers_of, named
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.loggers.wandb_tracker import WandbTracker
 from tests.training.loggers.test_wandb_tracker import TRACKED
@@ -25,20 +25,33 @@ def logger(*options: str) -> Any:
 
 
 def test_short_names_on_the_command_line() -> None:
-    tracker = logger("--trainer.logger=wandb", "--trainer.logger.project=mine", "--trainer.logger.tags=[a, b]")
-    assert tracker["class_path"] == TRACKER
-    assert tracker["init_args"]["project"] == "mine" and tracker["init_args"]["tags"] == ["a", "b"]
-    board = logger("--trainer.logger=TensorBoardLogger")
-    assert board["class_path"] == TENSORBOARD and board["init_args"]["save_dir"] == "{run_dir}"
-    assert logger("--trainer.logger=tensorboard", "--trainer.logger.save_dir=x")["init_args"]["save_dir"] == "x"
-    assert [each["class_path"] for each in logger("--trainer.logger=[wandb, tensorboard]")] == [TRACKER, TENSORBOARD]
-    added = logger("--trainer.logger=[wandb]", "--trainer.logger+=CSVLogger")
-    assert [each["class_path"].rpartition(".")[2] for each in added] == ["WandbTracker", "CSVLogger"]
-    assert logger() is None and logger("--trainer.logger=False") is False
-    with pytest.raises(
-        ConfigError, match=r"found 'TensorbordLogger', expected one of .*nearest is 'TensorBoardLogger'"
-    ):
-        logger("--trainer.logger=TensorbordLogger")
+    tracker, board = logger(
+        "--trainer.logger=wandb",
+        "--trainer.logger.project=mine",
+        "--trainer.logger.tags=[a]",
+        "--trainer.logger+=tensorboard",
+    )
+    assert tracker["class_path"] == TRACKER and board["class_path"] == TENSORBOARD
+    assert tracker["init_args"]["project"] == "mine" and tracker["init_args"]["tags"] == ["a"]
+    assert board["init_args"]["save_dir"] == "{run_dir}"
+    assert logger("--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=x")["init_args"]["save_dir"] == "x"
+    assert logger("--trainer.logger=False") is False
+
+
+def test_short_names() -> None:
+    both = named(["wandb", {"class_path": "CSVLogger", "init_args": {"name": "mine"}}], "trainer.logger")
+    assert both == [
+        {"class_path": TRACKER, "init_args": {}},
+        {
+            "class_path": "lightning.pytorch.loggers.CSVLogger",
+            "init_args": {"save_dir": "{run_dir}", "name": "mine", "version": ""},
+        },
+    ]
+    assert named("own.Logger", "trainer.logger") == {"class_path": "own.Logger", "init_args": {}}
+    assert named(None, "trainer.logger") is None and named(True, "trainer.logger") is True
+    told = r"trainer.logger: found 'TensorbordLogger', expected one of .*nearest is 'TensorBoardLogger'"
+    with pytest.raises(ConfigError, match=told):
+        named("TensorbordLogger", "trainer.logger")
 
 
 def test_short_names_in_a_file(tmp_path: Path) -> None:
