@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from lightning_mllm.evaluation.answers import AnsweredSet, read_answers
+from lightning_mllm.evaluation.flops import training_flops
 from lightning_mllm.evaluation.results import TEST_ANSWERS
 from lightning_mllm.evaluation.run_folder import Tested, experiment_of, read_metrics, read_report, read_tested
 from lightning_mllm.weights.lineage import RECORD, WEIGHTS, starts_from
@@ -240,7 +241,7 @@ def _cost(
         seconds, steps = seconds + float(facts.get("seconds", 0.0)), steps + own
         samples = None if samples is None or not isinstance(batch, int) else samples + own * batch
         tokens = None if tokens is None or read is None else tokens + read
-        flops = None if flops is None or read is None else flops + read * (4 * parameters + 2 * trained)
+        flops = None if flops is None or read is None else flops + training_flops(read, parameters, trained)
     return Cost(
         seconds=seconds,
         steps=steps,

@@ -11,7 +11,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 
-GB = 1e9
+from lightning_mllm.evaluation.flops import peak_flops, training_flops
+
+GB, TERA = 1e9, 1e12
 FETCH = "train_dataloader_next"
 """How Lightning's name for taking the next batch from the loader ends."""
 
@@ -41,6 +43,9 @@ class Throughput(Callback):
     throughput/images_per_second      images of all ranks, views counted one by one
     throughput/seconds_per_step
     throughput/data_wait              share of the time in which rank 0 waited for its loader
+    throughput/tflops                 10^12 operations a second of a rank, an estimate (`training_flops`)
+    throughput/mfu                    these, as a share of what the data sheet promises for bfloat16 without sparsity;
+                                      on a GPU that is listed (`peak_flops`)
     memory/device_gb                  peak of rank 0's allocator, in 10^9 bytes; on a GPU
     memory/host_gb                    peak of the resident memory of rank 0's process, without its workers
 
@@ -53,12 +58,19 @@ class Throughput(Callback):
         self._began = self._fetched = self._paused = 0.0
         self._paused_at: float | None = None
         self._steps, self._counts = 0, {"tokens": 0.0, "images": 0.0}
+        self._parameters = self._trained = 0
+        self._ranks = 1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         own: Any = trainer
         if stage == "fit" and type(own.profiler) is PassThroughProfiler:
             own.profiler = FetchClock()
         self._fetch = own.profiler if isinstance(own.profiler, FetchClock) else None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._parameters = sum(each.numel() for each in pl_module.parameters())
+        self._trained = sum(each.numel() for each in pl_module.parameters() if each.requires_grad)
+        self._ranks = trainer.world_size
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restart()
@@ -84,7 +96,11 @@ class Throughput(Callback):
         found["throughput/seconds_per_step"] = seconds / max(self._steps, 1)
         if self._fetch is not None:
             found["throughput/data_wait"] = min(1.0, (self._fetch.seconds - self._fetched) / seconds)
+        operations = training_flops(self._counts["tokens"], self._parameters, self._trained) / seconds / self._ranks
+        found["throughput/tflops"] = operations / TERA
         if device.type == "cuda":
+            if (peak := peak_flops(torch.cuda.get_device_name(device))) is not None:
+                found["throughput/mfu"] = operations / peak
             found["memory/device_gb"] = torch.cuda.max_memory_allocated(device) / GB
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         found["memory/host_gb"] = peak * (1 if sys.platform == "darwin" else 1024) / GB

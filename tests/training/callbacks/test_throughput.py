@@ -36,6 +36,7 @@ def test_rates_are_of_the_time_since_the_row_before(monkeypatch: pytest.MonkeyPa
     found.on_validation_end(None, None)  # pyright: ignore[reportArgumentType]
     row = found.row(torch.device("cpu"))
     assert 0.01 < row.pop("memory/host_gb") < 1000
+    assert row.pop("throughput/tflops") == 0.0, "no net was told"
     assert row == {
         "throughput/tokens_per_second": 100.0,
         "throughput/images_per_second": 2.0,
@@ -52,11 +53,22 @@ def test_the_tokens_and_images_of_a_step_are_those_of_its_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: list[dict[str, float]] = []
-    monkeypatch.setattr(Throughput, "count", lambda _, each: counts.append(each))
-    fit(tmp_path, callbacks=[Throughput()], log_every_n_steps=2)
+    own = Throughput.count
+
+    def count(throughput: Throughput, each: dict[str, float]) -> None:
+        counts.append(each)
+        own(throughput, each)
+
+    monkeypatch.setattr(Throughput, "count", count)
+    module = fit(tmp_path, callbacks=[Throughput()], log_every_n_steps=2)
     rows = MetricsCsv(str(tmp_path / "metrics.csv")).rows()
     assert list(rows) == [step for step in range(1, len(counts) + 1) if step % 2 == 0]
     assert all("throughput/seconds_per_step" in row for row in rows.values())
+    table = module.freeze_rows()
+    parameters, trained = sum(row.parameters for row in table), sum(row.parameters for row in table if row.trained)
+    for row in rows.values():
+        per_token = 1e12 * row["throughput/tflops"] / row["throughput/tokens_per_second"]
+        assert per_token == pytest.approx(4 * parameters + 2 * trained)
     # "<image>colour" asks, four slots and ":" beside it; "red", "green", "blue" or "grey" and an end answer.
     assert all(each["images"] <= 4 and each["tokens"] >= 4 * 8 for each in counts)
     assert len({each["tokens"] for each in counts}) > 1
