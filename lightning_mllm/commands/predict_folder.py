@@ -31,7 +31,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 def is_asked(arguments: Sequence[str]) -> bool:
     """Whether the arguments of `mllm predict` are about a folder of pictures, and not about a stage's test sets."""
     named = any(each.partition("=")[0] == "--run" for each in arguments)
-    return named or (bool(arguments) and not arguments[0].startswith("-") and "=" not in arguments[0])
+    return named or (bool(arguments) and not arguments[0].startswith(("-", "{")) and "=" not in arguments[0])
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -51,7 +51,8 @@ def main(arguments: Sequence[str]) -> None:
         from lightning_mllm.serving.page import mount_page
 
         app = mount_page(app, model, name, key)
-    print(f"http://{given.host}:{given.port}/v1 serves {name}", flush=True)
+    host = f"[{given.host}]" if ":" in given.host else given.host
+    print(f"http://{host}:{given.port}/v1 serves {name}", flush=True)
     uvicorn.run(app, host=given.host, port=given.port, log_level="warning")
 
 

@@ -34,6 +34,8 @@ MAX_BODY = 32 * 2**20
 MAX_AT_ONCE = 16
 """Requests that wait, the one that is answered among them."""
 COMPLETIONS = "/v1/chat/completions"
+POLL = 0.2
+"""Seconds between two looks whether a client that waits for a piece is still connected."""
 
 log = logging.getLogger(__name__)
 
@@ -118,13 +120,19 @@ def _begin(model: Model, asked: ChatRequest) -> AnswerStream:
 
 
 async def _pieces(stream: AnswerStream, lock: asyncio.Lock, request: Request) -> AsyncIterator[str]:
-    """The pieces of an answer, which nobody generates any more once its reader has left."""
+    """The pieces of an answer; generation stops at the next token once the client has disconnected."""
     async with lock:
         try:
             while not await request.is_disconnected():
-                if (piece := await run_in_threadpool(next, stream, None)) is None:
+                # A task of its own, since cancelling `run_in_threadpool` waits for the thread: many tokens can pass
+                # before there is a piece.
+                piece = asyncio.ensure_future(run_in_threadpool(next, stream, None))
+                while not (await asyncio.wait({piece}, timeout=POLL))[0]:
+                    if await request.is_disconnected():
+                        stream.stop()
+                if (text := piece.result()) is None:
                     return
-                yield piece
+                yield text
         finally:
             stream.stop()
 

@@ -119,7 +119,7 @@ class ChatRequest(_Strict):
         limit = asked or own.max_new_tokens
         known = replace(own, max_new_tokens=limit, min_new_tokens=min(own.min_new_tokens, limit))
         if self.temperature is None and self.top_p is None:
-            return known
+            return known if own.top_p is None or self.seed is None else replace(known, seed=self.seed)
         if self.temperature is not None and self.temperature < GREEDY_BELOW:
             return replace(known, top_p=None, temperature=1.0)
         return Decoding(

@@ -107,6 +107,7 @@ def test_lines_of_something_else_are_refused(model: Model, capsys: pytest.Captur
 
 def test_a_folder_selects_this_form(tmp_path: Path) -> None:
     assert is_asked(["photos", "--run", "r"]) and is_asked(["--run=r", "photos"])
+    assert not is_asked(['{"stage.name": "x"}', "-c", "net.yaml"])
     assert (
         not is_asked(["--config", "net.yaml"]) and not is_asked(["stage.name=x", "-c", "net.yaml"]) and not is_asked([])
     )

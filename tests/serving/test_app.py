@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from lightning_mllm.inference import Model
+from lightning_mllm.inference.streaming import AnswerStream
 from lightning_mllm.language.generation import AnswerEnd
 from lightning_mllm.serving import app as server
 from lightning_mllm.serving.app import AtMost, build_app
@@ -99,11 +100,14 @@ def test_openai_s_client_asks_about_a_picture(model: Model) -> None:
         assert caught.value.code == "image_url_not_supported"
 
 
-def test_a_reader_who_leaves_stops_the_answer(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the next request is answered: of 100,000 tokens few are generated."""
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_reader_who_leaves_stops_the_answer(model: Model, monkeypatch: pytest.MonkeyPatch, silent: bool) -> None:
+    """And the next request is answered: of 100,000 tokens few are generated, also where they make no piece of text."""
     most = 100_000
     monkeypatch.setattr(model.module.processor, "max_length", most)
     monkeypatch.setattr(type(model), "_end", property(lambda self: END))
+    if silent:
+        monkeypatch.setattr(AnswerStream, "_send", lambda self, text: None)
     messages = asked("What is it?", data_url())
     with served(build_app(model, "tiny")) as url:
         client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)

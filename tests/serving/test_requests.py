@@ -114,6 +114,8 @@ def test_settings_of_a_request_come_before_the_net_s_own() -> None:
     assert decoding(max_tokens=5) == Decoding(max_new_tokens=5, min_new_tokens=5, num_beams=2, length_penalty=-1)
     sampled = Decoding(max_new_tokens=9, min_new_tokens=8, top_p=1.0, temperature=0.5, seed=3)
     assert decoding(max_completion_tokens=9, temperature=0.5, seed=3) == sampled
+    sampler = Decoding(top_p=0.9, temperature=0.7)
+    assert parse(request(seed=3)).decoding(sampler, 100) == Decoding(top_p=0.9, temperature=0.7, seed=3)
     assert decoding(top_p=0.5).seed is None and decoding(top_p=0.5).temperature == 1
     assert parse(request(temperature=0)).decoding(Decoding(top_p=0.9, temperature=0.7), 100) == Decoding()
     assert parse(request(stop="a")).stops == ["a"] and parse(request(stop=["a", "b"])).stops == ["a", "b"]
