@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-from lightning_mllm.export.own import OwnFolder
+from lightning_mllm.export.own_layout import OwnFolder
 from lightning_mllm.interop.format import HfFolder, Tensors, formats_of
 from lightning_mllm.language.lora import ADAPTER
 from lightning_mllm.training.module import MultimodalModule

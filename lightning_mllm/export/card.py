@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 
 from lightning_mllm.evaluation.figures import LIGHT, STYLE, duration, number
 from lightning_mllm.export.adapter import AdapterFolder
+from lightning_mllm.export.card_facts import CardFacts
 from lightning_mllm.export.case import drawing
-from lightning_mllm.export.own import OwnFolder
+from lightning_mllm.export.own_layout import OwnFolder
 from lightning_mllm.export.record import PICTURES
-from lightning_mllm.export.story import Story
 from lightning_mllm.interop.format import HfFolder
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.weights.files import write_text
@@ -47,7 +47,7 @@ def write_card(
     folder: Path,
     module: MultimodalModule,
     layout: HfFolder | OwnFolder | AdapterFolder,
-    story: Story,
+    facts: CardFacts,
     name: str,
     figures: Mapping[str, Any] | None = None,
 ) -> Snippet | None:
@@ -57,18 +57,18 @@ def write_card(
         folder: Of the export.
         module: Its net.
         layout: Its layout.
-        story: The run that it is of.
+        facts: Of its run.
         name: What the reader calls the folder.
         figures: What the check found; None before it.
     """
     (folder / PICTURES).mkdir(exist_ok=True)
-    shown = _pictures(folder, module, story)
-    curves = _curves(folder / PICTURES / "loss.png", story)
+    shown = _pictures(folder, module, facts)
+    curves = _curves(folder / PICTURES / "loss.png", facts)
     question = next((each["prompt"] for each in shown if each["prompt"]), "What is in the picture?")
     values: dict[str, Any] = {
-        "story": story,
+        "facts": facts,
         "name": name,
-        "title": f"{type(module).__name__}, {story.name}",
+        "title": f"{type(module).__name__}, {facts.name}",
         "architecture": type(module).__name__,
         "drawing": inspect.cleandoc(getattr(inspect.getmodule(type(module.net)), "__doc__", "") or ""),
         "library": LIBRARIES[type(layout)],
@@ -95,14 +95,14 @@ def write_card(
     )
     environment.filters.update(number=number, duration=duration, cell=_cell)
     page = environment.get_template("card.md.jinja")
-    write_text(folder / "README.md", f"---\n{_front(story, values).to_yaml()}\n---\n\n{page.render(values)}")
+    write_text(folder / "README.md", f"---\n{_front(facts, values).to_yaml()}\n---\n\n{page.render(values)}")
     if isinstance(layout, AdapterFolder) or layout.compared == "pairs":
         return None
     code = environment.get_template("snippet.py.jinja").render({**values, "name": "."})
     return Snippet(code=code, image=values["image"], question=values["question"])
 
 
-def _front(story: Story, values: Mapping[str, Any]) -> ModelCardData:
+def _front(facts: CardFacts, values: Mapping[str, Any]) -> ModelCardData:
     """The YAML that the Hub reads."""
     results = [
         EvalResult(
@@ -114,7 +114,7 @@ def _front(story: Story, values: Mapping[str, Any]) -> ModelCardData:
             metric_value=round(each.value, 4),
             dataset_split="test",
         )
-        for each in story.scores
+        for each in facts.scores
     ]
     lineage = values["architecture"].lower()
     return ModelCardData(
@@ -122,15 +122,15 @@ def _front(story: Story, values: Mapping[str, Any]) -> ModelCardData:
         library_name=values["library"],
         pipeline_tag="image-text-to-text",
         tags=["lightning-mllm", "multimodal", "vision-language", lineage],
-        base_model=story.bases or None,
-        model_name=story.name if results else None,
+        base_model=facts.bases or None,
+        model_name=facts.name if results else None,
         eval_results=results or None,
     )
 
 
-def _pictures(folder: Path, module: MultimodalModule, story: Story) -> list[dict[str, Any]]:
+def _pictures(folder: Path, module: MultimodalModule, facts: CardFacts) -> list[dict[str, Any]]:
     """Examples of the test, their pictures in files; a drawing where there are none."""
-    shown = [{**each, "file": f"{PICTURES}/{i}.png"} for i, each in enumerate(story.examples[:ANSWERS])]
+    shown = [{**each, "file": f"{PICTURES}/{i}.png"} for i, each in enumerate(facts.examples[:ANSWERS])]
     if not shown:
         size = module.processor.image.size
         shown = [{"image": drawing(size, size), "file": f"{PICTURES}/0.png", "prompt": "", "answer": ""}]
@@ -139,9 +139,9 @@ def _pictures(folder: Path, module: MultimodalModule, story: Story) -> list[dict
     return shown
 
 
-def _curves(file: Path, story: Story) -> str:
+def _curves(file: Path, facts: CardFacts) -> str:
     """The training loss of each stage as a PNG; the path from the card, or nothing."""
-    stages = [each for each in story.stages if each.loss]
+    stages = [each for each in facts.stages if each.loss]
     if not stages:
         return ""
     with matplotlib.rc_context({**STYLE, "font.size": 10.0}):

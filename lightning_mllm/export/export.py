@@ -4,7 +4,7 @@ module --layout.write--> files in a folder beside DIR --> a fresh process loads 
                                                           tokens, pixels, logits and greedy answers with ours
 all equal: renamed to DIR                                 any difference: removed, and an error that names it
 
-The layout is that of transformers where a class of it holds the net, else our own (export/own.py).
+The layout is that of transformers where a class of it holds the net, else our own (export/own_layout.py).
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ import torch
 
 from lightning_mllm.export.adapter import AdapterFolder
 from lightning_mllm.export.card import write_card
+from lightning_mllm.export.card_facts import CardFacts
 from lightning_mllm.export.case import Layout, exact_logits, fitted, write_case
 from lightning_mllm.export.case import drawing as drawing
 from lightning_mllm.export.case import question as question
 from lightning_mllm.export.importing import ImportedPart
-from lightning_mllm.export.own import OwnFolder
+from lightning_mllm.export.own_layout import OwnFolder
 from lightning_mllm.export.record import Origin, write_record
-from lightning_mllm.export.story import Story
 from lightning_mllm.inference import load, load_apart
+from lightning_mllm.inference.device_map import cast_parameters
 from lightning_mllm.interop.format import HfFolder, TrainedNet, folder_format, folder_formats
 from lightning_mllm.language.lora import fold_lora
 from lightning_mllm.training.module import MultimodalModule
@@ -98,13 +99,13 @@ def export_module(
                 layout = layout_of(module, origin)
         layout.write(folder)
         write_case(module, layout, case, asked, exact, merged=not adapter_only)
-        story = None if origin is None else Story.of(origin)
-        snippet = None if story is None else write_card(folder, module, layout, story, name or to.name)
+        facts = None if origin is None else CardFacts.of(origin)
+        snippet = None if facts is None else write_card(folder, module, layout, facts, name or to.name)
         figures = verify(folder, case, layout, None if snippet is None else snippet.code)
         if snippet is not None:
             figures["asked"] = load(folder).answer(folder / snippet.image, snippet.question)
-        if origin is not None and story is not None:
-            write_card(folder, module, layout, story, name or to.name, figures)
+        if origin is not None and facts is not None:
+            write_card(folder, module, layout, facts, name or to.name, figures)
             write_record(folder, origin, layout, figures, dtype=dtype, adapter_only=adapter_only)
         if to.is_dir():
             to.rmdir()
@@ -166,9 +167,7 @@ def _round(module: MultimodalModule, dtype: torch.dtype) -> None:
     """Folds adapters into what they adapt, in float32, and rounds every parameter once."""
     if module.lora is not None:
         fold_lora(module, module.lora.scale, dict.fromkeys(module.state_dict(), dtype))
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.data = parameter.data.to(dtype)
+    cast_parameters(module, dtype)
 
 
 def verify(folder: Path, case: Path, layout: Layout | None = None, snippet: str | None = None) -> dict[str, Any]:
@@ -187,7 +186,7 @@ def verify(folder: Path, case: Path, layout: Layout | None = None, snippet: str 
     # Where transformers copies the code of a folder before it runs it; gone with the case.
     modules = str(case.parent / "modules")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "HF_MODULES_CACHE": modules}
-    name = "verify_own" if isinstance(layout, OwnFolder) else "verify"
+    name = "verify_own_layout" if isinstance(layout, OwnFolder) else "verify"
     command = [sys.executable, "-m", f"lightning_mllm.export.{name}", str(folder), str(case)]
     if snippet is not None:
         (case / "snippet.py").write_text(snippet, encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_mllm.component import ComponentSpec
-from lightning_mllm.export.own import MODEL_TYPE, read_own
+from lightning_mllm.export.own_layout import MODEL_TYPE, read_own
 from lightning_mllm.interop.format import Format, folder_formats
 from lightning_mllm.language.generation import Decoding
 from lightning_mllm.training.module import MultimodalModule

@@ -13,10 +13,15 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from lightning_mllm.weights.files import BESIDE
 from lightning_mllm.weights.hub import NAME, reason_of
 
-STALE = ["*.safetensors", "*.safetensors.index.json"]
-"""What an earlier export may have left that this one does not have: weights in other shards."""
+STALE = [
+    *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json", BESIDE),
+    *("adapter_model.safetensors", "adapter_config.json"),
+]
+"""Weights that an earlier export may have left and this one does not have: other shards, or adapters, which
+transformers would load on top. Other files of the repository are their owner's."""
 
 
 def check_push(name: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from lightning_mllm.commands.config import Config, read_yaml
 from lightning_mllm.commands.merge import check_keys
 from lightning_mllm.export.importing import import_folder
-from lightning_mllm.export.placing import dispatched, named_dtype
+from lightning_mllm.inference.device_map import cast_parameters, dispatch_to_devices, floating_dtype
 from lightning_mllm.inference.model import Model
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
@@ -38,14 +38,14 @@ def load(
         chat: How conversations are written, for a folder of transformers that does not say it, or another way than it
             says: a template of `processing/templates`.
         dtype: Of the weights and of what is computed with them (`"bfloat16"`); None is what the run or folder says.
-        device_map: "auto" lays the blocks on the accelerators of this machine, and on its memory what does not fit, by
-            accelerate; `device` is then not read.
+        device_map: "auto" distributes the blocks over the accelerators of this machine by accelerate, and leaves what
+            does not fit on the CPU; `device` is then not read.
 
     Raises:
         ValueError: `path` is none of these, a folder without a chat template and none is named, an unknown `dtype` or
             `device_map`.
     """
-    as_dtype, folder = named_dtype(dtype), model_at(path)
+    as_dtype, folder = floating_dtype(dtype), model_at(path)
     if device_map not in (None, "auto"):
         raise ValueError(f"device_map: found {device_map!r}, expected 'auto' or none")
     if (folder / "config.json").is_file():
@@ -55,8 +55,8 @@ def load(
     else:
         module = _from_run(stage_of(folder))
     module.configure_model()
-    module = module if as_dtype is None else module.to(as_dtype)
-    return Model(module.to(device) if device_map is None else dispatched(module))
+    module = module if as_dtype is None else cast_parameters(module, as_dtype)
+    return Model(module.to(device) if device_map is None else dispatch_to_devices(module))
 
 
 def load_apart(path: Path) -> MultimodalModule:

@@ -172,13 +172,13 @@ class TensorFiles(Mapping[str, Tensor]):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._unpickled: dict[Path, dict[str, Tensor]] = {}
-        self._places: dict[str, Path] = {}
+        self._locations: dict[str, Path] = {}
         index = next((path / name for name in INDEXES if (path / name).is_file()), None)
         for file in tensor_files(path):
-            self._places |= dict.fromkeys(self._names(file), file)
+            self._locations |= dict.fromkeys(self._names(file), file)
         if index is not None:
             for name, file in _weight_map(index).items():
-                if self._places.get(name) != path / file:
+                if self._locations.get(name) != path / file:
                     raise ValueError(f"{index}: names tensor {name!r}, expected to find it in {file}")
 
     def _names(self, file: Path) -> list[str]:
@@ -188,17 +188,17 @@ class TensorFiles(Mapping[str, Tensor]):
         return list(_open_safetensors(file).keys())
 
     def __getitem__(self, name: str) -> Tensor:
-        file = self._places[name]
+        file = self._locations[name]
         if file in self._unpickled:
             return self._unpickled[file][name]
         # Opened anew: a file is mapped, and as long as it is open all that was ever read of it stays in memory.
         return _open_safetensors(file).get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._locations)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
 
 def tensor_files(path: Path) -> list[Path]:

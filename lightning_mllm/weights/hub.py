@@ -26,16 +26,17 @@ def tensors_at(source: str, what: str) -> Path:
     Raises:
         ValueError: There is no such thing here, and it cannot be downloaded.
     """
-    place = resource(source)
-    if place.exists():
-        return place
+    path = resource(source)
+    if path.exists():
+        return path
     try:
         folder = Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json"]))
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(source, allow_patterns=["*.bin", "*.json"]))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{what}: weights {source!r} are no folder and cannot be downloaded ({reason})") from None
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise ValueError(
+            f"{what}: weights {source!r} are no folder and cannot be downloaded ({reason_of(error)})"
+        ) from None
     return folder
 
 
@@ -45,9 +46,9 @@ def model_at(source: str | Path) -> Path:
     Raises:
         ValueError: There is no such folder, and no such repository can be had.
     """
-    place = Path(source)
-    if place.exists() or not NAME.fullmatch(str(source)):
-        return place
+    path = Path(source)
+    if path.exists() or not NAME.fullmatch(str(source)):
+        return path
     try:
         return Path(snapshot_download(str(source), allow_patterns=list(READ)))
     except (OSError, ValueError, httpx.HTTPError) as error:

@@ -80,11 +80,11 @@ def test_a_word_is_one_token_wherever_it_stands(folder: Path, name: str) -> None
 def test_a_language_model_is_that_of_its_run(
     folder: Path, packed: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    place = packed(name)
+    packed_to = packed(name)
     monkeypatch.chdir(folder)
     net: Any = load(f"runs/backbones/{name}").module.net
     trained = net.language.state_dict()
-    theirs: Any = LANGUAGE[name].from_pretrained(place, dtype=torch.float32)
+    theirs: Any = LANGUAGE[name].from_pretrained(packed_to, dtype=torch.float32)
     for key, tensor in theirs.state_dict().items():
         assert torch.equal(tensor, trained[key].half().float()), key
     settings = theirs.config.to_dict()
@@ -96,26 +96,26 @@ def test_a_language_model_is_that_of_its_run(
 def test_the_clip_is_that_of_its_run(
     folder: Path, packed: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = packed("clip")
+    packed_to = packed("clip")
     monkeypatch.chdir(folder)
     net: Any = load("runs/backbones/clip").module.net
     trained = net.clip.state_dict()
-    config = json.loads((place / "open_clip_config.json").read_text())["model_cfg"]
+    config = json.loads((packed_to / "open_clip_config.json").read_text())["model_cfg"]
     theirs = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
-    open_clip.load_checkpoint(theirs, str(place / "open_clip_model.safetensors"))
+    open_clip.load_checkpoint(theirs, str(packed_to / "open_clip_model.safetensors"))
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(tensor, trained[name].half().float().reshape(tensor.shape)), name
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_card_tells_recipe_data_steps_scores_and_checksum(packed: Callable[[str], Path], name: str) -> None:
-    place = packed(name)
-    card = json.loads((place / "card.json").read_text())
+    packed_to = packed(name)
+    card = json.loads((packed_to / "card.json").read_text())
     assert (ROOT / card["recipe"]).is_file()
     assert card["steps"] >= 1
     assert [world["images"] for world in card["world"]] == [40]
     assert card["scores"]
-    assert card["sha256"] == sha256(place / card["file"])
+    assert card["sha256"] == sha256(packed_to / card["file"])
 
 
 def test_a_run_that_was_not_tested_is_refused(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,10 @@ from lightning_mllm.architectures.llava import TINY, LLaVA
 from lightning_mllm.architectures.sphinx import TINY as TINY_SPHINX
 from lightning_mllm.architectures.sphinx import Sphinx
 from lightning_mllm.cli import main
-from lightning_mllm.export import export, verify, verify_own
+from lightning_mllm.export import checks, export, verify, verify_own_layout
 from lightning_mllm.export.adapter import AdapterFolder
 from lightning_mllm.export.case import exact_logits, fitted, write_case
-from lightning_mllm.export.own import OwnFolder
+from lightning_mllm.export.own_layout import OwnFolder
 from lightning_mllm.export.record import Origin, is_export_of
 from lightning_mllm.inference import load, load_apart
 from lightning_mllm.language.lora import Lora
@@ -128,11 +130,13 @@ def test_merged_adapters_in_16_bits_are_compared_on_pictures_of_the_test(tmp_pat
 
 def test_an_answer_may_part_in_16_bits_only_where_the_net_is_undecided() -> None:
     logits = [torch.tensor([[1.0, 0.9, 0.0]]), torch.tensor([[0.0, 1.0, 0.5]])]
-    exact = verify.Written([[0, 1]], logits, {2}, None)
+    exact = checks.GreedyAnswers([[0, 1]], logits, {2}, None)
     rows = [{"answer": torch.tensor([0, 1])}]
-    assert verify._near(exact, verify.Written([[0, 1]], logits, {2}, None), rows, 0.05) == (1, "")
-    assert verify._near(exact, verify.Written([[1, 1]], logits, {2}, None), rows, 0.2) == (0, "")
-    _, told = verify._near(exact, verify.Written([[0, 2]], logits, {2}, None), rows, 0.2)
+    assert checks.rounded_answers(exact, checks.GreedyAnswers([[0, 1]], logits, {2}, None), rows, 0.05) == (1, "")
+    assert checks.rounded_answers(exact, checks.GreedyAnswers([[1, 1]], logits, {2}, None), rows, 0.2) == (0, "")
+    # A text ended both; the other batch was longer.
+    assert checks.rounded_answers(exact, checks.GreedyAnswers([[0, 1, 9, 9]], logits, {2}, 9), rows, 0.05) == (1, "")
+    _, told = checks.rounded_answers(exact, checks.GreedyAnswers([[0, 2]], logits, {2}, None), rows, 0.2)
     assert told == "greedy answer: [0], expected [0, 1], whose token 1 leads by 0.5 (> 0.2)"
 
 
@@ -179,13 +183,13 @@ def test_a_net_without_a_class_has_a_folder_of_its_own(tmp_path: Path) -> None:
     folder, ours, facts, figures = case_of(module, layout, tmp_path, origin)
     for each in (tmp_path / "runs", tmp_path / "tokenizer"):
         each.rename(tmp_path / f"moved_{each.name}")
-    assert verify_own.compare(folder, ours, facts, figures) == "" and figures["float32"]["largest"] == 0.0
+    assert verify_own_layout.compare(folder, ours, facts, figures) == "" and figures["float32"]["largest"] == 0.0
     assert str(tmp_path) not in (folder / "config.json").read_text()
     assert {file.suffix for file in folder.rglob("*") if file.is_file()} <= {".json", ".safetensors", ".jinja"}
     tensors = load_file(folder / "model.safetensors")
     name = "language.model.norm.weight"
     save_file({**tensors, name: 1.5 * tensors[name]}, folder / "model.safetensors", {"format": "pt"})
-    assert verify_own.compare(folder, ours, facts, {}) != ""
+    assert verify_own_layout.compare(folder, ours, facts, {}) != ""
     config = json.loads((folder / "config.json").read_text())
     for changed, told in (
         ({"architectures": ["os.system"]}, "found the class os.system, expected one of lightning_mllm"),
@@ -198,11 +202,19 @@ def test_a_net_without_a_class_has_a_folder_of_its_own(tmp_path: Path) -> None:
             load(folder)
 
 
-@pytest.mark.timeout(900)
+def in_this_process(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    """What a fresh process would do, which the tests of transformers' folders start: it imports for many seconds."""
+    assert command[1:3] == ["-m", "lightning_mllm.export.verify"]
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        status = verify.main(command[3:])
+    return subprocess.CompletedProcess(command, status, told.getvalue(), "")
+
+
 def test_an_export_tells_where_it_comes_from_and_a_repeat_only_pushes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a fresh process, once; the card's code runs there too."""
+    """The card's code is run too."""
+    monkeypatch.setattr(export.subprocess, "run", in_this_process)
     root, to = llava_run(tmp_path / "runs/mine"), tmp_path / "folder"
     pushed: list[tuple[Any, ...]] = []
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")

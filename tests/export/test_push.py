@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 
 from lightning_mllm.commands import export
-from lightning_mllm.export.push import check_push
-from lightning_mllm.inference import Model
+from lightning_mllm.export.push import check_push, push
+from lightning_mllm.inference import Model, load
 from lightning_mllm.language.generation import Decoding
 from tests.export.hub import TOKEN, Hub
 from tests.interop.test_hf_llava import net, written
@@ -25,12 +26,8 @@ PUSH = """
 import sys
 from pathlib import Path
 from lightning_mllm.export.push import push
-for line in sys.stdin:
-    folder, name, *private = line.split()
-    try:
-        print("pushed", push(Path(folder), name, private=bool(private), again="mllm export ..."), flush=True)
-    except ValueError as error:
-        print(error, flush=True)
+
+push(Path(sys.argv[1]), sys.argv[2])
 """
 READ = """
 import sys
@@ -45,16 +42,22 @@ inputs = processor(images=image, text=text, return_tensors="pt")
 written = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
 assert not [name for name in sys.modules if name.startswith("lightning")]
 print(written.tolist())
-
-import lightning_mllm
-from lightning_mllm.language.generation import Decoding
-print(lightning_mllm.load(sys.argv[1]).answer(image, "What is it?", Decoding(max_new_tokens=12)))
 """
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub, which huggingface_hub asks in this process too."""
     with Hub() as server:
+        for name, value in {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server
 
 
@@ -69,27 +72,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def process(hub: Hub, home: Path, code: str, *arguments: str | Path) -> subprocess.Popen[str]:
-    """A Python of its own: huggingface_hub reads the address of the Hub when it is imported."""
+    """A Python of its own: huggingface_hub reads its settings when it is imported."""
     settings = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home / "hf"), "HF_TOKEN": TOKEN}
     kept = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         env={**kept, **settings},
-        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def asked(pusher: subprocess.Popen[str], folder: Path, *words: str) -> str:
-    """What a process of `PUSH` says of one push."""
-    assert pusher.stdin is not None and pusher.stdout is not None
-    pusher.stdin.write(f"{folder} {' '.join(words)}\n")
-    pusher.stdin.flush()
-    told = pusher.stdout.readline().strip()
-    assert told and TOKEN not in told
-    return told
 
 
 def digest(file: Path) -> str:
@@ -97,13 +89,12 @@ def digest(file: Path) -> str:
 
 
 @pytest.mark.timeout(900)
-def test_a_push_is_complete_and_a_killed_one_is_completed_by_a_repeat(hub: Hub, folder: Path, tmp_path: Path) -> None:
+def test_a_push_is_complete_and_a_killed_one_is_completed_by_a_repeat(
+    hub: Hub, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     weights, picture = digest(folder / "model.safetensors"), digest(folder / "card/0.png")
     hub.hold = weights
-    killed = process(hub, tmp_path, PUSH)
-    assert killed.stdin is not None
-    killed.stdin.write(f"{folder} me/net\n")
-    killed.stdin.flush()
+    killed = process(hub, tmp_path, PUSH, folder, "me/net")
     hub.wait_until({picture})
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
@@ -111,41 +102,45 @@ def test_a_push_is_complete_and_a_killed_one_is_completed_by_a_repeat(hub: Hub, 
     assert repository.commits == [{}], "half a folder is on the Hub"
 
     hub.hold = ""
-    pusher = process(hub, tmp_path, PUSH)
-    assert asked(pusher, folder, "me/net").startswith(f"pushed {hub.url}/me/net/commit/")
+    assert push(folder, "me/net").startswith(f"{hub.url}/me/net/commit/")
     here = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     assert repository.files == here and len(repository.commits) == 2
     assert hub.uploads == {weights: 1, picture: 1}, "a file was sent twice"
 
-    assert asked(pusher, folder, "me/net").startswith("pushed")
+    push(folder, "me/net")
     assert len(repository.commits) == 2, "nothing changed, and there is a new commit"
 
-    told = asked(pusher, folder, "me/net", "private")
-    assert told == "--private: found the public repository me/net, expected a private one; nothing was uploaded"
+    with pytest.raises(ValueError, match="found the public repository me/net, expected a private one; nothing was"):
+        push(folder, "me/net", private=True)
     hub.failing = True
-    told = asked(pusher, folder, "me/net")
-    assert told.startswith(f"{folder} is complete, but was not pushed to me/net (")
-    assert told.endswith("); repeat with: mllm export ...") and len(repository.commits) == 2
+    with pytest.raises(
+        ValueError, match=r"is complete, but was not pushed to me/net \(.*\); repeat with: mllm"
+    ) as told:
+        push(folder, "me/net", again="mllm export ...")
+    assert str(folder) in str(told.value) and TOKEN not in str(told.value) and len(repository.commits) == 2
     hub.failing = False
 
-    stale = {"model-00001-of-00002.safetensors": b"1", "model.safetensors.index.json": b"{}", "notes.md": b"mine"}
-    repository.commits.append({**repository.files, **stale})
+    stale = {"model-00001-of-00002.safetensors": b"1", "model.safetensors.index.json": b"{}"}
+    stale |= {"adapter_config.json": b"{}", "adapter_model.safetensors": b"2"}
+    mine = {"notes.md": b"mine", "other/adapter.safetensors": b"3"}
+    repository.commits.append({**repository.files, **stale, **mine})
     (folder / "README.md").write_text("# Another card\n")
-    assert asked(pusher, folder, "me/net").startswith("pushed")
-    assert repository.files == {**here, "README.md": b"# Another card\n", "notes.md": b"mine"}
-    assert asked(pusher, folder, "me/hidden", "private").startswith("pushed") and hub.repositories["me/hidden"].private
-    _, err = pusher.communicate(timeout=300)
-    assert TOKEN not in err and hub.refused == []
+    push(folder, "me/net")
+    assert repository.files == {**here, "README.md": b"# Another card\n", **mine}
+    push(folder, "me/hidden", private=True)
+    assert hub.repositories["me/hidden"].private and hub.refused == []
+    assert TOKEN not in "".join(capfd.readouterr())
 
     Image.new("RGB", (20, 30), (200, 0, 0)).save(tmp_path / "red.png")
     reader = process(hub, tmp_path, READ, "me/net", tmp_path / "red.png")
     out, err = reader.communicate(timeout=600)
     assert reader.returncode == 0, err
-    tokens, answer = out.splitlines()
-    module = net()
-    expected = Model(module).answer(tmp_path / "red.png", "What is it?", Decoding(max_new_tokens=12))
-    assert answer == module.processor.decode(json.loads(tokens)) == expected != ""
-    assert not list((tmp_path / "hf/hub").rglob("0.png")), "a reader of the weights fetched pictures"
+    module, few = net(), Decoding(max_new_tokens=12)
+    expected = Model(module).answer(tmp_path / "red.png", "What is it?", few)
+    assert module.processor.decode(json.loads(out)) == expected != ""
+    assert load("me/net").answer(tmp_path / "red.png", "What is it?", few) == expected
+    names = {file.name for file in (tmp_path / "cache").rglob("*")}
+    assert "model.safetensors" in names and "0.png" not in names, "a reader of the weights fetched pictures"
 
 
 @pytest.mark.parametrize("name", ["net", "me/", "me/net/more", "me/ne t", "me/--"])

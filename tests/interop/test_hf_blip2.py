@@ -19,7 +19,7 @@ from lightning_mllm.architectures.blip2_representation import Blip2Representatio
 from lightning_mllm.commands import ask
 from lightning_mllm.commands import export as export_command
 from lightning_mllm.connectors.norm import LayerNormConnector
-from lightning_mllm.export import export, verify
+from lightning_mllm.export import checks, export, verify
 from lightning_mllm.export.export import hf_folder
 from lightning_mllm.export.importing import import_folder
 from lightning_mllm.inference import Model, load
@@ -149,7 +149,7 @@ def test_the_processor_writes_the_same_for_a_plain_text(tmp_path: Path) -> None:
 def test_the_processor_pads_a_q_formers_texts_on_the_wrong_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If this fails, transformers pads them as a Q-Former reads them: `QUERY_PADDING` and `verify._inputs` may go."""
+    """If this fails, transformers pads them as a Q-Former reads them: `QUERY_PADDING` and `processor_inputs` may go."""
     module = net("instructblip, llama")
     monkeypatch.setattr(export, "verify", lambda *_: None)
     with pytest.warns(UserWarning, match=r"folder: for a batch .* processor\.qformer_tokenizer\(texts, padding=True\)"):
@@ -157,7 +157,7 @@ def test_the_processor_pads_a_q_formers_texts_on_the_wrong_side(
     processor: Any = AutoProcessor.from_pretrained(tmp_path / "folder")
     texts, picture = ["Red?", "Which colour is it?"], export.drawing(16, 16)
     raw = processor(images=[picture] * 2, text=texts, padding=True, return_tensors="pt")["qformer_attention_mask"]
-    right = verify._inputs(processor, [picture] * 2, texts)["qformer_attention_mask"]
+    right = checks.processor_inputs(processor, [picture] * 2, texts)["qformer_attention_mask"]
     short = int(right[0].sum())
     assert short < right.shape[1] and right[0, :short].all() and not right[0, short:].any()
     assert raw[0, -short:].all() and not raw[0, :-short].any()

@@ -402,7 +402,7 @@ def test_nets_are_compared_one_at_a_time_and_none_twice(
     written(module.to(dtype).eval(), tmp_path / "folder")
     nets: list[weakref.ref[Any]] = []
     rounds: list[float] = []
-    load_net, says = LlavaForConditionalGeneration.from_pretrained, verify._says
+    load_net, says = LlavaForConditionalGeneration.from_pretrained, verify.logits_difference
 
     def watched(*arguments: Any, **settings: Any) -> Any:
         gc.collect()
@@ -416,6 +416,6 @@ def test_nets_are_compared_one_at_a_time_and_none_twice(
         return says(*arguments)
 
     monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", watched)
-    monkeypatch.setattr(verify, "_says", counted)
+    monkeypatch.setattr(verify, "logits_difference", counted)
     assert difference(module, tmp_path / "folder", tmp_path / "case") == ""
     assert (len(nets), len(rounds)) == (loaded, compared)

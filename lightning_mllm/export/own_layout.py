@@ -108,7 +108,7 @@ def _instances(path: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _inside(node: object, value: object, folder: Path, name: str) -> object:
-    """An argument, as YAML states it, with nothing that lies outside of the folder.
+    """An argument, as YAML states it, with no path that leads out of the folder.
 
     Args:
         node: As stated.
@@ -151,10 +151,10 @@ def _facts(spec: object, folder: Path, name: str) -> dict[str, Any]:
 
 
 def _tokenizer(source: str, folder: Path, name: str) -> str:
-    place = PurePosixPath("parts", name)
-    load_tokenizer(source).save_pretrained(folder / place)
-    _write_settings(folder / place / "tokenizer_config.json", folder / place / "tokenizer_config.json")
-    return f"{INSIDE}{place}"
+    path = PurePosixPath("parts", name)
+    load_tokenizer(source).save_pretrained(folder / path)
+    _write_settings(folder / path / "tokenizer_config.json", folder / path / "tokenizer_config.json")
+    return f"{INSIDE}{path}"
 
 
 def _write_settings(to: Path, source: Path) -> None:

@@ -1,6 +1,6 @@
 """Loads a folder of our own layout in a fresh process, and compares it with what the net did that it was written from.
 
-    python -m lightning_mllm.export.verify_own FOLDER CASE
+    python -m lightning_mllm.export.verify_own_layout FOLDER CASE
 
 As `verify`, for folders that `load` reads: nothing but the folder may be needed, so nothing is fetched.
 """
@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_mllm.export.case import question, said
-from lightning_mllm.export.verify import LOGITS, Check, picture, row, tolerance_of
+from lightning_mllm.export.checks import LOGITS, LogitCheck, picture, row, tolerance_of
+from lightning_mllm.export.verify import printed
 from lightning_mllm.inference import Model, load
 from lightning_mllm.weights.files import TensorFiles
 
@@ -29,8 +30,6 @@ def main(arguments: Sequence[str]) -> int:
     facts, figures = json.loads((case / "case.json").read_text(encoding="utf-8")), {}
     difference = compare(folder, load_file(case / "case.safetensors"), facts, figures)
     if not difference and (snippet := case / "snippet.py").is_file():
-        from lightning_mllm.export.verify import printed
-
         figures["printed"] = printed(snippet.read_text(encoding="utf-8"), folder)
     (case / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
     if difference:
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
 def compare(folder: Path, ours: dict[str, Tensor], facts: dict[str, Any], figures: dict[str, Any]) -> str:
     """What differs, or nothing; `figures` is told how close they are."""
     rows = [row(ours, i) for i in range(len(facts["texts"]))]
-    exactly, equal = Check(LOGITS), 0
+    exactly, equal = LogitCheck(LOGITS), 0
     model = load(folder)
     for i, each in enumerate(rows):
         found, difference = _one(model, facts["texts"][i], each, each["logits"], exactly)
@@ -55,7 +54,7 @@ def compare(folder: Path, ours: dict[str, Tensor], facts: dict[str, Any], figure
     if dtype == torch.float32 and not facts["adapted"]:
         return ""
     del model  # one net at a time is in memory
-    model, roughly, equal = load(folder, dtype=dtype), Check(tolerance_of(dtype)), 0
+    model, roughly, equal = load(folder, dtype=dtype), LogitCheck(tolerance_of(dtype)), 0
     for i, each in enumerate(rows):
         found, difference = _one(model, facts["texts"][i], each, each["unmerged"], roughly)
         if difference:
@@ -66,7 +65,7 @@ def compare(folder: Path, ours: dict[str, Tensor], facts: dict[str, Any], figure
     return ""
 
 
-def _one(model: Model, text: str, ours: dict[str, Tensor], logits: Tensor, check: Check) -> tuple[bool, str]:
+def _one(model: Model, text: str, ours: dict[str, Tensor], logits: Tensor, check: LogitCheck) -> tuple[bool, str]:
     """Whether an answer is equal, and what else differs."""
     found = said(model.module, "answers", question(picture(ours["square"]), text))
     for name in ("tokens", "kinds"):

@@ -1,4 +1,4 @@
-"""How a run came to be, as its card tells it: stages, what each trained on and with what, and the scores."""
+"""The facts of a run that its model card states: its stages, their training data and freeze tables, and its scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_mllm.evaluation.run_folder import read_metrics, read_report
 from lightning_mllm.export.record import Origin
 from lightning_mllm.inference.loading import settings_of
 from lightning_mllm.weights.hub import NAME
-from lightning_mllm.weights.lineage import RECORD, WEIGHTS
+from lightning_mllm.weights.lineage import RECORD, WEIGHTS, InitSource
 
 UNKNOWN = "unknown"
 DRAWN = "drawn by `mllm world`: nobody's pictures"
@@ -40,8 +40,8 @@ class MixedSource:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageStory:
-    """One stage, as its folder tells it."""
+class StageFacts:
+    """One stage, read from its folder."""
 
     name: str
     folder: Path
@@ -129,8 +129,8 @@ def _parents(node: object) -> Iterator[Path]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToldScore:
-    """A score of the test, with its interval and that of the blind twin."""
+class Score:
+    """A score of the test with its interval, and the same of the blind test."""
 
     name: str
     label: str
@@ -143,24 +143,24 @@ class ToldScore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Story:
-    """All of it."""
+class CardFacts:
+    """The facts of a run, or of a folder of transformers."""
 
     name: str
-    stages: list[StageStory]
+    stages: list[StageFacts]
     """In the order of training; none for a folder of transformers."""
-    scores: list[ToldScore]
+    scores: list[Score]
     bases: list[str]
     """Names on the Hub of what it started from."""
     examples: list[dict[str, Any]]
     """As `tested` gives them."""
 
     @classmethod
-    def of(cls, origin: Origin) -> Story:
-        """Of a run, or of a folder, of which nothing is known."""
+    def of(cls, origin: Origin) -> CardFacts:
+        """Of a run; of a folder nothing but its name is known."""
         if origin.stage is None:
             return cls(name=origin.path.name, stages=[], scores=[], bases=[], examples=[])
-        stages = [*reversed(list(_ancestors(origin.stage))), StageStory(name=origin.stage.name, folder=origin.stage)]
+        stages = [*_ancestors(origin), StageFacts(name=origin.stage.name, folder=origin.stage)]
         bases = sorted({name for stage in stages for name in _hub_names(stage.settings.get("model"))})
         root = origin.stage.resolve().parent
         parts = root.parts
@@ -168,23 +168,26 @@ class Story:
         return cls(name=name, stages=stages, scores=_scores(origin.stage), bases=bases, examples=origin.examples)
 
 
-def _ancestors(stage: Path) -> Iterator[StageStory]:
-    """The stages of the same run that a stage started from, the latest first."""
-    record = json.loads((stage / WEIGHTS / RECORD).read_text(encoding="utf-8"))
-    for each in record.get("lineage", []):
-        folder = stage.parent / str(each.get("source"))
-        if folder != stage and (folder / WEIGHTS / RECORD).is_file():
-            yield StageStory(name=folder.name, folder=folder)
-            yield from _ancestors(folder)
+def _ancestors(origin: Origin) -> Iterator[StageFacts]:
+    """The stages that the weights descend from, the earliest first, as far as they are here and unchanged."""
+    runs = Path(origin.settings["runs"])
+    for used in origin.record["lineage"]:
+        try:
+            source = InitSource.find(used["source"], runs, origin.stage, used)
+        except ValueError:
+            continue  # it was moved or deleted
+        if source.record is not None and source.record["sha256"] == used["sha256"]:
+            folder = source.path.parent
+            yield StageFacts(name=folder.name, folder=folder)
 
 
-def _scores(stage: Path) -> list[ToldScore]:
+def _scores(stage: Path) -> list[Score]:
     try:
         tests = [each for each in read_report(stage.parent).tests if each.stage == stage.name]
     except ValueError:
         return []
     return [
-        ToldScore(
+        Score(
             name=row.info.name,
             label=row.info.label,
             part=row.part,
