@@ -6,24 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lightning_mllm.commands.arguments import Arguments
 from lightning_mllm.evaluation.bootstrap import Interval
 from lightning_mllm.evaluation.compare_page import write_page
-from lightning_mllm.evaluation.compared_runs import read_sides
+from lightning_mllm.evaluation.compared_runs import Side, read_sides
 from lightning_mllm.evaluation.comparison import Comparison, Difference, compare
 
 MARKS = {"win": "[green]win[/]", "loss": "[red]loss[/]", "tie": "tie", "": ""}
 
 
-def write_comparison(paths: Sequence[Path], runs: Path, to: Path) -> Comparison:
+def write_comparison(sides: Sequence[Side], to: Path) -> Comparison:
     """Compares runs, writes `compare.html` and `compare.json` into `to`, and prints the tables.
 
     Raises:
-        ValueError: as `read_sides` and `compare` of lightning_mllm/evaluation.
+        ValueError: as `compare` of lightning_mllm/evaluation.
     """
-    comparison = compare(read_sides(paths, runs))
+    comparison = compare(sides)
     page = write_page(comparison, to)
     console = Console()
     for each in _tables(comparison):
@@ -46,7 +47,9 @@ def _tables(comparison: Comparison) -> list[Table]:
             d = each.info.digits
             seeds = " ".join(f"{value:.{d}f}" for value in each.values)
             numbers = (f"{each.between.value:.{d}f}", f"{each.deviation:.{d}f}")
-            table.add_row(each.side, each.score, *numbers, _range(each.between, d), _range(each.within, d), seeds)
+            table.add_row(
+                escape(each.side), each.score, *numbers, _range(each.between, d), _range(each.within, d), seeds
+            )
         tables.append(table)
     return tables
 
@@ -57,10 +60,11 @@ def _differences(comparison: Comparison, rows: Sequence[Difference], title: str)
     kinds = any(each.kind for each in rows)
     columns = [*(["against"] if several else []), "score", *(["kind"] if kinds else [])]
     other = "other" if several else comparison.sides[1].name
-    table = Table(*columns, first, other, "difference", "95 % interval", "p (Holm)", "", title=title)
+    table = Table(*columns, escape(first), escape(other), "difference", "95 % interval", "p (Holm)", "", title=title)
     for each in rows:
         d = each.info.digits
-        named = [*([each.other] if several else []), each.score, *([each.kind] if kinds else [])]
+        # Names of runs and kinds of questions may hold what rich takes for markup.
+        named = [*([escape(each.other)] if several else []), each.score, *([escape(each.kind)] if kinds else [])]
         p = "" if each.p_holm is None else "< 0.001" if each.p_holm < 0.001 else f"{each.p_holm:.3f}"
         values = (*(f"{value:.{d}f}" for value in each.values), f"{each.difference.value:+.{d}f}")
         table.add_row(*named, *values, _range(each.difference, d), p, MARKS[each.verdict])
@@ -86,4 +90,4 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--runs", dest="root", type=Path, default=Path("runs"), help="where runs are kept (runs)")
     given = parser.parse_args(arguments)
-    write_comparison(given.runs, given.root, given.to)
+    write_comparison(read_sides(given.runs, given.root), given.to)

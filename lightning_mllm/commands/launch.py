@@ -29,7 +29,7 @@ from lightning_mllm.commands.finished import checkpoint_of, clear, is_done, note
 from lightning_mllm.commands.hardware import Hardware, at_once
 from lightning_mllm.commands.help import asks_for_help, show_help
 from lightning_mllm.commands.lock import locked
-from lightning_mllm.commands.loggers import loggers_of, placed
+from lightning_mllm.commands.loggers import fill_run_dir, loggers_of
 from lightning_mllm.commands.recipe import recipe_of, test_settings
 from lightning_mllm.commands.secrets import recorded, revealed
 from lightning_mllm.commands.wrong_values import in_one_sentence, refused_by_trainer
@@ -47,6 +47,7 @@ from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.parallelize import check_precision
 from lightning_mllm.training.sharding import ShardedStrategy
 from lightning_mllm.training.stage import StageSettings, together
+from lightning_mllm.weights.files import write_text
 
 DEFAULTS = Path(str(files("lightning_mllm") / "defaults" / "fit.yaml"))
 
@@ -173,7 +174,7 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         _ = self.recipe
         revealed(self.settings)
-        placed(self.settings, str(self.run_dir))
+        fill_run_dir(self.settings, str(self.run_dir))
         ckpt_path = self.settings.get("ckpt_path")
         if ckpt_path and not (Path(ckpt_path) / MANIFEST).is_file():
             raise ConfigError(
@@ -267,7 +268,7 @@ class CLI(LightningCLI):
         if self.overwrite:
             clear(self.run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        (self.run_dir / "config.yaml").write_text(self.record, encoding="utf-8")
+        write_text(self.run_dir / "config.yaml", self.record)
 
     @rank_zero_only
     def after_test(self) -> None:

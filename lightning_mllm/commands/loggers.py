@@ -1,6 +1,7 @@
 """Which loggers a verb has beside `metrics.csv`, and by which names.
 
 nothing said                                  W&B where a key or WANDB_MODE asks for it
+WANDB_MODE=disabled                           no W&B, named or not
 --trainer.logger=False                        none
 --trainer.logger=wandb                        W&B, offline where there is no key
 --trainer.logger=TensorBoardLogger            a class of lightning.pytorch.loggers by its own name
@@ -65,8 +66,8 @@ def named(value: object, where: str) -> object:
     return {**value, "class_path": path, "init_args": {**folders, **arguments}}
 
 
-def placed(settings: jsonargparse.Namespace, run_dir: str) -> None:
-    """Puts the run folder in the place of `{run_dir}` in the arguments of the loggers of a configuration."""
+def fill_run_dir(settings: jsonargparse.Namespace, run_dir: str) -> None:
+    """Replaces `{run_dir}` by the run folder in the arguments of the loggers of a configuration."""
     given: Any = settings["trainer"]["logger"]
     for each in given if isinstance(given, list) else [given]:
         if isinstance(each, jsonargparse.Namespace) and "init_args" in each:
@@ -88,15 +89,21 @@ def loggers_of(given: object, run_dir: Path, verb: str, runs: str) -> list[Logge
         ConfigError: WANDB_MODE is none of W&B's modes.
     """
     found = [each for each in (given if isinstance(given, list) else [given]) if isinstance(each, Logger)]
-    if given is None or given is True:
-        try:
+    try:
+        if given is None or given is True:
             found: list[Logger] = [WandbTracker()] if verb != "predict" and account().is_asked_for else []
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+        elif any(_asks_the_environment(each) for each in found) and account().mode == "disabled":
+            found = [each for each in found if not _asks_the_environment(each)]
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     for each in found:
         if isinstance(each, WandbTracker):
             each.place(run_dir, verb, experiment_of(run_dir, runs))
     return found
+
+
+def _asks_the_environment(logger: Logger) -> bool:
+    return isinstance(logger, WandbTracker) and logger.mode is None
 
 
 def experiment_of(run_dir: Path, runs: str) -> str:

@@ -162,7 +162,7 @@ def run_experiment(
             compose(planned.command("test", stage), CheckedCLI)
     for stage in chosen:
         if stage in waiting:
-            with agents_run(stage == chosen[-1]):
+            with agents_run(stage == chosen[-1], runs):
                 run_and_release([*planned.command("fit", stage), *anew])
             if not (run / stage / "weights" / "stage.json").is_file():
                 say(f"{run}: no test and no report, for {stage} is not done")
@@ -177,7 +177,7 @@ def run_experiment(
         if is_tested(run / stage, parsed[stage].test_settings):
             say(f"{run / stage} is tested")
         else:
-            with agents_run(stage == chosen[-1]):
+            with agents_run(stage == chosen[-1], runs):
                 run_and_release([*planned.command("test", stage), "--verbose=false"])
     if tested:
         _report(run, time.monotonic() - started)

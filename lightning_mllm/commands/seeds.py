@@ -2,7 +2,7 @@
 
 runs/NAME/seed-0/STAGE   one run a seed: its stages start from one another, as those of any run
 runs/NAME/seed-1/STAGE
-runs/NAME/compare.html   mean and spread of every score (`mllm compare runs/NAME` writes it too)
+runs/NAME/compare.html   mean and spread of every score; `mllm compare runs/NAME` takes all seeds there
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning_mllm.commands.compare import write_comparison
 from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.commands.launch import say
+from lightning_mllm.evaluation.compared_runs import side_of_seeds
 from lightning_mllm.weights.lineage import RECORD, WEIGHTS
 
 SETTING = "seed_everything"
@@ -27,7 +28,7 @@ def parse_seeds(text: str) -> list[int]:
         ConfigError: One is no whole number from 0 on, or stands twice.
     """
     parts = [each.strip() for each in text.split(",")]
-    if not all(each.isdigit() for each in parts) or len({int(each) for each in parts}) < len(parts):
+    if not all(each.isdecimal() for each in parts) or len({int(each) for each in parts}) < len(parts):
         raise ConfigError(f"--seeds: found '{text}', expected different whole numbers such as 0,1,2")
     return [int(each) for each in parts]
 
@@ -65,9 +66,10 @@ def run_seeds(
         folders.append(folder)
     tested = [folder for folder in folders if any(folder.glob("*/test.json"))]
     if len(tested) > 1:
-        _compare(folders[0].parent)
+        _compare(tested)
 
 
 @rank_zero_only
-def _compare(folder: Path) -> None:
-    write_comparison([folder], folder.parent, folder)
+def _compare(folders: Sequence[Path]) -> None:
+    # Other seeds in the same folder may be of another recipe, or not finished.
+    write_comparison([side_of_seeds(folders)], folders[0].parent)

@@ -44,16 +44,24 @@ def trial_folder(runs: str | Path, environment: Mapping[str, str] = os.environ) 
 
 
 @contextmanager
-def agents_run(is_last: bool) -> Iterator[None]:
+def agents_run(is_last: bool, runs: str | Path) -> Iterator[None]:
     """While one stage of an experiment is trained or tested: the run that the agent waits for is that of the last one.
 
-    W&B would take the stages of a process for one run, and drop the steps of all but the first.
+    W&B would take the stages of a process for one run, and drop the steps of all but the first. Ranks that Lightning
+    starts meanwhile inherit the environment, and are told the folder of the run in another way.
     """
-    known = {} if is_last else {name: os.environ.pop(name) for name in OF_ONE_RUN if name in os.environ}
+    before, folder = dict(os.environ), trial_folder(runs)
+    if not is_last and folder is not None:
+        for name in OF_ONE_RUN:
+            os.environ.pop(name, None)
+        os.environ[TRIAL_DIR] = str(folder)
     try:
         yield
     finally:
-        os.environ.update(known)
+        for name in (*OF_ONE_RUN, TRIAL_DIR):
+            os.environ.pop(name, None)
+            if name in before:
+                os.environ[name] = before[name]
 
 
 def as_yaml(text: str) -> str:

@@ -221,6 +221,8 @@ def resolved(sweep: SweepFile, values: Values) -> CLI:
     verb, *arguments = sweep.arguments(values)
     if verb == "run":
         given, overrides = parser().with_settings(arguments)
+        if given.seeds is not None:
+            raise sweep.wrong("command", "found --seeds, expected a parameter seed_everything: a trial is one run")
         planned = plan(given.experiment, hardware=given.hardware, only=given.only, runs=given.runs, overrides=overrides)
         return list(planned.parsed.values())[-1]
     _, options = split_options(arguments)
@@ -246,7 +248,8 @@ def check(sweep: SweepFile, *, here: bool = False) -> None:
                     InitSource.find(source, Path(parsed.settings.runs))
         except ValueError as error:
             raise _of_a_parameter(sweep, name, values, str(error)) from error
-        _check_metric(sweep, metrics_of(parsed))
+        # `mllm fit` trains and tests nothing.
+        _check_metric(sweep, metrics_of(parsed, ("val", "test") if sweep.arguments(values)[0] == "run" else ("val",)))
 
 
 def _of_a_parameter(sweep: SweepFile, name: str, values: Values, told: str) -> ConfigError:
@@ -260,12 +263,12 @@ def _of_a_parameter(sweep: SweepFile, name: str, values: Values, told: str) -> C
     return ConfigError(f"{where}: {sentence}")
 
 
-def metrics_of(parsed: CLI) -> list[str]:
-    """What a stage is scored by, as it is called in `metrics.csv` and in W&B."""
+def metrics_of(parsed: CLI, splits: Sequence[str]) -> list[str]:
+    """What a stage is scored by on these splits, as it is called in `metrics.csv` and in W&B."""
     data = parsed.resolved["data"]
     arguments = data.get("init_args") if isinstance(data, Mapping) else None
     found = ["train/loss"]
-    for split in ("val", "test"):
+    for split in splits:
         sets = arguments.get(split) if isinstance(arguments, Mapping) else None
         for each in sets.values() if isinstance(sets, Mapping) else ():
             part = f"_{each['part']}" if each.get("part") else ""

@@ -6,8 +6,7 @@ by one makes intervals too narrow, so whole clusters (a picture with all its que
 
     statistics f64[N, K] --cluster i64[N]--> sums f64[C, K] --counts f64[B, C] of B draws--> values f64[B, names]
 
-Two runs on one set are compared by the interval of their difference in the same draws (paired), which is narrower than
-that of unpaired ones as far as both find the same pictures hard.
+Two runs are compared in evaluation/paired.py, on the same draws.
 
 Legend: N samples, C clusters, B draws, K statistics of a score.
 """
@@ -98,55 +97,6 @@ def metric_intervals(
     cluster = _clusters_of(metric, clusters)
     found = _intervals(metric.resampled(cluster), int(cluster.max()) + 1, samples, seed, level)
     return dict(zip(metric.names, found, strict=True))
-
-
-def paired_intervals(
-    first: SampleMetric[Answer],
-    second: SampleMetric[Answer],
-    ids: tuple[Sequence[str], Sequence[str]],
-    clusters: Int[np.ndarray, " N"] | None = None,
-    *,
-    samples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> dict[str, Interval]:
-    """How much better `first` does than `second` on the same samples: name -> value of first - second, its interval.
-
-    An interval that does not hold 0 is a difference that the choice of pictures does not explain.
-
-    Args:
-        first: the answers of one run.
-        second: those of another to the same samples in the same order.
-        ids: of the samples of each; references alone do not tell two questions with the answer "yes" apart.
-        clusters, samples, seed, level: as in `interval`; both runs are scored on each drawn set.
-
-    Raises:
-        ValueError: the metrics are of different kinds, or the samples differ.
-    """
-    if type(first) is not type(second):
-        raise ValueError(f"compare: found {type(first).__name__} and {type(second).__name__}, expected one score")
-    cluster = _clusters_of(first, clusters)
-    for metric, named in zip((first, second), ids, strict=True):
-        if len(metric.answers) != len(named):
-            raise ValueError(f"compare: found {len(named)} ids of {len(metric.answers)} answers, expected one each")
-    if len(first.answers) != len(second.answers):
-        raise ValueError(
-            f"compare: found {len(first.answers)} and {len(second.answers)} answers, expected those to the same samples"
-        )
-    for what, one, other in (("id", *ids), ("references", first.references, second.references)):
-        for where, (found, expected) in enumerate(zip(one, other, strict=True)):
-            if found != expected:
-                raise ValueError(
-                    f"compare: sample {where} has the {what} {_shown(found)} and {_shown(expected)}, expected the same"
-                    " samples in the same order"
-                )
-    one, other = first.resampled(cluster), second.resampled(cluster)
-    found = _intervals(lambda counts: one(counts) - other(counts), int(cluster.max()) + 1, samples, seed, level)
-    return dict(zip(first.names, found, strict=True))
-
-
-def _shown(named: str | Sequence[object]) -> str:
-    return repr(named) if isinstance(named, str) else str(list(named))
 
 
 def _clusters_of(metric: SampleMetric[Answer], clusters: Int[np.ndarray, " N"] | None) -> Int[np.ndarray, " N"]:

@@ -102,13 +102,22 @@ def read_sides(paths: Sequence[Path], runs: Path) -> list[Side]:
     if twice := next((each for each in every if every.count(each) > 1), None):
         raise ValueError(f"compare: found {twice} a second time, expected different runs")
     names = _names(list(sides), runs)
-    return [
-        Side(
-            name=names[key],
-            runs=tuple(read_run(each, names[key] if len(side) == 1 else f"{names[key]}/{each.name}") for each in side),
-        )
-        for key, side in sides.items()
-    ]
+    return [_side(names[key], side) for key, side in sides.items()]
+
+
+def side_of_seeds(folders: Sequence[Path]) -> Side:
+    """Runs of one folder that differ in their seed alone, and no other runs of that folder.
+
+    Raises:
+        ValueError: as `read_run`.
+    """
+    experiment = folders[0].parent
+    return _side(experiment_of(experiment, experiment.parent), folders)
+
+
+def _side(name: str, folders: Sequence[Path]) -> Side:
+    named = {each: name if len(folders) == 1 else f"{name}/{each.name}" for each in folders}
+    return Side(name=name, runs=tuple(read_run(each, own) for each, own in named.items()))
 
 
 def read_run(path: Path, name: str) -> ComparedRun:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from lightning_mllm.cli import main
+from lightning_mllm.evaluation.comparison import compare
 from tests.evaluation.tested_runs import write_tested
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "140")
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compared")
     for k, seed in enumerate(("seed-0", "seed-1")):
-        write_tested(tmp_path / "runs/seeing" / seed, lambda i, k=k: (i + k * (i % 9 == 0)) % 5 > 0)
-    write_tested(tmp_path / "runs/blind", lambda i: i % 3 == 0)
-    return tmp_path
+        write_tested(folder / "runs/seeing" / seed, lambda i, k=k: (i + k * (i % 9 == 0)) % 5 > 0, captions=())
+    write_tested(folder / "runs/blind", lambda i: i % 3 == 0, captions=())
+    return folder
 
 
-def test_tables_sentences_and_files(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(autouse=True)
+def in_the_folder_of_runs(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs)
+    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setattr("lightning_mllm.commands.compare.compare", partial(compare, draws=300))
+
+
+def test_tables_sentences_and_files(capsys: pytest.CaptureFixture[str]) -> None:
     main(["compare", "seeing/seed-0", "runs/blind", "--to", "to"])
     told = capsys.readouterr().out
     sentence = next(line for line in told.splitlines() if line.startswith("vqa_accuracy: win: the difference "))
@@ -32,7 +40,7 @@ def test_tables_sentences_and_files(place: Path, capsys: pytest.CaptureFixture[s
     assert json.loads(Path("to/compare.json").read_text())["headlines"][0]["sentence"] in sentence
 
 
-def test_seeds_alone_and_as_sides(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seeds_alone_and_as_sides(capsys: pytest.CaptureFixture[str]) -> None:
     main(["compare", "seeing"])
     told = capsys.readouterr().out
     assert "between seeds" in told and "kinds of questions" not in told
@@ -43,7 +51,7 @@ def test_seeds_alone_and_as_sides(place: Path, capsys: pytest.CaptureFixture[str
     assert Path("comparison/compare.html").is_file()
 
 
-def test_three_sides_name_the_other_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_three_sides_name_the_other_one(capsys: pytest.CaptureFixture[str]) -> None:
     main(["compare", "blind", "seeing/seed-0", "seeing/seed-1"])
     told = capsys.readouterr().out
     assert "vqa_accuracy, blind against seeing/seed-0: loss" in told

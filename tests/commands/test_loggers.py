@@ -73,11 +73,17 @@ def test_what_asks_for_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert isinstance(tracker, WandbTracker) and tracker.defaults == ("x/y", "x/y/align")
     assert loggers_of(None, run, "predict", "runs") == loggers_of(False, run, "fit", "runs") == []
     own = CSVLogger(str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        asking, offline = WandbTracker(), WandbTracker(mode="offline")
+        assert loggers_of([asking, own, offline], run, "fit", "runs") == [own, offline]
     assert loggers_of([own], run, "fit", "runs") == [own]
     assert experiment_of(tmp_path / "somewhere/align", "runs") == "somewhere"
     monkeypatch.setenv("WANDB_MODE", "perhaps")
     with pytest.raises(ConfigError, match="WANDB_MODE: found 'perhaps'"):
         loggers_of(None, run, "fit", "runs")
+    with pytest.raises(ConfigError, match="WANDB_MODE: found 'perhaps'"):
+        loggers_of([WandbTracker()], run, "fit", "runs")
 
 
 def test_tensorboard_has_curves_pictures_and_answers(tmp_path: Path) -> None:

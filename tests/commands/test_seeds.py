@@ -33,6 +33,7 @@ def record(stage: str) -> dict:
 def test_every_seed_is_a_run_of_its_own_and_then_they_are_compared(
     two_stages: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Path("runs/toy/seed-7/align").mkdir(parents=True)  # of an earlier command, which was stopped
     main(RUN)
     told = capsys.readouterr().out
     align, instruct = ([record(f"runs/toy/seed-{seed}/{stage}") for seed in (3, 11)] for stage in ("align", "instruct"))
@@ -49,6 +50,7 @@ def test_every_seed_is_a_run_of_its_own_and_then_they_are_compared(
 
     main(["compare", "runs/toy/seed-3", "toy/seed-11/instruct", "--to", "between"])
     told = capsys.readouterr().out
+    assert "are seeds of one recipe" in told, "their configurations differ in the seed alone"
     assert "exact_match: " in told and "between/compare.html" in told.splitlines()[-1]
     assert [each["name"] for each in json.loads(Path("between/compare.json").read_text())["sides"]] == [
         "toy/seed-3",
@@ -65,7 +67,7 @@ def test_a_seed_that_is_not_finished_ends_it(
     assert asked == [3] and "runs/toy: no comparison, for seed 3 is not done" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["", "1,1", "a", "1,-2", "0,1.5", "00,0"])
+@pytest.mark.parametrize("text", ["", "1,1", "a", "1,-2", "0,1.5", "00,0", "²"])
 def test_seeds_are_different_whole_numbers(text: str) -> None:
     with pytest.raises(ConfigError, match="expected different whole numbers such as 0,1,2"):
         parse_seeds(text)

@@ -216,6 +216,14 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "program": ({"command": ["python", "train.py"]}, ("command: found 'python train.py', expected mllm run",)),
     "macro": ({"command": ["mllm", "run", "toy", "${args_append_hydra}"]}, ("found ${args_append_hydra}, expected",)),
+    "untested": (
+        {"command": ["mllm", "fit", f"-c={TOY}", "${args}"], "metric": {"name": "test/exact_match"}},
+        ("metric.name: found 'test/exact_match', expected what the stage is scored by: train/loss, val/loss",),
+    ),
+    "seeds": (
+        {"command": ["mllm", "run", "toy", "--seeds=0,1", "${args}"]},
+        ("command: found --seeds, expected a parameter seed_everything",),
+    ),
     "folder": ({"command": ["mllm", "fit", f"-c={TOY}", "--run_dir=x"]}, ("run_dir: found it in a sweep",)),
     "source": (
         {"parameters": {"stage.init_from": {"values": [{"other/stage": 1.0}]}}},

@@ -109,8 +109,10 @@ def test_each_run_of_a_sweep_has_its_folder(tmp_path: Path, monkeypatch: pytest.
 def test_the_run_that_an_agent_waits_for_is_that_of_the_last_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     monkeypatch.setenv("WANDB_RUN_ID", "run")
-    with agents_run(is_last=True):
+    with agents_run(is_last=True, runs="r"):
         assert os.environ["WANDB_RUN_ID"] == "run"
-    with agents_run(is_last=False):
+    with agents_run(is_last=False, runs="r"):
         assert not {"WANDB_RUN_ID", "WANDB_SWEEP_ID"} & set(os.environ)
+        assert trial_folder("r") == Path("r/sweeps/sweep/run"), "that of ranks which are started meanwhile"
+    assert "MLLM_TRIAL_DIR" not in os.environ
     assert (os.environ["WANDB_SWEEP_ID"], os.environ["WANDB_RUN_ID"]) == ("sweep", "run")

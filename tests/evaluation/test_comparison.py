@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ from tests.evaluation.test_report import Page
 from tests.evaluation.tested_runs import write_tested
 
 
+@cache
 def compared(*paths: Path, runs: Path = Path("runs")) -> Comparison:
-    return compare(read_sides(list(paths), runs), draws=600)
+    """Once for the same folders."""
+    return compare(read_sides(list(paths), runs), draws=300)
 
 
 def good(i: int) -> bool:
@@ -225,7 +228,7 @@ def page_of(found: Comparison) -> Page:
     "paths", [("seeing/seed-0", "blind"), ("seeing", "other"), ("seeing",), ("blind", "seeing/seed-0", "other/seed-1")]
 )
 def test_the_page_is_whole_and_needs_nothing_else(runs: Path, paths: Sequence[str]) -> None:
-    found = compared(*map(Path, paths), runs=runs)
+    found = compared(*(runs / path for path in paths), runs=runs)
     page = page_of(found)
     assert "script" not in page.tags
     assert all(address.startswith(("data:image/", "#")) for address in page.addresses)

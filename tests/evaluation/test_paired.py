@@ -23,13 +23,20 @@ CLUSTERS = 120
 
 
 def simulated(
-    seed: int, *, better: float = 0.0, runs: tuple[int, int] = (1, 1), spread: float = 0.0, clusters: int = CLUSTERS
+    seed: int,
+    *,
+    better: float = 0.0,
+    runs: tuple[int, int] = (1, 1),
+    spread: float = 0.0,
+    clusters: int = CLUSTERS,
+    samples: int = 200,
 ) -> Paired:
     """Runs that find the same pictures and questions hard; a question is answered right or not, three a picture.
 
     Args:
         better: how much the first side sees better, in logits.
         spread: standard deviation between seeds, in logits.
+        samples: draws; 2 where only the value is asked for.
     """
     random = np.random.default_rng(seed)
     ease = 0.5 + random.normal(size=(clusters, 1)) + 0.7 * random.normal(size=(clusters, 3))
@@ -39,7 +46,7 @@ def simulated(
         return lambda counts: (counts @ right / (3 * counts.sum(axis=1)))[:, None]
 
     sides = [[run(shift) for _ in range(count)] for count, shift in zip(runs, (better, 0.0), strict=True)]
-    return paired(sides[0], sides[1], clusters, samples=400, seed=seed)[0]
+    return paired(sides[0], sides[1], clusters, samples=samples, seed=seed)[0]
 
 
 def test_two_runs_that_are_alike_tie_at_the_nominal_rate() -> None:
@@ -54,7 +61,9 @@ def test_a_difference_of_the_stated_size_is_found_in_about_80_of_100() -> None:
     detectable = float(np.mean([simulated(seed).detectable() for seed in range(60)]))
     # From logits to the difference of the score that they make.
     logits = np.linspace(0, 0.6, 7)
-    made = [np.mean([simulated(seed, better=one, clusters=2000).value for seed in range(8)]) for one in logits]
+    made = [
+        np.mean([simulated(seed, better=one, clusters=2000, samples=2).value for seed in range(8)]) for one in logits
+    ]
     better = float(np.interp(detectable, made, logits))
     found = [simulated(1000 + seed, better=better) for seed in range(300)]
     assert np.mean([each.value for each in found]) == pytest.approx(detectable, rel=0.12)
@@ -67,13 +76,13 @@ def test_the_same_pictures_make_intervals_narrower() -> None:
     same, own = np.mean(widths, axis=0)
     assert same < 0.75 * own
     # Two sets of pictures: the variances of both add up.
-    one = np.std([simulated(seed).value for seed in range(200)])
+    one = np.std([simulated(seed, samples=2).value for seed in range(200)])
     assert np.mean([np.std(each.drawn) for each in found]) == pytest.approx(one, rel=0.15)
 
 
 def test_seeds_widen_what_pictures_alone_would_say() -> None:
     for runs in ((3, 3), (2, 2), (1, 3)):
-        found = [simulated(seed, runs=runs, spread=0.4) for seed in range(200)]
+        found = [simulated(seed, runs=runs, spread=0.4) for seed in range(100)]
         assert np.mean([each.p < 0.05 for each in found]) <= 0.1, runs
     pictures = [simulated(seed, runs=(1, 1), spread=0.4) for seed in range(100)]
     assert np.mean([each.p < 0.05 for each in pictures]) > 0.3, "what pictures alone would find between two seeds"

@@ -107,8 +107,10 @@ def _asked(account: Account, seconds: float) -> str:
     request = urllib.request.Request(
         f"{account.server}/graphql",
         data=json.dumps({"query": "query Viewer { viewer { id } }"}).encode(),
-        headers={"Content-Type": "application/json", "Authorization": f"Basic {token}"},
+        headers={"Content-Type": "application/json"},
     )
+    # Of this host alone: urllib takes other headers along to where it is redirected.
+    request.add_unredirected_header("Authorization", f"Basic {token}")
     try:
         with urllib.request.urlopen(request, timeout=seconds) as answer:
             told = json.loads(answer.read(1 << 20))

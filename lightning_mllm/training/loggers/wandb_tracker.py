@@ -129,6 +129,7 @@ class WandbTracker(Logger):
         run, self._run, self._is_over = self._run, None, True
         if run is not None:
             self._guarded(lambda: self._finish(run, failed=status != "success"))
+        self._reset_environment()
 
     # ---- more than a Logger --------------------------------------------------------------------------------------
 
@@ -270,7 +271,6 @@ class WandbTracker(Logger):
             self._tell(f"not all was uploaded in {self.upload_timeout:.0f} s; wandb sync {folder} uploads the rest")
         finally:
             _stop_service()
-            self._reset_environment()
 
     def _set_environment(self, folder: Path) -> None:
         """Media and logs belong to the run folder; W&B reads where they go from the environment alone."""

@@ -80,6 +80,37 @@ def test_a_server_that_is_no_help(status: int | None, body: bytes, told: str) ->
     assert KEY not in found
 
 
+def test_the_key_does_not_go_where_a_server_redirects_to() -> None:
+    asked: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            asked.append(dict(self.headers))
+            self.send_response(302)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            asked.append(dict(self.headers))
+            self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        assert "answers with error 404" in trouble(of(f"http://127.0.0.1:{running.server_address[1]}"), 20)
+    finally:
+        running.shutdown()
+        running.server_close()
+        thread.join()
+    assert ["Authorization" in each for each in asked] == [True, False]
+
+
 def test_nobody_there() -> None:
     with server(500) as address:
         pass
