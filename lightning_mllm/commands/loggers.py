@@ -83,7 +83,7 @@ def loggers_of(given: object, run_dir: Path, verb: str, runs: str) -> list[Logge
         given: `trainer.logger`, with its classes built.
         run_dir: The run folder of the stage.
         verb: fit, validate, test or predict.
-        runs: Where runs are kept: what lies between is the experiment.
+        runs: Where runs are kept; the path from there to the stage names the experiment.
 
     Raises:
         ConfigError: WANDB_MODE is none of W&B's modes.

@@ -26,8 +26,8 @@ NAME = (
 SETTING = re.compile(NAME, re.IGNORECASE)
 VARIABLE = re.compile(rf"{NAME}|[a-z0-9_]*_(?:token|secret|key|password)", re.IGNORECASE)
 SAID = re.compile(rf"(?<![a-z0-9_])({NAME})(['\"]?\s*[=:]\s*['\"]?)(?!\$\{{|found )[^\s'\",;)}}\]]+", re.IGNORECASE)
-IN_ADDRESS = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]+(?=@)")
-"""User and password of a URL."""
+IN_ADDRESS = re.compile(r"(?<=://)[^/@\s:]*:[^/@\s]+(?=@)|(?<=https://)[^/@\s]+(?=@)|(?<=http://)[^/@\s]+(?=@)")
+"""User and password of a URL; the token that a web address has alone."""
 LEAST = 8
 """Characters of a variable's text that may be looked for elsewhere."""
 
@@ -51,14 +51,14 @@ def hidden(text: str) -> str:
 
 
 def recorded(tree: object) -> object:
-    """Settings as they are written down: with names of variables in the place of secrets."""
+    """Settings as they are written down: with names of variables instead of secrets."""
     note(tree)
     known = {**_of_environment(), **_seen}
 
     def written(value: str) -> str:
         if value in known:
             return f"${{oc.env:{known[value]}}}"
-        for secret in known:
+        for secret in sorted(known, key=len, reverse=True):
             value = value.replace(secret, "***") if len(secret) >= LEAST else value
         return IN_ADDRESS.sub("***", value)
 
@@ -66,7 +66,7 @@ def recorded(tree: object) -> object:
 
 
 def revealed(tree: object) -> object:
-    """Settings with the texts of variables in the place of their names; a Namespace is changed in place.
+    """Settings with the texts of variables instead of their names; a Namespace is itself changed.
 
     Raises:
         ValueError: There is no such variable; names the setting.
@@ -78,9 +78,13 @@ def revealed(tree: object) -> object:
             return value
         if not (text := os.environ.get(found[1])):
             raise ValueError(f"{value}: found no environment variable {found[1]}, expected it to hold this setting")
-        _seen[text] = found[1]
         return text
 
+    for name, value in _leaves(tree):
+        found = FORM.fullmatch(value)
+        # A variable such as DATA_ROOT is no secret: its text may be part of other settings, which stay as they are.
+        if found and (SETTING.fullmatch(name) or VARIABLE.fullmatch(found[1])) and (text := os.environ.get(found[1])):
+            _seen[text] = found[1]
     return _changed(tree, read)
 
 
@@ -91,6 +95,8 @@ def _of_environment() -> dict[str, str]:
 
 def _leaves(tree: object, key: str = "") -> Iterator[tuple[str, str]]:
     """The texts of settings, each with the last name above it."""
+    if isinstance(tree, jsonargparse.Namespace):
+        tree = vars(tree)
     if isinstance(tree, Mapping):
         for name, value in tree.items():
             yield from _leaves(value, str(name))

@@ -25,7 +25,7 @@ def parse_seeds(text: str) -> list[int]:
     """`0,1,2` as numbers.
 
     Raises:
-        ConfigError: One is no whole number from 0 on, or stands twice.
+        ConfigError: One is no whole number from 0 on, or is given twice.
     """
     parts = [each.strip() for each in text.split(",")]
     if not all(each.isdecimal() for each in parts) or len({int(each) for each in parts}) < len(parts):

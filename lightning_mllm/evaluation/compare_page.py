@@ -144,6 +144,6 @@ def _setting(value: object) -> str:
 
 
 def _span(low: float, high: float, bottom: float, top: float) -> str:
-    """Where an interval lies on a track from `bottom` to `top`, as CSS."""
+    """The position of an interval on a track from `bottom` to `top`, as CSS."""
     share = [100 * min(1.0, max(0.0, (end - bottom) / (top - bottom))) for end in (low, high)]
     return f"left:{share[0]:.2f}%;right:{100 - share[1]:.2f}%"

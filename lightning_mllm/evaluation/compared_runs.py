@@ -88,7 +88,7 @@ def read_sides(paths: Sequence[Path], runs: Path) -> list[Side]:
         runs: where runs are kept.
 
     Raises:
-        ValueError: one of them is no tested run, or stands twice.
+        ValueError: one of them is no tested run, or is given twice.
     """
     sides: dict[Path, list[Path]] = {}
     found = [_located(path, runs) for path in paths]

@@ -103,7 +103,7 @@ class Matched:
         return together([_headline(of_clusters(metric, cluster)) for metric, cluster in chosen])
 
     def kinds(self) -> dict[str, Int[np.ndarray, " K"]]:
-        """Kind of question -> where its samples stand in `ids`: as the data call it, else by the answer; kinds about
+        """Kind of question -> the indices of its samples in `ids`: as the data call it, else by the answer; kinds about
         fewer than 20 pictures together. Empty where all are of one kind."""
         samples = [self.first[0].samples[each] for each in self.ids]
         typed = any(each.question_type for each in samples)

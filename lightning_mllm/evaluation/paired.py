@@ -63,7 +63,7 @@ class Paired:
 
     @property
     def p(self) -> float:
-        """Two-sided: how much of the draws lies beyond 0, twice; at least 2 / (B + 1)."""
+        """Two-sided: twice the share of draws beyond 0; at least 2 / (B + 1)."""
         known = self.drawn[~np.isnan(self.drawn)]
         beyond = min(int((known <= 0).sum()), int((known >= 0).sum()))
         return min(1.0, 2 * (1 + beyond) / (1 + len(known)))
@@ -159,7 +159,7 @@ def student(freedom: int, probability: float) -> float:
 
 
 def of_clusters(metric: SampleMetric, cluster: Int[np.ndarray, " N"]) -> Values:
-    """A function of how often each of all clusters was drawn, of a metric whose samples may lie in some of them only.
+    """A function of how often each of all clusters was drawn, of a metric whose samples may belong to a part of them.
 
     Args:
         cluster: of each of the metric's samples, in the numbering of all.

@@ -103,6 +103,22 @@ def test_a_variable_that_is_absent_is_named() -> None:
         revealed({"token": "${oc.env:NO_SUCH_ONE}"})
 
 
+def test_variables_that_hold_no_secret_change_no_other_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_ROOT", "/mnt/pictures")
+    settings = {"images": "${oc.env:DATA_ROOT}", "annotations": "/mnt/pictures/train.json"}
+    assert revealed(settings) == {"images": "/mnt/pictures", "annotations": "/mnt/pictures/train.json"}
+    assert recorded(settings) == settings
+    assert hidden("/mnt/pictures/train.json: found no file") == "/mnt/pictures/train.json: found no file"
+
+
+def test_one_secret_inside_of_another_and_a_token_in_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHORT_TOKEN", "0123456789")
+    monkeypatch.setenv("LONG_TOKEN", "0123456789abcdef")
+    assert recorded({"note": "is 0123456789abcdef"}) == {"note": "is ***"}
+    addresses = {"a": "https://ghp_0a1b2c@example.org/x.git", "b": "ssh://git@example.org/x.git"}
+    assert recorded(addresses) == {"a": "https://***@example.org/x.git", "b": "ssh://git@example.org/x.git"}
+
+
 def test_settings_of_tokens_that_are_read_are_no_secrets() -> None:
     settings = {"pad_token": "<pad>", "eos_token": "</s>", "image_token": "<image>", "max_new_tokens": 12, "token": ""}
     assert recorded(settings) == settings

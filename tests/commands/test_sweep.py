@@ -40,7 +40,7 @@ SWEEP: dict[str, Any] = {
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with an experiment of one stage that is scored by held-out samples."""
     monkeypatch.chdir(tmp_path)
     tree = yaml.safe_load(TOY.read_text())
@@ -107,7 +107,7 @@ def interrupted(self: Any, step: int, total: int) -> float:
 
 
 def test_a_killed_sweep_goes_on_and_finds_the_planted_best(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("lightning_mllm.commands.sweep_local.POLL", 0)
     sweep, folder = read_sweep(written()), Path("kept")
@@ -144,7 +144,7 @@ def test_a_killed_sweep_goes_on_and_finds_the_planted_best(
         run_local(sweep, folder, seed=1, start=third)
 
 
-def test_failures_in_a_row_end_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_in_a_row_end_it(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_mllm.commands.sweep_local.POLL", 0)
     sweep = read_sweep(written(parameters={"stage.lr": {"values": [1e-4, 1e-3, 1e-2, 1e-1]}}))
 
@@ -234,7 +234,7 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_told_before_a_trial(case: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_wrong_is_told_before_a_trial(case: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changes, parts = WRONG[case]
     if case == "curve":
         tree = yaml.safe_load(Path("experiments/toy/align.yaml").read_text())
@@ -245,7 +245,7 @@ def test_what_is_wrong_is_told_before_a_trial(case: str, place: Path, capsys: py
     assert not Path("kept/001").exists()
 
 
-def test_it_says_how_a_server_runs_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_says_how_a_server_runs_it(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["sweep", str(written()), "--count=5"])
     shown = capsys.readouterr().out
     assert "wandb sweep rates.yaml" in shown and "wandb agent --count 5 SWEEP_ID" in shown
@@ -253,7 +253,7 @@ def test_it_says_how_a_server_runs_it(place: Path, capsys: pytest.CaptureFixture
 
 
 def test_without_the_extra_it_names_it(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    workdir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "sweeps.config.schema", None)
     assert "pip install lightning-mllm[sweep]" in refused(capsys, "sweep", str(written()))
@@ -267,7 +267,7 @@ def trial(
     return Trial(number=number, values=values, stage="align", state=state, value=value, history=list(history))
 
 
-def test_proposals_follow_from_the_seed_alone(place: Path) -> None:
+def test_proposals_follow_from_the_seed_alone(workdir: Path) -> None:
     space = {"lr": {"min": 0.0, "max": 1.0}, "kind": {"values": [None, {"r": 1}]}}
     for method in ("random", "bayes"):
         sweep = read_sweep(written(method=method, parameters=space))
@@ -287,7 +287,7 @@ def test_proposals_follow_from_the_seed_alone(place: Path) -> None:
     assert propose(grid, [*tried, trial(2, 1.0, stage__lr=0.05)], 3, seed=0, parallel=1) is None
 
 
-def test_hyperband_stops_the_worst(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hyperband_stops_the_worst(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_mllm.commands.sweep_local.POLL", 0)
     early = {"type": "hyperband", "min_iter": 1, "eta": 2}
     sweep = read_sweep(written(early_terminate=early, parameters={"stage.lr": {"values": [1e-3, 1e-2, 1e-1]}}))
@@ -356,7 +356,7 @@ def path_of() -> str:
     return os.pathsep.join([str(Path(sys.argv[0]).parent.absolute()), str(Path(sys.executable).parent)])
 
 
-def test_ctrl_c_reaches_the_trials(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_reaches_the_trials(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are told to end, and stay begun."""
     sweep, processes, told = read_sweep(written()), list[subprocess.Popen[bytes]](), list[float]()
 
