@@ -50,18 +50,20 @@ def agents_run(is_last: bool, runs: str | Path) -> Iterator[None]:
     W&B would take the stages of a process for one run, and drop the steps of all but the first. Ranks that Lightning
     starts meanwhile inherit the environment, and are told the folder of the run in another way.
     """
-    before, folder = dict(os.environ), trial_folder(runs)
-    if not is_last and folder is not None:
+    before = {name: os.environ.get(name) for name in (*OF_ONE_RUN, TRIAL_DIR)}
+    if not is_last:
+        folder = trial_folder(runs)
         for name in OF_ONE_RUN:
             os.environ.pop(name, None)
-        os.environ[TRIAL_DIR] = str(folder)
+        if folder is not None:
+            os.environ[TRIAL_DIR] = str(folder)
     try:
         yield
     finally:
-        for name in (*OF_ONE_RUN, TRIAL_DIR):
+        for name, value in before.items():
             os.environ.pop(name, None)
-            if name in before:
-                os.environ[name] = before[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def as_yaml(text: str) -> str:

@@ -80,7 +80,7 @@ class LocalSweep:
         start: Starts the process of a trial; None is `start_process`.
 
     Raises:
-        ConfigError: The search has no end, or a trial that is there already is none of this sweep.
+        ConfigError: The search has no end.
     """
 
     def __init__(

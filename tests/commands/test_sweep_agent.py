@@ -115,4 +115,8 @@ def test_the_run_that_an_agent_waits_for_is_that_of_the_last_stage(monkeypatch: 
         assert not {"WANDB_RUN_ID", "WANDB_SWEEP_ID"} & set(os.environ)
         assert trial_folder("r") == Path("r/sweeps/sweep/run"), "that of ranks which are started meanwhile"
     assert "MLLM_TRIAL_DIR" not in os.environ
+    with monkeypatch.context() as patch:
+        patch.delenv("WANDB_SWEEP_ID")
+        with agents_run(is_last=False, runs="r"):
+            assert "WANDB_RUN_ID" not in os.environ, "given without a sweep"
     assert (os.environ["WANDB_SWEEP_ID"], os.environ["WANDB_RUN_ID"]) == ("sweep", "run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import configparser
+import http.client
 import json
 import netrc
 import os
@@ -80,7 +81,7 @@ def _netrc_key(host: str, environment: Mapping[str, str]) -> str:
     file = Path(environment.get("NETRC") or Path.home() / ".netrc").expanduser()
     try:
         found = netrc.netrc(file).authenticators(host)
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
         return ""
     return (found[2] or "") if found else ""
 
@@ -114,14 +115,15 @@ def _asked(account: Account, seconds: float) -> str:
     try:
         with urllib.request.urlopen(request, timeout=seconds) as answer:
             told = json.loads(answer.read(1 << 20))
-        known = isinstance(told, dict) and (told.get("data") or {}).get("viewer")
+        data = told.get("data") if isinstance(told, dict) else None
+        known = isinstance(data, dict) and data.get("viewer")
         return "" if known else f"{account.host} does not know the key"
     except urllib.error.HTTPError as error:
         refused = error.code in (401, 403)
         return f"{account.host} refuses the key" if refused else f"{account.host} answers with error {error.code}"
     except TimeoutError:
         return f"no answer from {account.host} in {seconds:.0f} s"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
             return f"no answer from {account.host} in {seconds:.0f} s"

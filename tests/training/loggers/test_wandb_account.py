@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -69,6 +70,7 @@ def test_a_server_that_answers_and_knows_the_key_is_no_trouble() -> None:
         (403, b"{}", "refuses the key"),
         (500, b"{}", "answers with error 500"),
         (200, b'{"data": {"viewer": null}}', "does not know the key"),
+        (200, b'{"data": ["viewer"]}', "does not know the key"),
         (200, b"<html>sign in to the network</html>", "no answer from"),
         (None, b"", "no answer from"),
     ],
@@ -78,6 +80,22 @@ def test_a_server_that_is_no_help(status: int | None, body: bytes, told: str) ->
         found = trouble(of(address), 0.3 if status is None else 20)
     assert told in found and of(address).host in found
     assert KEY not in found
+
+
+def test_a_server_of_another_protocol(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def greet() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"220 mail.example.org\r\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        assert "(BadStatusLine)" in trouble(of(f"http://127.0.0.1:{listening.getsockname()[1]}"), 20)
+        thread.join()
+    assert capfd.readouterr().err == "", "no traceback of a thread"
 
 
 def test_the_key_does_not_go_where_a_server_redirects_to() -> None:
