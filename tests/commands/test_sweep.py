@@ -229,7 +229,10 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"parameters": {"stage.init_from": {"values": [{"other/stage": 1.0}]}}},
         ("rates.yaml", "init_from: found no 'other/stage' in runs, expected a finished stage"),
     ),
-    "count": ({"method": "random"}, ("--count: found none, expected how many trials of a random search",)),
+    "count": (
+        {"method": "random", "parameters": {"stage.lr": {"value": 0.05}}},
+        ("--count: found none, expected how many trials of a random search",),
+    ),
 }
 
 
