@@ -217,8 +217,12 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "program": ({"command": ["python", "train.py"]}, ("command: found 'python train.py', expected mllm run",)),
     "macro": ({"command": ["mllm", "run", "toy", "${args_append_hydra}"]}, ("found ${args_append_hydra}, expected",)),
     "untested": (
-        {"command": ["mllm", "fit", f"-c={TOY}", "${args}"], "metric": {"name": "test/exact_match"}},
-        ("metric.name: found 'test/exact_match', expected what the stage is scored by: train/loss, val/loss",),
+        {
+            "command": ["mllm", "fit", f"-c={TOY}", "${args}"],
+            "metric": {"name": "test/exact_match"},
+            "parameters": {"stage.lr": {"value": 0.05}},
+        },
+        ("metric.name: found 'test/exact_match', expected what the stage is scored by: train/loss",),
     ),
     "seeds": (
         {"command": ["mllm", "run", "toy", "--seeds=0,1", "${args}"]},
