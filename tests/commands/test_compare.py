@@ -51,6 +51,15 @@ def test_seeds_alone_and_as_sides(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("comparison/compare.html").is_file()
 
 
+def test_kinds_of_questions_are_no_markup(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.evaluation.tested_runs.TYPES", ("[/count]", "[red]", "where"))
+    for name, right in (("one", lambda i: i % 5 > 0), ("two", lambda i: i % 3 == 0)):
+        write_tested(Path("runs/marked", name), right, captions=())
+    main(["compare", "marked/one", "marked/two"])
+    told = capsys.readouterr().out
+    assert "[/count]" in told and "[red]" in told
+
+
 def test_three_sides_name_the_other_one(capsys: pytest.CaptureFixture[str]) -> None:
     main(["compare", "blind", "seeing/seed-0", "seeing/seed-1"])
     told = capsys.readouterr().out

@@ -126,7 +126,7 @@ def test_a_killed_sweep_goes_on_and_finds_the_planted_best(
     assert [each.state for each in report.trials] == ["finished"] * 2
     # All is done: nothing is started.
     third = InProcess(monkeypatch)
-    run_local(sweep, folder, start=third)
+    LocalSweep(sweep, folder, count=None, parallel=1, seed=0, start=third).run()
     assert third.started == []
     found = json.loads((folder / "sweep.json").read_text())
     assert (found["best"], found["goal"], len(found["trials"])) == (2, "minimize", 2)
