@@ -2,7 +2,8 @@
 
     python -m lightning_mllm.export.verify_own_layout FOLDER CASE
 
-As `verify`, for folders that `load` reads: nothing but the folder may be needed, so nothing is fetched.
+As `verify`, for folders that `load` reads: nothing but the folder may be needed, so nothing is fetched. In 16 bits
+logits are compared; answers that differ are counted, not refused.
 """
 
 from __future__ import annotations
