@@ -105,7 +105,8 @@ class SweepFile:
 
     def wrong(self, key: str, sentence: str) -> ConfigError:
         """Of a dotted key."""
-        return ConfigError(f"{self.config.head(tuple(key.split('.'))) or key}: {sentence}")
+        head = self.config.head(tuple(key.split(".")))
+        return ConfigError(f"{head if head.startswith(str(self.path)) else f'{self.path}: {key}'}: {sentence}")
 
     def command(self, values: Values) -> list[str]:
         """The command line that `wandb agent` builds for one run."""

@@ -215,6 +215,7 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("early_terminate: found the metric 'test/exact_match', which has no curve",),
     ),
     "program": ({"command": ["python", "train.py"]}, ("command: found 'python train.py', expected mllm run",)),
+    "command": ({"command": None}, ("rates.yaml: command: found '/usr/bin/env python mllm",)),
     "macro": ({"command": ["mllm", "run", "toy", "${args_append_hydra}"]}, ("found ${args_append_hydra}, expected",)),
     "untested": (
         {
