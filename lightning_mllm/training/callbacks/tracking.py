@@ -83,19 +83,38 @@ class Tracking(Callback):
                         _show(logger, name, shown, trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        asked = [each for each in _trackers(trainer) if each.log_weights] if trainer.is_global_zero else []
         folder, module = Path(trainer.default_root_dir), cast(MultimodalModule, pl_module)
-        if not asked or module.stage is None or not (folder / WEIGHTS / RECORD).is_file():
+        if not trainer.is_global_zero or module.stage is None:
             return
-        runs = Path(module.runs)
-        sources = [InitSource.find(source, runs) for source in module.stage.init_from]
-        own = InitSource.find(str(folder.resolve()), runs)
-        for each, used in [*((source, True) for source in sources if source.record), (own, False)]:
-            stage = each.path.resolve().parent
-            facts = {name: (each.record or {}).get(name) for name in ("stage", "steps", "sha256")}
-            for tracker in asked:
-                name = f"{stage.parent.name}-{stage.name}"
-                tracker.log_files(each.path, name, "stage-weights", facts, used=used)
+        is_done, last = (folder / WEIGHTS / RECORD).is_file(), newest(folder / CHECKPOINTS)
+        for tracker in _trackers(trainer):
+            if tracker.log_checkpoints and last is not None:
+                name = f"{artifact_name(folder)}-checkpoint"
+                tracker.log_files(last, name, "checkpoint", {"step": trainer.global_step}, used=False)
+            if tracker.log_weights and is_done:
+                for source in module.stage.init_from:
+                    log_weights(tracker, source, Path(module.runs), used=True)
+                log_weights(tracker, str(folder.resolve()), Path(module.runs), used=False)
+
+
+def artifact_name(stage: Path) -> str:
+    """Of the weights of a stage: EXPERIMENT-STAGE."""
+    return f"{stage.resolve().parent.name}-{stage.resolve().name}"
+
+
+def log_weights(tracker: WandbTracker, source: str, runs: Path, used: bool) -> None:
+    """The weights of a finished stage as an artifact; what is no stage of ours is left out.
+
+    Args:
+        tracker: Of the run that made or used them.
+        source: As in `init_from`.
+        runs: Where runs are kept.
+        used: Whether the run only used them.
+    """
+    found = InitSource.find(source, runs)
+    if found.record:
+        facts = {name: found.record.get(name) for name in ("stage", "steps", "sha256")}
+        tracker.log_files(found.path, artifact_name(found.path.resolve().parent), "stage-weights", facts, used=used)
 
 
 def _trackers(trainer: Trainer) -> list[WandbTracker]:

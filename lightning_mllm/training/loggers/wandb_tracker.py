@@ -52,7 +52,9 @@ class WandbTracker(Logger):
         name: None is WANDB_NAME or the experiment and the stage.
         tags, notes: As in W&B.
         mode: None is what WANDB_MODE says; else online where there is a key, offline where there is none.
-        log_weights: Whether the stage's weights become an artifact, with those that it starts from as its inputs.
+        log_weights: Whether the stage's weights become an artifact, with those that it starts from as its inputs, and
+            its exports artifacts of runs whose input it is.
+        log_checkpoints: Whether the checkpoint that training ends with becomes an artifact.
         timeout: Seconds that the server has to answer, and again to begin a run, before the run is tracked offline.
         upload_timeout: Seconds to wait at the end for what is not uploaded yet; the rest stays for `wandb sync`.
     """
@@ -67,6 +69,7 @@ class WandbTracker(Logger):
         notes: str | None = None,
         mode: Literal["online", "offline"] | None = None,
         log_weights: bool = False,
+        log_checkpoints: bool = False,
         timeout: float = 8.0,
         upload_timeout: float = 20.0,
     ) -> None:
@@ -76,7 +79,8 @@ class WandbTracker(Logger):
                 f"trainer.logger: found timeouts of {timeout} and {upload_timeout} s, expected more than 0"
             )
         self.project, self.entity, self.group, self.run_name = project, entity, group, name
-        self.tags, self.notes, self.mode, self.log_weights = tuple(tags), notes, mode, log_weights
+        self.tags, self.notes, self.mode = tuple(tags), notes, mode
+        self.log_weights, self.log_checkpoints = log_weights, log_checkpoints
         self.timeout, self.upload_timeout = timeout, upload_timeout
         self.run_dir, self.verb, self.defaults = Path(), "fit", ("", "")
         self._run: Any = None
