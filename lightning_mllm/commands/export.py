@@ -35,6 +35,7 @@ def main(arguments: Sequence[str]) -> None:
 
     import torch
 
+    from lightning_mllm.commands.tracked_export import track_export
     from lightning_mllm.export.export import export_run
     from lightning_mllm.export.push import check_push, command, push
     from lightning_mllm.export.record import Origin, is_export_of
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str]) -> None:
         check_push(given.push)
     if not (given.push and is_export_of(given.to, Origin.of(given.run), **how)):
         export_run(given.run, given.to, name=given.push or "", **how)
+        track_export(Origin.of(given.run), given.to)
     print(given.to)
     if given.push:
         chosen = {"--adapter-only": given.adapter_only, "--private": given.private}

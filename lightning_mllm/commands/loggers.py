@@ -98,12 +98,23 @@ def loggers_of(given: object, run_dir: Path, verb: str, runs: str) -> list[Logge
         raise ConfigError(str(error)) from None
     for each in found:
         if isinstance(each, WandbTracker):
-            each.place(run_dir, verb, experiment_of(run_dir, runs))
+            each.set_stage(run_dir, verb, experiment_of(run_dir, runs))
     return found
 
 
 def _asks_the_environment(logger: Logger) -> bool:
     return isinstance(logger, WandbTracker) and logger.mode is None
+
+
+def weights_tracker(given: object) -> WandbTracker | None:
+    """The tracker of a recorded `trainer.logger` that keeps weights as artifacts; None where there is none, and where
+    WANDB_MODE is disabled."""
+    for each in given if isinstance(given, list) else [given]:
+        if isinstance(each, Mapping) and each.get("class_path") == NAMES["wandb"]:
+            tracker = WandbTracker(**(each.get("init_args") or {}))
+            is_off = _asks_the_environment(tracker) and account().mode == "disabled"
+            return tracker if tracker.log_weights and not is_off else None
+    return None
 
 
 def experiment_of(run_dir: Path, runs: str) -> str:

@@ -17,6 +17,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from lightning_mllm.evaluation.scores import Example
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
+from lightning_mllm.training.checkpoints import newest
 from lightning_mllm.training.evaluated import EvaluatedModule
 from lightning_mllm.training.loggers.wandb_tracker import WandbTracker
 from lightning_mllm.training.module import MultimodalModule
@@ -86,7 +87,7 @@ class Tracking(Callback):
         folder, module = Path(trainer.default_root_dir), cast(MultimodalModule, pl_module)
         if not trainer.is_global_zero or module.stage is None:
             return
-        is_done, last = (folder / WEIGHTS / RECORD).is_file(), newest(folder / CHECKPOINTS)
+        is_done, last = (folder / WEIGHTS / RECORD).is_file(), newest(folder / "checkpoints")
         for tracker in _trackers(trainer):
             if tracker.log_checkpoints and last is not None:
                 name = f"{artifact_name(folder)}-checkpoint"

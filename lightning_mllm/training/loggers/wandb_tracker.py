@@ -89,7 +89,7 @@ class WandbTracker(Logger):
         self._recorded: tuple[int, set[str]] = (-1, set())
         self._environment: dict[str, str | None] = {}
 
-    def place(self, run_dir: Path, verb: str, experiment: str) -> None:
+    def set_stage(self, run_dir: Path, verb: str, experiment: str) -> None:
         """Says which stage this is, before anything is logged.
 
         Args:

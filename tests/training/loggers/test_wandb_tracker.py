@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from lightning_mllm.commands.launch import main
+from lightning_mllm.commands.tracked_export import track_export
+from lightning_mllm.export.record import Origin
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.loggers.wandb_file import files_of, history, records, values
 from lightning_mllm.training.loggers.wandb_tracker import WandbTracker
@@ -90,7 +92,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         child.start()
         child.join()
         assert child.exitcode == -signal.SIGKILL
-        main([*second, '--trainer.logger={"class_path": "wandb", "init_args": {"log_weights": true}}'])
+        kept = '{"class_path": "wandb", "init_args": {"log_weights": true, "log_checkpoints": true}}'
+        main([*second, f"--trainer.logger={kept}"])
         main(["test", *second[1:]])
     return folder
 
@@ -170,7 +173,7 @@ def test_a_killed_run_has_the_steps_of_one_that_was_not(runs: Path) -> None:
 def test_rows_that_a_killed_process_had_not_written_are_taken_from_the_table(tmp_path: Path) -> None:
     def goes_on(step: int, *more: int) -> WandbTracker:
         tracker = WandbTracker(mode="offline")
-        tracker.place(tmp_path / "align", "fit", "x")
+        tracker.set_stage(tmp_path / "align", "fit", "x")
         tracker.go_on(step, {each: {"train/loss": each / 2} for each in (1, 2, 3, 4)})
         for each in more:
             tracker.log_metrics({"train/loss": each / 2}, each)
@@ -199,6 +202,27 @@ def test_weights_are_artifacts_that_name_what_they_come_from(runs: Path) -> None
         assert all(Path(entry.local_path).is_relative_to(runs / "toy" / stage) for entry in each.manifest.contents)
 
 
+def test_the_checkpoint_that_training_ends_with_is_an_artifact(runs: Path) -> None:
+    (found,) = [each for each in Tracked(runs / "toy/instruct").artifacts if each.type == "checkpoint"]
+    assert found.name == "toy-instruct-checkpoint" and json.loads(found.metadata) == {"step": 8}
+    assert found.manifest.contents and not found.use_after_commit
+
+
+def test_an_export_is_made_out_of_the_weights_of_its_stage(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for stage, tracked in (("align", False), ("instruct", True)):
+        track_export(Origin.of(runs / "toy" / stage), tmp_path)
+        assert (runs / "toy" / stage / "export").exists() == tracked
+    found = Tracked(runs / "toy/instruct/export")
+    assert [(run.run_group, run.job_type) for run in found.runs] == [("toy", "export")]
+    kinds = [(each.name, each.type, each.use_after_commit) for each in found.artifacts]
+    assert kinds == [("toy-instruct", "stage-weights", True), ("toy-instruct-export", "export", False)]
+    assert [entry.path for entry in found.artifacts[1].manifest.contents] == ["config.json"]
+
+
 @pytest.mark.parametrize("statuses", [(401,), (200, 500), (200, None)])
 def test_a_server_that_is_no_help_costs_no_run(
     statuses: tuple[int | None, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -208,7 +232,7 @@ def test_a_server_that_is_no_help_costs_no_run(
     with server(*statuses, body=KNOWN) as address:  # some take the key, and then have no run to give
         monkeypatch.setenv("WANDB_BASE_URL", address)
         tracker = WandbTracker(timeout=1)
-        tracker.place(tmp_path / "x" / "align", "fit", "x")
+        tracker.set_stage(tmp_path / "x" / "align", "fit", "x")
         tracker.log_metrics({"train/loss": 2.0}, 1)
         tracker.finalize("success")
     assert history(tmp_path / "x/align/wandb", tracker.version)[1]["train/loss"] == 2.0
@@ -221,7 +245,7 @@ def test_a_tracker_that_fails_ends_the_tracking_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker = WandbTracker(mode="offline")
-    tracker.place(tmp_path / "align", "fit", "x")
+    tracker.set_stage(tmp_path / "align", "fit", "x")
     monkeypatch.setattr(WandbTracker, "_init", lambda *_: 1 / 0)
     for step in (1, 2):
         tracker.log_metrics({"train/loss": 2.0}, step)
