@@ -72,36 +72,6 @@ def test_sixty_steps_of_alignment_beat_the_blind_twin(tmp_path: Path, monkeypatc
     assert scores["cider"]["low"] > scores["cider_blind"]["value"]
 
 
-def test_the_q_former_lineages_in_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """BLIP-2's two stages with both kinds of language model, then InstructBLIP from the first."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
-    main(["world", "data/world", "--images", "160", "--seed", "1"])
-    few = ["--stage.epochs=0.5"]
-    main(["run", "experiments/quickstart/blip2", *few])
-    blip2 = json.loads(Path("runs/quickstart/blip2/report.json").read_text())
-    assert {f"generative_{language}/cider" for language in ("opt", "t5")} <= set(blip2)
-    retrieved = json.loads(Path("runs/quickstart/blip2/representation/test.json").read_text())["scores"]
-    assert blip2["representation/text_retrieval_r1"]["value"] == retrieved["text_retrieval_r1"]["value"]
-    main(["run", "experiments/quickstart/instructblip", *few])
-    instructed = json.loads(Path("runs/quickstart/instructblip/report.json").read_text())
-    assert {"vqa_accuracy", "vqa_accuracy_novel", "vqa_accuracy_blind"} <= set(instructed)
-    record = json.loads(Path("runs/quickstart/instructblip/instruct/weights/stage.json").read_text())
-    assert [each["stage"] for each in record["lineage"]] == ["representation"]
-
-
-def test_cogvlm_answers_in_words_and_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
-    main(["world", "data/world", "--images", "160", "--seed", "1"])
-    main(["run", "experiments/quickstart/cogvlm", "--stage.epochs=0.5"])
-    report = json.loads(Path("runs/quickstart/cogvlm/report.json").read_text())
-    names = {"vqa_accuracy", "vqa_accuracy_novel", "box_accuracy"}
-    assert names | {f"{name}_blind" for name in names} <= set(report)
-    trained = json.loads(Path("runs/quickstart/cogvlm/chat/weights/stage.json").read_text())["names"]
-    assert {"connector", "image_boundary", "language"} <= {name.split(".")[0] for name in trained}
-
-
 @pytest.mark.skipif(not COCO.is_dir(), reason="needs the excerpt of COCO beside the checkout")
 def test_the_same_stages_on_real_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

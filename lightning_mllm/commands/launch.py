@@ -13,6 +13,7 @@ from contextvars import copy_context
 from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
+from typing import Union, get_args
 
 import jsonargparse
 import torch
@@ -57,6 +58,18 @@ def passes(epochs: float | None) -> float:
     return 1.0 if epochs is None else epochs
 
 
+def whole_numbers_first(parser: jsonargparse.ArgumentParser) -> None:
+    """Of a number that may be whole or not, `1` stays whole: one batch, where `1.0` is all of them.
+
+    `typing` keeps one of Union[int, float] and Union[float, int] for both, whichever a library asked for first, and
+    jsonargparse takes the first type that fits.
+    """
+    for action in parser._actions:
+        kinds = get_args(getattr(action, "_typehint", None))
+        if int in kinds and float in kinds and kinds.index(float) < kinds.index(int):
+            action._typehint = Union[(int, *(each for each in kinds if each is not int))]
+
+
 class StageIsDone(Exception):
     """What is asked for has been trained already, under the same settings."""
 
@@ -99,6 +112,7 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every", type=int | str, default=200, help="Optimizer steps or time (15m) between checkpoints."
         )
+        whole_numbers_first(parser)
         parser.link_arguments("stage", "model.init_args.stage")
         parser.link_arguments("stage.global_batch", "data.init_args.global_batch")
         parser.link_arguments("stage.epochs", "data.init_args.epochs", compute_fn=passes)

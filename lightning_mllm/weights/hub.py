@@ -43,11 +43,13 @@ def tensors_at(source: str, what: str) -> Path:
 def model_at(source: str | Path) -> Path:
     """The folder called `source`; a name OWNER/NAME that is no path here is downloaded into the hub's own cache.
 
+    What begins with `runs`, or with a folder that is here, is meant as a path.
+
     Raises:
         ValueError: There is no such folder, and no such repository can be had.
     """
     path = Path(source)
-    if path.exists() or not NAME.fullmatch(str(source)):
+    if path.exists() or not NAME.fullmatch(str(source)) or path.parts[0] == "runs" or path.parent.is_dir():
         return path
     try:
         return Path(snapshot_download(str(source), allow_patterns=list(READ)))

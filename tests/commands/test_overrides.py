@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Union
 
+import jsonargparse
 import pytest
 import yaml
 
 from lightning_mllm.cli import main
 from lightning_mllm.commands.arguments import Arguments
 from lightning_mllm.commands.config import ConfigError
-from lightning_mllm.commands.launch import ParsedCLI, compose
+from lightning_mllm.commands.launch import ParsedCLI, compose, whole_numbers_first
 from lightning_mllm.commands.run import overrides_of
 from tests.commands.conftest import TOY
 from tests.test_cli import refused
@@ -118,3 +120,13 @@ def test_a_run_whose_class_is_not_here_is_told_in_one_sentence(
         sentence = refused(capsys, "ask", run, "?")
         assert f"{run}/config.yaml:" in sentence and ": model" in sentence, sentence
         assert "but there is no module 'absent_net', expected one that is installed or in the working" in sentence
+
+
+def test_one_batch_is_not_all_of_them() -> None:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    # In this order by a library that was imported earlier.
+    parser.add_argument("--limit", type=Union[float, int, None])  # noqa: UP007
+    assert isinstance(parser.parse_args(["--limit=1"]).limit, float)
+    whole_numbers_first(parser)
+    one, all_of_them = parser.parse_args(["--limit=1"]).limit, parser.parse_args(["--limit=1.0"]).limit
+    assert (type(one), type(all_of_them)) == (int, float)

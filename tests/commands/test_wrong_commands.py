@@ -33,7 +33,7 @@ WRONG = {
     "run quickstart/llava --align.lr=3": ["--align.lr: ", "unknown key", "'align.stage.lr'"],
     "run quickstart/llava --lr=3": ["command line: lr: ", "unknown key", "'stage.lr'"],
     "run quickstart/llava --stage.lr": ["stage.lr", "no value"],
-    "ask": ["ask: ", "RUN, question"],
+    "ask": ["ask: ", "RUN"],
     "ask runs/none ?": ["runs/none", "no finished stage"],
     "ask runs/none ? --imgae=a.png": ["ask: ", "--imgae", "'--image'"],
     "ask runs/none ? --image=a.png": ["--image", "a.png"],
