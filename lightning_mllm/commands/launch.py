@@ -67,7 +67,7 @@ def whole_numbers_first(parser: jsonargparse.ArgumentParser) -> None:
     for action in parser._actions:
         kinds = get_args(getattr(action, "_typehint", None))
         if int in kinds and float in kinds and kinds.index(float) < kinds.index(int):
-            action._typehint = Union[(int, *(each for each in kinds if each is not int))]
+            action._typehint = Union[(int, *(each for each in kinds if each is not int))]  # pyright: ignore
 
 
 class StageIsDone(Exception):

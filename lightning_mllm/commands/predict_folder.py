@@ -56,7 +56,8 @@ def main(arguments: Sequence[str]) -> None:
     if not (total := sum(1 for _ in pictures(given.folder))):
         raise ConfigError(f"{given.folder}: found no picture, expected files such as {', '.join(sorted(SUFFIXES))}")
     model = load_given(given.run, given)
-    facts = {"prompt": given.prompt, "model": identity(given.run)}
+    chosen = [each for each in (given.dtype, given.template) if each]
+    facts = {"prompt": given.prompt, "model": " ".join([identity(given.run), *chosen])}
     given.to.parent.mkdir(parents=True, exist_ok=True)
     partial = given.to.with_name(f"{given.to.name}.partial")
     with partial.open("a+b") as file:

@@ -7,6 +7,7 @@ runs/NAME/compare.html   mean and spread of every score; `mllm compare runs/NAME
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning_mllm.commands.compare import write_comparison
 from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.commands.launch import say
+from lightning_mllm.commands.sweep_agent import SWEEP_ID
 from lightning_mllm.evaluation.compared_runs import side_of_seeds
 from lightning_mllm.weights.lineage import RECORD, WEIGHTS
 
@@ -50,8 +52,12 @@ def run_seeds(
         run: Runs one seed; gives the run's folder.
 
     Raises:
-        ConfigError: A setting names the seed too.
+        ConfigError: A setting names the seed too, or an agent of a sweep runs this as one trial.
     """
+    if SWEEP_ID in os.environ:
+        raise ConfigError(
+            "--seeds: found a sweep agent, whose run is one; expected seed_everything as a parameter of it"
+        )
     for each in overrides:
         if each.lstrip("-").partition("=")[0].split(".")[-1] == SETTING:
             raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str]) -> None:
     if not loopback and key is None:
         raise ConfigError(f"--host: found {given.host}, where others can ask too, expected --api-key ENV with it")
 
+    _check_free(given.host, given.port)
+
     import uvicorn
 
     from lightning_mllm.serving.app import build_app
@@ -54,6 +57,19 @@ def main(arguments: Sequence[str]) -> None:
     host = f"[{given.host}]" if ":" in given.host else given.host
     print(f"http://{host}:{given.port}/v1 serves {name}", flush=True)
     uvicorn.run(app, host=given.host, port=given.port, log_level="warning")
+
+
+def _check_free(host: str, port: int) -> None:
+    """Before a model is loaded.
+
+    Raises:
+        ConfigError: Nobody can listen there.
+    """
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--port: found {port} of {host}, where no server can listen ({reason})") from None
 
 
 def name_of(model: str) -> str:

@@ -119,10 +119,12 @@ def write_best_of(sweep: SweepFile, report: SweepReport, trials: Sequence[Trial]
         return None
     values = next(each.values for each in trials if each.number == best.number)
     said = f"Trial {best.number} of {sweep.name}, the best of {len(trials)}: {sweep.metric} {best.value:.4g}."
+    written, to = folder / ".best.part", folder / "best"
+    shutil.rmtree(written, ignore_errors=True)
+    write_best(sweep, values, written, said=said)
     # An earlier best may have had other stages.
-    shutil.rmtree(folder / "best", ignore_errors=True)
-    write_best(sweep, values, folder / "best", said=said)
-    return folder / "best"
+    shutil.rmtree(to, ignore_errors=True)
+    return written.rename(to)
 
 
 def _say(report: SweepReport, found: Sequence[Importance], folder: Path, best: Path | None) -> None:

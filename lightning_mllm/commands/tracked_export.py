@@ -18,8 +18,9 @@ def track_export(origin: Origin, to: Path) -> None:
     """
     if origin.stage is None:
         return
-    tracker, runs = weights_tracker(origin.settings["trainer"]["logger"]), origin.settings["runs"]
+    tracker = weights_tracker(origin.settings.get("trainer", {}).get("logger"))
     if tracker is not None:
+        runs = origin.settings["runs"]
         tracker.set_stage(origin.stage / "export", "export", experiment_of(origin.stage, runs))
         log_weights(tracker, str(origin.stage.resolve()), Path(runs), used=True)
         tracker.log_files(to, f"{artifact_name(origin.stage)}-export", "export", {"folder": to.name}, used=False)

@@ -10,7 +10,7 @@ import pytest
 from lightning_mllm.cli import main
 from lightning_mllm.commands import run as run_command
 from lightning_mllm.commands.config import ConfigError
-from lightning_mllm.commands.seeds import parse_seeds
+from lightning_mllm.commands.seeds import parse_seeds, run_seeds
 from tests.commands.test_run_checks import STAGE, TEST, folder
 from tests.test_cli import refused
 
@@ -79,3 +79,9 @@ def test_wrong_words_are_refused_in_one_sentence(folder: Path, capsys: pytest.Ca
         assert f"{setting}: found it with --seeds" in refused(capsys, *RUN, setting)
     assert "compare: found no folder runs/none" in refused(capsys, "compare", "runs/none", "experiments/toy")
     assert "found no test.json in experiments/toy" in refused(capsys, "compare", "experiments/toy", "experiments")
+
+
+def test_a_trial_of_a_sweep_is_one_run(two_stages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    with pytest.raises(ConfigError, match="--seeds: found a sweep agent, whose run is one"):
+        run_seeds([3, 11], ["align"], [], lambda seed: Path())
