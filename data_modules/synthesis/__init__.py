@@ -1,0 +1,1 @@
+"""Instruction data written by a language model: requests, backends, the journal and the runner."""

@@ -1,0 +1,1 @@
+"""Who answers requests: an OpenAI-compatible endpoint, OpenAI batch files, rules."""
