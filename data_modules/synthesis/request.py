@@ -31,6 +31,8 @@ class NamedBox:
     name: str
     box: tuple[float, float, float, float]
     """x0, y0, x1, y1 as shares of width and height, in 0..1."""
+    crowd: bool = False
+    """Whether the box is around several that were not told apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,8 @@ class Request:
     max_tokens: int
     """Most tokens of the answer."""
     temperature: float
+    question: str = ""
+    """What the user is made to ask in the written record, where the answer alone is asked for; it is not sent."""
 
     @property
     def fingerprint(self) -> str:
