@@ -85,19 +85,23 @@ class Answer:
 class Retry(Exception):
     """No answer this time (429, 5xx, a broken connection, an incomplete body): the same request may be sent again."""
 
-    def __init__(self, reason: str, after: float | None = None) -> None:
+    def __init__(self, reason: str, after: float | None = None, *, paid: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.after = after
         """Seconds that the endpoint asked to wait; None where it named none."""
+        self.paid = paid
+        """Whether the endpoint may have charged for it: then all that was reserved for the call counts as spent."""
 
 
 class Refused(Exception):
-    """This request alone cannot be answered (a content filter, an answer that is too long)."""
+    """This request alone cannot be answered (a content filter, a prompt that is too long)."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, paid: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.paid = paid
+        """As in `Retry`."""
 
 
 class Stop(Exception):
@@ -117,6 +121,48 @@ class Rejected(Exception):
         """A short name by which reports count ('format', 'names the captions', 'unknown object')."""
         self.sentence = sentence
         """What was found and what was expected; a repair request quotes it."""
+
+
+State = Literal["pending", "in flight", "accepted", "rejected", "refused"]
+"""Of one call: not sent, sent, its answer stored, its answer malformed, never answered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One call that the journal knows: of the request itself, or of one of its repairs."""
+
+    id: str
+    """The request's, or with '#repair1' behind it."""
+    state: State
+    answer: Answer | None = None
+    """Complete; of 'accepted' and 'rejected' alone."""
+    turns: tuple[Turn, ...] = ()
+    """What the checker made of an accepted answer."""
+    reason_kind: str = ""
+    """As in `Rejected`; empty for 'refused'."""
+    reason: str = ""
+    """Why it was rejected or refused; of a pending one, the last failure."""
+    failures: int = 0
+    """Calls that brought no answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one request: what reports count and outputs are written from."""
+
+    request: Request
+    attempts: tuple[Attempt, ...]
+    """The request's own, then its repairs in their order; never empty."""
+
+    @property
+    def last(self) -> Attempt:
+        """The one that decides."""
+        return self.attempts[-1]
+
+    @property
+    def repaired(self) -> bool:
+        """Accepted, but not at first."""
+        return self.last.state == "accepted" and len(self.attempts) > 1
 
 
 class Backend(Protocol):
