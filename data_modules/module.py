@@ -6,6 +6,7 @@ import difflib
 import math
 from typing import Any, ClassVar, Literal
 
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
@@ -21,10 +22,11 @@ from data_modules.loader import (
     TrainingSamples,
     optimizer_steps,
 )
-from data_modules.mixture_sampler import Group, MixtureSampler
+from data_modules.mixture_sampler import Group, MixtureSampler, seeded
 from data_modules.sources.plain_text import TextSource
 from data_modules.sources.source import Source
 from data_modules.text import TextRows, TextShare
+from lightning_mllm.contracts import Sample
 
 IMAGE_WORDS = 128
 """Words that an image counts for where samples are grouped by length (LLaVA, released train.py, `lengths`)."""
@@ -114,6 +116,11 @@ class MultimodalDataModule(EvaluatedDataModule):
         """What is trained on, by its key in `data`."""
         text = {} if self.text is None else {"text.source": self.text.source}
         return {**{f"train.{name}": source for name, source in self.train.items()}, **text}
+
+    def training_sample(self, name: str, index: int) -> tuple[Sample, torch.Generator]:
+        """Sample `index` of a source, which is loaded, as the first epoch shows it; and what its picture draws from."""
+        generator = seeded(self.seed, "sample", 0, name, index)
+        return self.train[name].sample(index, generator), generator
 
     @property
     def order(self) -> MixtureSampler:
