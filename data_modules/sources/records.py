@@ -7,9 +7,15 @@ import os
 import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
+
+from data_modules.containers.reading import WORLDS as WORLDS
+from data_modules.containers.reading import RecordError as RecordError
+from data_modules.containers.reading import located as located
+from data_modules.containers.reading import not_found as not_found
+from data_modules.containers.reading import parse as parse
 
 Record = dict[str, Any]
 """A JSON object."""
@@ -19,12 +25,6 @@ MAX_CAPTION = 10_000
 """Characters; the longest caption of the published sets has a few hundred."""
 MAX_TEXT = 1_000_000
 """Characters of one turn or document."""
-WORLDS = {"world": "", "textured": " --style textured"}
-"""Folders of the small world that the quickstarts read -> how they are drawn."""
-
-
-class RecordError(ValueError):
-    """The rule that a record breaks; the reader of the file adds the file's name, the place and the id."""
 
 
 def refused(path: str | Path, place: str, record: object, rule: object, key: str = "id") -> ValueError:
@@ -36,11 +36,6 @@ def refused(path: str | Path, place: str, record: object, rule: object, key: str
     """
     id = record.get(key) if isinstance(record, dict) else None
     return ValueError(f"{located(path, place)}{'' if id is None else f' ({key} {id})'}: {rule}")
-
-
-def located(path: str | Path, place: str) -> str:
-    """File and place as error messages begin; the place as in `refused`, or empty."""
-    return f"{path}{place}" if not place or place.startswith(":") else f"{path}: {place}"
 
 
 def unique_id(id: str, known: dict[str, int]) -> str:
@@ -55,33 +50,6 @@ def unique_id(id: str, known: dict[str, int]) -> str:
         unique = f"{id}#{known[id]}"
     known[unique] = 1
     return unique
-
-
-def not_found(path: str | Path) -> ValueError:
-    """The error for a missing file or folder; the small world can be made, so it says how."""
-    parts = Path(path).parts
-    for i, (above, name) in enumerate(pairwise(parts)):
-        if above == "data" and name in WORLDS:
-            return ValueError(f"{path} not found; make it with: mllm world {Path(*parts[: i + 2])}{WORLDS[name]}")
-    return ValueError(f"{path} not found")
-
-
-def _no_constant(name: str) -> None:
-    raise RecordError(f"found {name}, expected a finite number")
-
-
-def parse(text: bytes | str) -> object:
-    """JSON in UTF-8, without NaN and infinity.
-
-    Raises:
-        RecordError: it is not.
-    """
-    try:
-        return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text, parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise RecordError(f"found a byte that is not UTF-8 at offset {error.start}, expected UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise RecordError(f"line {error.lineno}, column {error.colno}: expected JSON ({error.msg})") from None
 
 
 def read_bytes(path: str | Path) -> bytes:

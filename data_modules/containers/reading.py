@@ -1,0 +1,100 @@
+"""Reading data files so that whatever is wrong with one is said in a sentence."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from io import FileIO
+from itertools import pairwise
+from os import pread
+from pathlib import Path
+
+WORLDS = {"world": "", "textured": " --style textured"}
+"""Folders of the small world that the quickstarts read -> how they are drawn."""
+OPEN_FILES = 64
+"""Files that a process keeps open to read from."""
+
+
+class RecordError(ValueError):
+    """The rule that a record breaks; the reader of the file adds the file's name, the place and the id."""
+
+
+def located(path: str | Path, place: str) -> str:
+    """File and place as error messages begin; the place as `Records.place` gives it, or empty."""
+    return f"{path}{place}" if not place or place.startswith(":") else f"{path}: {place}"
+
+
+def not_found(path: str | Path) -> ValueError:
+    """The error for a missing file or folder; the small world can be made, so it says how."""
+    parts = Path(path).parts
+    for i, (above, name) in enumerate(pairwise(parts)):
+        if above == "data" and name in WORLDS:
+            return ValueError(f"{path} not found; make it with: mllm world {Path(*parts[: i + 2])}{WORLDS[name]}")
+    return ValueError(f"{path} not found")
+
+
+def _no_constant(name: str) -> None:
+    raise RecordError(f"found {name}, expected a finite number")
+
+
+def parse(text: bytes | str) -> object:
+    """JSON in UTF-8, without NaN and infinity.
+
+    Raises:
+        RecordError: it is not.
+    """
+    try:
+        return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise RecordError(f"found a byte that is not UTF-8 at offset {error.start}, expected UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise RecordError(f"line {error.lineno}, column {error.colno}: expected JSON ({error.msg})") from None
+    except RecursionError:
+        raise RecordError("found lists in lists too deep to read, expected JSON of a few levels") from None
+    except RecordError:
+        raise
+    except ValueError as error:
+        raise RecordError(f"found a number that is too long ({error}), expected fewer digits") from None
+
+
+class OpenFiles:
+    """Reads pieces of files, the last of which stay open. A process that is forked or pickled opens its own.
+
+    A file that is dropped is closed when the last thread that reads from it is done.
+    """
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[str, FileIO] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_files": OrderedDict()}
+
+    def read(self, path: str | Path, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` on.
+
+        Raises:
+            ValueError: the file cannot be read, or ends before.
+        """
+        try:
+            found = pread(self._opened(str(path)).fileno(), size, offset)
+        except FileNotFoundError:
+            raise not_found(path) from None
+        except OSError as error:
+            raise ValueError(f"{path}: cannot read the file ({error.strerror})") from None
+        if len(found) != size:
+            raise ValueError(
+                f"{path}: found {len(found)} bytes at offset {offset}, expected {size}; was it changed since it was"
+                " indexed?"
+            )
+        return found
+
+    def _opened(self, path: str) -> FileIO:
+        file = self._files.pop(path, None) or FileIO(path)
+        self._files[path] = file
+        while len(self._files) > OPEN_FILES:
+            self._files.popitem(last=False)
+        return file
+
+
+FILES = OpenFiles()
+"""Of this process."""
