@@ -123,8 +123,8 @@ class Rejected(Exception):
         """What was found and what was expected; a repair request quotes it."""
 
 
-State = Literal["pending", "in flight", "accepted", "rejected", "refused"]
-"""Of one call: not sent, sent, its answer stored, its answer malformed, never answered."""
+State = Literal["pending", "written", "in flight", "accepted", "rejected", "refused"]
+"""Of one call: not sent, in a batch file, sent, its answer stored, its answer malformed, never answered."""
 
 
 @dataclass(frozen=True, kw_only=True)
