@@ -97,7 +97,7 @@ class Journal:
     @property
     def interrupted(self) -> int:
         """Calls that were in flight when a process died: at most so many were paid twice."""
-        return self._database.execute("SELECT total(interrupted) FROM calls").fetchone()[0]
+        return self._database.execute("SELECT ifnull(sum(interrupted), 0) FROM calls").fetchone()[0]
 
     @property
     def batches(self) -> int:
