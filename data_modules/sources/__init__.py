@@ -12,12 +12,18 @@ from data_modules.sources.dialogue import VisualDialog
 from data_modules.sources.documents import ChartQa, DocVqa
 from data_modules.sources.grounded_captions import GroundedCaptions
 from data_modules.sources.held_out_captions import Flickr30k, NoCaps
+from data_modules.sources.llava_bench import LlavaBench
+from data_modules.sources.mm_vet import MmVet
+from data_modules.sources.mmbench import MmBench
+from data_modules.sources.mme import Mme
 from data_modules.sources.ocr import OcrVqa
 from data_modules.sources.open_questions import Gqa, TextVqa, VizWiz
+from data_modules.sources.pope import Pope
 from data_modules.sources.pose import CocoPose
 from data_modules.sources.question_generation import QuestionGeneration
 from data_modules.sources.refcoco import RefCoco, RefCocoRefs
 from data_modules.sources.scene_text import SceneText
+from data_modules.sources.seed_bench import SeedBench
 from data_modules.sources.source import Source
 from data_modules.sources.statements import HatefulMemes, Vsr
 from data_modules.sources.text_files import TextFiles, TextLines
@@ -47,20 +53,26 @@ __all__ = [
     "IVqa",
     "IconQa",
     "KarpathyCaptions",
+    "LlavaBench",
     "LlavaConversations",
     "LlavaPretrain",
+    "MmBench",
+    "MmVet",
+    "Mme",
     "MsrvttQa",
     "MsvdQa",
     "NoCaps",
     "OcrVqa",
     "OkVqa",
     "PlainCaptions",
+    "Pope",
     "PrefixCaptions",
     "QuestionGeneration",
     "RefCoco",
     "RefCocoRefs",
     "SceneText",
     "ScienceQa",
+    "SeedBench",
     "Source",
     "TextCaps",
     "TextFiles",

@@ -78,9 +78,10 @@ class VizWiz(QuestionSource):
     What most people could not answer has the answer 'unanswerable'; so do the published scores.
 
     Args:
-        annotations: the file of a split whose answers are public (train, val).
+        annotations: the file of a split: train.json, val.json, or test.json, whose answers the authors keep.
         images: the folder of the images ('VizWiz_val_00000000.jpg'), whose names are the samples' ids.
         unanswerable: whether to ask what is not `answerable`.
+        answered: whether the file has answers; of one without, samples have no references.
         prompt, answers, bad_records: as in QuestionSource.
     """
 
@@ -104,12 +105,16 @@ class VizWiz(QuestionSource):
         prompt: str = "vqa/short_answer",
         answers: Literal["common", "drawn"] = "common",
         bad_records: BadRecords = "refuse",
+        answered: bool = True,
     ) -> None:
         super().__init__(annotations, images, prompt, answers, bad_records)
-        self.unanswerable = unanswerable
+        self.unanswerable, self.answered = unanswerable, answered
 
     def _questions(self, record: object) -> Iterator[Question]:
         image, question = text_of(record, "image", MAX_CAPTION), text_of(record, "question", MAX_CAPTION)
+        if not self.answered:
+            yield Question(image, [image], question, "")
+            return
         given = ten_answers([field(each, "answer", str) for each in field(record, "answers", list)])
         if (answerable := field(record, "answerable", int)) not in (0, 1):
             raise RecordError(f"'answerable' is {answerable}, expected 0 or 1")

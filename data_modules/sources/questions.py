@@ -28,7 +28,7 @@ class Question(NamedTuple):
     question: str
     """Or the statement to judge."""
     answer: str
-    """What is learned."""
+    """What is learned; empty in a set whose answers its authors keep."""
     references: Sequence[str] = ()
     """The accepted answers; several equal ones where several people gave them. Empty for the answer alone."""
     options: Sequence[str] = ()
@@ -50,7 +50,7 @@ class Question(NamedTuple):
 
     @property
     def accepted(self) -> tuple[str, ...]:
-        return tuple(self.references) or (self.answer,)
+        return tuple(self.references) or ((self.answer,) if self.answer else ())
 
     def values(self) -> dict[str, str]:
         """What a template is filled in with."""
@@ -64,9 +64,10 @@ class Question(NamedTuple):
             **self.fields,
         }
 
-    def check(self, asked: bool = True) -> None:
-        """RecordError for what no format may hold; a record that is not `asked` in its own words has no question."""
-        for name in ("question", "answer") if asked else ("answer",):
+    def check(self, asked: bool = True, answered: bool = True) -> None:
+        """RecordError for what no format may hold; a record that is not `asked` in its own words has no question, one
+        of a set that is not `answered` no answer."""
+        for name in [*(["question"] if asked else []), *(["answer"] if answered else [])]:
             if not getattr(self, name).strip():
                 raise RecordError(f"the {name} is empty, expected a text")
         pairs = [text for pair in self.history for text in pair]
@@ -79,7 +80,7 @@ class Question(NamedTuple):
         for name, closed in (("options", self.options), ("candidates", self.candidates)):
             if len(closed) == 1:
                 raise RecordError(f"found 1 of {name}, expected at least 2")
-            if closed and self.answer not in closed:
+            if closed and answered and self.answer not in closed:
                 raise RecordError(f"the answer '{self.answer}' is none of the {len(closed)} {name}")
 
 
@@ -116,6 +117,8 @@ class QuestionSource(FileSource):
     """The fields of which a template must have one, so that the task is asked at all; empty where its words are all."""
     knows: tuple[str, ...] = KNOWN
     """The fields that a template may have."""
+    answered: bool = True
+    """Whether its answers are public: a set without them can be predicted, and neither learned nor scored."""
     key: ClassVar[str] = "question_id"
     """Under which name a record keeps its id; for error messages."""
     records: ClassVar[str] = ""
@@ -160,7 +163,7 @@ class QuestionSource(FileSource):
             yield from (self._entry_of(asked)._replace(place=place) for asked in found)
 
     def _check(self, asked: Question) -> None:
-        asked.check(bool(self.asks))
+        asked.check(bool(self.asks), self.answered)
         values = asked.values()
         if empty := sorted(name for name in self.prompts.needed if not values.get(name)):
             raise RecordError(f"has no {empty[0]}, expected some for the template {self.prompts.templates[0].text!r}")
@@ -191,7 +194,7 @@ class QuestionSource(FileSource):
         prompt = self.prompts.draw(generator, asked.values(), len(asked.images))
         return Sample(
             id=asked.id,
-            turns=(Turn(role="user", text=prompt), Turn(role="assistant", text=answer)),
+            turns=(Turn(role="user", text=prompt), *([Turn(role="assistant", text=answer)] if answer else [])),
             images=self._images(*asked.images, size=asked.size),
             references=asked.accepted,
             candidates=tuple(asked.candidates),

@@ -22,11 +22,11 @@ from lightning_mllm.contracts import IMAGE_MARK
 FOLDER = files("data_modules") / "templates"
 
 FIELDS = (
-    *("question", "answer", "options", "ocr", "history", "statement", "context"),
+    *("question", "answer", "options", "choices", "ocr", "history", "statement", "context"),
     *("expression", "plural", "box", "subject", "subject_box", "object", "object_box"),
 )
-"""What a template may ask for; an expression, a subject and an object are something in the image in words, and boxes
-are spelled as in one of the dialects of lightning_mllm/boxes.py."""
+"""What a template may ask for; `choices` are options, each a line 'A. text'; an expression, a subject and an object are
+something in the image in words, and boxes are spelled as in one of the dialects of lightning_mllm/boxes.py."""
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _OPTIONAL = re.compile(r"\[([^\[\]]*\{\w+\}[^\[\]]*)\]")

@@ -20,7 +20,7 @@ class VqaV2(QuestionSource):
 
     Args:
         questions: the questions file.
-        annotations: the annotations file.
+        annotations: the annotations file; empty for a split whose answers the authors keep (test2015, test-dev2015).
         images: the folder of the images.
         image_pattern: name of an image file; `{image_id:012d}` stands for its id with 12 digits.
         prompt: the user turn: a family of templates ('vqa'), one of them, or a text with `{question}`.
@@ -53,6 +53,7 @@ class VqaV2(QuestionSource):
     ) -> None:
         super().__init__(annotations, images, prompt, answers, bad_records)
         self.questions, self.image_pattern = str(questions), image_pattern
+        self.answered = bool(annotations)
         self._answered: dict[int, tuple[int, str, list[str], str]] = {}
         try:
             image_pattern.format(image_id=1)
@@ -66,7 +67,7 @@ class VqaV2(QuestionSource):
         return self.questions
 
     def _records(self) -> Iterator[tuple[str, object]]:
-        self._answered = self._answers()
+        self._answered = self._answers() if self.answered else {}
         records: list[object] = list_in(self.questions, read_json(self.questions), "questions")
         yield from ((f"questions[{index}]", record) for index, record in enumerate(records))
         # Each of them had a good id of its own by now.
@@ -75,13 +76,15 @@ class VqaV2(QuestionSource):
 
     def _questions(self, record: object) -> Iterator[Question]:
         id, image = field(record, "question_id", int), field(record, "image_id", int)
-        question = text_of(record, "question", MAX_CAPTION)
+        question, name = text_of(record, "question", MAX_CAPTION), self.image_pattern.format(image_id=image)
+        if not self.answered:
+            yield Question(str(id), [name], question, "")
+            return
         if id not in self._answered:
             raise RecordError(f"has no annotation in {self.annotations}, expected one")
         owner, answer, references, kind = self._answered[id]
         if owner != image:
             raise RecordError(f"image_id is {image}, expected {owner} as in {self.annotations}")
-        name = self.image_pattern.format(image_id=image)
         yield Question(str(id), [name], question, answer, references, question_type=kind)
 
     def _answers(self) -> dict[int, tuple[int, str, list[str], str]]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lightning_mllm.evaluation.metrics import DocumentLoss, Ranking, RankMetric, SampleMetric
+from lightning_mllm.evaluation.metrics import Asked, DocumentLoss, Ranking, RankMetric, SampleMetric
 from lightning_mllm.evaluation.metrics.recall import CUTS
 from lightning_mllm.evaluation.metrics.vqa_accuracy import normalise
 from lightning_mllm.evaluation.tasks import TASKS, check_task
@@ -86,7 +86,11 @@ class AnsweredSet:
         for kind in (RecallOfImages,) if self.task == "retrieval" else TASKS[self.task].metrics:
             metric: Any = kind()
             samples = [self.samples[each] for each in chosen]
-            metric.update([each.scored for each in samples], [each.references for each in samples])
+            asked = [
+                Asked(id, each.prompt, each.question_type, each.pictures)
+                for (id, _), each in zip(chosen, samples, strict=True)
+            ]
+            metric.update([each.scored for each in samples], [each.references for each in samples], asked)
             found.append(metric)
         return found
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 from lightning_mllm.contracts import Evaluation, Sample
+from lightning_mllm.evaluation.metrics import Asked
 from lightning_mllm.evaluation.tasks import TASKS, check_task
 
 Split = Literal["val", "test"]
@@ -71,7 +72,7 @@ def score_names(evaluation: Evaluation) -> list[str]:
 def _check_set(evaluation: Evaluation, samples: Iterator[Sample]) -> None:
     check_task(evaluation.task)
     metrics = [kind() for kind in TASKS[evaluation.task].metrics]
-    sample = None
+    sample, asked = None, list[Asked]()
     for sample in samples:
         if evaluation.task == "loss":
             return  # can be read; what it learns is its answer
@@ -89,5 +90,10 @@ def _check_set(evaluation: Evaluation, samples: Iterator[Sample]) -> None:
                 metric.check_sample(sample.references, sample.candidates)
         except ValueError as error:
             raise ValueError(f"sample {sample.id}: {error}") from None
+        prompt = next((turn.text for turn in reversed(sample.turns) if turn.role == "user"), "")
+        pictures = sample.cluster or tuple(sorted({image.name for image in sample.images}))
+        asked.append(Asked(sample.id, prompt, sample.question_type, pictures))
     if sample is None:
         raise ValueError("found no sample, expected at least one")
+    for metric in metrics:
+        metric.check_questions(asked)

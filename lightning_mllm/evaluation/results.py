@@ -3,6 +3,7 @@
 {"scores": {"vqa_accuracy": {"value", "low", "high"}, "vqa_accuracy_blind": ..., "cider": ...},
  "samples": {"vqa": 1200, "vqa_novel": 400, ...},                       task + suffix -> answers scored
  "clusters": {"vqa": 400, "vqa_novel": 133, ...},                       task + suffix -> pictures that intervals draw
+ "kinds": {"mme": {"count": {"value", "low", "high", "samples"}}},      task + suffix -> kind of question, where told
  "examples": [{"task", "part", "blind", "id", "prompt", "answer", "references", "picture", "score"}],
  "seconds": 41.3,
  "weights": "9f86d0..."}                                                SHA-256 of the tested weights, of `stage.json`
@@ -55,11 +56,14 @@ def write_results(
             values[name] = interval
     examples = [{**asdict(each.evaluation), **asdict(example)} for each in scores for example in each.examples]
     names = [each.evaluation.task + each.evaluation.suffix for each in scores]
-    counts = {
+    counts: dict[str, dict[str, object]] = {
         "samples": {name: each.num_answers for name, each in zip(names, scores, strict=True)},
         "clusters": {name: each.num_clusters for name, each in zip(names, scores, strict=True)},
     }
     found = {name: asdict(interval) for name, interval in values.items()}
+    kinds = {name: each.kinds for name, each in zip(names, scores, strict=True) if isinstance(each, Scores)}
+    if any(kinds.values()):
+        counts["kinds"] = {name: each for name, each in kinds.items() if each}
     write_lines(path.with_name(TEST_ANSWERS), chain.from_iterable(_rows(each) for each in scores))
     write_json(path, {"scores": found, **counts, "examples": examples, "seconds": seconds, "weights": weights})
 

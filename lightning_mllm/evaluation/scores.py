@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
 from lightning_mllm.contracts import Batch, Evaluation
 from lightning_mllm.evaluation.bootstrap import Interval, cluster_numbers, metric_intervals
-from lightning_mllm.evaluation.metrics import Ranking, RankMetric
+from lightning_mllm.evaluation.metrics import Asked, Ranking, RankMetric, SampleMetric
 from lightning_mllm.evaluation.tasks import TASKS, check_task
 
 T = TypeVar("T")
@@ -92,6 +93,9 @@ class Scores:
         """Pictures (or documents) that they are about, which intervals draw; known after `compute`."""
         self.rows: list[dict[str, Any]] = []
         """Every answer with its headline score, in the order of the set; known after `compute`."""
+        self.kinds: dict[str, dict[str, float]] = {}
+        """Kind of question -> value, low, high, samples, of the score that a metric tells by kind; known after
+        `compute`."""
 
     def update(self, batch: Batch, answers: Sequence[str]) -> None:
         """Adds the answers to the rows of `batch`."""
@@ -168,8 +172,10 @@ class Scores:
         for kind in TASKS[self.evaluation.task].metrics:
             metric = kind()
             ranked = issubclass(kind, RankMetric)
-            metric.update([each.ranking if ranked else each.answer for each in answers], references)
+            asked = [Asked(each.id, each.prompt, each.question_type, each.cluster) for each in answers]
+            metric.update([each.ranking if ranked else each.answer for each in answers], references, asked)
             found = metric_intervals(metric, clusters)
+            self.kinds |= _by_kind(metric, clusters)
             self._intervals |= {name + self.evaluation.suffix: value for name, value in found.items()}
             headline = headline or metric
         assert headline is not None
@@ -210,6 +216,19 @@ class Scores:
                 f" '{self.evaluation.task}{self.evaluation.suffix}', with another prompt or other references, expected"
                 " one sample at each position, or unique ids"
             )
+
+
+def _by_kind(metric: SampleMetric, clusters: Int[np.ndarray, " N"]) -> dict[str, dict[str, float]]:
+    """Value, interval and samples of each kind of question, if the metric tells a score by kind."""
+    found: dict[str, dict[str, float]] = {}
+    for kind in sorted({each.kind for each in metric.asked} - {""}) if metric.by_kind else ():
+        rows = [row for row, each in enumerate(metric.asked) if each.kind == kind]
+        part = type(metric)()
+        answers, references = ([each[row] for row in rows] for each in (metric.answers, metric.references))
+        part.update(answers, references, [metric.asked[row] for row in rows])
+        interval = metric_intervals(part, clusters[rows])[metric.by_kind]
+        found[kind] = {**asdict(interval), "samples": len(rows)}
+    return found
 
 
 def keys_of(batch: Batch) -> list[Key]:

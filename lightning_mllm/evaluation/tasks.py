@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from lightning_mllm.evaluation.metrics import (
     Anls,
+    AnswerWords,
     Bleu,
     BoxAccuracy,
     Choice,
@@ -15,6 +16,8 @@ from lightning_mllm.evaluation.metrics import (
     ExactMatch,
     IvqaAccuracy,
     Loss,
+    MmBenchScores,
+    MmeScores,
     OfficialVqaAccuracy,
     Perplexity,
     PopeScores,
@@ -22,6 +25,7 @@ from lightning_mllm.evaluation.metrics import (
     RelaxedAccuracy,
     RocAuc,
     RougeL,
+    SeedBenchAccuracy,
     SphinxExactMatch,
     VqaAccuracy,
 )
@@ -118,6 +122,29 @@ TASKS: dict[str, Task] = {
             ScoreInfo("pope_recall", "POPE recall"),
             ScoreInfo("pope_yes_ratio", "POPE yes ratio", higher_is_better=None),
         ),
+    ),
+    "mme": Task(
+        "Yes or no, in pairs",
+        (MmeScores,),
+        (
+            ScoreInfo("mme_perception", "MME perception", True, unit="of 2,000", digits=1),
+            ScoreInfo("mme_cognition", "MME cognition", True, unit="of 800", digits=1),
+            ScoreInfo("mme_total", "MME total", unit="of 2,800", digits=1),
+        ),
+    ),
+    "mmbench": Task(
+        "Which choice?",
+        (MmBenchScores,),
+        (
+            ScoreInfo("mmbench_circular", "MMBench (CircularEval)", True),
+            ScoreInfo("mmbench_first", "MMBench (first pass alone)"),
+        ),
+    ),
+    "seed_bench": Task("Which choice?", (SeedBenchAccuracy,), (ScoreInfo("seed_accuracy", "SEED-Bench", True),)),
+    "judged": Task(
+        "Open answers, which mllm judge scores",
+        (AnswerWords,),
+        (ScoreInfo("answer_words", "Not judged; words an answer", True, higher_is_better=None, digits=1),),
     ),
     "choice": Task("Choices", (Choice,), (ScoreInfo("choice_accuracy", "Multiple-choice accuracy", True),)),
     "auc": Task("Yes or no?", (RocAuc,), (ScoreInfo("auc", "Area under the ROC curve", True),)),

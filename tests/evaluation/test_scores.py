@@ -194,7 +194,10 @@ def test_drawn_scenes_stay_exact_and_photographs_become_small() -> None:
 @pytest.mark.parametrize("task", [task for task in TASKS if Evaluation(task=task).answered])
 def test_every_task_scores_yes_and_no(task: str) -> None:
     scores, batch = Scores(Evaluation(task=task)), a_batch([0, 1])
-    yes, no = ("[[1,1,2,2]]", "[[5,5,9,9]]") if task in ("grounding", "detection") else ("yes", "no")
+    boxes, letters = ("[[1,1,2,2]]", "[[5,5,9,9]]"), ("A", "B")
+    kinds = {"grounding": boxes, "detection": boxes, "mmbench": letters, "seed_bench": letters}
+    yes, no = kinds.get(task, ("yes", "no"))
+    batch.ids, batch.question_types = ["0", "1"], ["count", "count"]
     people = 5 if task == "ivqa" else 1
     batch.references = [(yes,) * people, (no,) * people]
     if issubclass(TASKS[task].metrics[0], RankMetric):
@@ -205,6 +208,22 @@ def test_every_task_scores_yes_and_no(task: str) -> None:
     found = scores.compute()
     assert tuple(found) == TASKS[task].names
     assert next(iter(found.values())).value > 0.4
+
+
+def test_a_score_is_told_by_kind_with_intervals_of_its_own() -> None:
+    scores, ids = Scores(Evaluation(task="seed_bench")), list(range(12))
+    batch = a_batch(ids)
+    batch.references = [("A",)] * 12
+    batch.question_types = ["Counting" if i % 3 else "Relation" for i in ids]
+    batch.clusters = [(f"{i // 2}.png",) for i in ids]
+    scores.update(batch, ["A" if i % 3 != 1 else "B" for i in ids])
+    scores.compute()
+    assert {kind: (each["value"], each["samples"]) for kind, each in scores.kinds.items()} == {
+        "Counting": (0.5, 8),
+        "Relation": (1.0, 4),
+    }
+    assert scores.kinds["Counting"]["low"] < 0.5 < scores.kinds["Counting"]["high"]
+    assert filled([[1, 2]]).kinds == {}
 
 
 def test_every_published_data_set_has_its_scores() -> None:

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from lightning_mllm.evaluation.metrics.text import SampleMetric
+from lightning_mllm.evaluation.metrics.text import Asked, SampleMetric
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,12 @@ class Ranking:
 class RankMetric(SampleMetric[Ranking]):
     """A score of ranked candidates; at least one reference of each sample is among them."""
 
-    def update(self, answers: Sequence[Ranking], references: Sequence[Sequence[str]]) -> None:
+    def update(
+        self, answers: Sequence[Ranking], references: Sequence[Sequence[str]], asked: Sequence[Asked] = ()
+    ) -> None:
         for ranking, accepted in zip(answers, references, strict=False):
             self.check_sample(accepted, ranking.candidates)
-        super().update(answers, references)
+        super().update(answers, references, asked)
 
     def check_sample(self, references: Sequence[str], candidates: Sequence[str]) -> None:
         super().check_sample(references, candidates)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,18 @@ from torch import Tensor
 from torchmetrics import Metric
 
 Answer = TypeVar("Answer")
+
+
+class Asked(NamedTuple):
+    """A question, for scores that are more than a function of its answer and references: of pairs, or by kind."""
+
+    id: str = ""
+    prompt: str = ""
+    """The last user turn."""
+    kind: str = ""
+    """`question_type` of its sample."""
+    pictures: tuple[str, ...] = ()
+    """`cluster` of its sample."""
 
 
 class SampleMetric(Metric, Generic[Answer]):
@@ -33,22 +45,28 @@ class SampleMetric(Metric, Generic[Answer]):
     higher_is_better = True
     names: ClassVar[tuple[str, ...]]
     """What `compute` returns, in order; the first is the headline."""
+    by_kind: ClassVar[str] = ""
+    """Which of them is also told of each kind of question (`Asked.kind`); empty for none."""
 
     def __init__(self) -> None:
         super().__init__()
         self.answers: list[Answer] = []
         self.references: list[tuple[str, ...]] = []
+        self.asked: list[Asked] = []
 
-    def update(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> None:
-        """Adds one answer and its accepted references per sample."""
+    def update(
+        self, answers: Sequence[Answer], references: Sequence[Sequence[str]], asked: Sequence[Asked] = ()
+    ) -> None:
+        """Adds one answer and its accepted references per sample, and where given what was asked."""
         if len(answers) != len(references):
             raise ValueError(
                 f"{type(self).__name__}: {len(answers)} answers but {len(references)} references, expected equally many"
             )
-        for answer, accepted in zip(answers, references, strict=True):
+        for answer, accepted, question in zip(answers, references, asked or [Asked()] * len(answers), strict=True):
             self.check(accepted)
             self.answers.append(answer)
             self.references.append(tuple(accepted))
+            self.asked.append(question)
 
     def check(self, references: Sequence[str]) -> None:
         """Raises ValueError if a sample with these references cannot be scored."""
@@ -58,6 +76,10 @@ class SampleMetric(Metric, Generic[Answer]):
     def check_sample(self, references: Sequence[str], candidates: Sequence[str]) -> None:
         """Raises ValueError if a sample that is still to be answered cannot be scored."""
         self.check(references)
+
+    def check_questions(self, asked: Sequence[Asked]) -> None:
+        """Raises ValueError if a whole set that is still to be answered cannot be scored; any can, unless
+        overridden."""
 
     @abstractmethod
     def statistics(self) -> np.ndarray:
@@ -99,13 +121,15 @@ class SampleMetric(Metric, Generic[Answer]):
 
     def reset(self) -> None:
         super().reset()
-        self.answers, self.references = [], []
+        self.answers, self.references, self.asked = [], [], []
 
-    def forward(self, answers: Sequence[Answer], references: Sequence[Sequence[str]]) -> dict[str, Tensor]:
+    def forward(
+        self, answers: Sequence[Answer], references: Sequence[Sequence[str]], asked: Sequence[Asked] = ()
+    ) -> dict[str, Tensor]:
         """Adds a batch and returns the values of that batch alone."""
         batch = type(self)()
-        batch.update(answers, references)
-        self.update(answers, references)
+        batch.update(answers, references, asked)
+        self.update(answers, references, asked)
         return batch.compute()
 
 
