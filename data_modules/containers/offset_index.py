@@ -91,6 +91,7 @@ def built(
     shifts: Mapping[str, str] = {},
     *,
     kept: bool = True,
+    valid: Callable[[Arrays], bool] | None = None,
 ) -> Arrays:
     """The arrays that the jobs find, put behind one another, read-only.
 
@@ -100,6 +101,7 @@ def built(
         run: does one; the same names for each.
         shifts: arrays of numbers that count the entries of another array -> that array's name.
         kept: whether in files; otherwise in this process alone.
+        valid: whether arrays that were found in files are still right; otherwise they are built anew.
 
     Raises:
         ValueError: what a job raised first; or the folder has no room.
@@ -109,23 +111,34 @@ def built(
     folder = cache_folder("index")
     try:
         with locked(folder / f"{key}.lock"):
-            if not (folder / key).is_dir():
+            done = folder / key
+            if done.is_dir() and valid and not valid(_found(done)):
+                shutil.rmtree(done)  # what others have mapped of it stays valid
+            if not done.is_dir():
                 _remove_unused(folder)
-                parts = folder / f"{key}.part"
-                parts.mkdir(mode=0o700, exist_ok=True)
-                missing = [n for n in range(len(jobs)) if not (parts / f"{n:06}.npz").exists()]
-                in_processes([partial(_store, parts / f"{n:06}.npz", run, jobs[n]) for n in missing])
-                _join(parts, len(jobs), shifts)
-                parts.rename(folder / key)
-                for part in (folder / key).glob("*.npz"):
+                _build(folder / f"{key}.part", jobs, run, shifts)
+                (folder / f"{key}.part").rename(done)
+                for part in done.glob("*.npz"):
                     part.unlink()
-            os.utime(folder / key)
+            os.utime(done)
+            return _found(done)
     except OSError as error:
         raise ValueError(
             f"{folder}: cannot keep an index there ({error.strerror or error}); set MLLM_CACHE to a local folder with"
             " room for it"
         ) from error
-    return {path.stem: mapped(path) for path in sorted((folder / key).glob("*.npy"))}
+
+
+def _build(parts: Path, jobs: Sequence[Job], run: Callable[[Job], Arrays], shifts: Mapping[str, str]) -> None:
+    """Does the jobs that are not done, and puts together what all have found."""
+    parts.mkdir(mode=0o700, exist_ok=True)
+    missing = [n for n in range(len(jobs)) if not (parts / f"{n:06}.npz").exists()]
+    in_processes([partial(_store, parts / f"{n:06}.npz", run, jobs[n]) for n in missing])
+    in_processes([partial(_join, parts, len(jobs), shifts)])
+
+
+def _found(folder: Path) -> Arrays:
+    return {path.stem: mapped(path) for path in sorted(folder.glob("*.npy"))}
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import get_args
 from data_modules.containers.json_lines import JsonLines
 from data_modules.containers.json_list import JsonList
 from data_modules.containers.protocol import Cut, Records
-from data_modules.containers.reading import not_found
+from data_modules.containers.reading import look_at, not_found
 from data_modules.containers.tar import Tars
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".tar")
@@ -39,6 +39,9 @@ def open_records(paths: str | Path | Sequence[str | Path], cut: Cut = "refuse") 
     for path, reader in zip(files, readers, strict=True):
         if reader is not readers[0]:
             raise ValueError(f"{path}: found another format than that of {files[0]}, expected one for all")
+    for path in files:
+        for each in path.rglob("*") if path.is_dir() else [path]:
+            look_at(each)
     return readers[0](files, cut)
 
 
@@ -71,6 +74,18 @@ def _numbered(pattern: str) -> list[str]:
         for number in numbers
         for name in _numbered(f"{pattern[: braces.start()]}{number:0{len(first)}}{pattern[braces.end() :]}")
     ]
+
+
+def bytes_of(patterns: Sequence[str | Path]) -> int:
+    """The size of the files of records that names and patterns stand for; of others, and of none, 0."""
+    total = 0
+    for pattern in map(str, patterns):
+        for path in map(Path, glob.glob(pattern) if glob.has_magic(pattern) else _numbered(pattern)):
+            if path.is_file():
+                total += path.stat().st_size
+            elif (path / "state.json").is_file():
+                total += sum(each.stat().st_size for each in path.iterdir() if each.is_file())
+    return total
 
 
 def _reader(path: Path) -> Callable[[Sequence[Path], Cut], Records]:

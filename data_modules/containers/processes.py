@@ -12,8 +12,9 @@ from multiprocessing.connection import Connection, wait
 Work = Callable[[], None]
 
 
-def in_processes(works: Sequence[Work], processes: int | None = None) -> None:
-    """Does all of them, in as many processes as there are cores; nothing is shared out where forking is not safe.
+def in_processes(works: Sequence[Work]) -> None:
+    """Does all of them, in as many processes as there are cores, which give their memory back at their end; in this
+    process where forking is not safe.
 
     Those of a process that was killed stop after the piece that they are at.
 
@@ -21,11 +22,11 @@ def in_processes(works: Sequence[Work], processes: int | None = None) -> None:
         ValueError: what the first of them raised; the others are stopped.
     """
     forks = sys.platform == "linux" and not multiprocessing.current_process().daemon
-    count = min(len(works), processes or len(os.sched_getaffinity(0))) if forks else 1
-    if count < 2:
+    if not forks:
         for work in works:
             work()
         return
+    count = min(len(works), len(os.sched_getaffinity(0)))
     fork, parent = multiprocessing.get_context("fork"), os.getpid()
     children = {}
     try:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from io import FileIO
 from itertools import pairwise
 from os import pread
@@ -55,6 +58,26 @@ def parse(text: bytes | str) -> object:
         raise
     except ValueError as error:
         raise RecordError(f"found a number that is too long ({error}), expected fewer digits") from None
+
+
+_looked_at: ContextVar[set[str] | None] = ContextVar("_looked_at", default=None)
+
+
+@contextmanager
+def files_looked_at() -> Iterator[set[str]]:
+    """The files that are read meanwhile, by those functions that say so with `look_at`."""
+    found: set[str] = set()
+    token = _looked_at.set(found)
+    try:
+        yield found
+    finally:
+        _looked_at.reset(token)
+
+
+def look_at(path: str | Path) -> None:
+    """What is done depends on this file."""
+    if (found := _looked_at.get()) is not None:
+        found.add(str(path))
 
 
 class OpenFiles:

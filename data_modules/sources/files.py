@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, get_args
 
+import numpy as np
+
+from data_modules.containers.offset_index import Arrays, built, key_of, texts, texts_in
+from data_modules.containers.reading import files_looked_at
+from data_modules.sources.checked import Given, states, still
 from data_modules.sources.records import ImageFolder, Packed, located, packed
 from data_modules.sources.source import BadRecords, Source
 from lightning_mllm.contracts import ImageFile
@@ -24,8 +30,15 @@ class Entry(NamedTuple):
     """Of the record in its file, as `refused` takes it."""
 
 
-class FileSource(Source):
-    """Keeps the checked records of `annotations` in memory.
+CACHED_FROM = 32 << 20
+"""Bytes of annotations. What is kept of fewer is kept in memory, by each process for itself."""
+
+
+class FileSource(Given, Source):
+    """Keeps the checked records of `annotations`: of large files in one file of the machine, which all processes map
+    into memory, made in a process of its own (see data_modules/containers/offset_index.py); of small ones in memory.
+
+    Contract: reading leaves nothing behind but entries, `skipped` and `changed`.
 
     Args:
         annotations: the file; relative to the working folder.
@@ -46,8 +59,7 @@ class FileSource(Source):
         self._folder = ImageFolder(self.images)
         self._entries: Packed | None = None
         self._places: Packed | None = None
-        self._words = array("l")
-        self._has_image = bytearray()
+        self._words = self._has_image = np.zeros(0)
 
     @abstractmethod
     def _read(self) -> Iterator[Entry]:
@@ -62,6 +74,20 @@ class FileSource(Source):
     def load(self) -> None:
         if self._entries is not None:
             return
+        large = self.given_bytes() >= CACHED_FROM
+        key = key_of("entries", self.settings_key()) if large else ""
+        found = built(key, [large], self._found, kept=large, valid=lambda found: still(found["states"]))
+        self.skipped += texts_in(found["skipped"])[len(self.skipped) :]
+        self.changed = Counter(json.loads(texts_in(found["changed"])[0]))
+        if not len(found["words"]):
+            left_out = f" ({len(self.skipped)} left out, first: {self.skipped[0]})" if self.skipped else ""
+            raise ValueError(f"{self.annotations}: found no usable record, expected at least one{left_out}")
+        self._entries = Packed(found["entries"], found["entries_ends"])
+        self._places = Packed(found["places"], found["places_ends"])
+        self._words, self._has_image = found["words"], found["images"]
+
+    def _found(self, large: bool) -> Arrays:
+        """The checked records, as arrays; of large files also what they depend on."""
         words, has_image, places = array("l"), bytearray(), list[bytes]()
 
         def values() -> Iterator[bytes]:
@@ -77,12 +103,17 @@ class FileSource(Source):
                 places.append(packed(entry.place))
                 yield value
 
-        entries = Packed(values())
-        if not len(entries):
-            left_out = f" ({len(self.skipped)} left out, first: {self.skipped[0]})" if self.skipped else ""
-            raise ValueError(f"{self.annotations}: found no usable record, expected at least one{left_out}")
-        self._entries, self._places = entries, Packed(places)
-        self._words, self._has_image = words, has_image
+        with files_looked_at() as files:
+            entries = Packed.of(values())
+        return {
+            "words": np.array(words, dtype=np.int64),
+            "images": np.frombuffer(has_image, dtype=np.uint8),
+            **entries.arrays("entries"),
+            **Packed.of(places).arrays("places"),
+            "skipped": texts(self.skipped),
+            "changed": texts([json.dumps(self.changed)]),
+            "states": states(files, self._folder.listed) if large else texts([]),
+        }
 
     def _entry(self, index: int) -> Any:
         assert self._entries is not None, "call load first"
@@ -107,7 +138,7 @@ class FileSource(Source):
         return len(self._entries)
 
     def length(self, index: int) -> int:
-        return self._words[index]
+        return int(self._words[index])
 
     def has_image(self, index: int) -> bool:
         return bool(self._has_image[index])

@@ -7,13 +7,15 @@ import os
 import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
+
+import numpy as np
 
 from data_modules.containers.reading import WORLDS as WORLDS
 from data_modules.containers.reading import RecordError as RecordError
 from data_modules.containers.reading import located as located
+from data_modules.containers.reading import look_at
 from data_modules.containers.reading import not_found as not_found
 from data_modules.containers.reading import parse as parse
 
@@ -54,6 +56,7 @@ def unique_id(id: str, known: dict[str, int]) -> str:
 
 def read_bytes(path: str | Path) -> bytes:
     """The bytes of a data file; ValueError if it is missing or cannot be read."""
+    look_at(path)
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
@@ -162,6 +165,11 @@ class ImageFolder:
         self.root = root
         self._names: dict[str, set[str]] = {}
 
+    @property
+    def listed(self) -> list[str]:
+        """The folders that were looked into."""
+        return list(self._names)
+
     def check(self, name: str) -> str:
         """`name` relative to the folder, if that file exists; RecordError otherwise."""
         if not self.root:
@@ -212,15 +220,26 @@ class Packed:
     Forked loader workers share it; a list of objects would be copied page by page as their reference counts change.
     """
 
-    def __init__(self, values: Iterable[bytes]) -> None:
-        each = list(values)
-        self._bytes = b"".join(each)
-        self._ends = array("q", accumulate(map(len, each), initial=0))
+    def __init__(self, block: np.ndarray, ends: np.ndarray) -> None:
+        self._block, self._ends = block, ends
+
+    @classmethod
+    def of(cls, values: Iterable[bytes]) -> Packed:
+        block, ends = bytearray(), array("q")
+        for value in values:
+            block += value
+            ends.append(len(block))
+        return cls(np.frombuffer(block, dtype=np.uint8), np.array(ends, dtype=np.int64))
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """What it is made of, under a name."""
+        return {name: self._block, f"{name}_ends": self._ends}
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._ends)
 
     def __getitem__(self, index: int) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return json.loads(self._bytes[self._ends[index] : self._ends[index + 1]])
+        begin = int(self._ends[index - 1]) if index else 0
+        return json.loads(self._block[begin : int(self._ends[index])].tobytes())
