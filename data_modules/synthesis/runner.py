@@ -34,7 +34,8 @@ from data_modules.synthesis.request import (
 SHOWN_EVERY = 0.5
 """Seconds between two changes of the bar."""
 IN_A_ROW = 30
-"""Failures of all calls together after which the endpoint counts as down; those where it asks to wait aside."""
+"""First failures of so many calls, and no answer between them, after which the endpoint counts as down. Those where it
+asks to wait count not, nor do those of calls that have failed before, which may be all that is left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +273,7 @@ class _Run:
             if why.after > self.limits.longest_wait:
                 longest = f"waiting {self.limits.longest_wait:g} s, the longest allowed"
                 self.display.say(f"{id}: the endpoint asks to wait {why.after:g} s; {longest}")
-        else:
+        elif failures == 1:
             self.in_a_row += 1
         if self.in_a_row >= IN_A_ROW and not self.stop:
             self.stop = f"{self.in_a_row} calls in a row brought no answer, the last: {why.reason}"

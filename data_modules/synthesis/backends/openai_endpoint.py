@@ -102,8 +102,10 @@ class OpenAIEndpoint:
 
     def _without_key(self, text: str) -> str:
         """A text in which no part of the key of 8 characters is left."""
-        key = self._key
-        for start in range(max(1, len(key) - SECRET_LENGTH + 1) if key else 0):
+        if not (key := self._key):
+            return text
+        text = text.replace(key, "***")
+        for start in range(len(key) - SECRET_LENGTH + 1):
             text = text.replace(key[start : start + SECRET_LENGTH], "***")
         return text
 

@@ -100,6 +100,11 @@ def planned(id: str, attempt: int) -> str | None:
     return own.choice(PASSING) if own.random() < 0.3 else None
 
 
+def mended(id: str, attempt: int) -> str | None:
+    """As `planned`, but every request is answered at last."""
+    return None if attempt > 3 or int(id[:4]) % 15 == 14 else planned(id, attempt)
+
+
 class Server(ThreadingHTTPServer):
     """Counts what it was asked and what it answered."""
 
