@@ -51,15 +51,23 @@ class Vocabulary:
                     _, _, before = self._words.get(form, ("", False, frozenset[str]()))
                     self._words[form] = word, many and form != word, before | {category}
 
+        for word in _file()["others"]:
+            self._words |= {form: (word, form != word, frozenset[str]()) for form in (word, plural(word))}
+
     def mentions(self, text: str) -> list[Mention]:
         """The things that a text names, in order; words of several meanings only where they are nouns."""
         found = []
         for match in self._pattern.finditer(text):
             form = match[0].lower()
             word, many, categories = self._words[form]
-            if _is_noun(text, match.start(), match.end(), word, many):
+            if categories and _is_noun(text, match.start(), match.end(), word, many):
                 found.append(Mention(categories, word, many, match.start(), match.end()))
         return found
+
+    def anywhere(self, text: str) -> frozenset[str]:
+        """The categories of all words of a text, in any sense."""
+        found = (self._words[match[0].lower()][2] for match in self._pattern.finditer(text))
+        return frozenset(category for categories in found for category in categories)
 
     def could_be_in(self, category: str, text: str) -> bool:
         """Whether a text has any word of a category, in any sense."""

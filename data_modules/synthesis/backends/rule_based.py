@@ -11,6 +11,8 @@ from data_modules.synthesis.backends.rule_texts import brief, detail, reasoning
 from data_modules.synthesis.request import Answer, Refused, Request, Stop
 
 Answers = Literal["sentences", "words"]
+MOST_WORDS = 5
+"""Of an answer that is a word or phrase."""
 
 
 class RuleBased:
@@ -52,7 +54,7 @@ class RuleBased:
                 raise Refused(f"{request.id}: the picture has no caption, expected one to tell")
             return (brief if request.kind == "brief" else detail)(scene, random)
         if request.kind == "conversation":
-            asked = draw(scene, self.questions, random)
+            asked = draw(scene, self.questions, random, MOST_WORDS if self.answers == "words" else None)
         elif request.kind == "reasoning":
             found = reasoning(scene, random)
             asked = [] if found is None else [found]

@@ -292,10 +292,17 @@ FAMILIES: dict[str, Callable[[Scene, Random], Iterator[Asked]]] = {
 }
 
 
-def draw(scene: Scene, number: int, random: Random) -> list[Asked]:
+def draw(scene: Scene, number: int, random: Random, words: int | None = None) -> list[Asked]:
     """Up to `number` different questions; each family once before any is used again, and at most `MOST_OF_A_FAMILY`
-    times."""
-    candidates = {name: list(family(scene, random)) for name, family in FAMILIES.items()}
+    times.
+
+    Args:
+        words: most words of the shorter answer; None for any number.
+    """
+    candidates = {
+        name: [each for each in family(scene, random) if words is None or len(each.word.split()) <= words]
+        for name, family in FAMILIES.items()
+    }
     drawn: list[Asked] = []
     asked = set[str]()
     for _ in range(MOST_OF_A_FAMILY):

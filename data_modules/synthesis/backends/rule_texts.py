@@ -133,7 +133,7 @@ def _majority(scene: Scene, random: Random) -> Iterator[Asked]:
 
 
 def _removed(scene: Scene, random: Random) -> Iterator[Asked]:
-    if len(scene.things) > 1 and scene.closed and (names := [n for n in scene.counts if scene.counts[n]]):
+    if scene.closed and (names := [n for n in scene.counts if scene.counts[n]]):
         name = random.choice(names)
         left = len(scene.things) - scene.counts[name]
         generic = scene.words.generic

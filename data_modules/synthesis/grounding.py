@@ -1,0 +1,160 @@
+"""Whether things and numbers that answers state are those of captions and boxes.
+
+Both are made to spare what is true: an answer may name what no vocabulary knows, suppose, deny, and speak of a part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from data_modules.synthesis.parsers import Pairs
+from data_modules.synthesis.request import Context
+from data_modules.synthesis.things import crowds, words_of
+from data_modules.synthesis.words import ANIMATE, NUMBER, Mention, Vocabulary, number_of, sentences
+
+
+@cache
+def pattern(name: str) -> re.Pattern[str]:
+    """One of the lists of `checks.yaml` as one expression."""
+    lists = yaml.safe_load(Path(__file__).with_name("checks.yaml").read_text())
+    return re.compile("|".join(f"(?:{each})" for each in lists[name]), re.IGNORECASE)
+
+
+_ALL = re.compile(
+    rf"^(?:(?:yes|so|overall|altogether|in total|in all)[,:]? )?there (?:is|are) (?:exactly |only |a total of |in total |in all )?({NUMBER}) ((?:[a-z]+ ){{0,2}}?)$",
+    re.IGNORECASE,
+)
+_TOTAL = re.compile(
+    r"^ ?(?:$|[.!;]|,? (?:visible|present|shown|seen|depicted|displayed|altogether|in total|in all)\b"
+    r"|,? (?:in|within) (?:the|this) (?:image|picture|photo|scene|frame)\b)",
+    re.IGNORECASE,
+)
+_PARTS = re.compile(r"\bof the\b|\bone of\b|\banother\b|\bother\b|\bmore\b|\badditional\b|\bextra\b", re.IGNORECASE)
+
+
+def objects(context: Context, pairs: Pairs, *, supposing: bool) -> Iterator[str]:
+    """Words for things that answers say are there, of which captions and boxes know nothing.
+
+    Let pass are things that no word list has; whatever a sentence denies, and what an answer "No" is about; people in
+    the plural ("visitors" come anywhere) and where the captions name anybody; and, in sentences that suppose ("may",
+    "if", "such as", "known for"), everything.
+
+    Args:
+        supposing: whether the answer argues, so that only what it says "is" somewhere counts.
+    """
+    words = words_of(context)
+    known = _known(context, words)
+    for _, answer in pairs:
+        if re.match(r"(?:no|none|neither|zero)\b", answer, re.IGNORECASE):
+            continue
+        for sentence in sentences(answer):
+            if pattern("denied").search(sentence) or pattern("supposed").search(sentence):
+                continue
+            if supposing and not _states(sentence):
+                continue
+            for mention in words.mentions(sentence):
+                if not mention.categories & known and not _generic(mention):
+                    yield sentence[mention.start : mention.end]
+
+
+def _states(sentence: str) -> bool:
+    """Whether a sentence tells what is to be seen."""
+    return (
+        re.search(r"\b(?:in|on) the (?:image|picture|photo|scene)\b|\bthere (?:is|are)\b", sentence, re.IGNORECASE)
+        is not None
+    )
+
+
+def _known(context: Context, words: Vocabulary) -> frozenset[str]:
+    """Categories of boxes and of what captions name, in any sense of a word."""
+    said = frozenset(category for caption in context.captions for category in words.anywhere(caption))
+    return said | frozenset(box.name for box in context.boxes)
+
+
+def _generic(mention: Mention) -> bool:
+    return mention.plural and "person" in mention.categories
+
+
+def counts(context: Context, pairs: Pairs) -> Iterator[str]:
+    """Numbers of things that do not agree with the boxes, where the thing is boxed and has no crowd.
+
+    A number that a caption says of the thing is right. More than there are boxes is wrong, if the words are the
+    category's own; fewer is wrong only where all are meant: "There are three dogs in the picture", and the answer to
+    "How many dogs are there?". "Two more dogs" and "three of the dogs" are parts.
+    """
+    words, boxed = words_of(context), Counter(box.name for box in context.boxes)
+    told = {(name, number) for caption in context.captions for name, number, _, _ in _numbered(caption, words)}
+    for question, answer in pairs:
+        for sentence in sentences(answer):
+            for name, number, total, mention in _numbered(sentence, words):
+                right = boxed[name]
+                if not right or name in crowds(context) or (name, number) in told:
+                    continue
+                if (number > right and mention.word == name) or (total and number != right):
+                    yield _other(number, mention, right)
+        asked = _how_many(question, words)
+        if asked and (number := _first_number(answer)) is not None:
+            (name, mention), right = asked, boxed[asked[0]]
+            if right and name not in crowds(context) and number != right and (name, number) not in told:
+                yield _other(number, mention, right)
+
+
+def _other(number: int, mention: Mention, right: int) -> str:
+    return f"found {number} for '{mention.word}', expected {right} as in the picture"
+
+
+def _numbered(sentence: str, words: Vocabulary) -> Iterator[tuple[str, int, bool, Mention]]:
+    """Category, number, whether it is that of all, and the word, of each thing of one category that has a number."""
+    if pattern("denied").search(sentence):
+        return
+    for mention in words.mentions(sentence):
+        before = sentence[: mention.start]
+        found = re.search(rf"\b({NUMBER}) ((?:[a-z]+ ){{0,2}}?)$", before, re.IGNORECASE)
+        number = number_of(found[1]) if found else None
+        if found is None or number is None or len(mention.categories) != 1 or number == 1:
+            continue
+        (name,) = mention.categories
+        if mention.plural != (number != 1) or _PARTS.search(before[max(0, found.start() - 12) :]) or _unit(found[2]):
+            continue
+        whole = _ALL.search(before) is not None and not found[2] and mention.word == name
+        yield name, number, whole and _TOTAL.match(sentence[mention.end :]) is not None, mention
+
+
+def _unit(between: str) -> bool:
+    """Whether the number counts something else: 'three slices of', 'two piles of'."""
+    return " of " in f" {between}" or "and " in between
+
+
+def _how_many(question: str, words: Vocabulary) -> tuple[str, Mention] | None:
+    """The category that a question asks the number of, where it asks about all of them."""
+    found = re.match(r"(?:how many|what is the (?:total )?number of) ", question, re.IGNORECASE)
+    if not found:
+        return None
+    rest = question[found.end() :]
+    for mention in words.mentions(rest)[:1]:
+        whole = re.match(
+            r"^(?:$|[?]| (?:are|is|can|do) (?:there|you|be)\b(?: see| seen)?(?: visible| present| shown)?"
+            r"(?:(?: in| within) (?:the|this) (?:image|picture|photo|scene))?\s*[?]?$"
+            r"|(?: are| is)?(?: visible| present| shown| depicted| seen)?"
+            r"(?: in| within) (?:the|this) (?:image|picture|photo|scene)\s*[?]?$)",
+            rest[mention.end :],
+            re.IGNORECASE,
+        )
+        if mention.start == 0 and whole and len(mention.categories) == 1:
+            (name,) = mention.categories
+            if mention.word == name or name not in ANIMATE:
+                return name, mention
+    return None
+
+
+def _first_number(answer: str) -> int | None:
+    if re.match(r"(?:no|none|zero)\b", answer, re.IGNORECASE):
+        return 0
+    found = re.search(rf"\b({NUMBER})\b", answer, re.IGNORECASE)
+    return number_of(found[1]) if found else None
