@@ -27,7 +27,8 @@ def pattern(name: str) -> re.Pattern[str]:
 
 
 _ALL = re.compile(
-    rf"^(?:(?:yes|so|overall|altogether|in total|in all)[,:]? )?there (?:is|are) (?:exactly |only |a total of |in total |in all )?({NUMBER}) ((?:[a-z]+ ){{0,2}}?)$",
+    r"^(?:(?:yes|so|overall|altogether|in total|in all)[,:]? )?there (?:is|are) "
+    rf"(?:exactly |only |a total of |in total |in all )?{NUMBER} $",
     re.IGNORECASE,
 )
 _TOTAL = re.compile(
@@ -122,7 +123,7 @@ def _numbered(sentence: str, words: Vocabulary) -> Iterator[tuple[str, int, bool
         (name,) = mention.categories
         if mention.plural != (number != 1) or _PARTS.search(before[max(0, found.start() - 12) :]) or _unit(found[2]):
             continue
-        whole = _ALL.search(before) is not None and not found[2] and mention.word == name
+        whole = _ALL.search(before) is not None and mention.word == name
         yield name, number, whole and _TOTAL.match(sentence[mention.end :]) is not None, mention
 
 
