@@ -18,18 +18,16 @@ from __future__ import annotations
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from data_modules.mixture_sampler import SampleLocation, seeded
+from data_modules.mixture_sampler import SampleLocation
 from data_modules.processor import SampleProcessor
-from data_modules.sources.source import Source
-from data_modules.text import Row, TextRows
 from lightning_mllm.contracts import Batch, Encoded, accumulation
 
 T = TypeVar("T")
@@ -76,53 +74,6 @@ class Collate:
 def named(where: str, error: ValueError) -> ValueError:
     """The error with file and record in front."""
     return ValueError(f"{where}: {error}" if where else str(error))
-
-
-class TrainingSamples(Dataset):
-    """Encoded samples by location in the order; each draws from a generator of its own, whichever process makes it.
-
-    Where a source says `bad_records: skip`, a sample that cannot be encoded (a truncated image) is replaced by the next
-    one of the source that also has an image or has none; a note says so. Which it is depends on the location alone.
-
-    Args:
-        sources: by the names that locations have.
-        processor: encodes samples.
-        seed: of the generators.
-        text: what rows of plain text are taken from.
-    """
-
-    def __init__(
-        self, sources: Mapping[str, Source], processor: SampleProcessor, seed: int, text: TextRows | None = None
-    ) -> None:
-        self.sources, self.processor, self.seed, self.text = dict(sources), processor, seed, text
-
-    def __getitem__(self, location: SampleLocation | Row) -> Encoded | Refusal:
-        if isinstance(location, Row):
-            assert self.text is not None
-            text = self.text
-            return contained(lambda: self.processor.encode(text.sample(location)), str(location))
-        return contained(lambda: self._encoded(location), str(location))
-
-    def _encoded(self, location: SampleLocation) -> Encoded:
-        source, bad = self.sources[location.source], list[str]()
-        seen = source.has_image(location.index)
-        for index in ((location.index + step) % len(source) for step in range(len(source))):
-            if source.has_image(index) is not seen:
-                continue
-            generator = seeded(self.seed, "sample", location.epoch, location.source, index)
-            try:
-                encoded = self.processor.encode(source.sample(index, generator), random=generator)
-            except ValueError as error:
-                if source.bad_records == "refuse":
-                    raise named(source.where(index), error) from error
-                bad.append(str(named(source.where(index), error)))
-                if len(bad) == TRIES:
-                    break
-            else:
-                return (
-                    replace(encoded, notes=(*encoded.notes, *(f"replaced: {each}" for each in bad))) if bad else encoded
-                )
-        raise ValueError(f"data.train.{location.source}: found {len(bad)} bad samples in a row, the first: {bad[0]}")
 
 
 class SampleLoader(DataLoader):
@@ -190,6 +141,10 @@ class SampleOrder(Protocol):
 
     def at(self, position: int) -> Any:
         """What stands at a position."""
+        ...
+
+    def __len__(self) -> int:
+        """Of a data epoch."""
         ...
 
 

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from data_modules.bad_samples import BadLimits, BadSampleList
 from data_modules.evaluated import EvaluatedDataModule
 from data_modules.evaluation import EvaluationSet
 from data_modules.geometry import check_frames
@@ -19,13 +20,13 @@ from data_modules.loader import (
     ResumableLoader,
     SampleOrder,
     Share,
-    TrainingSamples,
     optimizer_steps,
 )
 from data_modules.mixture_sampler import Group, MixtureSampler, seeded
 from data_modules.sources.plain_text import TextSource
 from data_modules.sources.source import Source
 from data_modules.text import TextRows, TextShare
+from data_modules.training_samples import Overlong, TrainingSamples
 from lightning_mllm.contracts import Sample
 
 IMAGE_WORDS = 128
@@ -51,6 +52,8 @@ class MultimodalDataModule(EvaluatedDataModule):
         steps: optimizer steps, in place of epochs: as many passes over the data as they take.
         global_batch: samples of one optimizer step, over all processes and micro-batches.
         micro_batch: samples of one forward pass.
+        overlong: what becomes of samples with more tokens than a row: "mask", "drop" or "stop" (`Overlong`).
+        bad_limits: how many bad samples of sources with `bad_records: skip` are replaced before training stops.
         per_device_batch: samples that `group: source` takes from one source, a number of the recipe.
         text_micro_batch: rows of plain text of one forward pass.
         eval_batch: samples answered at once.
@@ -61,6 +64,8 @@ class MultimodalDataModule(EvaluatedDataModule):
 
     only_captions: ClassVar[bool] = False
     """Whether training sources of another kind are refused."""
+    bounds: ClassVar[tuple[str, ...]] = ("bad_limits",)
+    """Arguments that stop a training and change no other: a stopped stage goes on under others."""
 
     def __init__(
         self,
@@ -79,9 +84,13 @@ class MultimodalDataModule(EvaluatedDataModule):
         eval_batch: int = 32,
         workers: int = 0,
         seed: int = 0,
+        overlong: Overlong = "mask",
+        bad_limits: BadLimits = BadLimits(),
         processor: Any = None,
     ) -> None:
         super().__init__(val, test, eval_batch, workers, processor)
+        self.overlong: Overlong = overlong
+        self.bad_limits = bad_limits
         self.train = dict(train or {})
         self.weights, self.text, self.epochs, self.steps = weights, text, epochs, steps
         self.group: Group = group
@@ -220,10 +229,14 @@ class MultimodalDataModule(EvaluatedDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         rank, world = self._rank_and_world()
-        shares = self.shares()
+        shares, orders = self.shares(), self.orders()
+        shown = self.order.effective_epochs() if self.train else {}
+        self.bad_samples = BadSampleList.of(self.trainer, self.bad_limits, len(orders[-1]), shown)
         loader = ResumableLoader(
-            TrainingSamples(self.train, self._processor(), self.seed, self.rows),
-            list(zip(shares, self.orders(), strict=True)),
+            TrainingSamples(
+                self.train, self._processor(), self.seed, self.rows, limits=self.bad_limits, overlong=self.overlong
+            ),
+            list(zip(shares, orders, strict=True)),
             collate_fn=Collate(self._processor(), "right"),
             steps=self.optimizer_steps,
             rank=rank,

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from data_modules.bad_samples import BadSampleList, replaced_in, told
 from lightning_mllm.contracts import Batch
 
 SENTENCES = 5
@@ -38,7 +39,7 @@ class Tally:
         sources: Sequence[str] = getattr(batch, "sources", ()) or [""] * len(notes)
         for source, row in zip(sources, notes, strict=True):
             for note in row:
-                kind, _, sentence = note.partition(": ")
+                kind, sentence = told(note)
                 self._own[source, kind] += 1
                 if sentence and len(self._sentences) < SENTENCES:
                     self._sentences.append(sentence)
@@ -81,18 +82,26 @@ class TalliedDataModule(LightningDataModule, ABC):
         super().__init__()
         self._tallies = {"train": Tally(), "evaluation": Tally()}
         self._validated = -1
+        self.bad_samples: BadSampleList | None = None
+        """Those that training replaces, where it does."""
 
     @abstractmethod
     def train_dataloader(self) -> object: ...
 
     def on_before_batch_transfer(self, batch: object, dataloader_idx: int) -> object:
-        """Counts what happened to the samples of a batch."""
+        """Counts what happened to the samples of a batch, and lists those that training replaced.
+
+        Raises:
+            ValueError: they are too many.
+        """
         trainer = self.trainer
         if trainer is not None and not trainer.sanity_checking:
             if not trainer.training and self._validated != trainer.fit_loop.total_batch_idx:
                 # Each validation of a stage reads the same samples: the last one tells.
                 self._validated, self._tallies["evaluation"] = trainer.fit_loop.total_batch_idx, Tally()
             self._tallies["train" if trainer.training else "evaluation"].add(batch)
+            if trainer.training and self.bad_samples is not None:
+                self.bad_samples.add([line for row in getattr(batch, "notes", ()) for line in replaced_in(row)])
         return batch
 
     def transfer_batch_to_device(self, batch: object, device: torch.device, dataloader_idx: int) -> object:

@@ -46,6 +46,10 @@ class Turn:
     """Whether `<image>` in the text is words, and no image."""
 
 
+class OverlongError(ValueError):
+    """A sample has more tokens than a row may have."""
+
+
 class ImageRef(Protocol):
     """An image that has not been read yet."""
 

@@ -88,7 +88,9 @@ def _scoring(class_path: str) -> tuple[str, ...]:
 
 
 def _without(given: Recipe, left_out: tuple[str, ...] | None) -> dict[str, object]:
-    names = _scoring(str(given["class_path"])) if left_out is None else left_out
+    path = str(given["class_path"])
+    bounds: tuple[str, ...] = getattr(import_class(path, "config.yaml"), "bounds", ())
+    names = (*bounds, *(_scoring(path) if left_out is None else left_out))
     return {**given, "init_args": {key: value for key, value in _map(given["init_args"]).items() if key not in names}}
 
 

@@ -72,7 +72,8 @@ def _batch(
     module: MultimodalModule, samples: Sequence[Sample], *, generate: bool = False, may_cut: bool = True
 ) -> Batch:
     rows = [module.processor.encode(each, generate=generate, may_cut=may_cut) for each in samples]
-    if not may_cut and (cut := next((row.id for row in rows if "cut" in row.notes), None)):
+    cuts = (row.id for row in rows for note in row.notes if note == "cut" or note.startswith("overlong"))
+    if not may_cut and (cut := next(cuts, None)):
         raise ValueError(f"{cut}: found a text of more than {module.processor.max_length} tokens, expected no more")
     return module.processor.collate(rows).to(module.device)
 

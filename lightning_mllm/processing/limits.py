@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lightning_mllm.contracts import IGNORE, ImageRef, TokenKind
+from lightning_mllm.contracts import IGNORE, ImageRef, OverlongError, TokenKind
 from lightning_mllm.processing.marks import Row
 
 
@@ -105,20 +105,20 @@ def cut_row(
         masks: What becomes of a row in which nothing is learned.
 
     Raises:
-        ValueError: a prompt that is too long; and, where `masks` are strict, one where cutting the end would touch an
-            image or leave nothing to learn.
+        OverlongError: a prompt that is too long; and, where `masks` are strict, a row where cutting the end would
+            touch an image or leave nothing to learn.
     """
     tokens, labels, kinds = row
     length, limit, strict = len(tokens), max_length, masks == "strict"
     if generate:
-        raise ValueError(f"found a prompt of {length} tokens, expected at most {limit}")
+        raise OverlongError(f"found a prompt of {length} tokens, expected at most {limit}")
     if any(kind != TokenKind.TEXT for kind in kinds[limit:]):
         if strict:
-            raise ValueError(f"found {length} tokens, expected at most {limit}: cutting the end would cut an image")
+            raise OverlongError(f"found {length} tokens, expected at most {limit}: cutting the end would cut an image")
         slots = [i for i, kind in enumerate(kinds) if kind != TokenKind.TEXT]
         images = images[: sum(i < limit for i in slots) // image_length]
         limit = min(limit, slots[len(images) * image_length])
     if strict and all(label == IGNORE for label in labels[1:limit]):
-        raise ValueError(f"found {length} tokens, expected at most {limit}: cutting the end would leave no answer")
+        raise OverlongError(f"found {length} tokens, expected at most {limit}: cutting the end would leave no answer")
     kept = first_tokens(tokens, limit, suffix)
     return ([tokens[i] for i in kept], [labels[i] for i in kept], [kinds[i] for i in kept]), images

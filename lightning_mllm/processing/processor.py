@@ -24,7 +24,7 @@ from lightning_mllm.processing.chat import Chat
 from lightning_mllm.processing.chat_template import ChatTemplate, count_marks
 from lightning_mllm.processing.collate import Side, collate_rows
 from lightning_mllm.processing.images import ImageError, ImageLimits, ImagePolicy, decode_image
-from lightning_mllm.processing.limits import Masks, TextLimits, cut_answer, cut_row, cut_texts
+from lightning_mllm.processing.limits import Masks, OverlongError, TextLimits, cut_answer, cut_row, cut_texts
 from lightning_mllm.processing.marks import MARKS, Boundary, Row, mark_row
 from lightning_mllm.processing.packing import pack
 from lightning_mllm.processing.published_masks import keeps_labels
@@ -138,7 +138,7 @@ class Processor:
         try:
             return self._encode(sample, generate, random, may_cut)
         except ValueError as error:
-            kind = ImageError if isinstance(error, ImageError) else ValueError
+            kind = type(error) if isinstance(error, ImageError | OverlongError) else ValueError
             raise kind(f"sample {sample.id!r}: {error}") from error
 
     def _encode(self, sample: Sample, generate: bool, random: torch.Generator | None, may_cut: bool) -> Encoded:
@@ -167,7 +167,9 @@ class Processor:
             raise ValueError(f"found {cuts[0]}")
         (tokens, labels, kinds), refs = self._fit(row, sample.images, generate or self.seq2seq)
         views = [self.image(decode_image(ref, self.limits, self.image.decode), random) for ref in refs]
-        notes = ["cut"] if cuts or len(tokens) < len(row[0]) else []
+        notes = ["cut"] if cuts else []
+        if len(tokens) < len(row[0]):
+            notes.append(f"overlong: found {len(row[0])} tokens, expected at most {self.max_length}")
         if targets is None and not generate and not any(label != IGNORE for label in labels[1:]):
             notes.append("nothing learned")
         return Encoded(

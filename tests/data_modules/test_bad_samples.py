@@ -13,13 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
+from data_modules.bad_samples import told
 from data_modules.evaluation import EvaluationSamples, EvaluationSet
 from data_modules.geometry import check_frames
-from data_modules.loader import Collate, ResumableLoader, Share, TrainingSamples
+from data_modules.loader import Collate, ResumableLoader, Share
 from data_modules.mixture_sampler import MixtureSampler
 from data_modules.module import InstructionDataModule
 from data_modules.sources import CocoCaptions, LlavaConversations, RefCoco
 from data_modules.sources.source import Source
+from data_modules.training_samples import TrainingSamples
 from lightning_mllm.contracts import Sample, Turn
 from lightning_mllm.processing.images import ImagePolicy
 from tests.data_modules.files import write
@@ -67,7 +69,7 @@ def test_a_truncated_jpeg_is_named_or_skipped(tmp_path: Path) -> None:
     ids = sorted(id for batch in found for id in batch.ids)
     assert ids == ["0", "2", "2", "3"]
     ((note,),) = [row for batch in found for row in batch.notes if row]
-    assert re.fullmatch(rf"replaced: .*a\.json: {RULE}", note)
+    assert re.fullmatch(rf"replaced: .*a\.json: {RULE}", ": ".join(told(note)))
 
 
 def test_a_truncated_jpeg_of_an_evaluation_set(tmp_path: Path) -> None:

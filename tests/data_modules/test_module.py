@@ -180,7 +180,8 @@ def test_ranks_come_from_the_trainer() -> None:
     parts = []
     for rank in range(2):
         module = data(micro_batch=1)
-        module.trainer = SimpleNamespace(global_rank=rank, world_size=2, max_epochs=1, accumulate_grad_batches=2)  # type: ignore[assignment]
+        named = {"global_rank": rank, "world_size": 2, "max_epochs": 1, "accumulate_grad_batches": 2, "fast_dev_run": 1}
+        module.trainer = SimpleNamespace(**named)  # type: ignore[assignment]
         parts.append([batch["ids"] for batch in module.train_dataloader()])
         assert [len(list(loader)) for loader in module.test_dataloader()] == [2, 2, 1]
     together = [a + b for a, b in zip(*parts, strict=True)]

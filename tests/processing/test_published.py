@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from data_modules.bad_samples import told
 from data_modules.sources import LlavaConversations, LlavaPretrain
 from lightning_mllm.contracts import IMAGE_MARK, Encoded, Sample, Turn
 from lightning_mllm.processing.chat_template import ChatTemplate
@@ -131,10 +132,10 @@ def test_vicuna_labels_are_the_published_ones(tmp_path: Path, normalised: bool, 
         expected = vicuna_labels(used, record)
         encoded = used.encode(read_sample)
         same_labels(encoded, *expected, learned=False)
-        seen.update([*encoded.notes, "image" if len(encoded.images) else "text", "all"])
+        seen.update([*(told(note)[0] for note in encoded.notes), "image" if len(encoded.images) else "text", "all"])
         seen["gpt first"] += record["turns"][0]["from"] == "gpt"
     assert min(seen["image"], seen["text"], seen["gpt first"], seen["nothing learned"]) > 20
-    assert (seen["cut"] > 60) is (max_length == 120)
+    assert (seen["overlong"] > 60) is (max_length == 120)
 
 
 def test_vicuna_labels_of_a_tokenizer_that_is_not_legacy(tmp_path: Path) -> None:
@@ -150,7 +151,7 @@ def test_vicuna_labels_of_a_tokenizer_that_is_not_legacy(tmp_path: Path) -> None
         expected = published.round_labels(text, " ASSISTANT: ", ids, "image" in record, less=1)
         encoded = used.encode(read_sample)
         same_labels(encoded, *expected, learned=False)
-        seen.update([*encoded.notes, "all"])
+        seen.update([*(told(note)[0] for note in encoded.notes), "all"])
     assert seen["all"] - seen["nothing learned"] > 40
 
 
@@ -173,8 +174,8 @@ def test_vicuna_labels_of_published_answers(tmp_path: Path) -> None:
     for record, read_sample in zip(given, read(tmp_path, given, records="published"), strict=True):
         encoded = used.encode(read_sample)
         same_labels(encoded, *vicuna_labels(used, record), learned=False)
-        notes.update(encoded.notes)
-    assert blank > 90 and notes["cut"] > 10
+        notes.update(told(note)[0] for note in encoded.notes)
+    assert blank > 90 and notes["overlong"] > 10
 
 
 def test_llama_2_labels_are_the_published_ones(tmp_path: Path) -> None:
