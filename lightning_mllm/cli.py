@@ -74,6 +74,12 @@ def _memory(arguments: Sequence[str]) -> None:
     main(arguments[1:])
 
 
+def _preview(arguments: Sequence[str]) -> None:
+    from lightning_mllm.commands.preview import main
+
+    main(arguments[1:])
+
+
 def _ask(arguments: Sequence[str]) -> None:
     from lightning_mllm.commands.ask import main
 
@@ -132,6 +138,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "run": _run,
     "sweep": _sweep,
     "memory": _memory,
+    "preview": _preview,
     "ask": _ask,
     "serve": _serve,
     "export": _export,

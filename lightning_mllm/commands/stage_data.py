@@ -22,12 +22,14 @@ import torch
 import yaml
 from lightning import LightningDataModule
 
-from lightning_mllm.commands.config import ConfigError, nearest
+from lightning_mllm.commands.command_line import SETTINGS
+from lightning_mllm.commands.config import Config, ConfigError, nearest
 from lightning_mllm.commands.experiments import experiment_folder, experiment_name, hardware_file, order_of_stages
 from lightning_mllm.commands.hardware import Hardware
 from lightning_mllm.commands.launch import ParsedCLI, compose
 from lightning_mllm.commands.run import overrides_of
 from lightning_mllm.commands.secrets import revealed
+from lightning_mllm.commands.wrong_values import in_one_sentence
 from lightning_mllm.contracts import Sample
 from lightning_mllm.training.module import MultimodalModule
 
@@ -171,12 +173,10 @@ class ComposedStage:
     @cached_property
     def data(self) -> Any:
         """The data module, without a processor (`with_processor` links it); no file has been read."""
-        parser = jsonargparse.ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(LightningDataModule, "data", required=True)
         cli = self.cli
         given = revealed(yaml.safe_load(cli._parser(cli.config.subcommand).dump(cli.settings, skip_unset=False)))
         assert isinstance(given, dict)
-        return parser.instantiate(parser.parse_object({"data": given["data"]}))["data"]
+        return _instantiated(LightningDataModule, "data", given["data"])
 
     def with_processor(self) -> Any:
         """The data module with the net's processor, as training links them."""
@@ -246,10 +246,21 @@ def module_of(resolved: Mapping[str, Any]) -> MultimodalModule:
     Raises:
         ValueError: A tokenizer or a configuration that it names is absent, or parts do not fit one another.
     """
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(MultimodalModule, "model", required=True)
     model = dict(resolved["model"])
     model["init_args"] = {**model["init_args"], "stage": resolved["stage"]}
-    module: MultimodalModule = parser.instantiate(parser.parse_object({"model": model}))["model"]
+    module: MultimodalModule = _instantiated(MultimodalModule, "model", model)
     module.parallel = Hardware(**resolved["hardware"])
     return module
+
+
+def _instantiated(base: type, key: str, value: Mapping[str, Any]) -> Any:
+    """What a resolved configuration says under `key`, made; ConfigError, in one sentence, where it refuses itself."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(base, key, required=True)
+    try:
+        return parser.instantiate(parser.parse_object({key: value}))[key]
+    except (jsonargparse.ArgumentError, ValueError, KeyError) as error:
+        told = in_one_sentence(error, {key: value}, SETTINGS, Config())
+        if told is None:
+            raise
+        raise told from error
