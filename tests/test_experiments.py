@@ -94,7 +94,9 @@ def test_ancestors_are_there(folder: Path) -> None:
 PUBLISHED = [
     file
     for file in STAGES
-    if re.match(r"llava(15)?_\d+b|blip2|instructblip_|cogvlm_|sphinx_", file.relative_to(EXPERIMENTS).parts[0])
+    if re.match(
+        r"llava(15)?_\d+b|sharegpt4v_|blip2|instructblip_|cogvlm_|sphinx_", file.relative_to(EXPERIMENTS).parts[0]
+    )
 ]
 
 
@@ -106,7 +108,7 @@ def test_every_published_number_is_stated(stage: Path) -> None:
     assert needed - stated == set()
     assert len(stated & {"epochs", "steps"}) == 1
     # LLaVA's schedules end at 0, the least rate of the trainer that it used.
-    assert "min_lr" in stated or stage.parent.name.startswith("llava")
+    assert "min_lr" in stated or stage.parent.name.startswith(("llava", "sharegpt4v"))
 
 
 def unsourced(text: str) -> list[str]:
@@ -164,6 +166,10 @@ PAPERS: dict[str, dict[str, tuple[int, dict[str, float], float, float, tuple[flo
         "llava15_*b/align": (256, {"epochs": 1}, 1e-3, 0, ADAM, 0, 0.03),
         "llava15_*b/instruct": (128, {"epochs": 1}, 2e-5, 0, ADAM, 0, 0.03),
         "llava15_7b_lora/instruct_lora": (128, {"epochs": 1}, 2e-4, 0, ADAM, 0, 0.03),
+    },
+    "ShareGPT4V, arXiv 2311.12793, sec. 4; scripts/sharegpt4v": {
+        "sharegpt4v_*/pretrain": (256, {"epochs": 1}, 2e-5, 0, ADAM, 0, 0.03),
+        "sharegpt4v_*/instruct": (128, {"epochs": 1}, 2e-5, 0, ADAM, 0, 0.03),
     },
     "BLIP-2, arXiv 2301.12597, sec. 3.4 and tables 6 to 9; LAVIS's configurations": {
         "blip2/representation": (1680, {"steps": 250_000}, 1e-4, 1e-5, BLIP2_ADAM, 0.05, 2000),

@@ -12,7 +12,7 @@ who reads the numbers has found it in words: "top left [[073,090,253,270]]".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import permutations
 from random import Random
 
@@ -38,6 +38,12 @@ def things_of(instances: Sequence[Json], side: int, grid: int = GRID) -> list[Th
         shape = SHAPES[instance["category_id"] - 1]
         things.append(Thing(**instance["attributes"], shape=shape, column=column, row=row, grid=grid))
     return things
+
+
+def things_in(content: Json) -> Iterator[tuple[Json, list[Thing]]]:
+    """Each picture of COCO's instances that shows something, and its things."""
+    for image, instances in _pictures(content):
+        yield image, things_of(instances, image["width"], _grid(content))
 
 
 def expressions(content: Json, random: Random) -> Json:

@@ -3,6 +3,7 @@
     DIR/world.json                                   what was drawn: counts, seed, settings
     DIR/images/SPLIT/000000000001.png                pictures
     DIR/coco/{captions,instances}_SPLIT.json         five captions an image; true boxes
+    DIR/coco/{dense,short}_SPLIT.json                one caption an image: all that is there; one thing of it
     DIR/grounding/{refs,captions}_SPLIT.json         phrases that mean one thing; captions with boxes
     DIR/grounding/conversations_SPLIT.json           those of llava/ in which boxes are asked for as well
     DIR/grounding/relationships_SPLIT.json           pairs of things, with the sizes in image_data_SPLIT.json
@@ -31,6 +32,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -38,7 +40,7 @@ from typing import NoReturn
 
 from rich.progress import track
 
-from data_modules.world import grounding
+from data_modules.world import dense_captions, grounding
 from data_modules.world.captions import article, captions, describe, name
 from data_modules.world.draw import crop, draw, thing_box
 from data_modules.world.questions import Balance, ask
@@ -200,11 +202,15 @@ def _write_split(
         file.writelines(json.dumps(reading) + "\n" for reading in texts["readings"])
 
 
-def _add_grounding(folder: Path, settings: Settings) -> None:
+MADE = {"grounding": grounding.FILES, "coco": dense_captions.FILES}
+"""Folder -> its files that are made from others."""
+
+
+def _add_made(folder: Path, settings: Settings) -> None:
     """Writes those files that are made from others and are not there: a world drawn before they existed has none."""
-    for split in SHARES:
-        for start, (make, sources) in grounding.FILES.items():
-            path = folder / f"grounding/{start}_{split}.json"
+    for split, below in product(SHARES, MADE):
+        for start, (make, sources) in MADE[below].items():
+            path = folder / f"{below}/{start}_{split}.json"
             if settings.crops or path.exists():
                 continue
             read = [json.loads((folder / f"{each}_{split}.json").read_text(encoding="utf-8")) for each in sources]
@@ -253,7 +259,7 @@ def write_world(folder: Path, settings: Settings) -> None:
         )
     card = folder / "world.json"
     if card.exists() and json.loads(card.read_text()) == settings.card:
-        _add_grounding(folder, settings)
+        _add_made(folder, settings)
         print(f"{folder} already holds this world")
         return
     if folder.exists() and any(folder.iterdir()):
@@ -274,7 +280,7 @@ def write_world(folder: Path, settings: Settings) -> None:
     for split in SHARES:
         images, texts, readings = (_merge([each.result() for each in work[split, kind]]) for kind in WRITERS)
         _write_split(partial, split, images, {**texts, **readings}, settings)
-    _add_grounding(partial, settings)
+    _add_made(partial, settings)
     _dump(partial / "world.json", settings.card)
     if folder.exists():
         folder.rmdir()

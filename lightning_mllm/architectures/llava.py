@@ -47,6 +47,16 @@ class LLaVA(MultimodalModule):
     stages: ClassVar[dict[str, Stage]] = {
         "align": Stage(train={"connector.*": ParamGroup()}),
         "instruct": Stage(train={"connector.*": ParamGroup(), "language.*": ParamGroup()}),
+        # ShareGPT4V (arXiv 2311.12793): the blocks of ViT-L/14 from 12 on (`--tune_vit_from_layer` of the released
+        # slurm_pretrain_7b.sh), but for block 23, which layer -2 never reads and which is not built here.
+        "pretrain": Stage(
+            train={
+                "connector.*": ParamGroup(),
+                "language.*": ParamGroup(),
+                "vision.transformer.resblocks.1[2-9].*": ParamGroup(),
+                "vision.transformer.resblocks.2[0-2].*": ParamGroup(),
+            }
+        ),
         # 2e-5: `--mm_projector_lr` of the released finetune_lora.sh.
         "instruct_lora": Stage(train={"connector.*": ParamGroup(lr=2e-5), "language.*lora_*": ParamGroup()}, lora=True),
     }

@@ -36,13 +36,13 @@ def built(**settings: Any) -> LLaVA:
     return module.eval()
 
 
-def reference(act: str = "gelu") -> Any:
+def reference(act: str = "gelu", depth: int = 3) -> Any:
     """transformers' own, of the sizes of `tiny`, with values that no initialisation rule has made small."""
     text = {key: value for key, value in TINY["language"].config.items() if key != "model_type"}
     vision = CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=128,
-        num_hidden_layers=3,
+        num_hidden_layers=depth,
         num_attention_heads=2,
         image_size=16,
         patch_size=8,
@@ -318,6 +318,27 @@ def test_a_stage_trains_what_is_published_and_nothing_else(stage: str) -> None:
     # B of a fresh adapter is zero, and with it A's gradient.
     assert all(".lora_A." in name for name in silent)
     assert set(found) == {n for n, p in module.net.named_parameters() if p.requires_grad}
+
+
+def test_sharegpt4v_trains_what_its_code_unlocks_but_for_the_block_that_is_not_read() -> None:
+    """The rule of `unlock_vit` (ShareGPT4V, share4v/train/train.py:808, from layer 12) on transformers' own names."""
+    theirs = reference(depth=24)
+    unlocked = set()
+    for name, _ in theirs.named_parameters():
+        _, tower, rest = name.partition("vision_tower.")
+        _, block, number = rest.partition("encoder.layers.")
+        if not tower or (block and int(number.split(".")[0]) >= 12):
+            unlocked.add(name)
+    state = {on_disk(name): parameter for name, parameter in theirs.named_parameters() if name in unlocked}
+    read = {name: each for name, each in state.items() if ".encoder.layers.23." not in name}
+    assert len(state) - len(read) == 16
+    vision = {**(TINY["vision"].config or {})["vision_cfg"], "layers": 24}
+    tower = replace(TINY["vision"], config={**(TINY["vision"].config or {}), "vision_cfg": vision})
+    module = built(vision=tower, stage=StageSettings(name="pretrain"))
+    trained = {name for name, parameter in module.net.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in hf_llava.KEYS.to_ours(read, theirs.config.to_dict())}
+    found = gradients(module, batch_of(module, ONE, OTHER))
+    assert set(found) == trained and all((gradient != 0).any() for gradient in found.values())
 
 
 def test_biases_of_adapted_layers_are_trained_where_it_is_said() -> None:
