@@ -6,6 +6,12 @@ A line for each picture, in the order of the folder:
 
 with `error` in place of `answer` where it cannot be read. Lines are written to `answers.jsonl.partial`, from which a
 stopped command goes on, and which is renamed at the end. In memory stand a batch of pictures and the names of a folder.
+
+`--form llava` makes records of LLaVA of the lines, one request and one answer each, as ShareGPT4V's files have them,
+each with its `provenance`: a list in a .json, else lines. What cannot be read goes to `FILE.errors.jsonl`.
+
+{"id": "day1/a", "image": "day1/a.png", "conversations": [{"from": "human", "value": "<image>\\nDescribe it."}, ...],
+ "provenance": {"model": "llava@3f0c9ad1b2e4", "prompt": "Describe it.", "decoding": {"max_new_tokens": 128, ...}}}
 """
 
 from __future__ import annotations
@@ -13,17 +19,20 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lightning_mllm.commands.arguments import Arguments
 from lightning_mllm.commands.config import ConfigError
+from lightning_mllm.commands.llava_records import named_in, write_records
 from lightning_mllm.commands.model import RUN, add_options, load_given
 
 if TYPE_CHECKING:
     from lightning_mllm.inference.model import Model
+    from lightning_mllm.language.generation import Decoding
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
@@ -45,6 +54,14 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--bad-images", choices=["record", "refuse"], default="record", help="a line with the error (record), or stop"
     )
+    parser.add_argument(
+        "--form", choices=["lines", "llava"], default="lines", help="llava: records to train on (lines)"
+    )
+    parser.add_argument(
+        "--except", dest="without", type=Path, metavar="FILE", help="LLaVA's records; not their pictures"
+    )
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens of an answer (as the run says)")
+    parser.add_argument("--num-beams", type=int, metavar="N", help="beams of the search (as the run says)")
     add_options(parser)
     given = parser.parse_args(arguments)
     if not given.folder.is_dir():
@@ -53,30 +70,52 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(f"--batch: found {given.batch}, expected at least 1")
     if given.to.exists():
         raise ConfigError(f"--to: found {given.to}, which is complete, expected a file that is not there yet")
-    if not (total := sum(1 for _ in pictures(given.folder))):
-        raise ConfigError(f"{given.folder}: found no picture, expected files such as {', '.join(sorted(SUFFIXES))}")
+    known = frozenset[str]() if given.without is None else named_in(given.without)
+    if not (total := sum(1 for _ in pictures(given.folder, known))):
+        other = f" that {given.without} does not name" if known else ""
+        raise ConfigError(
+            f"{given.folder}: found no picture{other}, expected files such as {', '.join(sorted(SUFFIXES))}"
+        )
     model = load_given(given.run, given)
     chosen = [each for each in (given.dtype, given.template) if each]
-    facts = {"prompt": given.prompt, "model": " ".join([identity(given.run), *chosen])}
+    facts: dict[str, Any] = {"prompt": given.prompt, "model": " ".join([identity(given.run), *chosen])}
+    limits = {"max_new_tokens": given.max_new_tokens, "num_beams": given.num_beams}
+    decoding = replace(model.decoding, **{name: value for name, value in limits.items() if value is not None})
+    if given.form == "llava" or decoding != model.decoding:
+        facts["decoding"] = asdict(decoding)
     given.to.parent.mkdir(parents=True, exist_ok=True)
     partial = given.to.with_name(f"{given.to.name}.partial")
     with partial.open("a+b") as file:
-        answered = _Answered(file, partial, facts)
-        failed = answered.write(model, given.folder, given.batch, total, refuse=given.bad_images == "refuse")
+        answered = _Answered(file, partial, facts, decoding)
+        names = pictures(given.folder, known)
+        failed = answered.write(model, given.folder, names, given.batch, total, refuse=given.bad_images == "refuse")
         os.fsync(file.fileno())
-        os.replace(partial, given.to)
+        if given.form == "llava":
+            write_records(partial, given.to)
+            partial.unlink()
+        else:
+            os.replace(partial, given.to)
+    if given.form == "llava":
+        unread = f"; {failed:,} pictures that cannot be read in {given.to}.errors.jsonl" if failed else ""
+        print(f"{given.to} ({total - failed:,} records{unread})")
+        return
     unread = f", {failed:,} of them errors of pictures that cannot be read" if failed else ""
     print(f"{given.to} ({total:,} lines{unread})")
 
 
-def pictures(folder: Path) -> Iterator[str]:
-    """Paths of the pictures below `folder`, relative to it, in an order that does not change; hidden files are none."""
+def pictures(folder: Path, known: Collection[str] = ()) -> Iterator[str]:
+    """Paths of the pictures below `folder`, relative to it, in an order that does not change; hidden files are none.
+
+    Args:
+        known: those that are left out.
+    """
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         inside = Path(root).relative_to(folder).as_posix()
         for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
-                yield name if inside == "." else f"{inside}/{name}"
+            path = name if inside == "." else f"{inside}/{name}"
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES and path not in known:
+                yield path
 
 
 def identity(run: str) -> str:
@@ -100,19 +139,18 @@ class _Answered:
         ConfigError: Another process writes them.
     """
 
-    def __init__(self, file: BinaryIO, path: Path, facts: dict[str, str]) -> None:
+    def __init__(self, file: BinaryIO, path: Path, facts: dict[str, Any], decoding: Decoding) -> None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"{path}: found another process that writes it, expected none") from None
-        self.file, self.path, self.facts = file, path, facts
+        self.file, self.path, self.facts, self.decoding = file, path, facts, decoding
 
-    def write(self, model: Model, folder: Path, batch: int, total: int, *, refuse: bool) -> int:
+    def write(self, model: Model, folder: Path, names: Iterator[str], batch: int, total: int, *, refuse: bool) -> int:
         """Adds the missing lines; how many of all tell an error."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        names = pictures(folder)
         done, failed = self._resume(names)
         columns = (TextColumn("pictures"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -126,15 +164,16 @@ class _Answered:
                 progress.advance(task, len(chunk))
         return failed
 
-    def _answers(self, model: Model, folder: Path, names: Sequence[str], refuse: bool) -> list[dict[str, str]]:
+    def _answers(self, model: Model, folder: Path, names: Sequence[str], refuse: bool) -> list[dict[str, Any]]:
         from lightning_mllm.processing.images import ImageError
 
-        def row(name: str, **found: str) -> dict[str, str]:
+        def row(name: str, **found: str) -> dict[str, Any]:
             return {"image": name, **self.facts, **found}
 
         prompt = self.facts["prompt"]
         try:
-            answers = model.answers([(folder / name, prompt) for name in names], batch=len(names))
+            asked = [(folder / name, prompt) for name in names]
+            answers = model.answers(asked, decoding=self.decoding, batch=len(names))
             return [row(name, answer=answer) for name, answer in zip(names, answers, strict=True)]
         except ImageError as error:
             reason = str(error.__cause__ or error)

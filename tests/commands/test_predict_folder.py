@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from data_modules.sources import LlavaPretrain
 from lightning_mllm.cli import main
 from lightning_mllm.commands import predict_folder
 from lightning_mllm.commands.config import ConfigError
@@ -83,6 +86,59 @@ def test_a_stopped_command_goes_on(model: Model, monkeypatch: pytest.MonkeyPatch
     predict("--batch", "1")
     assert Path("answers.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
     assert len(asked) == len(set(asked)) == len(NAMES) and not Path("answers.jsonl.partial").exists()
+
+
+def test_records_to_train_on_say_where_they_come_from(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    """A seed set is left out, a stopped command goes on, and what is written is read as ShareGPT4V's files are."""
+    seed = [{"id": "a", "image": "a.png", "conversations": []}, {"id": "text"}]
+    Path("seed.json").write_text(json.dumps(seed))
+    options = ("--form", "llava", "--max-new-tokens", "3", "--except", "seed.json", "--batch", "2")
+    predict(*options, to="captions.jsonl")
+    assert "captions.jsonl (4 records; 1 pictures that cannot be read in captions.jsonl.errors.jsonl)" in (
+        capsys.readouterr().out
+    )
+    records = [json.loads(line) for line in Path("captions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [each["image"] for each in records] == [name for name in NAMES if name not in ("a.png", BAD)]
+    short = replace(FEW, max_new_tokens=3)
+    expected = {"model": "tiny@0", "prompt": "What is it?", "decoding": asdict(short)}
+    for each in records:
+        assert each["provenance"] == expected and each["id"] == each["image"].rsplit(".", 1)[0]
+        asked, told = each["conversations"]
+        assert asked == {"from": "human", "value": "<image>\nWhat is it?"}
+        answer = model.answer(Path("photos", each["image"]), "What is it?", short)
+        assert told == {"from": "gpt", "value": answer} and answer
+    (error,) = [json.loads(line) for line in Path("captions.jsonl.errors.jsonl").read_text().splitlines()]
+    assert error["image"] == BAD and "no known image format" in error["error"]
+    assert not list(Path().glob("*.partial")) and not list(Path().glob("*.records"))
+    predict(*options, to="captions.json")
+    assert json.loads(Path("captions.json").read_text(encoding="utf-8")) == records
+    source = LlavaPretrain("captions.json", "photos")
+    source.load()
+    assert len(source) == 4 and source.sample(0, torch.Generator()).references == (
+        records[0]["conversations"][1]["value"].strip(),
+    )
+
+
+def test_other_decoding_is_not_mixed(
+    model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*asked: Any, **options: Any) -> list[str]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        real, calls = model.answers, count()
+        patched.setattr(model, "answers", lambda *a, **k: real(*a, **k) if next(calls) == 0 else stopped())
+        with pytest.raises(SystemExit, match="130"):
+            predict("--batch", "1", "--form", "llava")
+    for options, told in (
+        (("--form", "llava", "--num-beams", "2"), "partial:1: found decoding"),
+        (("--except", "absent.json"), "--except: absent.json: "),
+        (("--except", "photos/note.txt", "--form", "llava"), "partial:1: found image 'a.png'"),
+    ):
+        Path("photos/note.txt").write_text('{"image": ["a.png"]}\n')
+        with pytest.raises(SystemExit, match="2"):
+            predict(*options)
+        assert told in capsys.readouterr().err
 
 
 def test_lines_of_something_else_are_refused(model: Model, capsys: pytest.CaptureFixture[str]) -> None:

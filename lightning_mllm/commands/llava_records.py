@@ -1,0 +1,74 @@
+"""Answered lines of `mllm predict FOLDER` as LLaVA's records, the form of ShareGPT4V's files (arXiv 2311.12793)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lightning_mllm.commands.config import ConfigError
+from lightning_mllm.contracts import IMAGE_MARK
+
+Json = dict[str, Any]
+
+
+def write_records(lines: Path, to: Path) -> None:
+    """Writes `to` whole or not at all, and beside it the lines without an answer, if there are any.
+
+    Args:
+        lines: a JSON line each: image, prompt, model, decoding and answer or error.
+        to: a list of records in a .json, else a line each; its errors go to `to` with `.errors.jsonl` behind it.
+    """
+    listed = to.suffix == ".json"
+    partial, failed = to.with_name(f"{to.name}.records"), to.with_name(f"{to.name}.errors.jsonl")
+    errors = []
+    with partial.open("w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write("[" if listed else "")
+        written = 0
+        for row in _rows(lines):
+            if "answer" not in row:
+                errors.append(row)
+                continue
+            before = ("\n" if written == 0 else ",\n") if listed else ""
+            file.write(before + json.dumps(record(row), ensure_ascii=False) + ("" if listed else "\n"))
+            written += 1
+        file.write("\n]\n" if listed else "")
+        file.flush()
+        os.fsync(file.fileno())
+    if errors:
+        told = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in errors)
+        failed.write_text(told, encoding="utf-8", errors="surrogateescape")
+    os.replace(partial, to)
+
+
+def record(row: Json) -> Json:
+    """One request and one answer about one picture, and how the answer came about."""
+    image, prompt = row["image"], row["prompt"]
+    request = prompt if IMAGE_MARK in prompt else f"{IMAGE_MARK}\n{prompt}"
+    said = [{"from": "human", "value": request}, {"from": "gpt", "value": row["answer"]}]
+    provenance = {name: row[name] for name in ("model", "prompt", "decoding")}
+    id = str(PurePosixPath(image).with_suffix(""))
+    return {"id": id, "image": image, "conversations": said, "provenance": provenance}
+
+
+def named_in(path: Path) -> frozenset[str]:
+    """Names of the pictures in a file of LLaVA's records, a list or lines.
+
+    Raises:
+        ConfigError: It is not there, or holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(e) for e in text.splitlines() if e]
+        names = [row.get("image") for row in rows]
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"--except: {path}: {error}, expected LLaVA's records as a JSON list or as lines") from None
+    return frozenset(name for each in names for name in (each if isinstance(each, list) else [each]) if name)
+
+
+def _rows(lines: Path) -> Iterator[Json]:
+    with lines.open("rb") as file:
+        for line in file:
+            yield json.loads(line.decode("utf-8", errors="surrogateescape"))
