@@ -24,10 +24,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 
+from data_modules.shard_order import shard_order
 from data_modules.shared_array import shared_array
 
-Group = Literal["none", "length", "similar_length", "modality_length", "modality_similar_length", "source"]
+Group = Literal["none", "length", "similar_length", "modality_length", "modality_similar_length", "source", "shard"]
 
+UNGROUPED = ("none", "source", "shard")
+"""Groups that no length is needed for."""
 WINDOW = 50
 """Most global batches whose samples are sorted together for batches of similar length, as in transformers' sampler."""
 
@@ -74,9 +77,12 @@ class MixtureSampler:
             batch comes when is random, and but for similar lengths also which samples share one.
             "source": each `run` samples are of one source, drawn by the shares (LAVIS's `MultiIterLoader`, whose ranks
             fill each micro-batch from one data set).
+            "shard": the samples of a source come from a few shards at a time (see shard_order.py), so that they are
+            read from a network disk, or from row groups, in few large pieces.
         lengths: words of sample `index` of a source; needed to group.
         modalities: whether sample `index` of a source has an image; needed to group by modality.
         batch: the global batch, in samples.
+        runs: of a source, how many samples after one another lie in one shard; needed to group by shard.
         run: samples in a row that are of one source, where grouped by source. A data epoch then has as many whole runs
             as the sources fill together, and a source its share of them, also without weights.
 
@@ -94,6 +100,7 @@ class MixtureSampler:
         modalities: Callable[[str, int], bool] | None = None,
         batch: int = 1,
         run: int = 1,
+        runs: Callable[[str], np.ndarray] | None = None,
     ) -> None:
         if not sizes:
             raise ValueError("train: found no source, expected at least one")
@@ -101,10 +108,13 @@ class MixtureSampler:
             raise ValueError(f"train.{empty[0]}: found 0 samples, expected at least one")
         if group not in get_args(Group):
             raise ValueError(f"group: found {group!r}, expected one of {', '.join(get_args(Group))}")
-        assert group in ("none", "source") or lengths, "grouping by length needs lengths"
+        assert group in UNGROUPED or lengths, "grouping by length needs lengths"
         assert not group.startswith("modality") or modalities, "grouping by modality needs modalities"
         self.sizes, self.seed, self.group, self.batch = dict(sizes), seed, group, batch
         self._lengths, self._modalities = lengths, modalities
+        assert group != "shard" or runs, "grouping by shard needs their sizes"
+        self._runs = {name: runs(name) for name in sizes} if group == "shard" and runs else {}
+        assert all(int(each.sum()) == sizes[name] for name, each in self._runs.items())
         self.run = run if group == "source" else 1
         whole = self.run == 1 and weights is None
         shares = self.sizes if whole else _shares(self.sizes, weights or self.sizes, self.run)
@@ -143,18 +153,26 @@ class MixtureSampler:
         """A digest of all that the order depends on."""
         settings = (self.sizes, self.counts, self.seed, self.group, self.batch, self.run)
         digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
-        if self.group not in ("none", "source"):
+        if self.group not in UNGROUPED:
             digest.update(self._words().tobytes())
         if self.group.startswith("modality"):
             digest.update(self._with_image().tobytes())
+        for runs in self._runs.values():
+            digest.update(runs.astype(np.int64).tobytes())
         return digest.hexdigest()
 
     def _build(self, epoch: int) -> Int[np.ndarray, " N"]:
         drawn = np.concatenate([self._drawn(name, epoch) for name in self.sizes])
         random = seeded(self.seed, "epoch", epoch)
+        if self.group == "shard":  # those of a source stay in their order
+            sources = np.repeat(np.arange(len(self.counts)), list(self.counts.values()))
+            mixed = sources[self._permutation(len(drawn), random)]
+            shuffled = np.empty_like(drawn)
+            shuffled[np.argsort(mixed, kind="stable")] = drawn
+            return shuffled
         runs = self._permutation(len(drawn) // self.run, random)
         shuffled = drawn.reshape(-1, self.run)[runs].ravel()
-        return shuffled if self.group in ("none", "source") else self._grouped(shuffled, epoch, random)
+        return shuffled if self.group in UNGROUPED else self._grouped(shuffled, epoch, random)
 
     def _permutation(self, size: int, random: torch.Generator) -> Int[np.ndarray, " N"]:
         return torch.randperm(size, generator=random, dtype=self._dtype).numpy()
@@ -165,7 +183,9 @@ class MixtureSampler:
         drawn, missing = list[np.ndarray](), count
         while missing:
             turn, offset = divmod((epoch + 1) * count - missing, size)
-            permutation = self._permutation(size, seeded(self.seed, "source", name, turn))
+            random = seeded(self.seed, "source", name, turn)
+            runs = self._runs.get(name)
+            permutation = self._permutation(size, random) if runs is None else shard_order(runs, random, self._dtype)
             drawn.append(permutation[offset : offset + missing])
             missing -= len(drawn[-1])
         return np.concatenate(drawn) + drawn[0].dtype.type(self._starts[self._names.index(name)])

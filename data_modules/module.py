@@ -46,8 +46,8 @@ class MultimodalDataModule(EvaluatedDataModule):
         test: sets answered by a test, each with its blind twin unless it says otherwise; also those of predict.
         weights: share of each source in a data epoch; None for the union of all.
         text: plain text that every optimizer step takes beside the global batch.
-        group: "length", "similar_length", "modality_length", "modality_similar_length" or "source" bring samples of one
-            kind together (see MixtureSampler).
+        group: "length", "similar_length", "modality_length", "modality_similar_length", "source" or "shard" bring
+            samples of one kind together (see MixtureSampler).
         epochs: passes over the data, where no steps are given.
         steps: optimizer steps, in place of epochs: as many passes over the data as they take.
         global_batch: samples of one optimizer step, over all processes and micro-batches.
@@ -147,6 +147,7 @@ class MultimodalDataModule(EvaluatedDataModule):
                 modalities=lambda name, index: self.train[name].has_image(index),
                 batch=self.global_batch,
                 run=self.per_device_batch or 1,
+                runs=lambda name: self.train[name].runs(),
             )
         return self._order
 

@@ -36,6 +36,7 @@ from data_modules.sources.visual_genome import (
     VisualGenomeRelations,
 )
 from data_modules.sources.vqa import OkVqa, VqaV2
+from data_modules.sources.web_captions import WebCaptions
 
 __all__ = [
     "AOkVqa",
@@ -88,4 +89,5 @@ __all__ = [
     "VqaV2",
     "Vsr",
     "WebCapFilt",
+    "WebCaptions",
 ]

@@ -13,27 +13,26 @@ from data_modules.sources.records import (
     MAX_CAPTION,
     RecordError,
     field,
-    parse,
     records_in,
     refused,
     text_of,
-    texts_of,
 )
 from data_modules.sources.source import Published
+from data_modules.sources.web_captions import WebCaptions
 from lightning_mllm.contracts import IMAGE_MARK
 
 TOP = 2
 """Of the original and the synthetic captions, ranked by CLIP, so many are kept (BLIP-2, arXiv 2301.12597, sec. 3.4)."""
 
 
-class WebCapFilt(CaptionSource):
-    """Web images with their CapFilt captions (BLIP, arXiv 2201.12086): a .json list or .jsonl lines of
-    {image, caption}, `caption` being the list of the original and the synthetic texts, the best one first.
+class WebCapFilt(WebCaptions):
+    """Web images with their CapFilt captions (BLIP, arXiv 2201.12086): records {image, caption}, `caption` being the
+    list of the original and the synthetic texts, the best one first.
 
     One sample an image: one of the first two captions, drawn anew in every data epoch.
 
     Args:
-        annotations, images, prompt, bad_records: as in CaptionSource; images that are gone from the web need 'skip'.
+        annotations, images, prompt, bad_records: as in WebCaptions.
     """
 
     published: ClassVar[tuple[Published, ...]] = (
@@ -48,21 +47,13 @@ class WebCapFilt(CaptionSource):
     )
 
     def __init__(
-        self, annotations: str, images: str, prompt: str = "caption", bad_records: BadRecords = "refuse"
+        self,
+        annotations: str | list[str],
+        images: str = "",
+        prompt: str = "caption",
+        bad_records: BadRecords = "refuse",
     ) -> None:
-        super().__init__(annotations, images, prompt, "image", bad_records=bad_records)
-
-    def _read(self) -> Iterator[Entry]:
-        for place, record in records_in(self.annotations):
-            try:
-                record = parse(record) if isinstance(record, bytes) else record
-                name = self._folder.check(field(record, "image", str))
-                one = isinstance(field(record, "caption", str, list), str)
-                texts = [text_of(record, "caption", MAX_CAPTION)] if one else texts_of(record, "caption", MAX_CAPTION)
-            except RecordError as rule:
-                self._bad(refused(self.annotations, place, record, rule, "image"))
-                continue
-            yield self._image_entry(name, name, [], texts[:TOP], place=place)
+        super().__init__(annotations, images, prompt, top=TOP, bad_records=bad_records)
 
 
 class TextCaps(CaptionSource):

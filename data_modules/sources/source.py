@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
+from jaxtyping import Int
 
 from lightning_mllm.boxes import Frame
 from lightning_mllm.contracts import Sample
@@ -78,6 +80,10 @@ class Source(ABC):
         """File and record that sample `index` is read from, as error messages begin; empty where that is not known."""
         return ""
 
+    def runs(self) -> Int[np.ndarray, " R"]:
+        """How many samples after one another lie in one shard or row group, which is read at the cost of one."""
+        return np.ones(len(self), dtype=np.int64)
+
 
 class Wrapped(Source):
     """Another source's samples, each changed in some way; a subclass says how, in `sample`."""
@@ -109,3 +115,6 @@ class Wrapped(Source):
 
     def where(self, index: int) -> str:
         return self.source.where(index)
+
+    def runs(self) -> Int[np.ndarray, " R"]:
+        return self.source.runs()
