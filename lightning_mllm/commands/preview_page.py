@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_mllm.commands.preview import ShownStage
+from lightning_mllm.commands.preview_samples import ShownStage
 from lightning_mllm.evaluation.report import template
 from lightning_mllm.weights.files import write_text
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lightning_mllm.cli import main
-from lightning_mllm.commands.preview import ShownSample, preview
 from lightning_mllm.commands.preview_page import render
+from lightning_mllm.commands.preview_samples import ShownSample, preview
 from lightning_mllm.commands.preview_tokens import TokenText
 from lightning_mllm.commands.stage_data import composed_stages
 from lightning_mllm.language.tokenizer import byte_tokenizer, load_tokenizer
