@@ -133,6 +133,12 @@ def _data(arguments: Sequence[str]) -> None:
     main(arguments[1:])
 
 
+def _synthesize(arguments: Sequence[str]) -> None:
+    from data_modules.synthesis.command import main
+
+    main(arguments[1:])
+
+
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "experiments": _experiments,
     "run": _run,
@@ -146,6 +152,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "mix": _mix,
     "world": _world,
     "data": _data,
+    "synthesize": _synthesize,
     "fit": _fit,
     "validate": _fit,
     "test": _fit,

@@ -212,8 +212,12 @@ class Journal:
                 f"UPDATE calls SET state = 'pending', interrupted = interrupted + 1, {LOSE} WHERE state = 'in flight'"
             )
 
-    def _plan(self, plan: Mapping[str, str], requests: Sequence[Request]) -> None:
-        """Begins the journal, or goes on with it: requests may be added, but none may be other than it was."""
+    def check(self, plan: Mapping[str, str], requests: Sequence[Request]) -> None:
+        """That plan and requests are those of the journal; there may be requests that it does not know.
+
+        Raises:
+            ValueError: Names what is another.
+        """
         known = self.plan
         other = [name for name in dict.fromkeys([*known, *plan]) if known and known.get(name) != plan.get(name)]
         if other:
@@ -222,19 +226,22 @@ class Journal:
                 f"{self.path}: {other[0]}: found '{found}' in the journal and '{expected}' now; a folder holds one"
                 " plan, name another folder"
             )
-        rows = dict(self._database.execute("SELECT id, fingerprint FROM calls WHERE repair = 0"))
         asked = {request.id: request.fingerprint for request in requests}
         if len(asked) < len(requests):
-            raise ValueError(
-                f"{self.path}: found two requests of one id among {len(requests)}, expected ids to be unique"
-            )
-        for id, fingerprint in rows.items():
+            count = len(requests)
+            raise ValueError(f"{self.path}: found two requests of one id among {count}, expected ids to be unique")
+        for id, fingerprint in self._database.execute("SELECT id, fingerprint FROM calls WHERE repair = 0"):
             if (now := asked.get(id)) != fingerprint:
                 what = "other prompts or settings than" if now else "no such request now, expected that"
                 raise ValueError(f"{self.path}: {id}: found {what} in the journal; name another folder")
+
+    def _begin(self, plan: Mapping[str, str], requests: Sequence[Request]) -> None:
+        """Begins the journal, or goes on with it."""
+        self.check(plan, requests)
+        known = {row[0] for row in self._database.execute("SELECT id FROM calls WHERE repair = 0")}
         with self.together():
             self._database.executemany("INSERT OR IGNORE INTO plan VALUES (?, ?)", plan.items())
-            self.add([request for request in requests if request.id not in rows])
+            self.add([request for request in requests if request.id not in known])
 
 
 def split_repair(id: str) -> tuple[str, int]:
@@ -262,7 +269,7 @@ def opened(folder: Path, plan: Mapping[str, str], requests: Sequence[Request]) -
         if not version(database):
             database.executescript(f"BEGIN IMMEDIATE; {TABLES} COMMIT;")
         journal = Journal(folder / FILE, database)
-        journal._plan(plan, requests)
+        journal._begin(plan, requests)
         journal._recover()
         yield journal
 

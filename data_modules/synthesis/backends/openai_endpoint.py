@@ -129,5 +129,6 @@ def _key(key_env: str | None, base_url: str | None) -> str:
     if key_env is None:
         return ""
     if not (key := os.environ.get(key_env, "").strip()):
-        raise ValueError(f"--key-env: found no environment variable {key_env}, expected it to hold the key")
+        # Without what was given: it may be the key itself.
+        raise ValueError("--key-env: found no such environment variable, expected the name of one that holds the key")
     return key

@@ -150,7 +150,7 @@ def test_an_answer_with_the_key_is_not_stored(monkeypatch: pytest.MonkeyPatch) -
     ("url", "key_env", "told"),
     [
         (None, None, "--key-env: found none, expected the environment variable that holds the key"),
-        (None, "NO_SUCH_KEY", "--key-env: found no environment variable NO_SUCH_KEY"),
+        (None, "sk-secret", "--key-env: found no such environment variable, expected the name of one"),
         ("http://me:secret@host/v1", "TOY_KEY", "--base-url: found a user, a password or a query in it"),
         ("http://host/v1?key=secret", "TOY_KEY", "--base-url: found a user, a password or a query in it"),
         ("localhost:8000", "TOY_KEY", "--base-url: found 'localhost:8000', expected an address such as"),
