@@ -109,19 +109,24 @@ class Budget:
             f" {total.completion:,} to write"
         )
         if self.prices is not None:
-            told += f": {self.prices.of(Tokens(total.prompt)):,.2f} to {self.prices.of(total):,.2f} in money"
+            told += f": {money(self.prices.of(Tokens(total.prompt)))} to {money(self.prices.of(total))} in money"
         told += f"; spent before: {self._told(self.spent)}" if self.spent.total else ""
         limits = [f"{self.tokens:,} tokens"] if self.tokens is not None else []
-        limits += [f"{self.money:,.2f} in money"] if self.money is not None else []
+        limits += [f"{money(self.money)} in money"] if self.money is not None else []
         return f"{told}; budget: {' and '.join(limits) or 'none'}"
 
     def _told(self, tokens: Tokens) -> str:
-        money = "" if self.prices is None else f" ({self.prices.of(tokens):,.2f})"
-        return f"{tokens.total:,} tokens{money}"
+        priced = "" if self.prices is None else f" ({money(self.prices.of(tokens))})"
+        return f"{tokens.total:,} tokens{priced}"
 
     def __str__(self) -> str:
         """What was spent."""
         return self._told(self.spent)
+
+
+def money(amount: float) -> str:
+    """Hundredths, or of less than 1 ten-thousandths."""
+    return f"{amount:,.2f}" if amount >= 1 else f"{amount:.4f}"
 
 
 def used(answer: Answer) -> Tokens:

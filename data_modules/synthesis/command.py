@@ -62,13 +62,13 @@ def _synthesize(arguments: Sequence[str]) -> None:
         concurrency=given.concurrency, retries=given.retries, repairs=given.repairs, longest_wait=given.longest_wait
     )
     settings, budget = _settings(given), _budget(given)
+    if given.dry_run:
+        _show(load(settings), budget)
+        return
     # Before files are read: a key that is missing is found at once.
     backend, model, who = _backend(given)
     planned = load(settings)
     content = Content(planned.requests, checker(planned.kinds), repair)
-    if given.dry_run:
-        _show(planned, budget)
-        return
     with journal.opened(given.to, {"model": model, **planned.plan}, planned.requests) as book:
         _note(book, settings, who, given.prices)
         if given.again and (count := book.again("refused")):
@@ -88,10 +88,10 @@ def _write(arguments: Sequence[str]) -> None:
         parser.error("found no --model")
     settings, budget = _settings(given), _budget(given)
     planned = load(settings)
-    content = Content(planned.requests, checker(planned.kinds), repair)
     if given.dry_run:
         _show(planned, budget)
         return
+    content = Content(planned.requests, checker(planned.kinds), repair)
     with journal.opened(given.to, {"model": given.model, **planned.plan}, planned.requests) as book:
         _note(book, settings, f"{given.model} through batch files", given.prices)
         if given.again and (count := book.again("written") + book.again("refused")):
@@ -227,7 +227,12 @@ def _parser(action: str = "") -> _Arguments:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--captions", nargs=2, metavar=("FORMAT", "FILE"), help="coco, or a class of mllm data list; none: pictures alone")
+    add(
+        "--captions",
+        nargs=2,
+        metavar=("FORMAT", "FILE"),
+        help="coco, or a class of mllm data list; none: pictures alone",
+    )
     add("--instances", metavar="FILE", help="COCO's file of boxes")
     add("--images", metavar="FOLDER", required=True, help="the pictures")
     add("--prefix", default="", help="what records put in front of a picture's name, as in coco/train2017/")
@@ -244,7 +249,12 @@ def _parser(action: str = "") -> _Arguments:
     add("--dry-run", action="store_true", help="the plan, its cost and one request of each kind; nothing is sent")
     _add_limits(parser)
     if not action:
-        add("--backend", choices=("openai", "rules"), default="openai", help="an endpoint, or rules on captions and boxes")
+        add(
+            "--backend",
+            choices=("openai", "rules"),
+            default="openai",
+            help="an endpoint, or rules on captions and boxes",
+        )
         add("--base-url", metavar="URL", help="of an OpenAI-compatible endpoint (OpenAI's own)")
         add("--key-env", metavar="NAME", help="the environment variable that holds the key")
         add("--concurrency", type=int, default=8, metavar="N", help="calls at once (8)")
@@ -256,7 +266,9 @@ def _parser(action: str = "") -> _Arguments:
 
 
 def _add_limits(parser: _Arguments) -> None:
-    parser.add_argument("--retries", type=int, default=5, metavar="N", help="further calls after one without an answer (5)")
+    parser.add_argument(
+        "--retries", type=int, default=5, metavar="N", help="further calls after one without an answer (5)"
+    )
     parser.add_argument("--repairs", type=int, default=1, metavar="N", help="further calls after a wrong answer (1)")
 
 
@@ -274,4 +286,3 @@ class _Arguments(argparse.ArgumentParser):
             close = difflib.get_close_matches(first, known, n=1)
             message = f"found an unknown argument {first}{f'; the nearest is {close[0]}' if close else ''}"
         raise ValueError(f"{self.prog.removeprefix('mllm ')}: {message}; mllm synthesize --help tells more")
-

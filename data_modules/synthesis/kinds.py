@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, get_args
@@ -72,19 +73,21 @@ class Kind:
             id=f"{picture.id}/{self.name}",
             kind=self.name,
             image=picture.image,
-            messages=(Message("system", self.system), *self._shots(), self._asked(picture)),
+            messages=(*self._head, self._asked(picture)),
             context=picture.context,
             max_tokens=self.max_tokens,
             temperature=self.temperature,
             question=random.choice(self.questions) if self.questions else "",
         )
 
-    def _shots(self) -> list[Message]:
-        shots: list[Message] = []
+    @cached_property
+    def _head(self) -> tuple[Message, ...]:
+        """The system message and the examples: one copy for the requests of all pictures."""
+        head = [Message("system", self.system)]
         for example in self.examples:
-            shots.append(Message("user", write_context(example.context, boxes=self.boxes)))
-            shots.append(Message("assistant", example.answer))
-        return shots
+            head.append(Message("user", write_context(example.context, boxes=self.boxes)))
+            head.append(Message("assistant", example.answer))
+        return tuple(head)
 
     def _asked(self, picture: Picture) -> Message:
         if not self.picture:

@@ -55,8 +55,8 @@ def test_an_endpoint_that_counts_more_is_believed() -> None:
 def test_the_announcement_names_calls_tokens_money_and_budget() -> None:
     budget = Budget(tokens=5000, money=2.5, prices=Prices(100, 200), spent=Tokens(10, 0))
     assert budget.announce([REQUEST] * 10) == (
-        "10 calls, about 1,820 tokens to read (one for 4 bytes) and at most 2,000 to write: 0.18 to 0.58 in money;"
-        " spent before: 10 tokens (0.00); budget: 5,000 tokens and 2.50 in money"
+        "10 calls, about 1,820 tokens to read (one for 4 bytes) and at most 2,000 to write: 0.1820 to 0.5820 in money;"
+        " spent before: 10 tokens (0.0010); budget: 5,000 tokens and 2.50 in money"
     )
     assert Budget().announce([]).endswith("budget: none")
 
