@@ -37,6 +37,8 @@ from lightning_mllm.contracts import ImageRef
 
 Json = dict[str, Any]
 
+_IN_NAMES = ("dining", "parking", "living", "building", "ceiling", "morning", "evening", "during", "clothing", "thing")
+"""Words that end like actions and are none."""
 BINS = {
     "1": 1,
     "2-5": 5,
@@ -153,7 +155,7 @@ def _doing(verdicts: Sequence[Verdict]) -> list[tuple[str, int]]:
         for _, said in pairs_of(verdict) if verdict.good else ():
             for mention in words_of(verdict.outcome.request.context).mentions(said):
                 before = re.search(r"\b([a-z]{3,}ing)(?: \w+){1,3} $", said[: mention.start])
-                if before:
+                if before and before[1] not in _IN_NAMES:
                     found[f"{before[1]} … {mention.word}"] += 1
     return found.most_common(RANKED)
 

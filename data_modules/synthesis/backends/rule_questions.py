@@ -24,7 +24,7 @@ APART = 0.2
 other."""
 MOST_COUNTED = 6
 """People who drew boxes miss some of many."""
-PREFERRED = {"yes": 2}
+PREFERRED = {"yes": 1.5}
 """Weight of an answer among those that a picture allows: many allow no "yes", so others give it more often."""
 MOST_OF_A_FAMILY = 3
 """Questions of one kind about a picture."""

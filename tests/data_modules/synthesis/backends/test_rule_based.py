@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from random import Random
 
 import pytest
@@ -10,22 +11,30 @@ from data_modules.synthesis.backends.rule_based import RuleBased
 from data_modules.synthesis.backends.rule_questions import FAMILIES, Asked
 from data_modules.synthesis.backends.rule_questions import Scene as Known
 from data_modules.synthesis.parsers import parse_turn, parse_turns
-from data_modules.synthesis.request import NamedBox, Refused, Stop
+from data_modules.synthesis.request import Context, NamedBox, Refused, Stop
 from data_modules.synthesis.things import things
 from data_modules.world.questions import KINDS
+from data_modules.world.scene import Scene
 from tests.data_modules.synthesis.contexts import context, request, world_context
 
-SCENES = 60
+SCENES = 30
+
+
+@cache
+def world(seed: int) -> tuple[Scene, Context, Known]:
+    """A scene, what is told of it, and what the backend knows of that."""
+    scene, told = world_context(seed)
+    return scene, told, Known(told)
 
 
 def asked(family: str, known: Known) -> list[Asked]:
     """All that a family can ask, in both wordings."""
-    return [each for seed in (0, 1, 2, 3) for each in FAMILIES[family](known, Random(seed))]
+    return [each for seed in (0, 2) for each in FAMILIES[family](known, Random(seed))]
 
 
 def test_attributes_of_boxes_are_those_that_were_drawn() -> None:
     for seed in range(SCENES):
-        scene, told = world_context(seed)
+        scene, told, _ = world(seed)
         found = [(thing.size, thing.colour, thing.name, thing.place) for thing in things(told)]
         assert found == [(thing.size, thing.colour, thing.shape, thing.place) for thing in scene.things]
 
@@ -34,24 +43,23 @@ def test_attributes_of_boxes_are_those_that_were_drawn() -> None:
 def test_answers_are_those_of_the_world(kind: str) -> None:
     compared = answers = 0
     for seed in range(SCENES):
-        scene, told = world_context(seed)
+        scene, _, known = world(seed)
         truth = {q.text: q.answer for draw in range(6) for q in KINDS[kind](scene, Random(draw))}
-        for each in asked(kind, Known(told)):
+        for each in asked(kind, known):
             answers += 1
             if each.question in truth:
                 compared += 1
                 assert each.word == truth[each.question], (seed, each)
     # The world asks neither about pairs that it keeps for its novel part, nor in every wording of ours.
-    assert compared > 0.5 * answers > 50, (compared, answers)
+    assert compared > 0.5 * answers > 25, (compared, answers)
 
 
 def test_conversations_are_full_and_balanced() -> None:
     backend, yes = RuleBased(questions=10, answers="words"), {"yes": 0, "no": 0}
     for seed in range(SCENES):
-        _, told = world_context(seed)
+        _, told, _ = world(seed)
         pairs = parse_turns(backend.ask(request(told, "conversation", str(seed))).text)
-        assert len(pairs) == 10
-        assert len({question for question, _ in pairs}) == 10
+        assert len({question for question, _ in pairs}) == len(pairs) == 10
         for _, answer in pairs:
             if answer in yes:
                 yes[answer] += 1
@@ -59,7 +67,7 @@ def test_conversations_are_full_and_balanced() -> None:
 
 
 def test_the_same_request_is_answered_alike_and_another_seed_differs() -> None:
-    _, told = world_context(3)
+    _, told, _ = world(3)
     each = request(told, "conversation")
     assert RuleBased().ask(each) == RuleBased().ask(each)
     assert RuleBased(seed=1).ask(each).text != RuleBased().ask(each).text
@@ -99,7 +107,7 @@ def test_sides_are_told_by_boxes_that_are_clearly_apart() -> None:
 
 def test_a_question_that_takes_steps_is_answered_with_them() -> None:
     for seed in range(SCENES):
-        scene, told = world_context(seed)
+        scene, told, _ = world(seed)
         if len(scene.things) > 1:
             ((question, answer),) = parse_turn(RuleBased().ask(request(told, "reasoning", str(seed))).text)
             if question.startswith("How many things would be left"):
@@ -111,7 +119,7 @@ def test_a_question_that_takes_steps_is_answered_with_them() -> None:
 
 def test_a_description_says_where_every_thing_is() -> None:
     for seed in range(SCENES):
-        scene, told = world_context(seed)
+        scene, told, _ = world(seed)
         text = RuleBased().ask(request(told, "detail", str(seed))).text.lower()
         for thing in scene.things:
             assert f"{thing.size} {thing.colour} {thing.shape}" in text
