@@ -29,7 +29,7 @@ def source_named(request: Request, kind: Kind, pairs: Pairs) -> Iterator[str]:
     known = " ".join(request.context.captions).lower()
     for said in _said(kind, pairs):
         for found in pattern("source named").finditer(said):
-            if found[0].lower().split()[-1] not in known:
+            if found[0].lower() not in known:
                 yield f"found '{found[0].strip()}', expected words of somebody who sees the picture"
 
 

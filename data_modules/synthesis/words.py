@@ -145,6 +145,8 @@ def _is_noun(text: str, start: int, end: int, word: str, many: bool) -> bool:
     following = re.match(r"\s+([A-Za-z]+)", text[end:])
     if not many and following and following[1].lower() in _compounds():
         return False
+    if word in COLOURS and not many and following and following[1].lower() not in FOLLOWING:
+        return False
     if word not in _file()["ambiguous"] or many:
         return True
     before = re.search(r"([A-Za-z]+)\s+$", text[:start])
