@@ -116,6 +116,18 @@ def _compare(arguments: Sequence[str]) -> None:
     main(arguments[1:])
 
 
+def _submit(arguments: Sequence[str]) -> None:
+    from lightning_mllm.commands.submit import main
+
+    main(arguments[1:])
+
+
+def _judge(arguments: Sequence[str]) -> None:
+    from lightning_mllm.commands.judge import main
+
+    main(arguments[1:])
+
+
 def _world(arguments: Sequence[str]) -> None:
     from data_modules.world.write import main
 
@@ -149,6 +161,8 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "serve": _serve,
     "export": _export,
     "compare": _compare,
+    "submit": _submit,
+    "judge": _judge,
     "mix": _mix,
     "world": _world,
     "data": _data,
