@@ -54,7 +54,7 @@ L4 = {f"lightning_mllm.{name}" for name in ("cli", "commands", "export", "infere
 # The verbs reach architectures and data modules through YAML, or by walking the package of architectures (which one,
 # `test_no_file_speaks_for_an_architecture` forbids them to say); `mllm world` and `mllm data` are the programs of data
 # that they call.
-PROGRAMS = {"data_modules.world.write", "data_modules.listing", "data_modules.synthesis.command"}
+PROGRAMS = {f"data_modules.{name}" for name in ("world.write", "judging", "listing", "synthesis.command")}
 for name in L4:
     MAY_IMPORT[name] = L2 | L4 | PROGRAMS | {"lightning_mllm.architectures"}
 MAY_IMPORT["lightning_mllm"] = {"lightning_mllm.inference"}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_mllm.cli import main
+from tests.evaluation.expected_sets import take_test
 
 TOY = Path(__file__).parents[1] / "toy.yaml"
 
@@ -39,3 +40,11 @@ def place(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     shutil.copytree(family / "runs", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def tested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the sets that people expect, and runs/toy, a run that was tested on them."""
+    root = tmp_path_factory.mktemp("tested")
+    take_test(root)
+    return root

@@ -16,14 +16,7 @@ from lightning_mllm.cli import main
 from lightning_mllm.evaluation.metrics import MmeScores
 from lightning_mllm.evaluation.metrics.mme import read_yes_or_no
 from lightning_mllm.evaluation.submission import FORMS
-from tests.evaluation.expected_sets import take_test, write_lines
-
-
-@pytest.fixture(scope="module")
-def tested(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("submitted")
-    take_test(root)
-    return root
+from tests.evaluation.expected_sets import write_lines
 
 
 def submitted(tested: Path, form: str, to: Path, *options: str) -> Path:
