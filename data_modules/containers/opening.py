@@ -16,6 +16,8 @@ from data_modules.containers.reading import look_at, not_found
 from data_modules.containers.tar import Tars
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".tar")
+SAVED = ("state.json", "dataset_dict.json")
+"""One of them is in a folder that `datasets` saved."""
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 FIRST_LINE = 1 << 20
 
@@ -83,7 +85,7 @@ def bytes_of(patterns: Sequence[str | Path]) -> int:
         for path in map(Path, glob.glob(pattern) if glob.has_magic(pattern) else _numbered(pattern)):
             if path.is_file():
                 total += path.stat().st_size
-            elif (path / "state.json").is_file():
+            elif any((path / name).is_file() for name in SAVED):
                 total += sum(each.stat().st_size for each in path.iterdir() if each.is_file())
     return total
 
@@ -92,6 +94,8 @@ def _reader(path: Path) -> Callable[[Sequence[Path], Cut], Records]:
     if not path.exists():
         raise not_found(path)
     suffix = path.suffix.lower()
+    if path.is_dir() and not any((path / name).exists() for name in SAVED):
+        raise ValueError(f"{path}: found a folder, expected files of records, or a folder that `datasets` saved")
     if path.is_dir() or suffix == ".arrow":
         return _dataset
     if suffix in (".jsonl", ".ndjson"):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar, Literal, get_args
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
-from data_modules.sources.files import BadRecords, Entry, FileSource
-from data_modules.sources.records import MAX_TEXT, RecordError, field, parse, records_in, refused, text_of, unique_id
-from data_modules.sources.source import Published
+from data_modules.sources.record_source import Checked, RecordSource
+from data_modules.sources.records import MAX_TEXT, RecordError, field, text_of
+from data_modules.sources.source import BadRecords, Published
 from lightning_mllm.boxes import FRAMES, Frame
-from lightning_mllm.contracts import IMAGE_MARK, Role, Sample, Turn
+from lightning_mllm.contracts import IMAGE_MARK, ImageRef, Role, Sample, Turn
 
 ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
 NAMES = {role: name for name, role in ROLES.items()}
@@ -21,7 +21,7 @@ Marks = Literal["given", "front"]
 Turns = list[tuple[Role, str]]
 
 
-class LlavaConversations(FileSource):
+class LlavaConversations(RecordSource):
     """A .json list, or .jsonl lines, of conversations; text-only ones have no `image`.
 
         {"id", "image": "a/b.jpg", "conversations": [{"from": "human", "value": "<image>\\n..."}, {"from": "gpt", ...}]}
@@ -88,21 +88,14 @@ class LlavaConversations(FileSource):
         self.records: Records = records
         self.marks: Marks = marks
 
-    def _read(self) -> Iterator[Entry]:
-        known: dict[str, int] = {}
-        for place, record in records_in(self.annotations):
-            changed: list[str] = []
-            try:
-                record = parse(record) if isinstance(record, bytes) else record
-                images, turns = self._checked(record, changed)
-            except RecordError as rule:
-                self._bad(refused(self.annotations, place, record, rule))
-                continue
-            self.changed.update(changed)
-            assert isinstance(record, dict)
-            id = str(record.get("id", place.lstrip(":")))
-            words = sum(len(text.split()) for _, text in turns)
-            yield Entry(words, bool(images), [unique_id(id, known), images, turns], place)
+    def _check(self, record: Any, place: str, stored: Mapping[str, ImageRef]) -> Checked:
+        changed: list[str] = []
+        images, turns = self._checked(record, changed)
+        for name in images:
+            if name not in stored:
+                self._folder.check(name)
+        id = str(record.get("id", place.lstrip(":")))
+        return Checked(sum(len(text.split()) for _, text in turns), bool(images), id, changed)
 
     def _checked(self, record: object, changed: list[str]) -> tuple[list[str], Turns]:
         """Image names and turns of a record that keeps the rules; RecordError otherwise.
@@ -124,8 +117,6 @@ class LlavaConversations(FileSource):
         turns = _alternating(said, complete=self.records == "strict")
         if images or self.records == "strict":
             turns = self._marked(turns, len(images), changed)
-        for name in images:
-            self._folder.check(name)
         return images, turns
 
     def _marked(self, turns: Turns, images: int, changed: list[str]) -> Turns:
@@ -146,15 +137,22 @@ class LlavaConversations(FileSource):
             raise RecordError(f"found {marks} {IMAGE_MARK} marks and {images} images, expected as many of each{hint}")
         return turns
 
+    def _again(self, index: int) -> tuple[str, tuple[ImageRef, ...], Turns]:
+        """Id, images and turns of sample `index`."""
+        record, stored = self._read(index)
+        names, turns = self._checked(record, [])
+        id = self.unique(index, str(record.get("id", self._place(index).lstrip(":"))))
+        return id, tuple(self._image(name, stored) for name in names), turns
+
     def sample(self, index: int, generator: torch.Generator) -> Sample:
-        id, images, turns = self._entry(index)
+        id, images, turns = self._again(index)
         # A record without images may hold marks only where they are words.
         told = [Turn(role=role, text=text, literal=not images and IMAGE_MARK in text) for role, text in turns]
         answered = len(told) > 1 and told[-1].role == "assistant"
         return Sample(
             id=id,
             turns=tuple(told),
-            images=self._images(*images),
+            images=images,
             references=(told[-1].text.strip(),) if answered else (),
             task="conversation",
         )
@@ -253,11 +251,11 @@ class LlavaPretrain(LlavaConversations):
         return images, turns
 
     def sample(self, index: int, generator: torch.Generator) -> Sample:
-        id, images, ((_, request), (_, caption)) = self._entry(index)
+        id, images, ((_, request), (_, caption)) = self._again(index)
         return Sample(
             id=id,
             turns=(Turn(role="user", text=request), Turn(role="assistant", text=caption)),
-            images=self._images(*images),
+            images=images,
             references=(caption.strip(),),
             task="caption",
         )

@@ -7,6 +7,7 @@ processes map into memory (data_modules/containers/offset_index.py).
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 from abc import abstractmethod
 from collections import Counter
@@ -104,7 +105,7 @@ class RecordSource(Given, Source):
         large = len(chunks) > 1 or sum(path.stat().st_size for path in records.paths) >= CACHED_FROM
         self._records = records
         try:
-            found = built(key, chunks, self._checked, kept=large, valid=lambda found: still(found["states"]))
+            found = built(key, chunks, self._check_all, kept=large, valid=lambda found: still(found["states"]))
             left_out = Sentences(found["skipped"]) if chunks else ()
             self.skipped = [*records.left_out, *left_out] if records.left_out else left_out
             if not chunks or not len(found["number"]):
@@ -120,7 +121,7 @@ class RecordSource(Given, Source):
             changed.update(json.loads(each))
         self.changed = changed
 
-    def _checked(self, chunk: range) -> Arrays:
+    def _check_all(self, chunk: range) -> Arrays:
         """What is kept of some records."""
         assert self._records is not None
         numbers, kept, skipped, changed = list[int](), list[Checked](), list[str](), Counter[str]()
@@ -130,10 +131,8 @@ class RecordSource(Given, Source):
             try:
                 record = self._records[index]
                 checked = self._check(record, place, self._records.images(index))
-                checked.id.encode()
-            except (RecordError, UnicodeEncodeError) as rule:
-                if isinstance(rule, UnicodeEncodeError):
-                    rule = RecordError("found half of a character, expected whole ones")
+                _whole(record)
+            except RecordError as rule:
                 error = refused(self._records.where(index), "", record, rule, self.key)
                 if self.bad_records == "refuse":
                     raise error from None
@@ -154,29 +153,34 @@ class RecordSource(Given, Source):
         }
 
     def _repeated(self, _: int) -> Arrays:
-        """Of each record that has the id of an earlier one the number behind its own; empty where there is none."""
+        """Of each record whose id another one has before it the number behind its own, as `unique_id` gives them out;
+        empty where there is none."""
         ids = self._found["id"]
         known, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
         if len(known) == len(ids):
             return {"repeat": np.zeros(0, dtype=np.int32)}
-        repeat, given, counts = np.zeros(len(ids), dtype=np.int32), set[int](), dict[int, int]()
-        for index in np.flatnonzero(first[inverse] != np.arange(len(ids))).tolist():
-            id, number = self._id(index), counts.get(int(inverse[index]), 1) + 1
-            while self._taken(_digest(f"{id}#{number}"), index, known, first, given):
-                number += 1
-            counts[int(inverse[index])] = repeat[index] = number
-            given.add(_digest(f"{id}#{number}"))
+        repeat, given, counts = np.zeros(len(ids), dtype=np.int32), set[int](), Counter[int]()
+        again = np.flatnonzero(first[inverse] != np.arange(len(ids))).tolist()  # sorted, which is a heap
+        while again:
+            index = heapq.heappop(again)
+            id, own = self._id(index), int(inverse[index])
+            while True:
+                counts[own] += 1
+                digest = _digest(f"{id}#{counts[own] + 1}")
+                place = int(np.searchsorted(known, np.uint64(digest)))
+                there = place < len(known) and int(known[place]) == digest
+                if digest not in given and not (there and first[place] < index):
+                    break
+            given.add(digest)
+            repeat[index] = counts[own] + 1
+            if there:
+                heapq.heappush(again, int(first[place]))
         return {"repeat": repeat}
 
     def _id(self, index: int) -> str:
         """What `_check` calls a record."""
-        return self._checked_again(index)[0].id
-
-    @staticmethod
-    def _taken(digest: int, index: int, known: np.ndarray, first: np.ndarray, given: set[int]) -> bool:
-        """Whether a record before `index` has the id."""
-        place = int(np.searchsorted(known, np.uint64(digest)))
-        return digest in given or (place < len(known) and int(known[place]) == digest and int(first[place]) < index)
+        record, stored = self._read(index)
+        return self._check(record, self._place(index), stored).id
 
     # ---- samples -----------------------------------------------------------------------------------------------
 
@@ -186,10 +190,10 @@ class RecordSource(Given, Source):
         number = int(self._found["number"][index])
         return self._records[number], self._records.images(number)
 
-    def _checked_again(self, index: int) -> tuple[Checked, Any, Mapping[str, ImageRef]]:
-        record, stored = self._read(index)
-        assert self._records is not None
-        return self._check(record, self._records.place(int(self._found["number"][index])), stored), record, stored
+    def _place(self, index: int) -> str:
+        """Of the record of sample `index`, as `refused` takes it."""
+        assert self._records is not None, "call load first"
+        return self._records.place(int(self._found["number"][index]))
 
     def unique(self, index: int, id: str) -> str:
         """`id`, or `id#2` where another record had it before."""
@@ -221,6 +225,14 @@ class RecordSource(Given, Source):
         ends = np.searchsorted(self._found["number"], borders)
         runs = np.diff(ends, prepend=0)
         return runs[runs > 0]
+
+
+def _whole(record: object) -> None:
+    """RecordError where a text has half of a surrogate pair."""
+    try:
+        json.dumps(record, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise RecordError(f"found half of a character ({error.object[error.start]!a}), expected whole ones") from None
 
 
 def _digest(text: str) -> int:

@@ -190,7 +190,7 @@ def test_missing_marks_in_front(tmp_path: Path, records: Any) -> None:
 
 def test_half_a_character_names_its_record(tmp_path: Path) -> None:
     half = {"id": 7, "conversations": turns("a", "b \ud83d")}
-    with pytest.raises(ValueError, match=r"llava\.json: record 1: found half of a character \('.ud83d'\)"):
+    with pytest.raises(ValueError, match=r"llava\.json: record 1 .id 7.: found half of a character \('.ud83d'\)"):
         load(tmp_path, [GOOD[2], half])
     source = load(tmp_path, [GOOD[2], half, GOOD[2]], "llava.jsonl", bad_records="skip")
     assert len(source) == 2 and "llava.jsonl:2: found half of a character" in source.skipped[0]
@@ -241,8 +241,8 @@ def test_broken_lines_are_named(tmp_path: Path, line: bytes, rule: str) -> None:
 def test_broken_files_are_named(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     for content, rule in (
-        (b'[\n{"id": 1,]', "a.json: line 2, column 10: expected JSON"),
-        (b'["\xff"]', "a.json: found a byte that is not UTF-8 at offset 2"),
+        (b'[\n{"id": 1,]', "a.json: record 0: line 2, column 10: expected JSON"),
+        (b'["\xff"]', "a.json: record 0: found a byte that is not UTF-8 at offset 1"),
         (b"{}", "a.json: found an object, expected a list of records"),
         (b"[]", "a.json: found no usable record"),
     ):
@@ -254,7 +254,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     for name, command in {"world": "world", "textured": "textured --style textured"}.items():
         with pytest.raises(ValueError, match=f"not found; make it with: mllm world some/data/{command}$"):
             LlavaConversations(f"some/data/{name}/llava/conversations_train.json").load()
-    with pytest.raises(ValueError, match="cannot read the file"):
+    with pytest.raises(ValueError, match="found a folder, expected files of records"):
         LlavaConversations(str(tmp_path)).load()
 
 
