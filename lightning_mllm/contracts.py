@@ -9,6 +9,7 @@ Legend: B rows, T tokens a row, N views of I images, H and W pixels.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
@@ -77,9 +78,11 @@ class ImageFile:
 
     def read(self, max_bytes: int) -> bytes:
         try:
-            size = os.path.getsize(self.path)
-            if size > max_bytes:
-                raise ValueError(f"{self.path}: found {size} bytes, expected at most {max_bytes}")
+            found = os.stat(self.path)
+            if not stat.S_ISREG(found.st_mode):
+                raise ValueError(f"{self.path}: found no regular file, expected an image")
+            if found.st_size > max_bytes:
+                raise ValueError(f"{self.path}: found {found.st_size} bytes, expected at most {max_bytes}")
             return Path(self.path).read_bytes()
         except OSError as error:
             raise ValueError(f"{self.path}: cannot read the image ({error.strerror})") from error

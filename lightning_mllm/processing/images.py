@@ -36,6 +36,7 @@ from lightning_mllm.processing.pixel_modes import converted
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
+MAX_SCANS = 100  # of a progressive JPEG, each of which goes over all pixels; photos have about ten
 ORIENTATION = 0x0112
 """The tag of EXIF that says how the camera was held."""
 
@@ -57,7 +58,8 @@ class ImageLimits:
     """How large an image may be; all three are checked before a pixel is decoded."""
 
     max_bytes: int = 20 * 2**20
-    max_pixels: int = 64_000_000
+    max_pixels: int = 49_000_000
+    """RGB takes 4 bytes of each, and 8 bits of grey that become RGB 5: 245 MB."""
     max_side: int = 20_000
 
 
@@ -78,6 +80,8 @@ def decode_image(ref: ImageRef, limits: ImageLimits = ImageLimits(), decode: Dec
                 return rgb(opened, limits, decode)
             if len(data) > limits.max_bytes:
                 raise ValueError(f"found {len(data)} bytes, expected at most {limits.max_bytes}")
+            if data.startswith(b"\xff\xd8") and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+                raise ValueError(f"found a JPEG of {scans} scans, expected at most {MAX_SCANS}")
             with Image.open(BytesIO(data), formats=FORMATS) as image:
                 pixels = rgb(image, limits, decode)
         if (size := getattr(ref, "size", None)) is not None and pixels.size != tuple(size):
@@ -116,9 +120,11 @@ def rgb(image: Image.Image, limits: ImageLimits, decode: Decode) -> Image.Image:
         kind = "floating-point" if image.mode == "F" else "32-bit integer"
         raise ValueError(f"found {kind} pixels, expected 8 or 16 bits a channel")
     image.load()
+    if decode == "upright" and image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode != "RGB" or image.has_transparency_data:
         return converted(image, upright=decode == "upright")
-    return (ImageOps.exif_transpose(image) if decode == "upright" else image).convert("RGB")
+    return image
 
 
 Fit = Literal["crop", "pad", "squash"]

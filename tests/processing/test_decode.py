@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import random
 import struct
@@ -98,8 +99,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "float tiff": (lambda: saved(Image.fromarray(gradient()[..., 0] / 255.0).convert("F"), "TIFF"), "floating-point"),
     "32-bit tiff": (lambda: saved(Image.fromarray(gradient()[..., 0].astype(np.int32)), "TIFF"), "32-bit integer"),
     "20000 x 20000": (lambda: png_header(20000, 20000), "400000000 pixels"),
-    "144 megapixels": (lambda: png_header(12000, 12000), "144000000 pixels, expected at most 64000000"),
-    "81 megapixels": (lambda: png_header(9000, 9000), "81000000 pixels, expected at most 64000000"),
+    "144 megapixels": (lambda: png_header(12000, 12000), "144000000 pixels, expected at most 49000000"),
+    "81 megapixels": (lambda: png_header(9000, 9000), "81000000 pixels, expected at most 49000000"),
     "one very long side": (lambda: png_header(30000, 1), "sides of at most 20000"),
     "text-chunk bomb": (text_bomb, ""),
 }
@@ -320,8 +321,8 @@ def test_a_missing_file_is_named_once(tmp_path: Path) -> None:
 def test_damaged_files_raise_nothing_but_image_errors() -> None:
     rng = random.Random(0)
     good = [saved(PHOTO, kind) for kind in FORMATS] + [saved(RGBA), saved(palette_with_hole(), "GIF", transparency=0)]
-    refused = 0
-    for _ in range(2000):
+    refused, count = 0, 10_000 if os.environ.get("MLLM_FULL") == "1" else 300
+    for _ in range(count):
         data = bytearray(rng.choice(good))
         for _ in range(rng.randint(1, 4)):
             at = rng.randrange(len(data))
@@ -330,7 +331,7 @@ def test_damaged_files_raise_nothing_but_image_errors() -> None:
             assert decode_image(Bytes(bytes(data)), ImageLimits(max_pixels=10**6)).mode == "RGB"
         except ImageError:
             refused += 1
-    assert 500 < refused < 2000
+    assert count / 4 < refused < count
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="the COCO excerpt is not beside the checkout")
