@@ -33,6 +33,8 @@ from lightning_mllm.stages import accumulation as accumulation
 
 IMAGE_MARK = "<image>"
 """Where an image stands in the text of a user turn."""
+LITERAL_MARK = "<\ufdd4image>"
+"""The words `<image>` in a user turn that shows images too: a noncharacter of Unicode in them."""
 
 Role = Literal["system", "user", "assistant"]
 
@@ -45,6 +47,8 @@ class Turn:
     text: str
     literal: bool = False
     """Whether `<image>` in the text is words, and no image."""
+    learn: bool = True
+    """Whether the text is learned, of an assistant turn."""
 
 
 class OverlongError(ValueError):

@@ -76,7 +76,7 @@ def read_json(path: str | Path) -> object:
 def list_in(path: str | Path, content: object, name: str) -> list[Any]:
     """`content[name]`, which must be a list; ValueError names the file `path` that holds it."""
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: found {_kind(content)}, expected an object with the list '{name}'")
+        raise ValueError(f"{path}: found {kind_of(content)}, expected an object with the list '{name}'")
     if not isinstance(content.get(name), list):
         keys = ", ".join(f"'{key}'" for key in list(content)[:6])
         raise ValueError(f"{path}: found the keys {keys or 'of nothing'}, expected the list '{name}'")
@@ -103,7 +103,9 @@ def records_in(path: str | Path, name: str = "") -> Iterator[tuple[str, object]]
     if name:
         content = list_in(path, content, name)
     elif not isinstance(content, list):
-        raise ValueError(f"{path}: found {_kind(content)}, expected a list of records (lines belong in a .jsonl file)")
+        raise ValueError(
+            f"{path}: found {kind_of(content)}, expected a list of records (lines belong in a .jsonl file)"
+        )
     yield from ((f"{name}[{index}]" if name else f"record {index}", each) for index, each in enumerate(content))
 
 
@@ -111,12 +113,13 @@ def keyed_records_in(path: str | Path, key: str) -> Iterator[tuple[str, object]]
     """Index of each record of an object {id: record}, and the record with its id under `key`."""
     content = read_json(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: found {_kind(content)}, expected an object of records by id")
+        raise ValueError(f"{path}: found {kind_of(content)}, expected an object of records by id")
     for id, record in content.items():
         yield f"record '{id}'", {**record, key: id} if isinstance(record, dict) else record
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a JSON value is, as error messages say it."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
@@ -124,12 +127,12 @@ def _kind(value: object) -> str:
 def field(record: object, key: str, *types: type[Value]) -> Value:
     """`record[key]`, which must be one of `types`; RecordError otherwise."""
     if not isinstance(record, dict):
-        raise RecordError(f"found {_kind(record)}, expected an object with '{key}'")
+        raise RecordError(f"found {kind_of(record)}, expected an object with '{key}'")
     value = record.get(key)
     if type(value) in types:
         return cast(Value, value)
-    found = f"'{key}' is {_kind(value)}" if key in record else f"has no '{key}'"
-    raise RecordError(f"{found}, expected {' or '.join(dict.fromkeys(_kind(each()) for each in types))}")
+    found = f"'{key}' is {kind_of(value)}" if key in record else f"has no '{key}'"
+    raise RecordError(f"{found}, expected {' or '.join(dict.fromkeys(kind_of(each()) for each in types))}")
 
 
 def text_of(record: object, key: str, most: int) -> str:

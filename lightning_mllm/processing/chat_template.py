@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal, get_args
 
-from lightning_mllm.contracts import IMAGE_MARK, Turn
+from lightning_mllm.contracts import IMAGE_MARK, LITERAL_MARK, Turn
 from lightning_mllm.processing.marks import MARKS
 from lightning_mllm.processing.stopping import stop_of
 from lightning_mllm.processing.text_tokenizer import Piece
@@ -129,9 +129,9 @@ class ChatTemplate:
                 yield self.piece(self.empty_assistant)
             else:
                 yield self.piece(self.assistant_prompt)
-                yield from self._wrap(self.assistant, [Piece(turn.text, True)])
+                yield from self._wrap(self.assistant, [Piece(turn.text, turn.learn)])
         if turns and turns[-1].role == "assistant":
-            yield self.piece(self.end, self.learn_end)
+            yield self.piece(self.end, self.learn_end and turns[-1].learn)
         if generate:
             yield self.piece(self.assistant_prompt + self.generation_prompt)
 
@@ -190,7 +190,8 @@ def count_marks(turn: Turn, mark: str = IMAGE_MARK) -> int:
 
 def mark_pieces(text: str) -> Iterator[Piece]:
     """Masked text, cut at its marks."""
-    return (Piece(part, False, mark=bool(i % 2)) for i, part in enumerate(_any_of(tuple(MARKS)).split(text)))
+    parts = enumerate(_any_of(tuple(MARKS)).split(text))
+    return (Piece(part.replace(LITERAL_MARK, IMAGE_MARK), False, mark=bool(i % 2)) for i, part in parts)
 
 
 @cache

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Batch, Encoded, ImageRef, Sample, TokenKind, Turn
+from lightning_mllm.contracts import IGNORE, IMAGE_MARK, LITERAL_MARK, Batch, Encoded, ImageRef, Sample, TokenKind, Turn
 from lightning_mllm.processing.answers import append_answers
 from lightning_mllm.processing.chat import Chat
 from lightning_mllm.processing.chat_template import ChatTemplate, count_marks
@@ -158,7 +158,8 @@ class Processor:
         self._check_marks(sample, turns)
         row, targets, cuts = self._tokenize(pieces, generate)
         asked = [turn for turn in turns if turn.role == "user"]
-        questions = [(turn.text if turn.literal else turn.text.replace(IMAGE_MARK, "")).strip() for turn in asked]
+        words = [turn.text if turn.literal else turn.text.replace(IMAGE_MARK, "") for turn in asked]
+        questions = [text.replace(LITERAL_MARK, IMAGE_MARK).strip() for text in words]
         query_text = None
         if self.query_text is not None:
             query_text, cut = self.query_text("\n".join(questions))

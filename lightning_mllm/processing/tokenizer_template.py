@@ -10,7 +10,7 @@ What stands before an answer is, to the letter, what the template writes where o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -19,7 +19,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from lightning_mllm.contracts import IMAGE_MARK, Turn
+from lightning_mllm.contracts import IMAGE_MARK, LITERAL_MARK, Turn
 from lightning_mllm.processing.chat_template import count_marks, join_pieces, mark_pieces, split_system
 from lightning_mllm.processing.marks import MARKS
 from lightning_mllm.processing.stopping import stop_of
@@ -107,7 +107,8 @@ class TokenizerTemplate:
                 raise ValueError(f"the tokenizer's template writes {found} {mark} marks, expected {marks}")
         text = text.rstrip(" ") if generate else text
         pieces, end = [], 0
-        for start, stop in [*self._spans(messages, text, marked), (len(text), len(text))]:
+        learned = {i for i, turn in enumerate(turns) if turn.learn}
+        for start, stop in [*self._spans(messages, text, marked, learned), (len(text), len(text))]:
             pieces += [*self._read(text[end:start], False), *self._read(text[start:stop], True)]
             end = stop
         return join_pieces(pieces)
@@ -116,8 +117,10 @@ class TokenizerTemplate:
         """As `ChatTemplate.answer`."""
         return self.render((Turn(role="user", text="a"), Turn(role="assistant", text=text)))
 
-    def _spans(self, messages: Messages, text: str, marked: Spans) -> Iterator[tuple[int, int]]:
-        """Where in the text of a conversation its answers stand, each with its end."""
+    def _spans(
+        self, messages: Messages, text: str, marked: Spans, learned: Container[int]
+    ) -> Iterator[tuple[int, int]]:
+        """Where in the text of a conversation those of its answers stand that are learned, each with its end."""
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if answers and not self.stop:
             tail = self._probe.tail
@@ -125,7 +128,7 @@ class TokenizerTemplate:
         starts = [len(self._prompt(messages[:i], text).rstrip(" ")) for i in answers]
         for i, start, limit in zip(answers, starts, [*starts[1:], len(text)], strict=False):
             end = self._marked_end(text, marked, start, limit) if marked else self._end(messages, i + 1, text)
-            if end > start:
+            if end > start and i in learned:
                 yield start, end
 
     def _prompt(self, messages: Messages, text: str) -> str:
@@ -202,7 +205,8 @@ class TokenizerTemplate:
     def _protect(self, turn: Turn) -> str:
         """The text of a turn, special tokens in it replaced by what `_read` turns back; marks stay."""
         pattern = self._patterns[turn.role != "user" or turn.literal]
-        return pattern.sub(lambda found: self._numbers[found[0]], turn.text)
+        text = pattern.sub(lambda found: self._numbers[found[0]], turn.text)
+        return text.replace(LITERAL_MARK, self._numbers[IMAGE_MARK])
 
     @cached_property
     def lists(self) -> bool:

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
-from lightning_mllm.contracts import IMAGE_MARK, Turn
+from lightning_mllm.contracts import IMAGE_MARK, LITERAL_MARK, Turn
 from lightning_mllm.processing.chat import Chat, load_template, names, tokenizer_template
 from lightning_mllm.processing.chat_template import ChatTemplate, join_pieces
 from lightning_mllm.processing.text_tokenizer import Piece
@@ -270,3 +271,24 @@ def test_a_template_that_loses_an_image_is_refused() -> None:
 def test_tokenizer_template_needs_one() -> None:
     with pytest.raises(ValueError, match="without a chat template"):
         tokenizer_template(llama_tokenizer())
+
+
+@pytest.mark.parametrize("name", ["vicuna_v1", "llava_v0", "cogvlm_chat"])
+def test_a_turn_that_is_not_to_be_learned_is_not(name: str) -> None:
+    """The text is the same; the answer and what ends it are masked, and others are not."""
+    said = turns("q", "first answer", "r", "second answer")
+    every = template(name).render(said)
+    for masked in (1, 3):
+        some = template(name).render([replace(turn, learn=i != masked) for i, turn in enumerate(said)])
+        assert text(some) == text(every)
+        assert learned(some) == [each for each in learned(every) if said[masked].text not in each]
+        assert len(learned(some)) == 1 and len(learned(every)) == 2
+
+
+def test_words_and_an_image_in_one_turn() -> None:
+    asked = turns(f"<image>\nWhere is {LITERAL_MARK} written?", "There.")
+    for name in ("vicuna_v1", "cogvlm_chat", "sphinx"):
+        pieces = template(name).render(asked)
+        assert [piece.text for piece in pieces if piece.mark] == [IMAGE_MARK]
+        assert "Where is <image> written?" in text([piece for piece in pieces if not piece.mark])
+        assert "\ufdd4" not in text(pieces)

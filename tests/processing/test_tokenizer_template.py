@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Sample, Turn
+from lightning_mllm.contracts import IGNORE, IMAGE_MARK, LITERAL_MARK, Sample, Turn
 from lightning_mllm.processing import tokenizer_template
 from lightning_mllm.processing.chat import load_template, names
 from lightning_mllm.processing.chat_template import ChatTemplate
@@ -222,3 +223,32 @@ def test_a_long_conversation_costs_little_more_than_its_turns(name: str, monkeyp
     counted(tokenizer_template.re, "escape")
     assert used.chat.render(CONVERSATION) == pieces
     assert calls["_protect"] == len(CONVERSATION) and calls.keys() == {"_protect"}
+
+
+@pytest.mark.parametrize("name", ["chatml", "chatml, the end in the marks", "llama 3", "mistral"])
+def test_a_turn_that_is_not_to_be_learned_is_not(name: str) -> None:
+    """The tokens are the same; an answer that is not learned is masked with its end, and others are not."""
+    used = own(name)
+    labels: list[list[int]] = []
+    for masked in (None, 1, 3):
+        said = tuple(replace(turn, learn=i != masked) for i, turn in enumerate(CONVERSATION[2:]))
+        encoded = used.encode(Sample(id="a", turns=said))
+        labels.append(encoded.labels.tolist())
+    every, without_first, without_second = labels
+    first = [i for i, label in enumerate(every) if label != without_first[i]]
+    second = [i for i, label in enumerate(every) if label != without_second[i]]
+    assert first and second and max(first) < min(second)
+    assert {*first, *second} == {i for i, label in enumerate(every) if label != IGNORE}
+    assert all(without_first[i] == IGNORE for i in first) and all(without_second[i] == IGNORE for i in second)
+
+
+def test_words_and_an_image_in_one_turn() -> None:
+    """`<image>` as words beside an image is the text, even of a tokenizer that has it as a special token."""
+    jinja = TEMPLATES["chatml"][0]
+    used = processor("tokenizer", llama_tokenizer(*SPECIAL, "<image>"), jinja)
+    said = turns(f"<image>\nWhere is {LITERAL_MARK}?", "There.")
+    encoded = used.encode(Sample(id="a", turns=said, images=(RED,)))
+    image = used.tokenizer.convert_tokens_to_ids("<image>")
+    shown = [token for token, kind in zip(encoded.tokens.tolist(), encoded.kinds.tolist(), strict=True) if kind == 0]
+    assert image not in shown and "Where is <image>?" in used.tokenizer.decode(shown)
+    assert encoded.prompt == "Where is <image>?"
