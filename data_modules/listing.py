@@ -11,8 +11,9 @@ from data_modules import sources
 from data_modules.sources.source import Published, Source
 
 HELP = """\
-mllm data list               the published data sets that the sources read: class, task, scores, files, paper
-mllm data shares STAGE.yaml  what each training source of a stage counts for in the loss, under each reduction
+mllm data list                the published data sets that the sources read: class, task, scores, files, paper
+mllm data convert IN --to OUT  conversations in another dialect, another kind of file, or both
+mllm data shares STAGE.yaml   what each training source of a stage counts for in the loss, under each reduction
 
 A class is named in YAML as data_modules.sources.CLASS; its docstring says what its files look like.
 """
@@ -56,5 +57,9 @@ def main(arguments: Sequence[str]) -> None:
         print(HELP, end="")
     elif list(arguments) == ["list"]:
         print(table(), end="")
+    elif arguments[0] == "convert":
+        from data_modules.convert import main as convert
+
+        convert(arguments[1:])
     else:
-        raise ValueError(f"data: found '{' '.join(arguments)}', expected list or shares")
+        raise ValueError(f"data: found '{' '.join(arguments)}', expected list, convert or shares")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 
 WORLDS = {"world": "", "textured": " --style textured"}
 """Folders of the small world that the quickstarts read -> how they are drawn."""
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 OPEN_FILES = 64
 """Files that a process keeps open to read from."""
 
@@ -40,14 +42,33 @@ def _no_constant(name: str) -> None:
     raise RecordError(f"found {name}, expected a finite number")
 
 
-def parse(text: bytes | str) -> object:
-    """JSON in UTF-8, without NaN and infinity.
+def _no_key_twice(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise RecordError(f"found the key '{twice[:40]}' twice in an object, expected it once")
+    return found
+
+
+def parse(text: bytes | str, *, halves: bool = False) -> object:
+    """JSON in UTF-8, without NaN and infinity, no key twice in an object.
+
+    Args:
+        halves: whether texts may hold half of a surrogate pair (half an emoji), written as an escape.
 
     Raises:
         RecordError: it is not.
     """
     try:
-        return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text, parse_constant=_no_constant)
+        told = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        value = json.loads(told, parse_constant=_no_constant, object_pairs_hook=_no_key_twice)
+        if not halves and _HALF.search(told):
+            # Two halves may make a whole character.
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError as error:
+        raise RecordError(f"found half of a character ({error.object[error.start]!a}), expected whole ones") from None
     except UnicodeDecodeError as error:
         raise RecordError(f"found a byte that is not UTF-8 at offset {error.start}, expected UTF-8 text") from None
     except json.JSONDecodeError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from data_modules.containers.values import kind_of
 from data_modules.dialects.alpaca import ALPACA
 from data_modules.dialects.chat import CHAT
 from data_modules.dialects.dialect import Dialect
@@ -15,7 +16,6 @@ from data_modules.dialects.pairs import PAIRS
 from data_modules.dialects.query_response import QUERY_RESPONSE
 from data_modules.dialects.sharegpt import SHAREGPT
 from data_modules.dialects.user_assistant import USER_ASSISTANT
-from data_modules.sources.records import kind_of
 
 DIALECTS: Mapping[str, Dialect] = {
     each.name: each

@@ -1,10 +1,10 @@
 """Alpaca: `input` stands under the instruction; `history`, `system` and `images` as LLaMA-Factory has them."""
 
+from data_modules.containers.values import Record
 from data_modules.dialects.conversation import Conversation
 from data_modules.dialects.dialect import Dialect
-from data_modules.dialects.fields import conversation_of, has, known_keys, object_of, text_in
-from data_modules.dialects.rounds import answered, history_of, loses_loss, rounds_written
-from data_modules.sources.records import Record
+from data_modules.dialects.fields import COMMON, conversation_of, has, known_keys, object_of, text_in
+from data_modules.dialects.rounds import answered, history_of, rounds_written
 
 KEYS = ("instruction", "input", "output", "history")
 
@@ -27,8 +27,8 @@ def _write(conversation: Conversation) -> Record:
 ALPACA = Dialect(
     name="alpaca",
     form='{"instruction", "input", "output", "system", "history": [[question, answer], ...], "images": [...]}',
+    keys=COMMON | {*KEYS},
     fits=lambda record: {"instruction", "output"} <= record.keys(),
     read=_read,
     write=_write,
-    loses=loses_loss,
 )

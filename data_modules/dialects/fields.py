@@ -12,8 +12,9 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from data_modules.containers.reading import RecordError
+from data_modules.containers.values import MAX_TEXT, Record, field, kind_of
 from data_modules.dialects.conversation import Conversation, Id, Picture, Utterance
-from data_modules.sources.records import MAX_TEXT, Record, RecordError, field, kind_of
 
 IMAGE_KEYS = ("image", "images")
 COMMON = frozenset({"id", *IMAGE_KEYS, "objects", "system"})
@@ -216,4 +217,4 @@ def written(conversation: Conversation, body: Record, images: Record) -> Record:
     """A record: id, images and turns as a dialect writes them, then what all keep under the same keys."""
     id: Record = {} if conversation.id is None else {"id": conversation.id}
     objects: Record = {"objects": dict(conversation.objects)} if conversation.objects else {}
-    return {**id, **images, **body, **objects, **conversation.extra}
+    return {**conversation.extra, **id, **images, **body, **objects}

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from data_modules.containers.reading import RecordError
+from data_modules.containers.values import Record, field
 from data_modules.dialects.conversation import Conversation, Utterance, escaped, unescaped
 from data_modules.dialects.dialect import Dialect
 from data_modules.dialects.fields import (
+    COMMON,
     conversation_of,
     has,
     known_keys,
@@ -16,7 +19,6 @@ from data_modules.dialects.fields import (
     text_in,
     written,
 )
-from data_modules.sources.records import Record, RecordError, field
 from lightning_mllm.contracts import Role
 
 Roles = Mapping[str, Role]
@@ -37,6 +39,7 @@ def from_value(name: str, form: str, roles: Roles, names: Mapping[Role, str], im
     return Dialect(
         name=name,
         form=form,
+        keys=COMMON | {"conversations"},
         fits=partial(_fits, roles=roles),
         read=partial(_read, roles=roles),
         write=partial(_write, names=names, images=images),

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from data_modules.containers.reading import RecordError
+from data_modules.containers.values import Record, field
 from data_modules.dialects.conversation import Conversation, Picture, Utterance, escaped, unescaped, words_only
 from data_modules.dialects.dialect import Dialect
 from data_modules.dialects.fields import (
+    COMMON,
     conversation_of,
     data_url,
     has,
@@ -24,10 +27,10 @@ from data_modules.dialects.fields import (
 )
 from data_modules.dialects.from_value import image_list, picture_written
 from data_modules.dialects.parts import is_image, parts_of, read_parts
-from data_modules.sources.records import Record, RecordError, field
 from lightning_mllm.contracts import IMAGE_MARK, Role
 
 ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+KEYS = COMMON | {"messages"}
 TURN_KEYS = frozenset({"role", "content", "loss", "weight"})
 
 Part = Callable[[Picture], Record]
@@ -57,7 +60,7 @@ def read(record: object) -> Conversation:
         shown += pictures
         turns.append(Utterance(ROLES[name], text, learn))
         unread.update(dict.fromkeys(key for key in message if key not in TURN_KEYS and has(message, key)))
-    if in_parts and (more := len(list(left))):
+    if in_parts and (more := len([each for each in left if each not in shown])):
         raise RecordError(f"found {more} 'images' more than parts of type image, expected as many")
     images = tuple(shown) if in_parts else beside
     return conversation_of(record, turns, extra, images=images, unread=tuple(unread))
@@ -109,7 +112,9 @@ def with_parts(name: str, form: str, part: Part, image_type: str, *, embeds: boo
         return bool(types) and types <= {"text", image_type}
 
     writer = partial(_write_parts, part=part, beside=not embeds)
-    return Dialect(name=name, form=form, fits=partial(fits, parts=known), read=read, write=writer, embeds=embeds)
+    return Dialect(
+        name=name, form=form, keys=KEYS, fits=partial(fits, parts=known), read=read, write=writer, embeds=embeds
+    )
 
 
 def _write_parts(conversation: Conversation, part: Part, beside: bool) -> Record:

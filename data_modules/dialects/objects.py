@@ -3,9 +3,9 @@
     text       "Where is <ref-object>?"  "At <bbox>."
     objects    {"ref": ["the dog"], "bbox": [[x0, y0, x1, y1]], "bbox_type": "real", "width": 640, "height": 480}
 
-`bbox_type` says what the numbers are: 'real' pixels (the default), or 'norm1' and 'norm1000' shares; `frame` what shares
-are of: the 'image' (the default) or the 'square' that it is padded to. `image_id` says which image a box is in, 0 by
-default; `width` and `height` are a number, or a list with one for each image.
+`bbox_type` says what the numbers are: 'real' pixels (the default), or 'norm1' and 'norm1000' shares; `frame` what
+shares are of: the 'image' (the default) or the 'square' that it is padded to. `image_id` says which image a box is in,
+0 by default; `width` and `height` are a number, or a list with one for each image.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from data_modules.containers.reading import RecordError
+from data_modules.containers.values import field, one_of
 from data_modules.dialects.conversation import Conversation
-from data_modules.sources.records import RecordError, field, one_of
 from lightning_mllm.boxes import FRAMES, Box, Frame, of_pixels, write
 
 REF_MARK, BOX_MARK = "<ref-object>", "<bbox>"
@@ -53,9 +54,7 @@ def told(conversation: Conversation, dialect: str, frame: Frame | None) -> Conve
     texts = iter(())
     if found[BOX_MARK]:
         if not dialect or frame is None:
-            raise RecordError(
-                "has boxes, expected 'boxes' to say how they are spelled and 'frame' what they are shares of"
-            )
+            raise RecordError("has boxes, expected the settings 'boxes' and 'frame': how and of what they are told")
         texts = iter([write([_box(objects, place, frame)], dialect) for place in range(len(given))])
     left = {REF_MARK: iter(names), BOX_MARK: texts}
     turns = [

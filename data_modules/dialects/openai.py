@@ -2,12 +2,12 @@
 
 from functools import partial
 
+from data_modules.containers.values import Record
 from data_modules.dialects.conversation import Conversation, escaped
 from data_modules.dialects.dialect import Dialect
 from data_modules.dialects.fields import written
 from data_modules.dialects.from_value import image_list, picture_written
-from data_modules.dialects.messages import fits, read, weight
-from data_modules.sources.records import Record
+from data_modules.dialects.messages import KEYS, fits, read, weight
 
 
 def _write(conversation: Conversation) -> Record:
@@ -19,6 +19,7 @@ def _write(conversation: Conversation) -> Record:
 OPENAI = Dialect(
     name="openai",
     form='{"id", "images": [...], "messages": [{"role": "user", "content": "<image>\\n..."}, {"role", ...}]}',
+    keys=KEYS,
     fits=partial(fits, parts=lambda parts: not parts),
     read=read,
     write=_write,

@@ -1,11 +1,11 @@
 """Pairs under `conversation`, as ms-swift writes ShareGPT."""
 
+from data_modules.containers.values import Record, field
 from data_modules.dialects.conversation import Conversation, Utterance, escaped
 from data_modules.dialects.dialect import Dialect
-from data_modules.dialects.fields import conversation_of, known_keys, object_of, written
+from data_modules.dialects.fields import COMMON, conversation_of, known_keys, object_of, written
 from data_modules.dialects.from_value import image_list, picture_written
-from data_modules.dialects.rounds import answered, loses_loss, rounds_of
-from data_modules.sources.records import Record, field
+from data_modules.dialects.rounds import answered, rounds_of
 
 
 def _fits(record: Record) -> bool:
@@ -32,8 +32,8 @@ def _write(conversation: Conversation) -> Record:
 PAIRS = Dialect(
     name="pairs",
     form='{"system", "conversation": [{"human", "assistant"}, ...], "images": [...]}',
+    keys=COMMON | {"conversation"},
     fits=_fits,
     read=_read,
     write=_write,
-    loses=loses_loss,
 )

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from data_modules.containers.reading import RecordError
+from data_modules.containers.values import Record, field, one_of
 from data_modules.dialects.conversation import Picture, spoken, unescaped, words_only
 from data_modules.dialects.fields import named_picture, picture_of, text_in
-from data_modules.sources.records import Record, RecordError, field, one_of
 from lightning_mllm.contracts import IMAGE_MARK
 
 TEXT_TYPES = ("text", "input_text", "output_text")

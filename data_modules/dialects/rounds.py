@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from data_modules.containers.reading import RecordError
+from data_modules.containers.values import Record, field, kind_of
 from data_modules.dialects.conversation import Conversation, Utterance, escaped, unescaped
 from data_modules.dialects.fields import has, text_in, written
 from data_modules.dialects.from_value import image_list, picture_written
-from data_modules.sources.records import Record, RecordError, field, kind_of
 
 
 def history_of(record: Record) -> list[Utterance]:
@@ -56,8 +57,3 @@ def rounds_of(conversation: Conversation) -> tuple[str, list[tuple[Utterance, Ut
             f"has turns of {', '.join(turn.role for turn in turns)}, expected questions with their answers"
         )
     return escaped(first.text) if first.role == "system" else "", pairs
-
-
-def loses_loss(conversation: Conversation) -> list[str]:
-    """A dialect of rounds cannot say that an answer is not learned."""
-    return ["loss: false of a turn"] if not all(turn.learn for turn in conversation.turns) else []

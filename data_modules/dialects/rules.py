@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from data_modules.containers.reading import RecordError
 from data_modules.dialects.conversation import Conversation, Utterance, words_only
-from data_modules.sources.records import RecordError
 from lightning_mllm.contracts import IMAGE_MARK
 
 Repair = Literal["join_same_roles", "drop_leading_assistant", "drop_trailing_user"]

@@ -1,5 +1,6 @@
 """Where samples come from: one class for each published file format, its constructor arguments being YAML."""
 
+from data_modules.sources.any_conversations import Conversations
 from data_modules.sources.aokvqa import AOkVqa
 from data_modules.sources.blind import Blind
 from data_modules.sources.blip_captions import PlainCaptions, PrefixCaptions
@@ -46,6 +47,7 @@ __all__ = [
     "CocoDetection",
     "CocoObjects",
     "CocoPose",
+    "Conversations",
     "DocVqa",
     "Flickr30k",
     "Gqa",

@@ -6,9 +6,9 @@ import json
 import os
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 
@@ -18,15 +18,16 @@ from data_modules.containers.reading import located as located
 from data_modules.containers.reading import look_at
 from data_modules.containers.reading import not_found as not_found
 from data_modules.containers.reading import parse as parse
-
-Record = dict[str, Any]
-"""A JSON object."""
-Value = TypeVar("Value")
+from data_modules.containers.values import MAX_TEXT as MAX_TEXT
+from data_modules.containers.values import Record as Record
+from data_modules.containers.values import field as field
+from data_modules.containers.values import kind_of as kind_of
+from data_modules.containers.values import one_of as one_of
+from data_modules.containers.values import text_of as text_of
+from data_modules.containers.values import texts_of as texts_of
 
 MAX_CAPTION = 10_000
 """Characters; the longest caption of the published sets has a few hundred."""
-MAX_TEXT = 1_000_000
-"""Characters of one turn or document."""
 
 
 def refused(path: str | Path, place: str, record: object, rule: object, key: str = "id") -> ValueError:
@@ -68,7 +69,7 @@ def read_bytes(path: str | Path) -> bytes:
 def read_json(path: str | Path) -> object:
     """The value in a JSON file; ValueError names the file and what is wrong."""
     try:
-        return parse(read_bytes(path))
+        return parse(read_bytes(path), halves=True)
     except RecordError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -116,49 +117,6 @@ def keyed_records_in(path: str | Path, key: str) -> Iterator[tuple[str, object]]
         raise ValueError(f"{path}: found {kind_of(content)}, expected an object of records by id")
     for id, record in content.items():
         yield f"record '{id}'", {**record, key: id} if isinstance(record, dict) else record
-
-
-def kind_of(value: object) -> str:
-    """What a JSON value is, as error messages say it."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def field(record: object, key: str, *types: type[Value]) -> Value:
-    """`record[key]`, which must be one of `types`; RecordError otherwise."""
-    if not isinstance(record, dict):
-        raise RecordError(f"found {kind_of(record)}, expected an object with '{key}'")
-    value = record.get(key)
-    if type(value) in types:
-        return cast(Value, value)
-    found = f"'{key}' is {kind_of(value)}" if key in record else f"has no '{key}'"
-    raise RecordError(f"{found}, expected {' or '.join(dict.fromkeys(kind_of(each()) for each in types))}")
-
-
-def text_of(record: object, key: str, most: int) -> str:
-    """`record[key]` without the blanks around it: a text of 1 to `most` characters; RecordError otherwise."""
-    text = field(record, key, str).strip()
-    if not text:
-        raise RecordError(f"'{key}' is empty, expected a text")
-    if len(text) > most:
-        raise RecordError(f"'{key}' has {len(text)} characters, expected at most {most}")
-    return text
-
-
-def texts_of(record: object, key: str, most: int) -> list[str]:
-    """`record[key]`, a list of one text or more, without the blanks around them; RecordError otherwise."""
-    found = field(record, key, list)
-    if not found:
-        raise RecordError(f"'{key}' is empty, expected at least one text")
-    return [text_of({key: each}, key, most) for each in found]
-
-
-def one_of(record: object, key: str, known: Sequence[str]) -> str:
-    """`record[key]`, which must be one of `known`; RecordError otherwise."""
-    found = field(record, key, str)
-    if found not in known:
-        raise RecordError(f"'{key}' is '{found}', expected {' or '.join(known)}")
-    return found
 
 
 class ImageFolder:
