@@ -55,7 +55,7 @@ def detected(records: Iterable[object]) -> Dialect:
     families = [{_body(name) for name in fitting} for fitting in claimed]
     common = set.intersection(*claimed)
     if not common or any(len(family) > 1 for family in families):
-        several = ", ".join(f"{name} in {count}" for name, count in found.items())
+        several = ", ".join(f"{name} in {found[name]}" for name in DIALECTS if name in found)
         raise ValueError(f"{told}: found {several}, expected one dialect of all; name it with 'dialect'")
     return next(each for name, each in DIALECTS.items() if name in common)
 

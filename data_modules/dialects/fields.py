@@ -170,9 +170,9 @@ def known_keys(record: Record, own: Collection[str], expected: str) -> dict[str,
     if has(record, "tools") and record["tools"] not in ("", "[]", []):
         raise RecordError("has 'tools', expected a conversation without tools")
     for key in extra:
-        for meant in sorted(TOLD_APART & {*COMMON, *own}):
-            if meant not in record and _near(key, meant):
-                raise RecordError(f"has the key '{key}', expected '{meant}'")
+        near = [meant for meant in sorted(TOLD_APART & {*COMMON, *own}) if not has(record, meant) and _near(key, meant)]
+        if near:
+            raise RecordError(f"has the key '{key}', expected '{min(near, key=lambda each: each != key.lower())}'")
     return extra
 
 

@@ -60,8 +60,10 @@ def read(record: object) -> Conversation:
         shown += pictures
         turns.append(Utterance(ROLES[name], text, learn))
         unread.update(dict.fromkeys(key for key in message if key not in TURN_KEYS and has(message, key)))
-    if in_parts and (more := len([each for each in left if each not in shown])):
-        raise RecordError(f"found {more} 'images' more than parts of type image, expected as many")
+    rest = list(left) if in_parts else []
+    # Of a tar the images are listed that parts name.
+    if rest and (len(rest) < len(beside) or not {*rest} <= {*shown}):
+        raise RecordError(f"found {len(rest)} 'images' more than parts of type image, expected as many")
     images = tuple(shown) if in_parts else beside
     return conversation_of(record, turns, extra, images=images, unread=tuple(unread))
 
