@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 
-from data_modules.containers import Records, open_records
+from data_modules.containers import Records
 from data_modules.dialects import LOOKED_AT, Dialect, detected, named
 from data_modules.dialects.conversation import Conversation, Picture, Utterance, spoken
 from data_modules.dialects.objects import told
 from data_modules.dialects.rules import REFUSE, ruled, rules_of
-from data_modules.sources.files import BadRecords, Entry, FileSource
-from data_modules.sources.records import ImageFolder, RecordError, refused, unique_id
+from data_modules.sources.record_source import Checked, RecordSource
+from data_modules.sources.records import ImageFolder, RecordError, refused
+from data_modules.sources.source import BadRecords
 from lightning_mllm.boxes import FRAMES, Frame
 from lightning_mllm.boxes import named as spelled
 from lightning_mllm.contracts import IMAGE_MARK, LITERAL_MARK, ImageFile, ImageRef, Sample, Turn
 
 Ids = Literal["numbered", "unique"]
 FILE_URL = "file:"
+KEPT = ("number", "words", "image", "id")
+"""What is kept of each record (see RecordSource)."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,10 @@ class ImageInRecord:
         return self.data
 
 
-class Conversations(FileSource):
+class Conversations(RecordSource):
     r"""Conversations of files in one of the dialects of `docs/formats.md`, which is detected where none is named.
 
-    Of a record only its number and id are kept; it is read again for each sample. Blanks around a turn are left out,
-    and the last answer is the reference. `\<image>` in a text is the words `<image>`.
+    Blanks around a turn are left out; the last answer is the reference. `\<image>` in a text is the words `<image>`.
 
     Args:
         annotations: a file, a pattern or a list of them: a JSON list, lines of JSON, parquet, a folder of `datasets`,
@@ -55,23 +59,22 @@ class Conversations(FileSource):
         ids: 'numbered' makes the second use of an id `id#2`, and counts it; 'unique' takes it for a bad record.
         frame: what coordinates are shares of, those that stand in the texts and those told of `objects`.
         boxes: how `objects` are spelled in place of `<bbox>`: 'llava', 'cogvlm' or 'ferret'; empty where none are.
-        bad_records: as in FileSource: 'refuse' or 'skip'.
+        bad_records: as in RecordSource: 'refuse' or 'skip'.
     """
 
     def __init__(
         self,
-        annotations: str | Sequence[str],
+        annotations: str | list[str],
         images: str = "",
         dialect: str = "",
-        turns: str | Sequence[str] = REFUSE,
+        turns: str | list[str] = REFUSE,
         marks: str = "given",
         ids: Ids = "numbered",
         frame: Frame | None = None,
         boxes: str = "",
         bad_records: BadRecords = "refuse",
     ) -> None:
-        self.files = [annotations] if isinstance(annotations, str) else list(annotations)
-        super().__init__(", ".join(self.files), images, bad_records)
+        super().__init__(annotations, images, bad_records)
         if frame not in (None, *FRAMES):
             raise ValueError(f"frame: found {frame!r}, expected {' or '.join(map(repr, FRAMES))}")
         if ids not in get_args(Ids):
@@ -83,65 +86,69 @@ class Conversations(FileSource):
         self.rules = rules_of(turns, marks)
 
     @cached_property
-    def _records(self) -> Records:
-        return open_records(self.files)
-
-    @cached_property
     def found(self) -> Dialect:
         """The dialect that the records are in.
 
         Raises:
             ValueError: none is named, and the records are in none or in several.
         """
+        assert self._records is not None, "call load first"
         return self.dialect or dialect_of(self.annotations, self._records)
 
-    def _read(self) -> Iterator[Entry]:
-        known: dict[str, int] = {}
-        first: dict[str, int] = {}
-        for number in range(len(self._records)):
-            changed: list[str] = []
-            record: object = None
-            place = self._records.place(number)
-            try:
-                record = self._records[number]
-                conversation = self._conversation(record, number, changed)
-                id = str(place.lstrip(":") if conversation.id is None else conversation.id)
-                if id in known:
-                    self._used_again(id, first[id], record, changed)
-            except RecordError as rule:
-                hint = "" if self.dialect else f"read as {self.found.name}: "
-                self._bad(refused(self.annotations, place, record, f"{hint}{rule}"))
-                continue
-            first.setdefault(id, number)
-            self.changed.update(changed)
-            words = sum(len(turn.text.split()) for turn in conversation.turns)
-            yield Entry(words, bool(conversation.images), [unique_id(id, known), number], place)
+    def _check(self, record: Any, place: str, stored: Mapping[str, ImageRef]) -> Checked:
+        changed: list[str] = []
+        try:
+            conversation = self._conversation(record, changed)
+            for picture in conversation.images:
+                check_picture(picture, stored, self._folder)
+        except RecordError as rule:
+            raise rule if self.dialect else RecordError(f"read as {self.found.name}: {rule}") from None
+        words = sum(len(turn.text.split()) for turn in conversation.turns)
+        return Checked(words, bool(conversation.images), _id(conversation, place), changed)
 
-    def _used_again(self, id: str, first: int, record: object, changed: list[str]) -> None:
-        """What happens to the second use of an id."""
-        if self.ids == "unique":
-            other = "the same" if self._records[first] == record else "other"
-            raise RecordError(f"the id {id} is that of {self._records.place(first)} too, with {other} content")
-        changed.append("id used again")
+    def _conversation(self, record: Any, changed: list[str]) -> Conversation:
+        """The conversation of a record; RecordError if it breaks a rule."""
+        return told(ruled(self.found.read(record), self.rules, changed), self.boxes, self.frame)
 
-    def _conversation(self, record: object, number: int, changed: list[str]) -> Conversation:
-        """The conversation of a record that keeps the rules; RecordError otherwise."""
-        conversation = told(ruled(self.found.read(record), self.rules, changed), self.boxes, self.frame)
-        beside = self._records.images(number) if conversation.images else {}
-        for picture in conversation.images:
-            check_picture(picture, beside, self._folder)
-        return conversation
+    def load(self) -> None:
+        if self._records is not None:
+            return
+        super().load()
+        if (again := np.flatnonzero(self._repeats)).size and self.ids == "unique":
+            self._leave_out(again)
+        elif again.size:
+            self.changed = {**self.changed, "id used again": int(again.size)}
+
+    def _leave_out(self, again: np.ndarray) -> None:
+        """Records with an id that an earlier one has are bad."""
+        ids, skipped = self._found["id"], list[str]()
+        firsts = dict(zip(*(each.tolist() for each in np.unique(ids, return_index=True)), strict=True))
+        for index in again.tolist():
+            first = firsts[int(ids[index])]
+            record = self._read(index)[0]
+            content = "the same" if record == self._read(first)[0] else "other"
+            rule = f"has the id of {self.where(first)}, and {content} content, expected an id of its own"
+            error = refused(self.where(index), "", record, rule)
+            if self.bad_records == "refuse":
+                self._records = None
+                raise error
+            skipped.append(str(error))
+        keep = self._repeats == 0
+        self._found = {name: array[keep] if name in KEPT else array for name, array in self._found.items()}
+        self._repeats = np.zeros(0, dtype=np.int32)
+        self.skipped = [*self.skipped, *skipped]
 
     def sample(self, index: int, generator: torch.Generator) -> Sample:
-        id, number = self._entry(index)
-        conversation = self._conversation(self._records[number], number, [])
-        beside = self._records.images(number) if conversation.images else {}
+        assert self._records is not None, "call load first"
+        record, stored = self._read(index)
+        conversation = self._conversation(record, [])
+        place = self._records.place(int(self._found["number"][index]))
         turns = tuple(map(turn_of, conversation.turns))
         return Sample(
-            id=id,
+            id=self.unique(index, _id(conversation, place)),
             turns=turns,
             images=tuple(
-                image_of(picture, beside, self._folder, f"{self._records.where(number)}, image {k}")
+                image_of(picture, stored, self._folder, f"{self.where(index)}, image {k}")
                 for k, picture in enumerate(conversation.images)
             ),
             references=(turns[-1].text,),
@@ -149,7 +156,11 @@ class Conversations(FileSource):
         )
 
 
-def dialect_of(path: str, records: Records) -> Dialect:
+def _id(conversation: Conversation, place: str) -> str:
+    return str(place.lstrip(":") if conversation.id is None else conversation.id)
+
+
+def dialect_of(source: object, records: Records) -> Dialect:
     """The dialect that the records of a file are in, by some that are spread over it.
 
     Raises:
@@ -165,7 +176,7 @@ def dialect_of(path: str, records: Records) -> Dialect:
     try:
         return detected(some)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{source}: {error}") from None
 
 
 def turn_of(said: Utterance) -> Turn:
@@ -200,8 +211,6 @@ def _relative(picture: Picture, folder: ImageFolder) -> str:
     assert picture.name is not None
     if not picture.name.startswith(FILE_URL):
         return picture.name
-    from pathlib import Path
-
     path = Path(picture.name.removeprefix(FILE_URL))
     if not folder.root:
         raise RecordError(f"names the image 'file://{path}', expected none because no images folder is given")

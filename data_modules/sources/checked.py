@@ -48,7 +48,8 @@ class Given:
 def code_key(cls: type) -> str:
     """A digest of the code and the templates that records are checked with."""
     own = {inspect.getsourcefile(each) for each in cls.__mro__ if each.__module__ not in ("builtins", "abc", "typing")}
-    ours = [*HERE.glob("*.py"), *(HERE.parent / "templates").glob("*.yaml"), Path(boxes.__file__)]
+    beside = [*(HERE.parent / "dialects").glob("*.py"), *(HERE.parent / "templates").glob("*.yaml")]
+    ours = [*HERE.glob("*.py"), *beside, Path(boxes.__file__)]
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted({str(path) for path in ours} | {path for path in own if path}):
         digest.update(Path(path).read_bytes())
