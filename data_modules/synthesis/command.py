@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -32,6 +33,7 @@ mllm synthesize report FOLDER           records, quarantine, data card and repor
 
 The same command again goes on where it was stopped or killed: nothing is asked twice that was answered.
 """
+RULES_TOGETHER = 500
 OPENAI_LIMIT = "max_completion_tokens"
 
 
@@ -58,9 +60,7 @@ def _synthesize(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     if given.backend == "openai" and not given.model:
         parser.error("found no --model, which --backend openai asks")
-    limits = Limits(
-        concurrency=given.concurrency, retries=given.retries, repairs=given.repairs, longest_wait=given.longest_wait
-    )
+    limits = _limits(given)
     settings, budget = _settings(given), _budget(given)
     if given.dry_run:
         _show(load(settings), budget)
@@ -73,7 +73,10 @@ def _synthesize(arguments: Sequence[str]) -> None:
         _note(book, settings, who, given.prices)
         if given.again and (count := book.again("refused")):
             print(f"asking again for {count} that were refused")
-        _announce(book, planned, budget)
+        if given.backend == "rules":
+            print(f"{len(book.ids('pending'))} calls, answered by rules", flush=True)
+        else:
+            _announce(book, planned, budget)
         with bar() as display:
             stop = run(book, content, backend, limits, budget, display)
         _output(given.to, book, planned)
@@ -195,6 +198,14 @@ def _backend(given: argparse.Namespace) -> tuple[Backend, str, str]:
     endpoint = OpenAIEndpoint(given.model, given.base_url, given.key_env, given.timeout)
     host = urlsplit(given.base_url).hostname if given.base_url else "api.openai.com"
     return endpoint, given.model, f"{given.model} at {host}"
+
+
+def _limits(given: argparse.Namespace) -> Limits:
+    asked = Limits(
+        concurrency=given.concurrency, retries=given.retries, repairs=given.repairs, longest_wait=given.longest_wait
+    )
+    # Rules answer at once: what waits for a commit to the disk waits together.
+    return replace(asked, concurrency=RULES_TOGETHER, threads=1) if given.backend == "rules" else asked
 
 
 def _settings(given: argparse.Namespace) -> Settings:

@@ -44,6 +44,7 @@ class Limits:
 
     Args:
         concurrency: Calls in flight.
+        threads: That wait for their answers; None for one each.
         retries: Further calls where one brought no answer.
         repairs: Further calls where an answer was rejected.
         first_wait: Seconds after the first failure; doubled after each further one.
@@ -51,6 +52,7 @@ class Limits:
     """
 
     concurrency: int = 8
+    threads: int | None = None
     retries: int = 5
     repairs: int = 1
     first_wait: float = 1.0
@@ -157,15 +159,23 @@ class _Run:
         self.in_a_row = 0
 
     def all(self) -> str | None:
-        for _ in range(self.limits.concurrency):
+        workers = self.limits.threads or self.limits.concurrency
+        for _ in range(workers):
             # Daemons: a second Ctrl-C waits for none of them.
             threading.Thread(target=self._work, daemon=True).start()
         with self._signals():
-            while self.flying or (self.waiting and not self._ending):
-                self._send()
-                self._collect()
+            ended: list[tuple[str, Answer | Exception]] = []
+            while ended or self.flying or (self.waiting and not self._ending):
+                with self.journal.together():
+                    for each in ended:
+                        self._settle(*each)
+                    sent = self._to_send()
+                # None is sent before all are written down.
+                for request in sent:
+                    self.tasks.put(request)
                 self._show()
-        for _ in range(self.limits.concurrency):
+                ended = self._wait_for_ended() if self.flying or self.waiting else []
+        for _ in range(workers):
             self.tasks.put(None)
         self._show(now=True)
         if self.bug:
@@ -187,29 +197,27 @@ class _Run:
         """Whether nothing more is sent."""
         return bool(self.stop or self.signal or self.bug)
 
-    def _send(self) -> None:
-        """Puts as many calls in flight as may be; none is sent before all are written down."""
+    def _to_send(self) -> list[Request]:
+        """As many calls as may be in flight beside those that are, written down."""
         most, sent = self.limits.concurrency if self.answered else 1, []
-        with self.journal.together():
-            while self.waiting and len(self.flying) < most and not self._ending:
-                if max(self.waiting[0][0], self.held_until) > time.monotonic():
-                    break
-                request = self.content.request(self.journal, self.waiting[0][2], self.known)
-                tokens = self.budget.most(request)
-                if not self.budget.fits(tokens):
-                    if not self.flying:
-                        self.stop = f"the budget is reached: spent {self.budget}, {len(self.waiting)} calls are left"
-                    break
-                heapq.heappop(self.waiting)
-                self.journal.sent(request.id, tokens)
-                self.budget.reserve(tokens)
-                self.flying[request.id] = tokens
-                sent.append(request)
-        for request in sent:
-            self.tasks.put(request)
+        while self.waiting and len(self.flying) < most and not self._ending:
+            if max(self.waiting[0][0], self.held_until) > time.monotonic():
+                break
+            request = self.content.request(self.journal, self.waiting[0][2], self.known)
+            tokens = self.budget.most(request)
+            if not self.budget.fits(tokens):
+                if not self.flying:
+                    self.stop = f"the budget is reached: spent {self.budget}, {len(self.waiting)} calls are left"
+                break
+            heapq.heappop(self.waiting)
+            self.journal.sent(request.id, tokens)
+            self.budget.reserve(tokens)
+            self.flying[request.id] = tokens
+            sent.append(request)
+        return sent
 
-    def _collect(self) -> None:
-        """Waits for what ends next, or for what may be sent next; stores everything that has ended."""
+    def _wait_for_ended(self) -> list[tuple[str, Answer | Exception]]:
+        """All calls that have ended, waiting for one, or for the time when another may be sent."""
         until = SHOWN_EVERY
         if self.waiting and not self._ending:
             ready = max(self.waiting[0][0], self.held_until) - time.monotonic()
@@ -220,11 +228,7 @@ class _Run:
             while True:
                 ended.append(self.ended.get_nowait())
         except Empty:
-            pass
-        with self.journal.together():
-            for each in ended:
-                if each is not None:
-                    self._settle(*each)
+            return [each for each in ended if each is not None]
 
     def _settle(self, id: str, ended: Answer | Exception) -> None:
         """Stores how a call ended."""
@@ -305,7 +309,7 @@ class _Run:
             if self.signal:
                 raise KeyboardInterrupt
             self.signal = number
-            self.ended.put(None)  # Wakes `_collect`; this queue may be used in a handler.
+            self.ended.put(None)  # Wakes `_wait_for_ended`; this queue may be used in a handler.
             told = f"stopping: {len(self.flying)} calls in flight are waited for; Ctrl-C again drops them"
             self.display.say(told)
 
