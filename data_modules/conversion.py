@@ -97,7 +97,7 @@ class Conversion:
             else:
                 hint = "" if key in self.write_as.keys else "; --lossy leaves the key out"
                 raise ValueError(
-                    f"{self.source}: '{key}' cannot be a column ({why}), expected values of one type{hint}"
+                    f"{self.source}: '{key}' cannot be a column of a table ({why}), expected values of one type{hint}"
                 )
 
     def _refuse(self, number: int, record: object, rule: object) -> Any:

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    forms = "\n".join(f"  {name:15} {each.form}" for name, each in DIALECTS.items())
+    forms = "\n".join(f"  {name}\n      {each.form}" for name, each in DIALECTS.items())
     parser = _Arguments(
         prog="mllm data convert",
         allow_abbrev=False,
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--marks",
         default="given",
-        help="front puts missing <image> marks in front; words reads odd ones as words (given)",
+        help="front: missing <image> marks are put in front; words: odd ones are words (given)",
     )
     add("--quarantine", type=Path, metavar="FILE", help="a new .jsonl file for records that break a rule (stop at one)")
     add("--lossy", action="store_true", help="write records without what the dialect cannot say (stop at one)")

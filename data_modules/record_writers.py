@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from data_modules.sources.records import Record
+from data_modules.containers.tables import is_picture
+from data_modules.containers.values import Record
 
 GROUP = 256
 """Rows of a row group at most."""
@@ -98,8 +99,8 @@ class ParquetWriter(Writer):
 
     def __init__(self, path: Path, schema: pyarrow.Schema) -> None:
         super().__init__(path)
-        self.schema, self.rows, self.bytes = schema, list[Record](), 0
-        self.file = pyarrow.parquet.ParquetWriter(path, schema)
+        self.schema, self.rows, self.bytes = with_features(schema), list[Record](), 0
+        self.file = pyarrow.parquet.ParquetWriter(path, self.schema)
 
     def add(self, record: Record, beside: Mapping[str, bytes]) -> None:
         assert not beside, "a table holds its pictures in columns"
@@ -170,6 +171,19 @@ def _is_empty(kind: pyarrow.DataType) -> bool:
     if pyarrow.types.is_struct(kind):
         return not kind.num_fields or any(_is_empty(kind.field(k).type) for k in range(kind.num_fields))
     return bool(pyarrow.types.is_list(kind)) and _is_empty(kind.value_type)
+
+
+def with_features(schema: pyarrow.Schema) -> pyarrow.Schema:
+    """The columns, with a note by which `datasets` shows pictures as such."""
+    pictures = [field.name for field in schema if is_picture(field.type)]
+    if not pictures:
+        return schema
+    from datasets import Features, Image, List
+
+    features = Features.from_arrow_schema(schema)
+    for name in pictures:
+        features[name] = List(Image()) if pyarrow.types.is_list(schema.field(name).type) else Image()
+    return features.arrow_schema
 
 
 def key_of(number: int) -> str:
