@@ -13,10 +13,11 @@ import numpy as np
 
 from data_modules.containers.offset_index import Arrays, built, key_of, texts, texts_in
 from data_modules.containers.reading import files_looked_at
+from data_modules.sources.addresses import image_at, image_folder
 from data_modules.sources.checked import Given, states, still
-from data_modules.sources.records import ImageFolder, Packed, located, packed
+from data_modules.sources.records import Packed, located, packed
 from data_modules.sources.source import BadRecords, Source
-from lightning_mllm.contracts import ImageFile
+from lightning_mllm.contracts import ImageRef
 
 
 class Entry(NamedTuple):
@@ -56,7 +57,7 @@ class FileSource(Given, Source):
         """One sentence for each record that was left out."""
         self.changed: Counter[str] = Counter()
         """Of the records that are read otherwise than they are written: how, and how many."""
-        self._folder = ImageFolder(self.images)
+        self._folder = image_folder(self.images)
         self._entries: Packed | None = None
         self._places: Packed | None = None
         self._words = self._has_image = np.zeros(0)
@@ -128,10 +129,10 @@ class FileSource(Given, Source):
         assert self._places is not None, "call load first"
         return located(self._asked_in, self._places[index])
 
-    def _images(self, *names: str, size: Sequence[int] = ()) -> tuple[ImageFile, ...]:
+    def _images(self, *names: str, size: Sequence[int] = ()) -> tuple[ImageRef, ...]:
         """Images by name, all of `size` (width, height) where the annotations say so."""
         told = (size[0], size[1]) if size else None
-        return tuple(ImageFile(self._folder.path(name), told) for name in names)
+        return tuple(image_at(self._folder, name, told) for name in names)
 
     def __len__(self) -> int:
         assert self._entries is not None, "call load first"

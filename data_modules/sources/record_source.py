@@ -19,10 +19,11 @@ from jaxtyping import Int
 
 from data_modules.containers import Records, open_records
 from data_modules.containers.offset_index import CACHED_FROM, Arrays, built, key_of, texts, texts_in
+from data_modules.sources.addresses import image_at, image_folder
 from data_modules.sources.checked import Given, states, still
-from data_modules.sources.records import ImageFolder, RecordError, refused
+from data_modules.sources.records import RecordError, refused
 from data_modules.sources.source import BadRecords, Source
-from lightning_mllm.contracts import ImageFile, ImageRef
+from lightning_mllm.contracts import ImageRef
 
 CHUNK = 20_000
 """Records that a process checks at once."""
@@ -80,7 +81,7 @@ class RecordSource(Given, Source):
         self.annotations, self.images, self.bad_records = annotations, str(images), bad_records
         self.skipped: Sequence[str] = ()
         """One sentence for each record, or end of a file, that was left out."""
-        self._folder = ImageFolder(self.images)
+        self._folder = image_folder(self.images)
         self._records: Records | None = None
         self._found: Arrays = {}
 
@@ -202,7 +203,7 @@ class RecordSource(Given, Source):
 
     def _image(self, name: str, stored: Mapping[str, ImageRef]) -> ImageRef:
         """The picture that a record calls so: one that is stored with it, or a file of the folder."""
-        return stored[name] if name in stored else ImageFile(self._folder.path(name))
+        return stored[name] if name in stored else image_at(self._folder, name)
 
     def __len__(self) -> int:
         assert self._records is not None, "call load first"
