@@ -193,7 +193,41 @@ def _where(scene: Scene, random: Random) -> Iterator[Asked]:
             yield Asked("Was this picture more likely taken indoors or outdoors, and why?", here, answer)
 
 
-PUZZLES: tuple[Callable[[Scene, Random], Iterator[Asked]], ...] = (_order, _majority, _removed, _nearest, _where)
+def _largest(scene: Scene, random: Random) -> Iterator[Asked]:
+    """What takes up most of a photo."""
+    ranked = sorted(scene.things, key=lambda thing: -thing.area)
+    if scene.closed or not ranked or (len(ranked) > 1 and ranked[0].area < 2 * ranked[1].area):
+        return
+    tenths = round(10 * ranked[0].area)
+    if (phrases := scene.refer(ranked[0])) and 3 <= tenths <= 10:
+        share = "all" if tenths == 10 else f"about {NUMBERS[tenths]} tenths"
+        said = f"Judged by size, it is mostly about the {phrases[0]}. Of the area of the picture it takes up {share}"
+        said += (
+            ", more than twice as much as anything else."
+            if len(ranked) > 1
+            else ", and nothing else stands out so much."
+        )
+        yield Asked("What is this picture mostly about, judged by size?", phrases[0], said)
+
+
+def _crowded(scene: Scene, random: Random) -> Iterator[Asked]:
+    """Few or many, where some were not told apart."""
+    for name in sorted(scene.crowds)[:1]:
+        alone = sum(thing.name == name for thing in scene.things)
+        said = f"There are many: several {plural(name)} are so close together that they can hardly be told apart"
+        said += ", and more of them stand apart from the others." if alone > 1 else "."
+        yield Asked(f"Are there few or many {plural(name)}, and how can one tell?", "many", said)
+
+
+PUZZLES: tuple[Callable[[Scene, Random], Iterator[Asked]], ...] = (
+    _order,
+    _majority,
+    _removed,
+    _nearest,
+    _where,
+    _largest,
+    _crowded,
+)
 
 
 def reasoning(scene: Scene, random: Random) -> Asked | None:
