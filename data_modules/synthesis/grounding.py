@@ -31,6 +31,10 @@ _ALL = re.compile(
     rf"(?:exactly |only |a total of |in total |in all )?{NUMBER} $",
     re.IGNORECASE,
 )
+_WHETHER = re.compile(r"(?:is|are|does|do|can|could|has|have|was|were)\b", re.IGNORECASE)
+_NO = re.compile(r"(?:no|none|neither|zero)\b", re.IGNORECASE)
+_DEFINITE = re.compile(r"\b(?:the|this|that|its|his|her|their) (?:[a-z]+ )?$", re.IGNORECASE)
+_TELLS = re.compile(r"\b(?:in|on) the (?:image|picture|photo|scene)\b|\bthere (?:is|are)\b", re.IGNORECASE)
 _TOTAL = re.compile(
     r"^ ?(?:$|[.!;]|,? (?:visible|present|shown|seen|depicted|displayed|altogether|in total|in all)\b"
     r"|,? (?:in|within) (?:the|this) (?:image|picture|photo|scene|frame)\b)",
@@ -40,7 +44,9 @@ _PARTS = re.compile(r"\bof the\b|\bone of\b|\banother\b|\bother\b|\bmore\b|\badd
 
 
 def objects(context: Context, pairs: Pairs, *, supposing: bool) -> Iterator[str]:
-    """Words for things that answers say are there, of which captions and boxes know nothing.
+    """Words for things that answers, and questions, say are there, of which captions and boxes know nothing.
+
+    Of a question that is "the dog", unless it asks whether there is one, or "No" is the answer.
 
     Let pass are things that no word list has; whatever a sentence denies, and what an answer "No" is about; people in
     the plural ("visitors" come anywhere) and where the captions name anybody; and, in sentences that suppose ("may",
@@ -51,35 +57,35 @@ def objects(context: Context, pairs: Pairs, *, supposing: bool) -> Iterator[str]
     """
     words = words_of(context)
     known = _known(context, words)
-    for _, answer in pairs:
-        if re.match(r"(?:no|none|neither|zero)\b", answer, re.IGNORECASE):
+    for question, answer in pairs:
+        if _NO.match(answer):
             continue
-        for sentence in sentences(answer):
-            if pattern("denied").search(sentence) or pattern("supposed").search(sentence):
-                continue
-            if supposing and not _states(sentence):
-                continue
-            for mention in words.mentions(sentence):
-                if not mention.categories & known and not _generic(mention):
-                    yield sentence[mention.start : mention.end]
+        named = [(text, mention) for text in _asserted(answer, supposing) for mention in words.mentions(text)]
+        named += [(question, mention) for mention in words.mentions(question) if _presupposed(question, mention)]
+        for text, mention in named:
+            if not mention.categories & known and not (mention.plural and "person" in mention.categories):
+                yield text[mention.start : mention.end]
 
 
-def _states(sentence: str) -> bool:
-    """Whether a sentence tells what is to be seen."""
-    return (
-        re.search(r"\b(?:in|on) the (?:image|picture|photo|scene)\b|\bthere (?:is|are)\b", sentence, re.IGNORECASE)
-        is not None
-    )
+def _asserted(answer: str, supposing: bool) -> Iterator[str]:
+    """The sentences of an answer that neither deny nor suppose; where it argues, those that tell what is to be seen."""
+    for sentence in sentences(answer):
+        told = not supposing or _TELLS.search(sentence)
+        if told and not pattern("denied").search(sentence) and not pattern("supposed").search(sentence):
+            yield sentence
+
+
+def _presupposed(question: str, mention: Mention) -> bool:
+    """Whether a question is about "the dog" and does not ask whether there is one."""
+    if _WHETHER.match(question) or pattern("supposed").search(question):
+        return False
+    return _DEFINITE.search(question[: mention.start]) is not None
 
 
 def _known(context: Context, words: Vocabulary) -> frozenset[str]:
     """Categories of boxes and of what captions name, in any sense of a word."""
     said = frozenset(category for caption in context.captions for category in words.anywhere(caption))
     return said | frozenset(box.name for box in context.boxes)
-
-
-def _generic(mention: Mention) -> bool:
-    return mention.plural and "person" in mention.categories
 
 
 def counts(context: Context, pairs: Pairs) -> Iterator[str]:

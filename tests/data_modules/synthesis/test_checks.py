@@ -155,6 +155,23 @@ def test_answers_and_questions_of_a_conversation_are_checked() -> None:
 
 
 @pytest.mark.parametrize(
+    ("question", "answer", "reason"),
+    [
+        ("What colour is the umbrella?", "Red.", "unknown object"),
+        ("Where does the brown dog sit?", "On the left.", "unknown object"),
+        ("Is the dog asleep?", "No, there is no dog.", ""),
+        ("Where is the dog?", "No dog is there.", ""),
+        ("How might the dog of a neighbour feel?", "Hungry.", ""),
+        ("What colour is the oven?", "White.", ""),
+    ],
+)
+def test_a_question_must_not_take_for_granted_what_is_not_there(question: str, answer: str, reason: str) -> None:
+    assert (
+        rejected("conversation", f"Question:\n{question}\n===\nAnswer:\n{answer}\n===\n{said('A kitchen.')}") == reason
+    )
+
+
+@pytest.mark.parametrize(
     ("question", "answer", "right"),
     [
         ("How many cats are there?", "Two.", True),
