@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_modules.synthesis.backends.openai_endpoint import OpenAIEndpoint
-from data_modules.synthesis.budget import Budget
+from data_modules.synthesis.budget import Budget, parse_prices
 from data_modules.synthesis.display import bar
 from data_modules.synthesis.journal import opened
 from data_modules.synthesis.request import Backend, Context, Message, Rejected, Request
@@ -71,21 +71,42 @@ def endpoint(model: str, base_url: str | None, key_env: str | None, timeout: flo
     return OpenAIEndpoint(model, base_url, key_env, timeout)
 
 
+def limits_of(concurrency: int, retries: int, tokens: int | None, money: float | None, prices: str | None) -> dict:
+    """`limits` and `budget` of `ask`; ValueError for what goes with no plan.
+
+    Args:
+        concurrency: calls in flight.
+        retries: further calls where one brought no answer.
+        tokens: the most that calls may read and write; None for any number.
+        money: the most that they may cost, by `prices`.
+        prices: '2.5,10': money for a million tokens read and written.
+    """
+    budget = Budget(tokens=tokens, money=money, prices=parse_prices(prices) if prices else None)
+    return {"limits": Limits(concurrency=concurrency, retries=retries), "budget": budget}
+
+
 def ask(
-    asked: Asked, backend: Backend, folder: Path, plan: dict[str, str], *, concurrency: int, budget_tokens: int | None
+    asked: Asked,
+    backend: Backend,
+    folder: Path,
+    plan: dict[str, str],
+    *,
+    limits: Limits,
+    budget: Budget,
+    again: bool = False,
 ) -> tuple[list[Verdict], str]:
     """The verdicts on all prompts, in their order, and why it ended before all were asked for; empty where it did not.
 
     Args:
         folder: where the journal is kept.
         plan: what the journal is of (the model, the rules), by name; another plan needs another folder.
-        concurrency: calls in flight.
-        budget_tokens: the most that calls may read and write; None for any number.
+        limits, budget: as `limits_of` makes them.
+        again: whether calls that were refused are sent anew.
 
     Raises:
         ValueError: the folder holds another plan, or another process writes it.
     """
-    requests, budget = asked.requests(), Budget(tokens=budget_tokens)
+    requests = asked.requests()
 
     def check(request: Request, text: str) -> list[Turn]:
         try:
@@ -95,9 +116,10 @@ def ask(
         return [Turn(role="assistant", text=text)]
 
     with opened(folder, plan, requests) as journal, bar() as display:
+        if again:
+            journal.again("refused")
         display.say(budget.announce(requests))
-        content = Content(requests, check, _ask_again)
-        stopped = run(journal, content, backend, Limits(concurrency=concurrency), budget, display)
+        stopped = run(journal, Content(requests, check, _ask_again), backend, limits, budget, display)
         verdicts = []
         for outcome in journal.outcomes(requests):
             last = outcome.last

@@ -78,7 +78,11 @@ def _parser() -> Arguments:
     parser.add_argument("--key-env", metavar="NAME", help="the environment variable that holds the key")
     parser.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds of a call (120)")
     parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="calls in flight (8)")
+    parser.add_argument("--retries", type=int, default=5, metavar="N", help="of a call that brought no answer (5)")
+    parser.add_argument("--again", action="store_true", help="ask anew what was refused")
     parser.add_argument("--budget-tokens", type=int, metavar="N", help="the most tokens, read and written (no limit)")
+    parser.add_argument("--budget-money", type=float, metavar="X", help="the most money, by --prices (no limit)")
+    parser.add_argument("--prices", metavar="P,C", help="money for a million tokens read, and written: 2.5,10")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (runs)")
     return parser
 
@@ -89,7 +93,7 @@ def _messages(prompt: Prompt, rules: Rules) -> dict[str, Any]:
 
 
 def _judge(given: Any, rules: Rules, rows: Sequence[Any], prompts: Sequence[Prompt]) -> None:
-    from data_modules.judging import Asked, ask, endpoint
+    from data_modules.judging import Asked, ask, endpoint, limits_of
 
     judge, plan = JUDGES[given.set], {"set": given.set, "judge": given.model, "rules": _digest(rules)}
     asked = Asked(
@@ -100,8 +104,8 @@ def _judge(given: Any, rules: Rules, rows: Sequence[Any], prompts: Sequence[Prom
         temperature=rules.temperature,
     )
     backend = endpoint(given.model, given.base_url, given.key_env, given.timeout)
-    limits = {"concurrency": given.concurrency, "budget_tokens": given.budget_tokens}
-    verdicts, stopped = ask(asked, backend, given.to, plan, **limits)
+    limits = limits_of(given.concurrency, given.retries, given.budget_tokens, given.budget_money, given.prices)
+    verdicts, stopped = ask(asked, backend, given.to, plan, again=given.again, **limits)
     kinds = {row["id"]: row.get("question_type", "") for row in rows}
     grades: dict[str, Grades] = {each.id: judge.read(each.text) for each in verdicts if not each.reason}
     lines = []

@@ -214,18 +214,24 @@ def compare(sides: Sequence[Side], *, draws: int = DRAWS) -> Comparison:
             found.append(_differences(first, other, matched, draws, _one_recipe(first, other)))
             contrasts.append(_contrasts(first, other, matched))
     every = list(chain.from_iterable(scores for scores, _ in found))
-    headlines = [each for each in every if (known := find_score(each.score)) is not None and known[0].headline]
+    headlines = [each for each in every if _has_a_better_end(each)]
     notes += _about_seeds(sides)
     return Comparison(
         sides=tuple(sides),
         headlines=_family(headlines),
-        kinds=_family(list(chain.from_iterable(kinds for _, kinds in found))),
+        kinds=_family([each for _, kinds in found for each in kinds if _has_a_better_end(each)]),
         further=tuple(each.told(None, 0) for each in every if each not in headlines),
         seeds=tuple(spread for side in sides if len(side.runs) > 1 for spread in _seeds(side, draws)),
         contrasts=tuple(each for each in contrasts if each.samples),
         settings=tuple(setting for other in others for setting in _settings(first, other)),
         notes=tuple(notes),
     )
+
+
+def _has_a_better_end(each: _Found) -> bool:
+    """Whether it is a headline score whose difference can be a win, and so is tested."""
+    known = find_score(each.score)
+    return known is not None and known[0].headline and known[0].higher_is_better is not None
 
 
 def _common_sets(first: Side, other: Side, notes: list[str]) -> list[str]:

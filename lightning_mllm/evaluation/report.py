@@ -102,7 +102,8 @@ def _groups(report: Report) -> list[dict[str, object]]:
         for example in tested.examples:
             if not example["blind"]:
                 verdict = ""
-                if example["task"] != "caption" and example["score"] is not None:
+                told = example["task"] != "caption" and TASKS[example["task"]].scores[0].higher_is_better is not None
+                if told and example["score"] is not None:
                     verdict = "good" if example["score"] >= 0.5 else "bad"
                 shown = {
                     **example,

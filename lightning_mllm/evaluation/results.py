@@ -3,7 +3,7 @@
 {"scores": {"vqa_accuracy": {"value", "low", "high"}, "vqa_accuracy_blind": ..., "cider": ...},
  "samples": {"vqa": 1200, "vqa_novel": 400, ...},                       task + suffix -> answers scored
  "clusters": {"vqa": 400, "vqa_novel": 133, ...},                       task + suffix -> pictures that intervals draw
- "kinds": {"mme": {"count": {"value", "low", "high", "samples"}}},      task + suffix -> kind of question, where told
+ "kinds": {"mme_total": {"count": {"value", "low", "high", "samples"}}},   some scores of each kind of question
  "examples": [{"task", "part", "blind", "id", "prompt", "answer", "references", "picture", "score"}],
  "seconds": 41.3,
  "weights": "9f86d0..."}                                                SHA-256 of the tested weights, of `stage.json`
@@ -61,9 +61,8 @@ def write_results(
         "clusters": {name: each.num_clusters for name, each in zip(names, scores, strict=True)},
     }
     found = {name: asdict(interval) for name, interval in values.items()}
-    kinds = {name: each.kinds for name, each in zip(names, scores, strict=True) if isinstance(each, Scores)}
-    if any(kinds.values()):
-        counts["kinds"] = {name: each for name, each in kinds.items() if each}
+    if kinds := {name: found for each in scores if isinstance(each, Scores) for name, found in each.kinds.items()}:
+        counts["kinds"] = kinds
     write_lines(path.with_name(TEST_ANSWERS), chain.from_iterable(_rows(each) for each in scores))
     write_json(path, {"scores": found, **counts, "examples": examples, "seconds": seconds, "weights": weights})
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,8 @@ class Tested:
     """The same -> pictures that its intervals draw; empty where an older version tested."""
     examples: list[dict[str, Any]]
     seconds: float
+    kinds: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """Of some scores: name -> kind of question -> value, low, high, samples; blind twins left out."""
 
     @property
     def sizes(self) -> list[str]:
@@ -154,7 +156,8 @@ def read_tested(folder: Path) -> Tested:
     """The `test.json` in the folder of a stage."""
     results = json.loads((folder / "test.json").read_text(encoding="utf-8"))
     known = {name: results[name] for name in ("scores", "samples", "examples", "seconds")}
-    return Tested(stage=folder.name, clusters=results.get("clusters", {}), **known)
+    kinds = {name: each for name, each in results.get("kinds", {}).items() if not name.endswith(BLIND)}
+    return Tested(stage=folder.name, clusters=results.get("clusters", {}), kinds=kinds, **known)
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:

@@ -93,9 +93,9 @@ class Scores:
         """Pictures (or documents) that they are about, which intervals draw; known after `compute`."""
         self.rows: list[dict[str, Any]] = []
         """Every answer with its headline score, in the order of the set; known after `compute`."""
-        self.kinds: dict[str, dict[str, float]] = {}
-        """Kind of question -> value, low, high, samples, of the score that a metric tells by kind; known after
-        `compute`."""
+        self.kinds: dict[str, dict[str, dict[str, float]]] = {}
+        """Of the scores that are told by kind: name with the set's suffix -> kind of question -> value, low, high,
+        samples; known after `compute`."""
 
     def update(self, batch: Batch, answers: Sequence[str]) -> None:
         """Adds the answers to the rows of `batch`."""
@@ -175,7 +175,8 @@ class Scores:
             asked = [Asked(each.id, each.prompt, each.question_type, each.cluster) for each in answers]
             metric.update([each.ranking if ranked else each.answer for each in answers], references, asked)
             found = metric_intervals(metric, clusters)
-            self.kinds |= _by_kind(metric, clusters)
+            if kinds := _by_kind(metric, clusters):
+                self.kinds[metric.by_kind + self.evaluation.suffix] = kinds
             self._intervals |= {name + self.evaluation.suffix: value for name, value in found.items()}
             headline = headline or metric
         assert headline is not None

@@ -12,6 +12,7 @@ from data_modules.module import MultimodalDataModule
 from data_modules.sources import MmBench
 from lightning_mllm.evaluation.answers import read_answers
 from lightning_mllm.evaluation.checks import check_sets
+from lightning_mllm.evaluation.report import write_report
 from tests.data_modules.files import Echo
 from tests.evaluation.expected_sets import take_test, write_mmbench, write_sets
 
@@ -48,10 +49,17 @@ def test_scores_by_kind_of_question(folder: Path) -> None:
         name: {kind: each["value"] for kind, each in of.items()} for name, of in kinds.items() if "blind" not in name
     }
     assert found == {
-        "mme": {"existence": 200, "count": 50, "code_reasoning": 200},
-        "mmbench": {"perception": 1, "reasoning": 0},
-        "seed_bench": {"Instances Counting": 0.5, "Scene Understanding": 1},
+        "mme_total": {"existence": 200, "count": 50, "code_reasoning": 200},
+        "mmbench_circular": {"perception": 1, "reasoning": 0},
+        "seed_accuracy": {"Instances Counting": 0.5, "Scene Understanding": 1},
     }
+
+
+def test_the_report_tells_them(folder: Path) -> None:
+    write_report(folder.parent)
+    page = (folder.parent / "report.html").read_text()
+    assert page.count('<details class="kinds">') == 3 and "MME total by kind of question" in page
+    assert "<td>Instances Counting</td>" in page and "Not judged; words an answer" in page
 
 
 def test_every_score_is_computed_again_from_the_answers(folder: Path) -> None:

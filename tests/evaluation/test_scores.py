@@ -218,11 +218,13 @@ def test_a_score_is_told_by_kind_with_intervals_of_its_own() -> None:
     batch.clusters = [(f"{i // 2}.png",) for i in ids]
     scores.update(batch, ["A" if i % 3 != 1 else "B" for i in ids])
     scores.compute()
-    assert {kind: (each["value"], each["samples"]) for kind, each in scores.kinds.items()} == {
+    (kinds,) = scores.kinds.values()
+    assert list(scores.kinds) == ["seed_accuracy"]
+    assert {kind: (each["value"], each["samples"]) for kind, each in kinds.items()} == {
         "Counting": (0.5, 8),
         "Relation": (1.0, 4),
     }
-    assert scores.kinds["Counting"]["low"] < 0.5 < scores.kinds["Counting"]["high"]
+    assert kinds["Counting"]["low"] < 0.5 < kinds["Counting"]["high"]
     assert filled([[1, 2]]).kinds == {}
 
 
