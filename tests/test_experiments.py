@@ -34,6 +34,21 @@ ONE_DEVICE = ("quickstart", "backbones", "sweeps")
 """Experiments too small to be spread."""
 
 
+def is_small(stage: Path) -> bool:
+    return stage.relative_to(EXPERIMENTS).parts[0] in ONE_DEVICE
+
+
+def main_hardware(stage: Path) -> str:
+    """What an experiment is made for."""
+    return "cpu" if is_small(stage) else "gpu8"
+
+
+def offered(stage: Path) -> set[str]:
+    """What the experiment itself names, in the head of its `net.yaml` or of a stage."""
+    heads = re.findall(r"^# Hardware: (.+)\.$", "".join(f.read_text() for f in stage.parent.glob("*.yaml")), re.M)
+    return {main_hardware(stage), *(each for head in heads for each in head.split(", "))}
+
+
 @cache
 def resolve(stage: Path, hardware: str) -> CLI:
     net = stage.parent / "net.yaml"
@@ -59,10 +74,11 @@ def test_is_read_strictly(file: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=name)
-def test_resolves_on_every_hardware(stage: Path) -> None:
-    small = stage.relative_to(EXPERIMENTS).parts[0] in ONE_DEVICE
-    for hardware in (each for each in HARDWARE if not (small and each == "gpu8")):
-        settings = resolve(stage, hardware).settings
+def test_resolves_on_the_hardware_that_it_is_offered_for(stage: Path) -> None:
+    hardware = offered(stage)
+    assert hardware <= {*HARDWARE}
+    for each in hardware:
+        settings = resolve(stage, each).settings
         micro_batch = at_once(settings["stage"]["micro_batch"], settings["hardware"]["micro_batch"])
         share = Share("stage.global_batch", settings["stage"]["global_batch"], micro_batch)
         assert share.micro_batches(settings["trainer"]["devices"]) >= 1
@@ -71,8 +87,20 @@ def test_resolves_on_every_hardware(stage: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=name)
+def test_a_global_batch_is_whole_on_every_hardware(stage: Path) -> None:
+    """As the files say it, without resolving them; small experiments are not spread."""
+    resolved = resolve(stage, main_hardware(stage)).settings["stage"]
+    net = [each for each in [stage.parent / "net.yaml"] if each.is_file()]
+    for each in (each for each in HARDWARE if not (is_small(stage) and each == "gpu8")):
+        found = read_files([*net, stage, hardware_file(stage.parent, each)])
+        micro_batch = at_once(resolved["micro_batch"], found["hardware"]["micro_batch"])
+        share = Share("stage.global_batch", resolved["global_batch"], micro_batch)
+        assert share.micro_batches(found["trainer"]["devices"]) >= 1
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=name)
 def test_names_a_stage_of_its_architecture(stage: Path) -> None:
-    settings = resolve(stage, "cpu").settings
+    settings = resolve(stage, main_hardware(stage)).settings
     module, _, cls = settings["model"]["class_path"].rpartition(".")
     architecture = getattr(__import__(module, fromlist=[cls]), cls)
     assert settings["stage"]["name"] in architecture.stages or settings["stage"]["train"]
@@ -151,7 +179,7 @@ def test_no_value_rests_on_memory(file: Path) -> None:
     assert not re.search("recall|rememb|from memory|not checked", text, re.IGNORECASE)
     vague = r"# .*released (code|configurations?|scripts|loader|processor|demonstration)\b(?!/)"
     assert not re.search(vague, text), "which file?"
-    if file.relative_to(EXPERIMENTS).parts[0] in ONE_DEVICE:
+    if is_small(file):
         assert text.startswith("# All values are ours.\n")
 
 
@@ -386,7 +414,7 @@ def sources_in(tree: Any) -> Iterator[Namespace]:
 def test_boxes_are_told_in_what_the_nets_show() -> None:
     told = 0
     for stage in STAGES:
-        settings = resolve(stage, "gpu1" if "gpu1" in HARDWARE else HARDWARE[0]).settings
+        settings = resolve(stage, main_hardware(stage)).settings
         image = settings["model"]["init_args"].get("image")
         for source in sources_in(settings["data"]["init_args"]):
             assert image is not None, f"{name(stage)} tells boxes and leaves open how images are fitted"
@@ -399,6 +427,6 @@ def test_boxes_are_told_in_what_the_nets_show() -> None:
 
 def test_published_recipes_read_pixels_as_released_code() -> None:
     for stage in STAGES:
-        image = resolve(stage, HARDWARE[0]).settings["model"]["init_args"].get("image")
-        if image is not None and stage.relative_to(EXPERIMENTS).parts[0] not in ONE_DEVICE:
+        image = resolve(stage, main_hardware(stage)).settings["model"]["init_args"].get("image")
+        if image is not None and not is_small(stage):
             assert image["decode"] == "stored", name(stage)

@@ -2,7 +2,7 @@
 
 What captions say is then all that two runs differ in (ShareGPT4V, arXiv 2311.12793). Both are COCO's files, one caption
 a picture, and made from files that a split has, so that a world that was drawn before can be given them. A dense
-caption tells the background, every thing by size, colour, shape and place, two relations and the counts:
+caption tells the background, every thing by size, colour, shape and place as one reads, two relations and the counts:
 
     the background is plain white. there are a small red circle at the top left and a large blue star in the middle. the
     red circle is left of the blue star. the blue star is below the red circle. two things: one circle and one star.
@@ -35,14 +35,15 @@ def dense(content: Json, captions: Json, random: Random) -> Json:
     Args:
         content: COCO's instances of a split.
         captions: COCO's captions of the split, for what has no box.
-        random: chooses the order of the things, and which of them are related.
+        random: chooses which of the things are related.
     """
     told: dict[int, str] = {}
     for annotation in captions["annotations"]:
         told[annotation["image_id"]] = f"{told.get(annotation['image_id'], '')} {annotation['caption']}"
     records = []
     for image, things in things_in(content):
-        sentences = _sentences(random.sample(things, len(things)), told.get(image["id"], ""), random)
+        read = sorted(things, key=lambda thing: (thing.row, thing.column))
+        sentences = _sentences(read, told.get(image["id"], ""), random)
         records += caption_records(image["id"], [" ".join(f"{sentence}." for sentence in sentences)])
     return {"info": content["info"], "images": content["images"], "annotations": records}
 

@@ -62,8 +62,8 @@ def test_a_dense_caption_says_everything_that_is_there_and_nothing_else(scenes: 
             *related, counts, word = [*related, counts]
             assert word == f'the word "{scene.word}" is written'
         assert background == f"the background is {scene.pattern} {scene.tone}"
-        shown = Counter((t.size, t.colour, t.shape, at(t.place)) for t in scene.things)
-        assert Counter(THING.findall(listed)) == shown
+        read = sorted(scene.things, key=lambda t: (t.row, t.column))
+        assert THING.findall(listed) == [(t.size, t.colour, t.shape, at(t.place)) for t in read]
         named = {f"{t.colour} {t.shape}": t for t in scene.things}
         single = Counter(f"{t.colour} {t.shape}" for t in scene.things)
         for sentence in related:
