@@ -30,6 +30,7 @@ from lightning_mllm.processing.limits import TextLimits
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.weights.files import BESIDE
 from tests.architectures.blip2s import EVA, INSTRUCTED, LANGUAGES, NORM, OPT, built, compared, eva, exported, same_state
+from tests.export.in_process import check_in_this_process
 from tests.interop.tables import folder_format
 from tests.training.runs import fit, settings
 
@@ -302,7 +303,9 @@ def test_another_epsilon_is_noted_and_held_to_the_same_tolerance(tmp_path: Path)
 
 
 @pytest.mark.timeout(600)
-def test_an_export_is_checked_in_a_fresh_process(tmp_path: Path) -> None:
+def test_an_export_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a fresh process: tests/interop/test_hf_llava.py."""
+    check_in_this_process(monkeypatch)
     module = net("instructblip, flan-t5")
     to = export.export_module(module, tmp_path / "made/folder")
     assert [each.name for each in to.parent.iterdir()] == ["folder"]
