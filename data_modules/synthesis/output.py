@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -75,6 +76,7 @@ def provenance(verdict: Verdict) -> Json:
     }
 
 
+@cache
 def generator() -> str:
     """Name and version of what wrote a record."""
     try:
