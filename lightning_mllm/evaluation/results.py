@@ -56,7 +56,7 @@ def write_results(
             values[name] = interval
     examples = [{**asdict(each.evaluation), **asdict(example)} for each in scores for example in each.examples]
     names = [each.evaluation.task + each.evaluation.suffix for each in scores]
-    counts: dict[str, dict[str, object]] = {
+    counts: dict[str, Mapping[str, object]] = {
         "samples": {name: each.num_answers for name, each in zip(names, scores, strict=True)},
         "clusters": {name: each.num_clusters for name, each in zip(names, scores, strict=True)},
     }
