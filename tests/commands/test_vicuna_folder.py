@@ -15,6 +15,7 @@ from lightning_mllm import load
 from lightning_mllm.architectures.llava import TINY
 from lightning_mllm.cli import main
 from lightning_mllm.contracts import IMAGE_MARK, ImageFile, Sample, Turn
+from tests.export.in_process import check_in_this_process
 from tests.language.sentencepieces import library, llama_model, vicuna_folder
 
 
@@ -59,8 +60,9 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_folder_as_vicunas_is_trained_asked_exported_and_comes_back(
-    experiment: Path, capsys: pytest.CaptureFixture[str]
+    experiment: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    check_in_this_process(monkeypatch)
     quiet = "--trainer.enable_progress_bar=false"
     main(["fit", f"--config={experiment}", "--run_dir=runs/vicuna", quiet])
     capsys.readouterr()
