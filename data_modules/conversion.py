@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 from data_modules.containers import Records
@@ -54,6 +55,7 @@ class Conversion:
     dropped: set[str] = field(default_factory=set)
     """Keys that are not written."""
     ids_as_text: bool = False
+    _stored: tuple[int, Mapping[str, ImageRef]] = -1, MappingProxyType({})
 
     def read(self, number: int) -> Conversation:
         """The conversation of a record.
@@ -104,7 +106,10 @@ class Conversion:
         raise refused(self.source, self.records.place(number), record, rule) from None
 
     def _beside(self, number: int) -> Mapping[str, ImageRef]:
-        return self.records.images(number)
+        """The pictures that are stored with a record; it is asked for them again and again."""
+        if self._stored[0] != number:
+            self._stored = number, self.records.images(number)
+        return self._stored[1]
 
     def _readable(self, picture: Picture, beside: Mapping[str, ImageRef]) -> bool:
         return picture.data is not None or picture.name in beside or bool(self.folder.root)

@@ -201,10 +201,10 @@ class Parquet(Tables):
     def _rows(self, index: int, columns: Sequence[str]) -> pyarrow.Table:
         file, group, number = self._group_of(index)
         key = (file, group, tuple(columns))
-        table = self._held.pop(key, None)
-        if table is None:
-            table = self.group(file, group, columns)
-        self._held[key] = table
+        if (table := self._held.get(key)) is not None:
+            self._held.move_to_end(key)
+            return table.slice(number, 1)
+        self._held[key] = table = self.group(file, group, columns)
         while len(self._held) > 2 and sum(each.nbytes for each in self._held.values()) > HELD:
             self._held.popitem(last=False)
         return table.slice(number, 1)
