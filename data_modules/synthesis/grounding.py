@@ -16,7 +16,7 @@ import yaml
 from data_modules.synthesis.parsers import Pairs
 from data_modules.synthesis.request import Context
 from data_modules.synthesis.things import crowds, words_of
-from data_modules.synthesis.words import ANIMATE, NUMBER, Mention, Vocabulary, number_of, sentences
+from data_modules.synthesis.words import ANIMATE, NUMBER, Mention, Vocabulary, number_of, plural, sentences
 
 
 @cache
@@ -32,6 +32,12 @@ _ALL = re.compile(
     re.IGNORECASE,
 )
 _WHETHER = re.compile(r"(?:is|are|does|do|can|could|has|have|was|were)\b", re.IGNORECASE)
+_HOW_MANY = re.compile(r"(?:how many|what is the (?:total )?number of) ", re.IGNORECASE)
+_OF_ALL = re.compile(
+    r"(?: (?:are|is|can|do)\b)?(?: there| you)?(?: be)?(?: see| seen| visible| present| shown| depicted)?"
+    r"(?: (?:in|within) (?:the|this) (?:image|picture|photo|scene))?\s*[?]?",
+    re.IGNORECASE,
+)
 _NO = re.compile(r"(?:no|none|neither|zero)\b", re.IGNORECASE)
 _DEFINITE = re.compile(r"\b(?:the|this|that|its|his|her|their) (?:[a-z]+ )?$", re.IGNORECASE)
 _TELLS = re.compile(r"\b(?:in|on) the (?:image|picture|photo|scene)\b|\bthere (?:is|are)\b", re.IGNORECASE)
@@ -96,41 +102,42 @@ def counts(context: Context, pairs: Pairs) -> Iterator[str]:
     "How many dogs are there?". "Two more dogs" and "three of the dogs" are parts.
     """
     words, boxed = words_of(context), Counter(box.name for box in context.boxes)
-    told = {(name, number) for caption in context.captions for name, number, _, _ in _numbered(caption, words)}
+    certain = boxed.keys() - crowds(context)
     for question, answer in pairs:
-        for sentence in sentences(answer):
-            for name, number, total, mention in _numbered(sentence, words):
-                right = boxed[name]
-                if not right or name in crowds(context) or (name, number) in told:
-                    continue
-                if (number > right and mention.word == name) or (total and number != right):
-                    yield _other(number, mention, right)
-        asked = _how_many(question, words)
-        if asked and (number := _first_number(answer)) is not None:
-            (name, mention), right = asked, boxed[asked[0]]
-            if right and name not in crowds(context) and number != right and (name, number) not in told:
-                yield _other(number, mention, right)
+        stated = [(each, number, total) for text in sentences(answer) for each, number, total in _numbered(text, words)]
+        for mention, number, total in [*stated, *_asked_for(question, answer, words)]:
+            (name,) = mention.categories
+            if name not in certain or number == boxed[name]:
+                continue
+            if (total or (number > boxed[name] and mention.word == name)) and not _told(context, words, name, number):
+                yield f"found {number} for '{mention.word}', expected {boxed[name]} as in the picture"
 
 
-def _other(number: int, mention: Mention, right: int) -> str:
-    return f"found {number} for '{mention.word}', expected {right} as in the picture"
+def _told(context: Context, words: Vocabulary, name: str, number: int) -> bool:
+    """Whether a caption says this number of a thing."""
+    said = (each for caption in context.captions for each in _numbered(caption, words))
+    return any(name in mention.categories and number == found for mention, found, _ in said)
 
 
-def _numbered(sentence: str, words: Vocabulary) -> Iterator[tuple[str, int, bool, Mention]]:
-    """Category, number, whether it is that of all, and the word, of each thing of one category that has a number."""
+def _numbered(sentence: str, words: Vocabulary) -> Iterator[tuple[Mention, int, bool]]:
+    """Each thing of one category that has a number, the number, and whether it is that of all."""
     if pattern("denied").search(sentence):
         return
     for mention in words.mentions(sentence):
         before = sentence[: mention.start]
         found = re.search(rf"\b({NUMBER}) ((?:[a-z]+ ){{0,2}}?)$", before, re.IGNORECASE)
         number = number_of(found[1]) if found else None
-        if found is None or number is None or len(mention.categories) != 1 or number == 1:
+        if found is None or number is None or len(mention.categories) != 1:
             continue
-        (name,) = mention.categories
-        if mention.plural != (number != 1) or _PARTS.search(before[max(0, found.start() - 12) :]) or _unit(found[2]):
+        alike = plural(mention.word) == mention.word
+        if (
+            mention.plural != (number != 1 and not alike)
+            or _PARTS.search(before[max(0, found.start() - 12) :])
+            or _unit(found[2])
+        ):
             continue
-        whole = _ALL.search(before) is not None and mention.word == name
-        yield name, number, whole and _TOTAL.match(sentence[mention.end :]) is not None, mention
+        whole = _ALL.search(before) is not None and mention.word in mention.categories
+        yield mention, number, whole and _TOTAL.match(sentence[mention.end :]) is not None
 
 
 def _unit(between: str) -> bool:
@@ -138,30 +145,21 @@ def _unit(between: str) -> bool:
     return " of " in f" {between}" or "and " in between
 
 
-def _how_many(question: str, words: Vocabulary) -> tuple[str, Mention] | None:
-    """The category that a question asks the number of, where it asks about all of them."""
-    found = re.match(r"(?:how many|what is the (?:total )?number of) ", question, re.IGNORECASE)
-    if not found:
-        return None
+def _asked_for(question: str, answer: str, words: Vocabulary) -> Iterator[tuple[Mention, int, bool]]:
+    """The thing of a question for the number of all of a kind, and the number that the answer begins with."""
+    found, number = _HOW_MANY.match(question), _first_number(answer)
+    if found is None or number is None:
+        return
     rest = question[found.end() :]
     for mention in words.mentions(rest)[:1]:
-        whole = re.match(
-            r"^(?:$|[?]| (?:are|is|can|do) (?:there|you|be)\b(?: see| seen)?(?: visible| present| shown)?"
-            r"(?:(?: in| within) (?:the|this) (?:image|picture|photo|scene))?\s*[?]?$"
-            r"|(?: are| is)?(?: visible| present| shown| depicted| seen)?"
-            r"(?: in| within) (?:the|this) (?:image|picture|photo|scene)\s*[?]?$)",
-            rest[mention.end :],
-            re.IGNORECASE,
-        )
-        if mention.start == 0 and whole and len(mention.categories) == 1:
-            (name,) = mention.categories
-            if mention.word == name or name not in ANIMATE:
-                return name, mention
-    return None
+        # "How many men" are no more than the people, "how many sofas" are the couches.
+        whole = mention.word in mention.categories or not mention.categories & ANIMATE
+        if whole and mention.start == 0 and len(mention.categories) == 1 and _OF_ALL.fullmatch(rest[mention.end :]):
+            yield mention, number, True
 
 
 def _first_number(answer: str) -> int | None:
-    if re.match(r"(?:no|none|zero)\b", answer, re.IGNORECASE):
+    if _NO.match(answer):
         return 0
     found = re.search(rf"\b({NUMBER})\b", answer, re.IGNORECASE)
     return number_of(found[1]) if found else None

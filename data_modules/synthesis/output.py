@@ -124,7 +124,7 @@ def write_card(path: Path, verdicts: Sequence[Verdict], about: About) -> None:
         states=STATES,
         good=len(good),
         pictures=len({verdict.outcome.request.image for verdict in good}),
-        models=sorted({str(provenance(verdict)["model"]) for verdict in good}),
+        models=sorted({verdict.outcome.last.answer.model for verdict in good if verdict.outcome.last.answer}),
         numbers=Counter((verdict.outcome.request.kind, verdict.state) for verdict in verdicts),
     )
     with beside(path) as stream:

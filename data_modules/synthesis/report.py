@@ -10,6 +10,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from statistics import median_low
 from typing import Any
@@ -52,6 +53,8 @@ BINS = {
 }
 """Words of an answer: name of a range -> the most that are in it."""
 RANKED = 12
+MOST_READ = 10_000
+"""Conversations that are read for what is done to what."""
 EXAMPLES = 3
 """Of each kind on the page."""
 QUARANTINED = 9
@@ -149,10 +152,10 @@ def _first_words(texts: Any) -> list[tuple[str, int]]:
 
 
 def _doing(verdicts: Sequence[Verdict]) -> list[tuple[str, int]]:
-    """The most frequent pairs of an action and a thing that follows it: 'riding ... wave'."""
+    """The most frequent pairs of an action and a thing that follows it, of the first `MOST_READ`: 'riding ... wave'."""
     found: Counter[str] = Counter()
-    for verdict in verdicts:
-        for _, said in pairs_of(verdict) if verdict.good else ():
+    for verdict in islice((verdict for verdict in verdicts if verdict.good), MOST_READ):
+        for _, said in pairs_of(verdict):
             for mention in words_of(verdict.outcome.request.context).mentions(said):
                 before = re.search(r"\b([a-z]{3,}ing)(?: \w+){1,3} $", said[: mention.start])
                 if before and before[1] not in _IN_NAMES:

@@ -112,6 +112,7 @@ PLANTED = {
         "A woman stands in a kitchen and cuts four carrots next to an oven, and two cats watch her do so.",
         "There are two bottles. A woman stands in a kitchen and cuts carrots next to an oven while cats watch.",
         "A woman stands in a kitchen and cuts carrots next to two white ovens, and two cats watch her do so.",
+        "A woman stands in a kitchen and cuts carrots next to an oven. There is one bottle in the picture.",
         "There are 3 bottles in the picture, and a woman stands in a kitchen and cuts carrots next to an oven.",
     ],
 }
@@ -135,7 +136,8 @@ def test_every_check_has_planted_faults() -> None:
         f"{GOOD} One of the four bottles is close to her.",
         f"{GOOD} Two bottles stand on the left, and two more bottles on the right.",
         f"{GOOD} There are two bottles standing close to each other.",
-        f"{GOOD} There are many books, at least twenty of them.",
+        f"{GOOD} There are nine books in the picture.",
+        f"{GOOD} Only one bottle is open.",
         f"{GOOD} The cats are described as curious by anybody who knows them, and the smell gives a description of it.",
         f"{GOOD} It cannot be determined from the image whether visitors are expected.",
         f"{GOOD} Everything costs $1.999 a piece, at 0.25 of the price.",
@@ -186,6 +188,12 @@ def test_a_question_must_not_take_for_granted_what_is_not_there(question: str, a
 def test_numbers_that_are_asked_for(question: str, answer: str, right: bool) -> None:
     text = f"Question:\n{question}\n===\nAnswer:\n{answer}\n===\n{said('A kitchen.')}"
     assert rejected("conversation", text) == ("" if right else "wrong count")
+
+
+def test_things_of_one_form_are_counted() -> None:
+    told = context("A meadow.", sheep=3)
+    text = "On this wide and green meadow there is little to be seen but grass. There are {} sheep in the picture."
+    assert [rejected("detail", text.format(number), told) for number in ("three", "four")] == ["", "wrong count"]
 
 
 def test_what_a_caption_says_may_be_said() -> None:
