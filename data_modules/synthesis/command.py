@@ -77,6 +77,8 @@ def _synthesize(arguments: Sequence[str]) -> None:
             print(f"{len(book.ids('pending'))} calls, answered by rules", flush=True)
         else:
             _announce(book, planned, budget)
+        if written := len(book.ids("written")):
+            print(f"{written} calls are in batch files and are left to mllm synthesize batch read")
         with bar() as display:
             stop = run(book, content, backend, limits, budget, display)
         _output(given.to, book, planned)

@@ -65,8 +65,8 @@ class Request:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 in hex of everything that is sent, pictures by name."""
-        messages = [[each.role, each.text, [image.name for image in each.images]] for each in self.messages]
+        """SHA-256 in hex of everything that is sent; a picture by `image`, so that its folder may move."""
+        messages = [[each.role, each.text, len(each.images)] for each in self.messages]
         sent = [self.id, self.kind, self.image, messages, self.max_tokens, self.temperature]
         return hashlib.sha256(json.dumps(sent).encode()).hexdigest()
 

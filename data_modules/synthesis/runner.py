@@ -128,7 +128,7 @@ def run(
         SystemExit: 143 of SIGTERM, likewise.
     """
     ask_again(journal, content, limits.repairs)
-    budget.spent = journal.spent
+    budget.spent, budget.reserved = journal.spent, journal.written
     return _Run(journal, content, backend, limits, budget, display).all()
 
 
@@ -273,8 +273,9 @@ class _Run:
         self.journal.failed(id, reason, paid=why.paid, last=last)
         wait = self.limits.wait(failures, why.after)
         if why.after is not None:
+            held = time.monotonic() < self.held_until
             self.held_until = max(self.held_until, time.monotonic() + min(why.after, self.limits.longest_wait))
-            if why.after > self.limits.longest_wait:
+            if why.after > self.limits.longest_wait and not held:
                 longest = f"waiting {self.limits.longest_wait:g} s, the longest allowed"
                 self.display.say(f"{id}: the endpoint asks to wait {why.after:g} s; {longest}")
         elif failures == 1:

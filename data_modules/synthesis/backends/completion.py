@@ -89,7 +89,8 @@ def answer_of(data: bytes | str) -> Answer:
     counts: list[Any] = [usage.get(name) for name in USAGE] if isinstance(usage, dict) else []
     if not counts or not all(type(count) is int and count >= 0 for count in counts):
         raise _incomplete(f"{_short(usage)} as usage, expected counts of tokens, by which the budget is kept")
-    return Answer(text=text, model=str(body.get("model")), prompt_tokens=counts[0], completion_tokens=counts[1])
+    model = str(body.get("model") or "")
+    return Answer(text=text, model=model, prompt_tokens=counts[0], completion_tokens=counts[1])
 
 
 def failure_of(status: int, data: bytes | str, headers: Mapping[str, str]) -> Retry | Refused | Stop:

@@ -28,12 +28,17 @@ REQUEST = Request(
         {"max_tokens": 10},
         {"temperature": 0.0},
         {"messages": REQUEST.messages[:1]},
-        {"messages": (REQUEST.messages[0], Message("user", "A cat.", (ImageFile(Path("8.jpg")),)))},
+        {"image": "val/8.jpg"},
         {"messages": (REQUEST.messages[0], Message("user", "A cat."))},
     ],
 )
 def test_whatever_is_sent_changes_the_fingerprint(change: dict) -> None:
     assert replace(REQUEST, **change).fingerprint != REQUEST.fingerprint
+
+
+def test_a_folder_of_pictures_may_move() -> None:
+    moved = Message("user", "A cat.", (ImageFile(Path("elsewhere/7.jpg")),))
+    assert replace(REQUEST, messages=(REQUEST.messages[0], moved)).fingerprint == REQUEST.fingerprint
 
 
 def test_the_context_of_checks_is_not_sent() -> None:

@@ -205,6 +205,17 @@ def test_a_budget_lets_in_what_cheap_answers_leave(tmp_path: Path) -> None:
     assert states(tmp_path) == {"accepted": 12}
 
 
+def test_what_stands_in_batch_files_is_left_alone_and_counts_in_the_budget(tmp_path: Path) -> None:
+    asked = content(3)
+    most = Budget().most(asked.requests[0])
+    with journal.opened(tmp_path, {}, asked.requests) as book:
+        book.put_in_batch("0000/detail", most, 1)
+    backend = Asked(good)
+    assert go(tmp_path, backend, budget=Budget(tokens=2 * most.total - 1), count=3) is not None and backend.calls == []
+    assert go(tmp_path, backend, budget=Budget(tokens=2 * most.total + 15), count=3) is None
+    assert states(tmp_path) == {"accepted": 2, "written": 1} and "0000/detail" not in backend.calls
+
+
 def test_an_error_of_the_checker_is_told_after_the_others_are_stored(tmp_path: Path) -> None:
     def check(request: Request, text: str) -> list[Turn]:
         if request.id == "0004/detail":
