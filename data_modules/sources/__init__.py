@@ -19,7 +19,7 @@ from data_modules.sources.mmbench import MmBench
 from data_modules.sources.mme import Mme
 from data_modules.sources.ocr import OcrVqa
 from data_modules.sources.open_questions import Gqa, TextVqa, VizWiz
-from data_modules.sources.pope import Pope
+from data_modules.sources.pope import Pope, PopeObjects
 from data_modules.sources.pose import CocoPose
 from data_modules.sources.question_generation import QuestionGeneration
 from data_modules.sources.refcoco import RefCoco, RefCocoRefs
@@ -69,6 +69,7 @@ __all__ = [
     "OkVqa",
     "PlainCaptions",
     "Pope",
+    "PopeObjects",
     "PrefixCaptions",
     "QuestionGeneration",
     "RefCoco",

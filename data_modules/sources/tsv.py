@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from data_modules.containers.reading import look_at
 from data_modules.sources.records import not_found
 
 csv.field_size_limit(1 << 28)
@@ -33,6 +34,7 @@ def tsv_rows(path: str | Path) -> Iterator[TsvRow]:
     Raises:
         ValueError: the file is missing, is not UTF-8, has no header, or a row has more cells than the header.
     """
+    look_at(path)
     try:
         with open(path, "rb") as file:
             source = _Lines(file)
