@@ -13,6 +13,7 @@ from data_modules.sources.source import Published, Source
 HELP = """\
 mllm data list                the published data sets that the sources read: class, task, scores, files, paper
 mllm data convert IN --to OUT  conversations in another dialect, another kind of file, or both
+mllm data check EXPERIMENT    every record that an experiment reads, and some of its pictures, before a run
 mllm data shares STAGE.yaml   what each training source of a stage counts for in the loss, under each reduction
 
 A class is named in YAML as data_modules.sources.CLASS; its docstring says what its files look like.

@@ -137,6 +137,11 @@ def _world(arguments: Sequence[str]) -> None:
 def _data(arguments: Sequence[str]) -> None:
     from data_modules.listing import LENGTHS, main
 
+    if list(arguments[1:2]) == ["check"]:
+        from lightning_mllm.commands.data_check import main as check
+
+        check(arguments[2:])
+        return
     if list(arguments[1:2]) == ["shares"]:
         from lightning_mllm.commands.shares import main as shares
 

@@ -170,13 +170,18 @@ class ComposedStage:
     def processor(self) -> Any:
         return self.module.processor
 
-    @cached_property
-    def data(self) -> Any:
-        """The data module, without a processor (`with_processor` links it); no file has been read."""
+    @property
+    def data_settings(self) -> dict[str, Any]:
+        """What the configuration says of the data module, with what it refers to."""
         cli = self.cli
         given = revealed(yaml.safe_load(cli._parser(cli.config.subcommand).dump(cli.settings, skip_unset=False)))
         assert isinstance(given, dict)
-        return _instantiated(LightningDataModule, "data", given["data"])
+        return given["data"]
+
+    @cached_property
+    def data(self) -> Any:
+        """The data module, without a processor (`with_processor` links it); no file has been read."""
+        return data_module(self.data_settings)
 
     def with_processor(self) -> Any:
         """The data module with the net's processor, as training links them."""
@@ -251,6 +256,11 @@ def module_of(resolved: Mapping[str, Any]) -> MultimodalModule:
     module: MultimodalModule = _instantiated(MultimodalModule, "model", model)
     module.parallel = Hardware(**resolved["hardware"])
     return module
+
+
+def data_module(settings: Mapping[str, Any]) -> Any:
+    """The data module of its part of a resolved configuration; no file has been read."""
+    return _instantiated(LightningDataModule, "data", settings)
 
 
 def _instantiated(base: type, key: str, value: Mapping[str, Any]) -> Any:

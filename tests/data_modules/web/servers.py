@@ -82,7 +82,7 @@ def _serve(standing: Standing, stop: threading.Event) -> None:
 
 
 def _say(standing: Standing, connection: socket.socket, stop: threading.Event) -> None:
-    with connection, suppress(OSError, IndexError):
+    with connection, suppress(OSError, IndexError, ValueError):
         asked = connection.recv(1 << 16)
         standing.asked.append(asked)
         for piece in answer(asked.split()[1].decode()):

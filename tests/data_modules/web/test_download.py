@@ -96,7 +96,6 @@ ENDLESS = {
     "gzip": "found a body packed as 'gzip', expected it as it is",
     "no-http": "found no answer of HTTP",
     "gone": "found the answer 404, expected 200",
-    "to/http:~~public.test~to~http:~~public.test~to~x": "",
 }
 
 
