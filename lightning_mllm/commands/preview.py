@@ -1,4 +1,4 @@
-"""`mllm preview EXPERIMENT`: what the net gets of some samples, as one page: pictures, tokens, what is learned of them."""
+"""`mllm preview EXPERIMENT`: what the net gets of some samples, as a page: pictures, tokens, what is learned."""
 
 from __future__ import annotations
 

@@ -85,7 +85,8 @@ def test_a_unique_thing_of_a_photo_is_asked_about() -> None:
 
 def test_what_is_uncertain_is_not_asked_about() -> None:
     # Captions disagree on the colour, and on the number; a crowd is not counted; a table that is told is not denied.
-    told = context("Two dogs by a white truck.", "A dog on a green truck at a picnic table.", dog=1, truck=1, person=2, person_=1)
+    captions = "Two dogs by a white truck.", "A dog on a green truck at a picnic table."
+    told = context(*captions, dog=1, truck=1, person=2, person_=1)
     known = Known(told)
     assert asked("colour", known) == []
     questions = {each.question for family in FAMILIES for each in asked(family, known)}
