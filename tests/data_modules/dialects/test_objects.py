@@ -13,6 +13,9 @@ TURNS = (Utterance("user", "Where is <ref-object>?"), Utterance("assistant", "At
 PIXELS = {"ref": ["the dog"], "bbox": [[10, 20, 30, 40]], "width": 100, "height": 50}
 
 
+TALL = {"width": 50, "height": 100}
+
+
 def texts(objects: dict[str, Any], dialect: str = "llava", frame: Frame | None = "image") -> list[str]:
     return [turn.text for turn in told(Conversation(turns=TURNS, objects=objects), dialect, frame).turns]
 
@@ -34,6 +37,11 @@ def texts(objects: dict[str, Any], dialect: str = "llava", frame: Frame | None =
             {**PIXELS, "bbox": [[0.1, 0.45, 0.3, 0.65]], "bbox_type": "norm1", "frame": "square"},
             "image",
             "[0.10, 0.40, 0.30, 0.80]",
+        ),
+        (
+            {**PIXELS, "bbox": [[0.45, 0.1, 0.65, 0.3]], "bbox_type": "norm1", "frame": "square", **TALL},
+            "image",
+            "[0.40, 0.10, 0.80, 0.30]",
         ),
         ({**PIXELS, "frame": None, "bbox_type": None}, "image", "[0.10, 0.40, 0.30, 0.80]"),
     ],

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from data_modules.containers.reading import RecordError, parse
 from data_modules.convert import main as convert
 from data_modules.dialects import DIALECTS
 from data_modules.sources import Conversations, LlavaConversations
+from data_modules.sources.checked import code_key
 from lightning_mllm.contracts import Encoded, Sample
 from tests.data_modules.dialects.samples import BY_HAND, PICTURES, encoded
 from tests.data_modules.dialects.test_dialects import pictures
@@ -262,3 +264,19 @@ def test_every_bad_record_is_found_and_no_good_one(tmp_path: Path) -> None:
         with pytest.raises(ValueError) as error:
             load(str(file), images, ids="unique", dialect="llava")
         assert str(error.value).startswith(f"{file}:2") and rule in str(error.value)
+
+
+def test_half_of_a_character_in_json() -> None:
+    """Two halves make a whole one; what is read whole may hold halves, whose records are named later."""
+    assert parse(b'["\\ud83d\\ude00"]') == ["\U0001f600"]
+    with pytest.raises(RecordError, match=r"found half of a character \('.ude00'\)"):
+        parse(b'{"a": ["b \\uDE00"]}')
+    assert parse(b'["\\ud83d"]', halves=True) == ["\ud83d"]
+
+
+def test_an_index_is_known_by_the_code_of_the_dialects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rules that change are checked again."""
+    read, original = set[str](), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.add(path.name), original(path))[1])
+    code_key.__wrapped__(Conversations)
+    assert {"rules.py", "llava.py", "any_conversations.py"} <= read
