@@ -62,7 +62,7 @@ def test_every_fault_is_an_error_without_the_key() -> None:
     for fault, (kind, told, paid) in EXPECTED.items():
         with served(lambda id, number, fault=fault: fault, hang=0.4) as server:
             with pytest.raises(kind) as caught:
-                OpenAIEndpoint("toy", server.url, "TOY_KEY", 0.2).ask(REQUEST)
+                OpenAIEndpoint("toy", server.url, "TOY_KEY", 0.2 if fault == "timeout" else 10).ask(REQUEST)
             error: Any = caught.value
             assert error.reason.startswith(told) and getattr(error, "paid", False) is paid, fault
             assert KEY not in error.reason and "0123" not in error.reason
