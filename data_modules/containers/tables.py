@@ -134,10 +134,15 @@ class Parquet(Tables):
     """Rows of .parquet files.
 
     A cut file has lost the directory at its end, without which none of its rows can be read.
+
+    Args:
+        alike: whether all files must have the same columns.
     """
 
-    def __init__(self, paths: Sequence[Path], cut: Cut = "refuse") -> None:
+    def __init__(self, paths: Sequence[Path], cut: Cut = "refuse", alike: bool = True) -> None:
         super().__init__([], cut)
+        self.schemas: list[pyarrow.Schema] = []
+        """Of each file."""
         counts, groups, schema = list[int](), list[np.ndarray](), None
         for path in paths:
             try:
@@ -152,12 +157,13 @@ class Parquet(Tables):
                 self.left_out.append(f"{sentence}; it is left out")
                 continue
             schema = schema or found
-            if found.names != schema.names:
+            if alike and found.names != schema.names:
                 raise ValueError(
                     f"{path}: found the columns {', '.join(found.names)}, expected {', '.join(schema.names)} as in"
                     f" {self.paths[0]}"
                 )
             self.paths.append(path)
+            self.schemas.append(found)
             groups.append(np.array([meta.row_group(k).num_rows for k in range(meta.num_row_groups)], dtype=np.int64))
             counts.append(meta.num_rows)
         if schema is None:
@@ -191,6 +197,14 @@ class Parquet(Tables):
             nulls = [each.null_count if each and each.has_null_count else 1 for each in told]
             self._complete[file, group, column] = nulls == [0]
         return self._complete[file, group, column]
+
+    def groups(self, file: int) -> int:
+        """How many row groups a file has."""
+        return len(self._groups[file]) - 1
+
+    def first_of(self, file: int, group: int) -> int:
+        """The number in its file of the first row of a row group."""
+        return int(self._groups[file][group])
 
     def _group_of(self, index: int) -> tuple[int, int, int]:
         """File, row group, and number in it of record `index`."""

@@ -1,83 +1,88 @@
-"""Plain text in tables, which `datasets` maps into memory."""
+"""Plain text in tables, which are read where they lie."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
+from data_modules.containers.offset_index import Arrays, built, key_of, texts, texts_in
 from data_modules.sources.files import BadRecords
 from data_modules.sources.plain_text import TextSource
+
+KEPT_FROM = 64
+"""Row groups, above which the sizes of their texts are kept for the next process."""
+
+
+class Group(NamedTuple):
+    """A row group of a file."""
+
+    file: int
+    number: int
 
 
 class TextTable(TextSource):
     """A column of .parquet files, as RefinedWeb is published (arXiv 2306.01116: the column `content`).
 
-    `datasets` unpacks the files once into its cache and maps them into memory from there.
+    A text is read from its row group, the last ones of which are kept; nothing is unpacked to disk. The sizes of all
+    texts are found once on a machine (data_modules/containers/offset_index.py).
 
     Args:
         files: as in TextSource.
         field: the name of the column.
-        bad_records: 'refuse' or 'skip' (rows without text), as in FileSource.
-        cache: the folder of `datasets`; None for its own.
+        bad_records: 'refuse' or 'skip' (rows without text, files that are cut off), as in FileSource.
     """
 
-    def __init__(
-        self,
-        files: str | list[str],
-        field: str = "content",
-        bad_records: BadRecords = "refuse",
-        cache: str | None = None,
-    ) -> None:
+    def __init__(self, files: str | list[str], field: str = "content", bad_records: BadRecords = "refuse") -> None:
         super().__init__(files, bad_records)
-        self.field, self.cache = field, cache
+        self.field = field
         self._table: Any = None
         self._rows: Int[np.ndarray, " N"] = np.zeros(0, dtype=np.int64)
 
     def _index(self) -> None:
         # Slow to import, and of no use to other sources.
-        import datasets
         import pyarrow
-        import pyarrow.compute
-        import pyarrow.parquet
 
-        counts = []
-        for path in self.paths:
-            try:
-                schema, rows = pyarrow.parquet.read_schema(path), pyarrow.parquet.read_metadata(path).num_rows
-            except (OSError, pyarrow.ArrowException) as error:
-                reason = str(error).splitlines()[0]
-                raise ValueError(f"{path}: found no table ({reason}), expected a .parquet file") from None
+        from data_modules.containers.tables import Parquet
+
+        self._table = table = Parquet(self.paths, "use" if self.bad_records == "skip" else "refuse", alike=False)
+        self.skipped += table.left_out
+        for path, schema in zip(table.paths, table.schemas, strict=True):
             kind = schema.field(self.field).type if self.field in schema.names else None
             if kind not in (pyarrow.string(), pyarrow.large_string()):
                 found = f"the columns {', '.join(schema.names)}" if kind is None else f"'{self.field}' of type {kind}"
                 raise ValueError(f"{path}: found {found}, expected texts in '{self.field}'")
-            counts.append(rows)
-        bars = datasets.is_progress_bar_enabled()
-        datasets.disable_progress_bars()
-        try:
-            table = datasets.load_dataset(
-                "parquet", data_files=list(map(str, self.paths)), split="train", cache_dir=self.cache
-            )
-        finally:
-            if bars:
-                datasets.enable_progress_bars()
-        assert isinstance(table, datasets.Dataset)
-        self._table = table.select_columns([self.field])
-        # Of the column only its offsets are read.
-        lengths: Any = pyarrow.compute.call_function("binary_length", [self._table.data.column(self.field)])
+        groups = [Group(file, k) for file in range(len(table.paths)) for k in range(table.groups(file))]
+        key = key_of("texts", 1, self.field, self.bad_records, table.key)
+        found = built(key, groups, self._sizes_in, kept=len(groups) >= KEPT_FROM)
+        self.skipped += texts_in(found["skipped"]) if groups else []
+        sizes = found["size"] if groups else np.zeros(0, dtype=np.int64)
+        # Where every row has text, as it should be, no list of rows is needed.
+        some = bool(groups) and found["empty"].any()
+        self._rows = np.flatnonzero(sizes) if some else self._rows
+        self.sizes = sizes[self._rows] if some else sizes
+
+    def _sizes_in(self, group: Group) -> Arrays:
+        """Bytes of each text of a row group."""
+        import pyarrow.compute
+
+        column = self._table.group(group.file, group.number, [self.field]).column(0)
+        lengths: Any = pyarrow.compute.call_function("binary_length", [column])
         sizes = lengths.fill_null(0).to_numpy().astype(np.int64)
-        ends = np.cumsum(counts)
-        for row in np.flatnonzero(sizes == 0).tolist():
-            file = int(np.searchsorted(ends, row, side="right"))
-            within = row - (int(ends[file - 1]) if file else 0)
-            self._bad(ValueError(f"{self.paths[file]}: row {within}: '{self.field}' is empty, expected a text"))
-        self._rows = np.flatnonzero(sizes)
-        self.sizes = sizes[self._rows]
+        first, skipped = self._table.first_of(group.file, group.number), list[str]()
+        for row in (np.flatnonzero(sizes == 0) + first).tolist():
+            empty = f"{self._table.paths[group.file]}: row {row}: '{self.field}' is empty, expected a text"
+            if self.bad_records == "refuse":
+                raise ValueError(empty)
+            skipped.append(empty)
+        return {"size": sizes, "empty": np.array([bool(skipped)]), "skipped": texts(skipped)}
+
+    def _row(self, index: int) -> int:
+        return int(self._rows[index]) if len(self._rows) else index
 
     def read(self, index: int) -> bytes:
-        return self._table[int(self._rows[index])][self.field].encode("utf-8")
+        return self._table.cell(self._row(index), self.field).encode("utf-8")
 
     def name(self, index: int) -> str:
-        return f"{self.files[0]}#{self._rows[index]}"
+        return f"{self.files[0]}#{self._row(index)}"

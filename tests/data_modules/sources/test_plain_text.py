@@ -57,26 +57,26 @@ def test_a_column_of_a_table(tmp_path: Path) -> None:
     for number, texts in enumerate((TEXTS[:2], TEXTS[2:])):
         table = pyarrow.table({"content": texts, "url": ["u"] * len(texts)})
         pyarrow.parquet.write_table(table, tmp_path / f"{number}.parquet")
-    source = TextTable(str(tmp_path / "*.parquet"), cache=str(tmp_path / "cache"))
+    source = TextTable(str(tmp_path / "*.parquet"))
     assert loaded(source) == TEXTS
 
     gaps = pyarrow.table({"content": ["one", None, "", "four"]})
     pyarrow.parquet.write_table(gaps, tmp_path / "2.parquet")
     with pytest.raises(ValueError, match=r"2.parquet: row 1: 'content' is empty, expected a text"):
-        TextTable(str(tmp_path / "*.parquet"), cache=str(tmp_path / "cache")).load()
-    skipping = TextTable(str(tmp_path / "*.parquet"), cache=str(tmp_path / "cache"), bad_records="skip")
+        TextTable(str(tmp_path / "*.parquet")).load()
+    skipping = TextTable(str(tmp_path / "*.parquet"), bad_records="skip")
     assert loaded(skipping) == [*TEXTS, "one", "four"] and len(skipping.skipped) == 2
 
     (tmp_path / "no.parquet").write_text("not a table")
     numbers = pyarrow.table({"content": [1, 2]})
     pyarrow.parquet.write_table(numbers, tmp_path / "numbers.parquet")
     for name, field, sentence in (
-        ("no.parquet", "content", "no.parquet: found no table .* expected a .parquet file"),
+        ("no.parquet", "content", "no.parquet: found no table .* expected a whole .parquet file"),
         ("0.parquet", "text", "0.parquet: found the columns content, url, expected texts in 'text'"),
         ("numbers.parquet", "content", "numbers.parquet: found 'content' of type int64, expected texts in 'content'"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            TextTable(str(tmp_path / name), field=field, cache=str(tmp_path / "cache")).load()
+            TextTable(str(tmp_path / name), field=field).load()
 
 
 BAD_LINES = {
