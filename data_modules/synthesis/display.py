@@ -32,9 +32,9 @@ class Bar:
     def show(self, counts: Mapping[str, int], spent: str) -> None:
         """As in `Display`."""
         ended = {state: counts.get(state, 0) for state in ("accepted", "rejected", "refused")}
-        told = ", ".join(f"{count} {state}" for state, count in ended.items() if count)
+        told = ", ".join([*(f"{count} {state}" for state, count in ended.items() if count), spent])
         total = sum(counts.values()) - counts.get("written", 0)
-        self._progress.update(self._task, total=total, completed=sum(ended.values()), told=f"{told}; {spent}")
+        self._progress.update(self._task, total=total, completed=sum(ended.values()), told=told)
 
     def say(self, sentence: str) -> None:
         """As in `Display`."""

@@ -284,7 +284,7 @@ def test_the_bar_counts_what_has_ended(tmp_path: Path, capsys: pytest.CaptureFix
         display.say("the endpoint asks [to] wait")
         display.show({"accepted": 5, "refused": 1, "pending": 4, "written": 2}, "70 tokens")
     told = capsys.readouterr().err
-    assert "the endpoint asks [to] wait" in told and "6/10" in told and "5 accepted, 1 refused; 70 tokens" in told
+    assert "the endpoint asks [to] wait" in told and "6/10" in told and "5 accepted, 1 refused, 70 tokens" in told
 
 
 def test_rejected_is_told_by_its_sentence() -> None:
