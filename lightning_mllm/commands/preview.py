@@ -1,4 +1,4 @@
-"""`mllm preview EXPERIMENT`: what the net gets of some samples, as a page: pictures, tokens, what is learned."""
+"""`mllm preview EXPERIMENT`: what the net gets of some samples, as one page of pictures, tokens and prompts."""
 
 from __future__ import annotations
 

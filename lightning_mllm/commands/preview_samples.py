@@ -199,14 +199,10 @@ def _facts(row: Encoded, processor: Any) -> list[tuple[str, str]]:
 
 def _notes(sample: Sample, row: Encoded, processor: Any) -> list[str]:
     """What was done to the sample, in words."""
-    notes = []
-    for note in row.notes:
-        if note != "cut":
-            notes.append(note)
-            continue
+    notes = [note for note in row.notes if note != "cut"]
+    if "cut" in row.notes:
         try:
             processor.encode(sample, may_cut=False)
-            notes.append(f"cut at the end: longer than max_length, {processor.max_length} tokens")
         except ValueError as error:
             notes.append(f"cut: {error}")
     return notes

@@ -97,7 +97,7 @@ def test_a_cut_row_says_so(experiment: Path) -> None:
     talks[0]["conversations"][3]["value"] = "long " * 200
     Path("talks.json").write_text(json.dumps(talks))
     sample, _ = only(experiment, "talk-0")
-    assert sample.verdict == "agree" and sample.notes == ["cut at the end: longer than max_length, 512 tokens"]
+    assert sample.verdict == "agree" and sample.notes == ["overlong: found 1226 tokens, expected at most 512"]
 
 
 def test_an_unknown_id_and_a_missing_set_are_sentences(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
