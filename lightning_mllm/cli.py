@@ -80,6 +80,12 @@ def _preview(arguments: Sequence[str]) -> None:
     main(arguments[1:])
 
 
+def _doctor(arguments: Sequence[str]) -> None:
+    from lightning_mllm.commands.doctor import main
+
+    main(arguments[1:])
+
+
 def _ask(arguments: Sequence[str]) -> None:
     from lightning_mllm.commands.ask import main
 
@@ -162,6 +168,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "sweep": _sweep,
     "memory": _memory,
     "preview": _preview,
+    "doctor": _doctor,
     "ask": _ask,
     "serve": _serve,
     "export": _export,

@@ -10,7 +10,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import yaml
 
 from lightning_mllm.commands.arguments import Arguments
@@ -19,6 +18,7 @@ from lightning_mllm.commands.experiments import experiment_folder, experiment_na
 from lightning_mllm.commands.hardware import Hardware, at_once
 from lightning_mllm.commands.launch import ParsedCLI, compose
 from lightning_mllm.commands.run import overrides_of
+from lightning_mllm.commands.stage_data import instantiated
 from lightning_mllm.contracts import IGNORE, accumulation
 from lightning_mllm.language.tokenizer import byte_tokenizer
 from lightning_mllm.processing.full_rows import full_batch
@@ -94,7 +94,7 @@ def stage_row(command: Sequence[str], images: int = 1) -> tuple[list[str], Memor
         raise ConfigError(f"trainer.devices: found {ranks!r}, expected a number to tell the memory of")
     world = ranks * trainer["num_nodes"]
     accumulates = accumulation("stage.global_batch", stage["global_batch"], rows, world) > 1
-    module = _net_of({**found["model"], "init_args": {**found["model"]["init_args"], "stage": stage}})
+    module = net_of({**found["model"], "init_args": {**found["model"]["init_args"], "stage": stage}})
     module.parallel = Hardware(**hardware)
     batch = full_batch(module.processor, rows, images)
     sharded = "ShardedStrategy" in str(trainer["strategy"])
@@ -108,11 +108,9 @@ def stage_row(command: Sequence[str], images: int = 1) -> tuple[list[str], Memor
     ], memory
 
 
-def _net_of(model: dict[str, Any]) -> MultimodalModule:
+def net_of(model: dict[str, Any]) -> MultimodalModule:
     """The net of `model` in a resolved configuration, not built; published language models are read from `SIZES`."""
     known = {name: sizes for name, sizes in yaml.safe_load(SIZES.read_text()).items() if not name.startswith("_")}
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(MultimodalModule, "model", required=True)
     with tempfile.TemporaryDirectory() as folder:
 
         def replaced(value: object) -> object:
@@ -129,4 +127,4 @@ def _net_of(model: dict[str, Any]) -> MultimodalModule:
                 (path / "config.json").write_text(json.dumps(known[value]), encoding="utf-8")
             return str(path)
 
-        return parser.instantiate(parser.parse_object({"model": replaced(model)}))["model"]
+        return instantiated(MultimodalModule, "model", replaced(model))

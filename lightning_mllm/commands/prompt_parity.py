@@ -56,7 +56,7 @@ def prompts(processor: Any, sample: Sample, random: torch.Generator | None = Non
     asked = any(turn.role == "user" for turn in sample.turns)
     if sample.documents is not None or not asked:
         return Prompts(training=training, generation=None, begins=begins, verdict="one")
-    cut = "cut" in training.notes
+    cut = any(note.split(":")[0] in ("cut", "overlong") for note in training.notes)
     try:
         generation = processor.encode(sample, generate=True)
     except ValueError:

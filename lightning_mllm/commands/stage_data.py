@@ -172,9 +172,11 @@ class ComposedStage:
 
     @property
     def data_settings(self) -> dict[str, Any]:
-        """What the configuration says of the data module, with what it refers to."""
+        """What the configuration says of the data module, with what it refers to, and what it is given of the stage and
+        the hardware: the global batch, epochs, the seed."""
         cli = self.cli
-        given = revealed(yaml.safe_load(cli._parser(cli.config.subcommand).dump(cli.settings, skip_unset=False)))
+        told = cli._parser(cli.config.subcommand).dump(cli.settings, skip_unset=False, skip_link_targets=False)
+        given = revealed(yaml.safe_load(told))
         assert isinstance(given, dict)
         return given["data"]
 
@@ -253,17 +255,17 @@ def module_of(resolved: Mapping[str, Any]) -> MultimodalModule:
     """
     model = dict(resolved["model"])
     model["init_args"] = {**model["init_args"], "stage": resolved["stage"]}
-    module: MultimodalModule = _instantiated(MultimodalModule, "model", model)
+    module: MultimodalModule = instantiated(MultimodalModule, "model", model)
     module.parallel = Hardware(**resolved["hardware"])
     return module
 
 
 def data_module(settings: Mapping[str, Any]) -> Any:
     """The data module of its part of a resolved configuration; no file has been read."""
-    return _instantiated(LightningDataModule, "data", settings)
+    return instantiated(LightningDataModule, "data", settings)
 
 
-def _instantiated(base: type, key: str, value: Mapping[str, Any]) -> Any:
+def instantiated(base: type, key: str, value: Any) -> Any:
     """What a resolved configuration says under `key`, made; ConfigError, in one sentence, where it refuses itself."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, key, required=True)

@@ -8,17 +8,25 @@ import pytest
 import torch
 import yaml
 
-from data_modules.loader import TrainingSamples
 from data_modules.mixture_sampler import SampleLocation
+from data_modules.training_samples import TrainingSamples
 from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.commands.stage_data import ComposedStage, composed_stages
-from tests.commands.tiny_experiment import tiny_experiment
+from tests.commands.tiny_experiment import again, tiny_experiment
+
+
+@pytest.fixture(scope="module")
+def parsed(tmp_path_factory: pytest.TempPathFactory) -> list[ComposedStage]:
+    stages = composed_stages(tiny_experiment(tmp_path_factory.mktemp("parsed")))
+    assert stages[1].resolved and stages[1].processor
+    return stages
 
 
 @pytest.fixture
-def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[ComposedStage]:
+def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parsed: list[ComposedStage]) -> list[ComposedStage]:
     monkeypatch.chdir(tmp_path)
-    return composed_stages(tiny_experiment(tmp_path))
+    tiny_experiment(tmp_path)
+    return [again(each) for each in parsed]
 
 
 def test_the_stages_of_a_folder_stand_in_their_order(stages: list[ComposedStage]) -> None:

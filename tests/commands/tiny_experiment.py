@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from PIL import Image
+
+from lightning_mllm.commands.stage_data import ComposedStage
 
 COLOURS = ("red", "green", "blue", "white")
 BOX = "[[000,000,499,999]]"
@@ -101,6 +104,13 @@ def tiny_experiment(root: Path, **changes: dict[str, Any]) -> Path:
         laid = _over(copy.deepcopy(content), changes.get(name, {}))
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(laid, sort_keys=False))
     return folder
+
+
+def again(stage: ComposedStage) -> ComposedStage:
+    """The same stage, its settings parsed already, its data not read yet: those of the working folder."""
+    found = replace(stage)
+    vars(found).update({key: value for key, value in vars(stage).items() if key in ("cli", "resolved", "module")})
+    return found
 
 
 def _draw(root: Path) -> None:
