@@ -23,6 +23,8 @@ DIALECTS: Mapping[str, Dialect] = {
 }
 """By name; of two that a file is in alike, the first reads it as the other would."""
 
+KEYS = {"conversations": "sharegpt", "messages": "openai", "conversation": "pairs"}
+"""Keys that alone tell how a record is to be read."""
 LOOKED_AT = 64
 """Records by which a file's dialect is told."""
 
@@ -48,8 +50,11 @@ def detected(records: Iterable[object]) -> Dialect:
         fitting = {name for name, each in DIALECTS.items() if isinstance(record, dict) and each.fits(record)}
         if fitting:
             claimed.append(fitting)
-            found.update(fitting)
+            found.update({_body(name): name for name in reversed(DIALECTS) if name in fitting}.values())
     told = f"looked at {seen} records, with the keys {', '.join(map(repr, list(keys)[:12])) or 'of nothing'}"
+    by_key = [name for key, name in KEYS.items() if key in keys]
+    if not claimed and len(by_key) == 1:
+        return DIALECTS[by_key[0]]  # which says what is wrong with the records
     if not claimed:
         raise ValueError(f"{told}: found no dialect of {', '.join(DIALECTS)}; name one with 'dialect'")
     families = [{_body(name) for name in fitting} for fitting in claimed]

@@ -114,7 +114,7 @@ def test_of_dialects_that_read_alike_the_narrowest_is_told() -> None:
             "looked at 1 records, with the keys 'question', 'answer': found no dialect",
         ),
         ([], "looked at 0 records, with the keys of nothing"),
-        ([BY_HAND["llava"], BY_HAND["alpaca"]], "found llava in 1, sharegpt in 1, alpaca in 1, expected one dialect"),
+        ([BY_HAND["llava"], BY_HAND["alpaca"]], "found llava in 1, alpaca in 1, expected one dialect"),
         ([{**BY_HAND["alpaca"], **BY_HAND["openai"]}], "found openai in 1, alpaca in 1"),
         ([3, "a"], "with the keys 'a number', 'a text'"),
         (
@@ -128,6 +128,13 @@ def test_a_file_in_none_or_several_is_refused(records: list[Any], found: str) ->
         detected(records)
     assert found in str(error.value)
     assert "name" in str(error.value) and all(name in str(error.value) for name in ("alpaca",) if "no dialect" in found)
+
+
+def test_records_that_are_all_bad_are_told_by_their_key(tmp_path: Path) -> None:
+    tool = {"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]}
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: read as openai: turn 1 is of 'tool', expected user, assistant"):
+        Conversations(write(tmp_path / "a.jsonl", [tool])).load()
+    assert detected([{"conversations": [{"from": "robot", "value": "a"}]}]).name == "sharegpt"
 
 
 def test_a_name_that_is_none_is_refused() -> None:
