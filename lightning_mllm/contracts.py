@@ -31,10 +31,8 @@ from lightning_mllm.stages import ParamGroup as ParamGroup
 from lightning_mllm.stages import Stage as Stage
 from lightning_mllm.stages import accumulation as accumulation
 
-IMAGE_MARK = "<image>"
-"""Where an image stands in the text of a user turn."""
-LITERAL_MARK = "<\ufdd4image>"
-"""The words `<image>` in a user turn that shows images too: a noncharacter of Unicode in them."""
+IMAGE_MARK, LITERAL_MARK = "<image>", "<\ufdd4image>"
+"""Where an image stands in the text of a user turn; and the words `<image>` in one that shows images as well."""
 
 Role = Literal["system", "user", "assistant"]
 

@@ -50,7 +50,7 @@ def detected(records: Iterable[object]) -> Dialect:
         fitting = {name for name, each in DIALECTS.items() if isinstance(record, dict) and each.fits(record)}
         if fitting:
             claimed.append(fitting)
-            found.update({_body(name): name for name in reversed(DIALECTS) if name in fitting}.values())
+            found.update({_body(name): name for name in [*DIALECTS][::-1] if name in fitting}.values())
     told = f"looked at {seen} records, with the keys {', '.join(map(repr, list(keys)[:12])) or 'of nothing'}"
     by_key = [name for key, name in KEYS.items() if key in keys]
     if not claimed and len(by_key) == 1:
