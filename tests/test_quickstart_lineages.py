@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from lightning_mllm.cli import main
+from lightning_mllm.inference import load
 from tests.test_quickstart import ROOT, pytestmark  # noqa: F401
 
 
@@ -39,3 +41,24 @@ def test_cogvlm_answers_in_words_and_boxes(tmp_path: Path, monkeypatch: pytest.M
     assert names | {f"{name}_blind" for name in names} <= set(report)
     trained = json.loads(Path("runs/quickstart/cogvlm/chat/weights/stage.json").read_text())["names"]
     assert {"connector", "image_boundary", "language"} <= {name.split(".")[0] for name in trained}
+
+
+def test_sharegpt4v_hands_its_tuned_tower_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who begins the second stage with a plain CLIP trains another net, silently."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    main(["world", "data/world", "--images", "40", "--texts", "4", "--seed", "1"])
+    few = ["--stage.steps=2", "--stage.global_batch=4", "--hardware.micro_batch=4", "--data.test=null"]
+    for stage in ("align", "pretrain_dense", "instruct_dense"):
+        main(["run", "experiments/quickstart/sharegpt4v", "--only", stage, *few])
+    run = Path("runs/quickstart/sharegpt4v")
+    record = json.loads((run / "instruct_dense/weights/stage.json").read_text())
+    assert [each["stage"] for each in record["lineage"]] == ["align", "pretrain"]
+    assert {name.split(".")[0] for name in record["names"]} == {"connector", "language"}
+    plain, tuned, used = (
+        load(run / stage).module.net.get_submodule("vision").state_dict()
+        for stage in ("align", "pretrain_dense", "instruct_dense")
+    )
+    changed = {name for name in plain if not torch.equal(plain[name], tuned[name])}
+    assert changed == {name for name in plain if name.startswith("transformer.resblocks.2.")}
+    assert all(torch.equal(tuned[name], used[name]) for name in tuned)
