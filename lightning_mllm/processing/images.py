@@ -2,9 +2,8 @@
 
     bytes --decode_image--> RGB --ImagePolicy--> u8[V, 3, S, S]
 
-Image files may hold anything; here alone they are trusted or not. Pillow alone turns 16-bit grey almost white and
-floating point black, ignores the camera's orientation, puts black behind transparency and decodes far more pixels than
-fit in memory: each of these is either right or refused.
+Image files may hold anything. Pillow alone turns 16-bit grey almost white and floating point black, ignores the
+camera's orientation, puts black behind transparency and decodes more than fits in memory: each is right or refused.
 
 The three ways to a square are those of CLIP (crop), of LLaVA-1.5 (pad) and of towers with a fixed input (squash). Crop
 and pad give, pixel for pixel, what transformers' CLIPImageProcessor and LlavaImageProcessor (do_pad) give before they
@@ -37,8 +36,7 @@ from lightning_mllm.processing.pixel_modes import converted
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 MAX_SCANS = 100  # of a progressive JPEG, each of which goes over all pixels; photos have about ten
-ORIENTATION = 0x0112
-"""The tag of EXIF that says how the camera was held."""
+ORIENTATION = 0x0112  # the tag of EXIF that says how the camera was held
 
 Decode = Literal["upright", "stored"]
 """How pixels become RGB.
@@ -58,8 +56,7 @@ class ImageLimits:
     """How large an image may be; all three are checked before a pixel is decoded."""
 
     max_bytes: int = 20 * 2**20
-    max_pixels: int = 49_000_000
-    """RGB takes 4 bytes of each, and 8 bits of grey that become RGB 5: 245 MB."""
+    max_pixels: int = 49_000_000  # 245 MB: RGB takes 4 bytes of each, grey that becomes RGB 5
     max_side: int = 20_000
 
 
@@ -122,9 +119,8 @@ def rgb(image: Image.Image, limits: ImageLimits, decode: Decode) -> Image.Image:
     image.load()
     if decode == "upright" and image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
-    if image.mode != "RGB" or image.has_transparency_data:
-        return converted(image, upright=decode == "upright")
-    return image
+    plain = image.mode == "RGB" and not image.has_transparency_data
+    return image if plain else converted(image, upright=decode == "upright")
 
 
 Fit = Literal["crop", "pad", "squash"]
