@@ -92,7 +92,7 @@ def test_a_global_batch_is_whole_on_every_hardware(stage: Path) -> None:
     resolved = resolve(stage, main_hardware(stage)).settings["stage"]
     net = [each for each in [stage.parent / "net.yaml"] if each.is_file()]
     for each in (each for each in HARDWARE if not (is_small(stage) and each == "gpu8")):
-        found = read_files([*net, stage, hardware_file(stage.parent, each)])
+        found: Any = read_files([*net, stage, hardware_file(stage.parent, each)])
         micro_batch = at_once(resolved["micro_batch"], found["hardware"]["micro_batch"])
         share = Share("stage.global_batch", resolved["global_batch"], micro_batch)
         assert share.micro_batches(found["trainer"]["devices"]) >= 1
