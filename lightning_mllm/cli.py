@@ -21,6 +21,13 @@ mllm: train, test, ask and export multimodal language models.
   mllm export RUN --to DIR          a folder that transformers loads, checked in a fresh process
   mllm mix A=0.5 B=0.5 --to DIR     weights between those of runs; --sweep scores all of them
   mllm world DIR                    draw the small world: pictures, captions, questions, conversations
+  mllm doctor EXPERIMENT            what can be known before a run: files, masks, gradients, memory, disk
+  mllm preview EXPERIMENT           a page of what the net gets: pictures, tokens, what is learned
+  mllm synthesize --to DIR          instructions about pictures, by a model that reads captions and boxes, or by rules
+  mllm judge RUN --set S --to DIR   open answers graded by a language model
+  mllm submit RUN --set S --to F    answers in the form that a benchmark's server takes
+  mllm data check EXPERIMENT        every record of every set, and some of the pictures
+  mllm data convert FILE --to F     conversations of any dialect and file as those of another
   mllm data list                    the published data sets that the sources read
   mllm data shares STAGE.yaml       what each training source counts for in the loss
 
