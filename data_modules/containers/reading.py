@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -10,7 +11,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from io import FileIO
 from itertools import pairwise
-from os import pread
 from pathlib import Path
 
 WORLDS = {"world": "", "textured": " --style textured"}
@@ -104,7 +104,8 @@ def look_at(path: str | Path) -> None:
 class OpenFiles:
     """Reads pieces of files, the last of which stay open. A process that is forked or pickled opens its own.
 
-    A file that is dropped is closed when the last thread that reads from it is done.
+    A path that leads to another file than before, in another working folder or after a file was put in its place, is
+    opened anew. A file that is dropped is closed when the last thread that reads from it is done.
     """
 
     def __init__(self) -> None:
@@ -120,7 +121,7 @@ class OpenFiles:
             ValueError: the file cannot be read, or ends before.
         """
         try:
-            found = pread(self._opened(str(path)).fileno(), size, offset)
+            found = os.pread(self._opened(str(path)).fileno(), size, offset)
         except FileNotFoundError:
             raise not_found(path) from None
         except OSError as error:
@@ -133,7 +134,9 @@ class OpenFiles:
         return found
 
     def _opened(self, path: str) -> FileIO:
-        file = self._files.pop(path, None) or FileIO(path)
+        file = self._files.pop(path, None)
+        if file is None or not os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+            file = FileIO(path)
         self._files[path] = file
         while len(self._files) > OPEN_FILES:
             self._files.popitem(last=False)
