@@ -79,13 +79,17 @@ class Mme(QuestionSource):
         for count, (number, line) in enumerate(lines(file), 1):
             id = f"{subtask}/{picture.name}#{count}"
             name, place = str(picture.relative_to(root)), f"{file.relative_to(root)}:{number}"
-            yield place, {"id": id, "subtask": subtask, "image": name, "line": line.decode("utf-8-sig", "replace")}
+            yield place, {"id": id, "subtask": subtask, "image": name, "line": line}
 
     def _questions(self, record: object) -> Iterator[Question]:
         assert isinstance(record, dict)
-        columns = record["line"].strip().split("\t")
+        try:
+            line = record["line"].decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise RecordError(f"found a byte that is not UTF-8 at offset {error.start}, expected UTF-8 text") from None
+        columns = line.split("\t")
         if len(columns) != 2 or columns[1].strip().lower() not in ("yes", "no"):
-            raise RecordError(f"found {record['line'].strip()!r}, expected a question, a tab, and Yes or No")
+            raise RecordError(f"found {line!r}, expected a question, a tab, and Yes or No")
         question = text_of({"question": columns[0].strip().removesuffix(ENDING)}, "question", MAX_CAPTION)
         answer = columns[1].strip().lower()
         yield Question(record["id"], [record["image"]], question, answer, question_type=record["subtask"])

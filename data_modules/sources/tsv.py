@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import csv
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,8 @@ class TsvImage:
         with open(self.path, "rb") as file:
             file.seek(self.start)
             row = file.read(self.size).decode("utf-8-sig")
-        cells = next(csv.reader(row.splitlines(keepends=True), delimiter="\t"))
+        # Lines end as in `_Lines`, and not at the further breaks of Unicode.
+        cells = next(csv.reader(io.StringIO(row, newline="\n"), delimiter="\t"))
         try:
             content = base64.b64decode(cells[self.position], validate=True)
         except (binascii.Error, IndexError):

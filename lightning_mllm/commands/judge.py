@@ -115,7 +115,7 @@ def _judge(given: Any, rules: Rules, rows: Sequence[Any], prompts: Sequence[Prom
         lines.append({"id": id, "run": int(run), "question_type": kinds[id], **told, "model": each.model})
     write_lines(given.to / VERDICTS, lines)
     if not grades:
-        raise ConfigError(f"{given.to}: found no verdict, the first because {lines[0]['reason']}; {stopped}")
+        raise ConfigError(f"{given.to}: found no verdict, the first because {lines[0]['reason']}; {_next(stopped)}")
     missing = [each for each in verdicts if each.reason]
     scores = scores_of(given.set, rows, grades)
     content = {
@@ -131,9 +131,12 @@ def _judge(given: Any, rules: Rules, rows: Sequence[Any], prompts: Sequence[Prom
     print(f"{given.to / JUDGED} ({len(grades):,} of {len(prompts):,} verdicts)")
     if stopped or missing:
         why = stopped or f"{missing[0].id}: {missing[0].reason}"
-        raise ConfigError(
-            f"{len(missing):,} of {len(prompts):,} answers are not judged: {why}; the same command goes on"
-        )
+        raise ConfigError(f"{len(missing):,} of {len(prompts):,} verdicts are missing: {why}; {_next(stopped)}")
+
+
+def _next(stopped: str) -> str:
+    """What asks for the verdicts that are missing."""
+    return "the same command goes on" if stopped else "--again asks anew for those that were refused"
 
 
 def _digest(rules: Rules) -> str:

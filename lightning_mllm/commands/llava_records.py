@@ -14,8 +14,8 @@ from lightning_mllm.contracts import IMAGE_MARK
 Json = dict[str, Any]
 
 
-def write_records(lines: Path, to: Path) -> None:
-    """Writes `to` whole or not at all, and beside it the lines without an answer, if there are any.
+def write_records(lines: Path, to: Path) -> int:
+    """Writes `to` whole or not at all, and beside it the lines without an answer that a record can hold; how many.
 
     Args:
         lines: a JSON line each: image, prompt, model, decoding and answer or error.
@@ -28,8 +28,8 @@ def write_records(lines: Path, to: Path) -> None:
         file.write("[" if listed else "")
         written = 0
         for row in _rows(lines):
-            if "answer" not in row:
-                errors.append(row)
+            if error := row.get("error") or _unfit(row["answer"]):
+                errors.append({**row, "error": error})
                 continue
             before = ("\n" if written == 0 else ",\n") if listed else ""
             file.write(before + json.dumps(record(row), ensure_ascii=False) + ("" if listed else "\n"))
@@ -40,7 +40,17 @@ def write_records(lines: Path, to: Path) -> None:
     if errors:
         told = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in errors)
         failed.write_text(told, encoding="utf-8", errors="surrogateescape")
+    else:
+        failed.unlink(missing_ok=True)  # of an earlier command
     os.replace(partial, to)
+    return len(errors)
+
+
+def _unfit(answer: str) -> str:
+    """Why no record can hold an answer; empty where one can."""
+    if not answer.strip():
+        return "found an empty answer, expected a text"
+    return f"found an {IMAGE_MARK} mark in the answer, expected none" if IMAGE_MARK in answer else ""
 
 
 def record(row: Json) -> Json:
@@ -57,15 +67,19 @@ def named_in(path: Path) -> frozenset[str]:
     """Names of the pictures in a file of LLaVA's records, a list or lines.
 
     Raises:
-        ConfigError: It is not there, or holds something else.
+        ConfigError: It is not there, holds something else, or names no picture.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(e) for e in text.splitlines() if e]
-        names = [row.get("image") for row in rows]
-    except (OSError, ValueError, AttributeError) as error:
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        listed = text.lstrip().startswith("[")
+        rows = json.loads(text) if listed else [json.loads(line) for line in text.split("\n") if line.strip()]
+        images = [row.get("image") or () for row in rows]
+        known = frozenset(name for each in images for name in ([each] if isinstance(each, str) else each))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError(f"--except: {path}: {error}, expected LLaVA's records as a JSON list or as lines") from None
-    return frozenset(name for each in names for name in (each if isinstance(each, list) else [each]) if name)
+    if not known:
+        raise ConfigError(f"--except: {path}: found no record with an image, expected some")
+    return known
 
 
 def _rows(lines: Path) -> Iterator[Json]:

@@ -8,7 +8,8 @@ with `error` in place of `answer` where it cannot be read. Lines are written to 
 stopped command goes on, and which is renamed at the end. In memory stand a batch of pictures and the names of a folder.
 
 `--form llava` makes records of LLaVA of the lines, one request and one answer each, as ShareGPT4V's files have them,
-each with its `provenance`: a list in a .json, else lines. What cannot be read goes to `FILE.errors.jsonl`.
+each with its `provenance`: a list in a .json, else lines. Pictures that cannot be read and answers that no record can
+hold (empty ones) go to `FILE.errors.jsonl`.
 
 {"id": "day1/a", "image": "day1/a.png", "conversations": [{"from": "human", "value": "<image>\\nDescribe it."}, ...],
  "provenance": {"model": "llava@3f0c9ad1b2e4", "prompt": "Describe it.", "decoding": {"max_new_tokens": 128, ...}}}
@@ -76,6 +77,11 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(
             f"{given.folder}: found no picture{other}, expected files such as {', '.join(sorted(SUFFIXES))}"
         )
+    if known and total == sum(1 for _ in pictures(given.folder)):
+        raise ConfigError(
+            f"--except: {given.without}: found no picture of {given.folder}, but such as '{min(known)}', expected names"
+            " as they stand below the folder"
+        )
     model = load_given(given.run, given)
     chosen = [each for each in (given.dtype, given.template) if each]
     facts: dict[str, Any] = {"prompt": given.prompt, "model": " ".join([identity(given.run), *chosen])}
@@ -91,12 +97,12 @@ def main(arguments: Sequence[str]) -> None:
         failed = answered.write(model, given.folder, names, given.batch, total, refuse=given.bad_images == "refuse")
         os.fsync(file.fileno())
         if given.form == "llava":
-            write_records(partial, given.to)
+            failed = write_records(partial, given.to)
             partial.unlink()
         else:
             os.replace(partial, given.to)
     if given.form == "llava":
-        unread = f"; {failed:,} pictures that cannot be read in {given.to}.errors.jsonl" if failed else ""
+        unread = f"; {failed:,} pictures without one in {given.to}.errors.jsonl" if failed else ""
         print(f"{given.to} ({total - failed:,} records{unread})")
         return
     unread = f", {failed:,} of them errors of pictures that cannot be read" if failed else ""

@@ -40,6 +40,14 @@ class Rules:
     """How often each answer is graded; grades are averaged."""
 
 
+VALUES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    **dict.fromkeys(("system", "prompt"), (str, "a text")),
+    **dict.fromkeys(("max_tokens", "runs"), (int, "a whole number")),
+    "temperature": ((int, float), "a number"),
+}
+"""Key of a file of rules -> type of its value, and how that is told."""
+
+
 class Prompt(NamedTuple):
     """One verdict to ask for."""
 
@@ -97,8 +105,8 @@ def read_pair(text: str) -> Grades:
 
 
 def _capabilities(kind: str) -> list[str]:
-    """Each capability that a question needs, and all of them together: 'ocr+math'."""
-    return [*kind.split("+"), *([kind] if "+" in kind else [])]
+    """Each capability that a question needs, and their integration: 'ocr+math', or 'ocr alone'."""
+    return [*kind.split("+"), kind if "+" in kind else f"{kind} alone"] if kind else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,14 +134,20 @@ def read_rules(name: str, file: Path | None = None) -> Rules:
     """The rules of a set, or those of a file.
 
     Raises:
-        ValueError: the file lacks a key, has another one, or its prompt lacks {answer}.
+        ValueError: the file is no YAML, lacks a key, has another one or a wrong value, or its prompt lacks {answer}.
     """
     path = file or FOLDER / f"{name}.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: found no YAML ({' '.join(str(error).split())}), expected the rules") from None
     keys = list(Rules.__dataclass_fields__)
     if not isinstance(content, dict) or sorted(content) != sorted(keys):
         found = ", ".join(map(str, content)) if isinstance(content, dict) else "no such keys"
         raise ValueError(f"{path}: found {found}, expected the keys {', '.join(keys)}")
+    for key, (kind, expected) in VALUES.items():
+        if not isinstance(content[key], kind) or isinstance(content[key], bool):
+            raise ValueError(f"{path}: found {key} {content[key]!r}, expected {expected}")
     rules = Rules(**content)
     needed = ["question", "reference", "answer", *(["context"] if JUDGES[name].context else [])]
     if missing := [each for each in needed if f"{{{each}}}" not in rules.prompt]:
@@ -150,7 +164,9 @@ def read_contexts(path: Path) -> dict[str, str]:
         ValueError: a line is neither.
     """
     found: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
             captions = record["captions"] if "captions" in record else record["caption"]

@@ -214,7 +214,8 @@ def rows_of(path: Path, form: str, part: str | None) -> list[Mapping[str, Any]]:
     Args:
         path: `test_answers.jsonl`, or `answers.jsonl` of a prediction.
         form: a name of FORMS.
-        part: of the set, as in `Evaluation`; None for the only one that the form takes, or the one of the form's name.
+        part: of the set, as in `Evaluation`; None for the only one that the form takes, or the one of the form's name,
+            but not one of another form's name.
 
     Raises:
         ValueError: a line is no answer, there is no such set, or there are several.
@@ -232,12 +233,12 @@ def rows_of(path: Path, form: str, part: str | None) -> list[Mapping[str, Any]]:
     chosen = [key for key in fitting if part is None or key[1] == part]
     if len(chosen) > 1:
         chosen = [key for key in chosen if key[1] == form] or chosen
-    if len(chosen) == 1:
+    if len(chosen) == 1 and (part is not None or not tasks or chosen[0][1] not in FORMS.keys() - {form}):
         return fitting[chosen[0]]
     told = ", ".join(f"{task} part '{name}'" for task, name in sets) or "nothing"
     what = "a set of " + " or ".join(tasks) if tasks else "one set"
     where = "" if part is None else f" of the part '{part}'"
-    raise ValueError(f"{path}: found {told}, expected {what}{where}{'; --part names one' if len(chosen) > 1 else ''}")
+    raise ValueError(f"{path}: found {told}, expected {what}{where}{'; --part names one' if chosen else ''}")
 
 
 def _read(path: Path) -> list[Any]:

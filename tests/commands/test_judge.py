@@ -46,7 +46,7 @@ def test_mm_vet_is_graded_and_a_stopped_command_goes_on(
     backend = Scripted({"v1_0": "1.0", "v1_1": "0.5", "v1_2": "0.0"}, at_first={"v1_1#run2": "a half"})
     found = judge(tested, monkeypatch, backend, "mm_vet", tmp_path)
     assert {kind: each["grade"]["value"] for kind, each in found["scores"].items()} == pytest.approx(
-        {"all": 50, "ocr": 75, "math": 50, "math+ocr": 50, "rec": 0}
+        {"all": 50, "ocr": 75, "math": 50, "math+ocr": 50, "rec": 0, "ocr alone": 100, "rec alone": 0}
     )
     assert found["runs"] == pytest.approx([50] * 5) and found["not_judged"] == []
     assert (found["models"], found["verdicts"]) == (["judge-1"], 15)
@@ -75,7 +75,7 @@ def test_what_has_no_verdict_is_left_out_and_told(
     with pytest.raises(SystemExit) as left:
         judge(tested, monkeypatch, backend, "llava_bench", tmp_path, *context)
     told = capsys.readouterr().err
-    assert left.value.code == 2 and "2 of 3 answers are not judged: 1#run1: a filter refused it" in told
+    assert left.value.code == 2 and "2 of 3 verdicts are missing: 1#run1: a filter refused it; --again asks" in told
     found = json.loads((tmp_path / "judged.json").read_text())
     assert found["scores"].keys() == {"all", "conv"} and found["scores"]["all"]["relative"]["value"] == 50
     assert [each["id"] for each in found["not_judged"]] == ["1#run1", "2#run1"]

@@ -16,6 +16,7 @@ from data_modules.sources import LlavaPretrain
 from lightning_mllm.cli import main
 from lightning_mllm.commands import predict_folder
 from lightning_mllm.commands.config import ConfigError
+from lightning_mllm.commands.llava_records import named_in, write_records
 from lightning_mllm.commands.predict_folder import is_asked, pictures
 from lightning_mllm.inference import Model
 from tests.inference.nets import FEW, model_of
@@ -94,7 +95,7 @@ def test_records_to_train_on_say_where_they_come_from(model: Model, capsys: pyte
     Path("seed.json").write_text(json.dumps(seed))
     options = ("--form", "llava", "--max-new-tokens", "3", "--except", "seed.json", "--batch", "2")
     predict(*options, to="captions.jsonl")
-    assert "captions.jsonl (4 records; 1 pictures that cannot be read in captions.jsonl.errors.jsonl)" in (
+    assert "captions.jsonl (4 records; 1 pictures without one in captions.jsonl.errors.jsonl)" in (
         capsys.readouterr().out
     )
     records = [json.loads(line) for line in Path("captions.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -117,6 +118,43 @@ def test_records_to_train_on_say_where_they_come_from(model: Model, capsys: pyte
     assert len(source) == 4 and source.sample(0, torch.Generator()).references == (
         records[0]["conversations"][1]["value"].strip(),
     )
+
+
+def test_what_no_record_can_hold_is_listed(tmp_path: Path) -> None:
+    """Records are read again as they were written, by a source and as a seed set."""
+    lines, to = tmp_path / "lines", tmp_path / "captions.jsonl"
+    answers = ["a\u2028b", " ", "see <image>"]
+    rows = [
+        {"image": f"{n}.png", "prompt": "?", "model": "m", "decoding": {}, "answer": answer}
+        for n, answer in enumerate(answers)
+    ]
+    rows.append({"image": "n\udcff.png", "prompt": "?", "model": "m", "decoding": {}, "answer": "b"})
+    told = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows)
+    lines.write_text(told, encoding="utf-8", errors="surrogateescape")
+    assert write_records(lines, to) == 2
+    assert named_in(to) == {"0.png", "n\udcff.png"}
+    errors = [json.loads(line)["error"] for line in Path(f"{to}.errors.jsonl").read_text().splitlines()]
+    assert ["empty answer" in errors[0], "<image> mark" in errors[1]] == [True, True]
+    lines.write_text(json.dumps(rows[0]) + "\n")
+    assert write_records(lines, to) == 0 and not Path(f"{to}.errors.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("seed", "sentence"),
+    [
+        ('[{"image": "coco/a.png"}]', "found no picture of photos, but such as 'coco/a.png', expected names as they"),
+        ("{}", "found no record with an image, expected some"),
+        ('[{"image": [["a.png"]]}]', "expected LLaVA's records as a JSON list or as lines"),
+    ],
+)
+def test_a_seed_set_that_leaves_nothing_out(
+    model: Model, capsys: pytest.CaptureFixture[str], seed: str, sentence: str
+) -> None:
+    Path("seed.json").write_text(seed)
+    with pytest.raises(SystemExit, match="2"):
+        predict("--form", "llava", "--except", "seed.json")
+    told = capsys.readouterr().err
+    assert "--except: seed.json: " in told and sentence in told
 
 
 def test_other_decoding_is_not_mixed(

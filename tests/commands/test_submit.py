@@ -163,6 +163,17 @@ def test_what_cannot_be_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_another_set_is_not_taken_for_the_one_that_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"task": "judged", "part": "llava_bench", "id": "0", "prompt": "", "answer": "a"}
+    answers, to = write_lines(tmp_path / "answers.jsonl", [row]), tmp_path / "out.json"
+    with pytest.raises(SystemExit):
+        main(["submit", answers, "--set=mm_vet", f"--to={to}"])
+    assert "found judged part 'llava_bench', expected a set of judged; --part names one" in capsys.readouterr().err
+    main(["submit", answers, "--set=lmms_eval", "--task=x", f"--to={to}"])
+    main(["submit", answers, "--set=mm_vet", "--part=llava_bench", f"--to={to}"])
+    assert json.loads(to.read_text()) == {"0": "a"}
+
+
 def test_what_is_no_answer_or_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     write_lines(tmp_path / "odd.jsonl", [{"id": 1}])

@@ -72,7 +72,10 @@ def test_passes_of_the_file_are_taken_as_they_stand(tmp_path: Path) -> None:
 
 
 def test_pictures_are_read_from_their_rows(tmp_path: Path) -> None:
-    rows = [row(index=1, image=picture(3), hint='say "a\tb"\n\nor \u00fc\u00df'), row(index=2, image=picture(200))]
+    rows = [
+        row(index=1, image=picture(3), hint='say "a\tb"\n\nor \u00fc\u2028\x0c\x85'),
+        row(index=2, image=picture(200)),
+    ]
     given = samples(MmBench(write(tmp_path / "dev.tsv", rows), passes="first"))
     reds = [Image.open(io.BytesIO(each.images[0].read(10_000))).getpixel((0, 0)) for each in given]
     assert reds == [(3, 9, 9), (200, 9, 9)]

@@ -53,11 +53,12 @@ def test_the_scorer_knows_the_same_subtasks() -> None:
         ("Is it red? Yes", r"found 'Is it red\? Yes', expected a question, a tab, and Yes or No"),
         ("Is it red?\tmaybe", "expected a question, a tab, and Yes or No"),
         (f"{ENDING}\tYes", "'question' is empty"),
+        ("Is it caf\xe9?\tYes", "found a byte that is not UTF-8 at offset 9, expected UTF-8 text"),
     ],
 )
 def test_mme_refuses(tmp_path: Path, line: str, rule: str) -> None:
     root = mme(tmp_path)
-    (tmp_path / "OCR/0001.txt").write_text(f"Is it a logo? {ENDING}\tYes\n{line}\n")
+    (tmp_path / "OCR/0001.txt").write_text(f"Is it a logo? {ENDING}\tYes\n{line}\n", encoding="latin-1")
     with pytest.raises(ValueError, match=rf"OCR/0001.txt:2 \(id OCR/0001.png#2\): .*{rule}"):
         Mme(root).load()
 
