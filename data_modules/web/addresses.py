@@ -12,6 +12,8 @@ NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 COMPATIBLE = ipaddress.IPv6Network("::/96")
 LOCAL = (ipaddress.IPv6Network("64:ff9b:1::/48"), ipaddress.IPv6Network("fec0::/10"))
 """NAT64 of a network's own, and addresses of a site: older versions of `ipaddress` take them for global."""
+SERVICES = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("168.63.129.16/32"))
+"""Protocol assignments, which older versions take for global in part, and what Azure gives its machines data by."""
 
 
 def resolved(host: str, port: int) -> list[str]:
@@ -36,7 +38,9 @@ def is_public(text: str) -> bool:
 
 def _is_global(address: Address) -> bool:
     refused = address.is_private or address.is_loopback or address.is_link_local or address.is_multicast
-    refused = refused or address.is_reserved or address.is_unspecified or any(address in each for each in LOCAL)
+    refused = (
+        refused or address.is_reserved or address.is_unspecified or any(address in each for each in (*LOCAL, *SERVICES))
+    )
     return address.is_global and not refused
 
 

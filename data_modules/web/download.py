@@ -69,9 +69,14 @@ def _internet() -> Web:
 
 def shown(url: str) -> str:
     """An address as messages may say it: no user, no query, which may hold a secret, but a digest of both."""
-    parts = urlsplit(url)
+    known = url.encode(errors="replace")
+    hidden = f"?({hashlib.blake2b(known, digest_size=4).hexdigest()})"
+    try:
+        parts = urlsplit(known.decode())
+        parts.port  # noqa: B018  # a password with a slash would stand where a port does
+    except ValueError:
+        return hidden
     host = (parts.netloc.rpartition("@")[2] or parts.netloc)[:200]
-    hidden = f"?({hashlib.blake2b(url.encode(errors='replace'), digest_size=4).hexdigest()})"
     return f"{parts.scheme}://{host}{parts.path[:200]}{hidden if parts.query or '@' in parts.netloc else ''}"
 
 
@@ -84,13 +89,15 @@ def checked_url(url: str, schemes: tuple[str, ...]) -> SplitResult:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        raise ValueError(f"found an address that is none ({error})") from None
+    except ValueError:
+        raise ValueError("found an address whose host or port cannot be read") from None
     if parts.scheme not in schemes:
         raise ValueError(f"found an address of '{parts.scheme[:20]}', expected {' or '.join(schemes)}")
     if len(url) > LONGEST or not parts.hostname or parts.username is not None or port == 0:
         raise ValueError(f"found an address without a host, with a user or of more than {LONGEST} characters")
-    if any(ord(letter) < 33 or ord(letter) == 127 for letter in url) or "\\" in url:
+    if port is not None and port < 1024 and port not in PORTS.values():
+        raise ValueError(f"found an address with port {port}, expected 80, 443 or one from 1024 on")
+    if any(ord(letter) < 33 or ord(letter) == 127 or "\ud800" <= letter <= "\udfff" for letter in url) or "\\" in url:
         raise ValueError("found an address with a blank, a control character or a backslash, expected none")
     return parts
 
@@ -109,7 +116,7 @@ def download(
         parts = checked_url(url, schemes)
         connection = _connected(parts, web, end, limits)
         # Whatever waits for the server, be it for the next byte of a header: at the end the connection is shut.
-        watch = threading.Timer(max(0.0, end - time.monotonic()), _shut, [connection])
+        watch = threading.Timer(max(0.0, end - time.monotonic()), _shut, [connection.sock])
         watch.daemon = True
         watch.start()
         try:
@@ -148,15 +155,16 @@ def _connected(parts: SplitResult, web: Web, end: float, limits: Limits) -> http
     if not addresses:
         raise ValueError("found a host without an address")
     problem: Exception = OSError("no address")
-    for address in addresses:
+    for k, address in enumerate(addresses):
         left = end - time.monotonic()
         if left <= 0:
             raise _late(limits)
         try:
-            dialled = web.dial(address, port, left)
+            dialled = web.dial(address, port, left / (len(addresses) - k))
         except OSError as error:
             problem = error
             continue
+        dialled.settimeout(left)
         connection = http.client.HTTPConnection(host, port, timeout=left)
         connection.sock, connection.auto_open = dialled, 0
         connection.default_port = PORTS[parts.scheme]
@@ -201,10 +209,10 @@ def _in_time(work: Callable[[], Any], end: float, limits: Limits) -> Any:
     return found[0]
 
 
-def _shut(connection: http.client.HTTPConnection) -> None:
-    if connection.sock is not None:
-        with suppress(OSError):  # it is closed
-            connection.sock.shutdown(socket.SHUT_RDWR)
+def _shut(sock: socket.socket) -> None:
+    """Ends what waits for a socket; `HTTPConnection` forgets its own while the body is still read from it."""
+    with suppress(OSError):  # it is closed
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _answer(connection: http.client.HTTPConnection, parts: SplitResult, max_bytes: int) -> bytes | str:
@@ -223,6 +231,8 @@ def _answer(connection: http.client.HTTPConnection, parts: SplitResult, max_byte
         raise ValueError(f"found the answer {answer.status}, expected 200")
     if (packed := answer.getheader("Content-Encoding", "identity").strip().lower()) not in ("", "identity"):
         raise ValueError(f"found a body packed as {packed[:20]!r}, expected it as it is")
+    if answer.headers.get_content_type() == "text/html":
+        raise ValueError("found a page of HTML, expected a picture")
     if (told := answer.length) is not None and told > max_bytes:
         raise ValueError(f"found {told} bytes, expected at most {max_bytes}")
     body = bytearray()

@@ -29,7 +29,7 @@ def most_bytes() -> int:
     told = os.environ.get("MLLM_IMAGE_CACHE_GB", "")
     try:
         most = int(float(told) * 10**9) if told else MOST
-    except ValueError:
+    except (ValueError, OverflowError):
         most = 0
     if most <= 0:
         raise ValueError(f"MLLM_IMAGE_CACHE_GB: found {told!r}, expected a number above 0")

@@ -49,6 +49,8 @@ def test_sources_name_pictures_by_address(tmp_path: Path) -> None:
         ("https://", "a.jpg", "found an address of '', expected https"),
         ("http://", "file:///etc/passwd", "found an address of 'file', expected http or https"),
         ("https://", "https://me:secret@h.test/a.jpg", "with a user"),
+        ("https://", "https://me:se/secret@h.test/a.jpg", "whose host or port cannot be read"),
+        ("https://", "https://[secret/a.jpg", "whose host or port cannot be read"),
     ],
 )
 def test_names_that_are_no_address_are_bad_records(tmp_path: Path, root: str, name: str, rule: str) -> None:

@@ -51,6 +51,12 @@ def answer(path: str) -> Iterator[bytes]:
         yield ok + b"Content-Length: 50\r\n\r\n"
         while True:
             yield b"."
+    elif name == "drip-to-the-end":
+        yield ok + b"Connection: close\r\n\r\n"
+        while True:
+            yield b"."
+    elif name == "page":
+        yield ok + b"Content-Type: text/html; charset=utf-8\r\nContent-Length: 4\r\n\r\nsoon"
     elif name == "dripping-header":
         yield ok
         while True:

@@ -51,7 +51,7 @@ def test_what_was_read_longest_ago_goes(tmp_path: Path) -> None:
 def test_its_size_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLLM_IMAGE_CACHE_GB", "0.5")
     assert most_bytes() == 500_000_000
-    for wrong in ("0", "many"):
+    for wrong in ("0", "many", "inf"):
         monkeypatch.setenv("MLLM_IMAGE_CACHE_GB", wrong)
         with pytest.raises(ValueError, match="MLLM_IMAGE_CACHE_GB: found"):
             most_bytes()
