@@ -44,6 +44,9 @@ class Halves:
         second = position % self.batch >= self.batch // 2
         return self.text.at(position) if second else self.images.at(position)
 
+    def __len__(self) -> int:
+        return len(self.images)
+
 
 class HalfText(MultimodalDataModule):
     """A rank of text and a rank of images, throughout."""
