@@ -76,6 +76,8 @@ def _conversion(given: argparse.Namespace) -> Conversion:
     for path in (given.to, given.quarantine, images_folder(given.to)):
         if path is not None and path.exists():
             raise ValueError(f"data convert: {path} exists, expected a name that is free")
+    if given.quarantine and given.quarantine.resolve() == given.to.resolve():
+        raise ValueError(f"data convert: found {given.to} as --to and --quarantine, expected two files")
     if given.images and not Path(given.images).is_dir():
         raise not_found(given.images)
     rules = rules_of(given.turns.split(","), given.marks)

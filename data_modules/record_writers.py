@@ -21,8 +21,8 @@ from data_modules.containers.values import Record
 
 GROUP = 256
 """Rows of a row group at most."""
-GROUP_BYTES = 64 << 20
-"""Bytes of pictures in a row group at most, and one picture more."""
+GROUP_BYTES = 32 << 20
+"""Bytes of pictures in a row group at most, and one picture more: so that a reader keeps several row groups."""
 
 
 class Writer(ABC):
@@ -59,7 +59,7 @@ class JsonWriter(Writer):
     def add(self, record: Record, beside: Mapping[str, bytes]) -> None:
         assert not beside, "a file of JSON has no place for pictures"
         self.file.write("" if self.lines else ",\n" if self.count else "\n")
-        json.dump(record, self.file, ensure_ascii=False)
+        self.file.write(json.dumps(record, ensure_ascii=False, allow_nan=False))
         self.file.write("\n" if self.lines else "")
         self.count += 1
 
@@ -76,7 +76,7 @@ class TarWriter(Writer):
         self.count, self.tar = 0, tarfile.TarFile(path, "w", format=tarfile.PAX_FORMAT)
 
     def add(self, record: Record, beside: Mapping[str, bytes]) -> None:
-        self._member(f"{key_of(self.count)}.json", json.dumps(record, ensure_ascii=False).encode())
+        self._member(f"{key_of(self.count)}.json", json.dumps(record, ensure_ascii=False, allow_nan=False).encode())
         for name, data in beside.items():
             self._member(name, data)
         self.count += 1

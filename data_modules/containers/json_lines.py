@@ -94,12 +94,12 @@ def lines_of(piece: Piece) -> Arrays:
     count, left_out = 0, list[str]()
     for begin, end in _borders(piece):
         first = _first_bytes(piece.path, begin, end)
-        keep = np.ones(len(begin), dtype=bool)
+        keep, passed = np.ones(len(begin), dtype=bool), 0
         for k in np.flatnonzero(np.isin(first, list(BLANKS))):
-            line = FILES.read(piece.path, int(begin[k]), int(end[k] - begin[k]))
-            if not line.strip():
+            if begin[k] == end[k] or not FILES.read(piece.path, int(begin[k]), int(end[k] - begin[k])).strip():
                 keep[k] = False
-                blank.append(count + int(keep[:k].sum()))
+                blank.append(count + int(k) - passed)
+                passed += 1
         if len(end) and end[-1] == piece.size and keep[-1] and (sentence := _cut_off(piece, int(begin[-1]))):
             keep[-1] = False
             left_out.append(sentence)

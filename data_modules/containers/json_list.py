@@ -65,8 +65,8 @@ def records_of(file: Listed) -> Arrays:
             ends.append(end)
     except _Damaged as damage:
         sentence = _sentence(file.path, len(offsets), damage)
-        if not _is_cut(file.path) or file.cut == "refuse":
-            hint = "; `cut: use` takes the records before it" if _is_cut(file.path) else ""
+        if not _is_cut(file.path, damage) or file.cut == "refuse":
+            hint = "; `cut: use` takes the records before it" if _is_cut(file.path, damage) else ""
             raise ValueError(f"{sentence}{hint}") from None
         left_out.append(f"{sentence}; the records before it are used")
     begins, stops = np.array(offsets, dtype=np.int64), np.array(ends, dtype=np.int64)
@@ -78,10 +78,12 @@ def records_of(file: Listed) -> Arrays:
     }
 
 
-def _is_cut(path: Path) -> bool:
-    """Whether a list has no end."""
+def _is_cut(path: Path, damage: _Damaged) -> bool:
+    """Whether a list has no end: its last bracket may be one of a record."""
     size = path.stat().st_size
-    return not FILES.read(path, max(0, size - BLANK_END), min(size, BLANK_END)).rstrip().endswith(b"]")
+    return damage.offset >= size or not FILES.read(
+        path, max(0, size - BLANK_END), min(size, BLANK_END)
+    ).rstrip().endswith(b"]")
 
 
 def _sentence(path: Path, number: int, damage: _Damaged) -> str:
@@ -90,7 +92,7 @@ def _sentence(path: Path, number: int, damage: _Damaged) -> str:
     if before is not None:
         line, column = before.count(b"\n") + 1, damage.offset - before.rfind(b"\n")
         at = f"line {line}, column {column}"
-    kind = "found a list that is cut off there, " if _is_cut(path) else ""
+    kind = "found a list that is cut off there, " if _is_cut(path, damage) else ""
     return f"{path}: record {number}: {at}: {kind}expected JSON ({damage.reason})"
 
 

@@ -45,10 +45,10 @@ def cache_folder(name: str) -> Path:
         ValueError: it cannot be made, or others can write to it.
     """
     told = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    root = Path(os.environ.get("MLLM_CACHE") or Path(told) / "lightning_mllm")
+    root = Path(os.environ.get("MLLM_CACHE") or Path(told) / "lightning_mllm").resolve()
     try:
-        (root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in (root, root / name):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # parents get the mode that the umask says
             found = folder.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
                 raise ValueError(f"{folder}: found a folder that others can write to, expected one of this user alone")
@@ -112,7 +112,7 @@ def built(
     try:
         with locked(folder / f"{key}.lock"):
             done = folder / key
-            if done.is_dir() and valid and not valid(_found(done)):
+            if done.is_dir() and not _is_right(done, valid):
                 shutil.rmtree(done)  # what others have mapped of it stays valid
             if not done.is_dir():
                 _remove_unused(folder)
@@ -135,6 +135,15 @@ def _build(parts: Path, jobs: Sequence[Job], run: Callable[[Job], Arrays], shift
     missing = [n for n in range(len(jobs)) if not (parts / f"{n:06}.npz").exists()]
     in_processes([partial(_store, parts / f"{n:06}.npz", run, jobs[n]) for n in missing])
     in_processes([partial(_join, parts, len(jobs), shifts)])
+
+
+def _is_right(folder: Path, valid: Callable[[Arrays], bool] | None) -> bool:
+    """Whether the files are whole, and what is in them is valid."""
+    try:
+        found = _found(folder)
+        return valid is None or valid(found)
+    except (EOFError, ValueError):
+        return False
 
 
 def _found(folder: Path) -> Arrays:
@@ -161,6 +170,8 @@ def _store(path: Path, run: Callable[[Job], Arrays], job: Job) -> None:
     beside = path.with_suffix(f".{os.getpid()}")
     with open(beside, "wb") as file:
         np.savez(file, allow_pickle=False, **run(job))
+        file.flush()
+        os.fsync(file.fileno())
     beside.replace(path)
 
 
@@ -179,7 +190,10 @@ def _join(folder: Path, count: int, shifts: Mapping[str, str]) -> None:
     parts = [np.load(folder / f"{n:06}.npz", allow_pickle=False) for n in range(count)]
     try:
         for name, array in _joined(parts, shifts):
-            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+            with open(folder / f"{name}.npy", "wb") as file:
+                np.save(file, array, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
     finally:
         for part in parts:
             part.close()
@@ -192,8 +206,9 @@ def _remove_unused(folder: Path) -> None:
 
 
 def texts(sentences: Sequence[str]) -> np.ndarray:
-    """Texts as an array that can be put behind others: each ends with a zero byte."""
-    return np.frombuffer("".join(f"{each}\0" for each in sentences).encode("utf-8", "replace"), dtype=np.uint8)
+    """Texts as an array that can be put behind others: each ends with a zero byte, which is `\\0` where a text has one."""
+    whole = (each.replace("\0", "\\0") for each in sentences)
+    return np.frombuffer("".join(f"{each}\0" for each in whole).encode("utf-8", "replace"), dtype=np.uint8)
 
 
 def texts_in(array: np.ndarray) -> list[str]:

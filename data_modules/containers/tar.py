@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_modules.containers.offset_index import Arrays, built, fingerprint, key_of, texts, texts_in
+from data_modules.containers.offset_index import CACHED_FROM, Arrays, built, fingerprint, key_of, texts, texts_in
 from data_modules.containers.protocol import Cut, FilesOfRecords, StoredImage
 from data_modules.containers.reading import FILES, RecordError, parse
 from lightning_mllm.contracts import ImageRef
@@ -20,11 +20,10 @@ from lightning_mllm.contracts import ImageRef
 PICTURES = ("bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp")
 TEXTS = ("caption", "cls", "text", "transcript", "txt")
 """Extensions of members that are texts."""
-KEPT_FROM = 8
-"""Files, above which what is in them is kept for the next process (as `offset_index` says)."""
 MAX_MEMBER = 1 << 26
 """Bytes of a .json or text member."""
-END = 512
+END, BLOCK = 512, 1 << 20
+"""Bytes of zeros at the end of a tar, and of what is read at once behind it."""
 
 
 class Member(NamedTuple):
@@ -68,7 +67,8 @@ class Tars(FilesOfRecords):
         self.key = key_of("tar", 1, cut, [fingerprint(path) for path in self.paths])
         shards = [Shard(path, cut) for path in self.paths]
         shifts = {"first": "offset", "name": "names"}
-        found = built(self.key, shards, members_of, shifts, kept=len(shards) >= KEPT_FROM)
+        large = sum(path.stat().st_size for path in self.paths) >= CACHED_FROM
+        found = built(self.key, shards, members_of, shifts, kept=large)
         self._first, self._name, self._names = found["first"], found["name"], found["names"]
         self._offsets, self._sizes = found["offset"], found["size"]
         self._counted(found["count"])
@@ -176,14 +176,17 @@ def _read(path: Path) -> Iterator[Member]:
     try:
         with tarfile.open(path, "r:") as archive:
             for each in archive:
+                if each.issparse():
+                    raise ValueError(f"{path}: found the sparse file {each.name}, expected files stored whole")
                 end = each.offset_data + -(-each.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 if end > size:
                     raise _Cut(f"{path}: found a tar that is cut off in {each.name}")
                 name = PurePosixPath(each.name).name
                 if each.isdir() or name.startswith((".", "__")):
                     continue
-                if not each.isreg():
-                    raise ValueError(f"{path}: found the link or device {each.name}, expected files alone")
+                if not name or not each.isreg():
+                    kind = "link or device" if name else "file without a name,"
+                    raise ValueError(f"{path}: found the {kind} '{each.name}', expected files alone")
                 yield Member(each.name, each.offset_data, each.size)
     except tarfile.TarError as error:
         if not end and size and not _is_header(path, size):
@@ -193,6 +196,12 @@ def _read(path: Path) -> Iterator[Member]:
         raise ValueError(f"{path}: cannot read the file ({error.strerror or error})") from None
     if size < end + END or FILES.read(path, end, END).strip(b"\0"):
         raise _Cut(f"{path}: found a tar without its end at offset {end}")
+    for place in range(end, size, BLOCK):
+        if FILES.read(path, place, min(BLOCK, size - place)).strip(b"\0"):
+            raise ValueError(
+                f"{path}: found more behind the end of the tar at offset {end}, expected nothing; tars that were put"
+                " behind one another must be files of their own"
+            )
 
 
 def _is_header(path: Path, size: int) -> bool:

@@ -56,12 +56,12 @@ def detected(records: Iterable[object]) -> Dialect:
     if not claimed and len(by_key) == 1:
         return DIALECTS[by_key[0]]  # which says what is wrong with the records
     if not claimed:
-        raise ValueError(f"{told}: found no dialect of {', '.join(DIALECTS)}; name one with 'dialect'")
+        raise ValueError(f"{told}: found no dialect of {', '.join(DIALECTS)}; name one with 'dialect' (--from-dialect)")
     families = [{_body(name) for name in fitting} for fitting in claimed]
     common = set.intersection(*claimed)
     if not common or any(len(family) > 1 for family in families):
         several = ", ".join(f"{name} in {found[name]}" for name in DIALECTS if name in found)
-        raise ValueError(f"{told}: found {several}, expected one dialect of all; name it with 'dialect'")
+        raise ValueError(f"{told}: found {several}, expected one dialect of all; name it with 'dialect' (--from-dialect)")
     return next(each for name, each in DIALECTS.items() if name in common)
 
 

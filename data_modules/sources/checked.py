@@ -14,7 +14,7 @@ import numpy as np
 
 from data_modules.containers.offset_index import fingerprint, key_of, texts, texts_in
 from data_modules.containers.opening import bytes_of
-from lightning_mllm import boxes
+from lightning_mllm import boxes, contracts
 
 HERE = Path(__file__).parent
 
@@ -48,8 +48,12 @@ class Given:
 def code_key(cls: type) -> str:
     """A digest of the code and the templates that records are checked with."""
     own = {inspect.getsourcefile(each) for each in cls.__mro__ if each.__module__ not in ("builtins", "abc", "typing")}
-    beside = [*(HERE.parent / "dialects").glob("*.py"), *(HERE.parent / "templates").glob("*.yaml")]
-    ours = [*HERE.glob("*.py"), *beside, Path(boxes.__file__)]
+    beside = [
+        *(HERE.parent / "containers").glob("*.py"),
+        *(HERE.parent / "dialects").glob("*.py"),
+        *(HERE.parent / "templates").glob("*.yaml"),
+    ]
+    ours = [*HERE.glob("*.py"), *beside, Path(boxes.__file__), Path(contracts.__file__)]
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted({str(path) for path in ours} | {path for path in own if path}):
         digest.update(Path(path).read_bytes())

@@ -113,7 +113,8 @@ class RecordSource(Given, Source):
                 first = f" ({len(self.skipped)} left out, first: {self.skipped[0]})" if self.skipped else ""
                 raise ValueError(f"{self.annotations}: found no usable record, expected at least one{first}")
             self._found = found
-            self._repeats = built(key_of("repeats", key), [0], self._repeated, kept=large)["repeat"]
+            state = hashlib.blake2b(found["states"].tobytes()).hexdigest()  # of the folders, by which records are kept
+            self._repeats = built(key_of("repeats", key, state), [0], self._repeated, kept=large)["repeat"]
         except BaseException:
             self._records = None
             raise

@@ -87,7 +87,7 @@ class TextLines(TextSource):
                 record: object = None
                 try:
                     if line.strip():
-                        record = parse(line)
+                        record = parse(line, halves=True)
                         self._places.add(begin, len(self._text(record)))
                 except RecordError as rule:
                     self._bad(refused(path, f":{number}", record, rule))
@@ -98,7 +98,7 @@ class TextLines(TextSource):
         file, begin, _ = self._places[index]
         with open(self.paths[file], "rb") as stream:
             stream.seek(begin)
-            return self._text(parse(stream.readline()))
+            return self._text(parse(stream.readline(), halves=True))
 
     def _text(self, record: object) -> bytes:
         try:

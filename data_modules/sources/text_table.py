@@ -59,9 +59,10 @@ class TextTable(TextSource):
         self.skipped += texts_in(found["skipped"]) if groups else []
         sizes = found["size"] if groups else np.zeros(0, dtype=np.int64)
         # Where every row has text, as it should be, no list of rows is needed.
-        some = bool(groups) and found["empty"].any()
-        self._rows = np.flatnonzero(sizes) if some else self._rows
-        self.sizes = sizes[self._rows] if some else sizes
+        if groups and found["empty"].any():
+            found = built(key_of("rows", key), [sizes], _with_text, kept=len(groups) >= KEPT_FROM)
+            self._rows, sizes = found["row"], found["size"]
+        self.sizes = sizes
 
     def _sizes_in(self, group: Group) -> Arrays:
         """Bytes of each text of a row group."""
@@ -86,3 +87,9 @@ class TextTable(TextSource):
 
     def name(self, index: int) -> str:
         return f"{self.files[0]}#{self._row(index)}"
+
+
+def _with_text(sizes: Int[np.ndarray, " R"]) -> Arrays:
+    """The rows that have text, and its size."""
+    rows = np.flatnonzero(sizes)
+    return {"row": rows, "size": sizes[rows]}

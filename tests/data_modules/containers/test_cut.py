@@ -91,3 +91,11 @@ def test_a_list_damaged_within_is_refused_whatever_is_said_of_cuts(tmp_path: Pat
     (tmp_path / "a.json").write_text('[{"id": 1}, {"id": }, {"id": 3}]')
     with pytest.raises(ValueError, match=r"a.json: record 1: line 1, column 20: expected JSON \(Expecting value\)$"):
         open_records(tmp_path / "a.json", cut="use")
+
+
+def test_a_list_may_be_cut_behind_a_bracket_of_a_record(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"id": 1}, {"box": [1, 2]')
+    with pytest.raises(ValueError, match="found a list that is cut off there"):
+        open_records(path)
+    assert len(open_records(path, cut="use")) == 1

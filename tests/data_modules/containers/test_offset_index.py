@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ def test_finished_pieces_are_kept_when_another_one_fails(tmp_path: Path, cache: 
 
     def run(job: int) -> Arrays:
         if job == 3 and broken.exists():
+            while len(list((cache / "index/k.part").glob("*.npz"))) < 2:
+                time.sleep(0.01)
             raise ValueError("record 3 is bad")
         with open(tmp_path / "done", "a") as file:
             file.write(f"{job} ")
@@ -54,11 +57,35 @@ def test_a_folder_that_others_can_write_to_is_refused(cache: Path) -> None:
         cache_folder("index")
 
 
+def test_the_folder_is_ours_alone_whatever_the_umask_and_may_be_a_link(cache: Path) -> None:
+    cache.symlink_to(cache.with_name("disk"))
+    before = os.umask(0o002)
+    try:
+        assert cache_folder("index") == cache.resolve() / "index"
+    finally:
+        os.umask(before)
+    assert cache.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("size", [0, 50, 1000])
+def test_what_lost_its_end_is_built_anew(size: int, cache: Path) -> None:
+    def found() -> int:
+        return len(built("k", [1000], lambda job: {"n": np.arange(job)})["n"])
+
+    found()
+    os.truncate(cache / "index/k/n.npy", size)
+    assert found() == 1000
+
+
+def test_texts_with_zero_bytes_stay_one_each() -> None:
+    assert texts_in(texts(["a\0b", "c"])) == ["a\\0b", "c"]
+
+
 def test_a_fingerprint_tells_content_size_and_time(tmp_path: Path) -> None:
     path, seen = tmp_path / "a", set[str]()
-    for content, time in ((b"x" * 100, 1), (b"y" * 100, 1), (b"x" * 101, 1), (b"x" * 100, 2), (b"x" * (3 << 20), 1)):
+    for content, at in ((b"x" * 100, 1), (b"y" * 100, 1), (b"x" * 101, 1), (b"x" * 100, 2), (b"x" * (3 << 20), 1)):
         path.write_bytes(content)
-        os.utime(path, (time, time))
+        os.utime(path, (at, at))
         seen.add(fingerprint(path))
     path.write_bytes(b"x" * ((3 << 20) - 1) + b"y")
     os.utime(path, (1, 1))

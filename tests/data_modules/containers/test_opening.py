@@ -102,6 +102,16 @@ def test_lines_may_stand_in_a_json_file_and_a_list_may_be_empty(tmp_path: Path) 
     assert len(open_records(tmp_path / "b.json")) == 0
 
 
+def test_a_file_that_another_one_took_the_place_of_is_read_anew(tmp_path: Path) -> None:
+    path, other = tmp_path / "a.jsonl", tmp_path / "b"
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    assert open_records(path)[0] == {"a": 1}
+    other.write_text('{"b": 12}\n\n\n{"b": 3}\n')
+    other.replace(path)
+    records = open_records(path)
+    assert [records[0], records[1]] == [{"b": 12}, {"b": 3}] and records.place(1) == ":4"
+
+
 def test_a_damaged_line_is_the_matter_of_its_record(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(
         b'{"a": NaN}\n{"a"\n"\xff"\n' + b"[" * 100_000 + b"\n[" + b"9" * 5000 + b"]\n1\n"
@@ -163,6 +173,12 @@ def bad(name: str, content: bytes) -> Callable[[Path], Any]:
     return make
 
 
+def two_tars(folder: Path) -> Path:
+    path = tar(folder, {"1.json": b"{}"})
+    path.write_bytes(path.read_bytes() * 2)
+    return path
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -181,6 +197,8 @@ def bad(name: str, content: bytes) -> Callable[[Path], Any]:
         (bad("a.tar", b"no" * 999), "a.tar: found no tar"),
         (lambda folder: [bad("a.jsonl", b"1")(folder), bad("b.json", b"[]")(folder)], "b.json: found another format"),
         (lambda folder: tar(folder, {"1.jpg": b"", "1.JPG": b""}), "found the member 1.JPG twice"),
+        (lambda folder: tar(folder, {"": b""}), "found the file without a name, ''"),
+        (lambda folder: two_tars(folder), "rows.tar: found more behind the end of the tar at offset 1024, expected"),
     ],
 )
 def test_what_is_no_file_of_records_is_named(make: Callable[[Path], Any], sentence: str, tmp_path: Path) -> None:

@@ -63,3 +63,7 @@ def test_an_index_is_shared_until_files_or_images_change(
     (tmp_path / "1.jpg").unlink()
     changed = all_of(type(source)(*source._given[0], **source._given[1]))  # pyright: ignore
     assert len(changed[0]) < len(expected[0]) and any("1.jpg not found" in each for each in changed[2])
+    for each in (files, record_source):
+        monkeypatch.setattr(each, "CACHED_FROM", 1 << 30)
+    monkeypatch.setattr(record_source, "CHUNK", 100)
+    assert all_of(type(source)(*source._given[0], **source._given[1])) == changed  # pyright: ignore
