@@ -72,6 +72,7 @@ class Conversion:
                 if self._readable(picture, self._beside(number)) or self.place == "member":
                     check_picture(picture, self._beside(number), self.folder)
         except RecordError as rule:
+            record = rule.record if record is None else record
             self._refuse(number, record, f"read as {self.read_as.name}: {rule}")
         self.changed.update(changed)
         return conversation

@@ -206,7 +206,7 @@ def _remove_unused(folder: Path) -> None:
 
 
 def texts(sentences: Sequence[str]) -> np.ndarray:
-    """Texts as an array that can be put behind others: each ends with a zero byte, which is `\\0` where a text has one."""
+    """Texts as an array that can be put behind others: each ends with a zero byte, written `\\0` inside one."""
     whole = (each.replace("\0", "\\0") for each in sentences)
     return np.frombuffer("".join(f"{each}\0" for each in whole).encode("utf-8", "replace"), dtype=np.uint8)
 

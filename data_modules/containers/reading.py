@@ -23,6 +23,9 @@ OPEN_FILES = 64
 class RecordError(ValueError):
     """The rule that a record breaks; the reader of the file adds the file's name, the place and the id."""
 
+    record: object = None
+    """What could be read of it."""
+
 
 def located(path: str | Path, place: str) -> str:
     """File and place as error messages begin; the place as `Records.place` gives it, or empty."""
@@ -60,6 +63,7 @@ def parse(text: bytes | str, *, halves: bool = False) -> object:
     Raises:
         RecordError: it is not.
     """
+    value: object = None
     try:
         told = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         value = json.loads(told, parse_constant=_no_constant, object_pairs_hook=_no_key_twice)
@@ -68,7 +72,9 @@ def parse(text: bytes | str, *, halves: bool = False) -> object:
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except UnicodeEncodeError as error:
-        raise RecordError(f"found half of a character ({error.object[error.start]!a}), expected whole ones") from None
+        rule = RecordError(f"found half of a character ({error.object[error.start]!a}), expected whole ones")
+        rule.record = value
+        raise rule from None
     except UnicodeDecodeError as error:
         raise RecordError(f"found a byte that is not UTF-8 at offset {error.start}, expected UTF-8 text") from None
     except json.JSONDecodeError as error:
@@ -121,7 +127,8 @@ class OpenFiles:
             ValueError: the file cannot be read, or ends before.
         """
         try:
-            found = os.pread(self._opened(str(path)).fileno(), size, offset)
+            file = self._opened(str(path))  # held, so that no other thread closes it
+            found = os.pread(file.fileno(), size, offset)
         except FileNotFoundError:
             raise not_found(path) from None
         except OSError as error:

@@ -61,7 +61,9 @@ def detected(records: Iterable[object]) -> Dialect:
     common = set.intersection(*claimed)
     if not common or any(len(family) > 1 for family in families):
         several = ", ".join(f"{name} in {found[name]}" for name in DIALECTS if name in found)
-        raise ValueError(f"{told}: found {several}, expected one dialect of all; name it with 'dialect' (--from-dialect)")
+        raise ValueError(
+            f"{told}: found {several}, expected one dialect of all; name it with 'dialect' (--from-dialect)"
+        )
     return next(each for name, each in DIALECTS.items() if name in common)
 
 

@@ -37,6 +37,8 @@ def refused(path: str | Path, place: str, record: object, rule: object, key: str
         place: ":12" for a line, "record 12" or "annotations[12]" for an entry of a list, counted from 0.
         key: under which name the record keeps its id.
     """
+    if record is None and isinstance(rule, RecordError):
+        record = rule.record
     id = record.get(key) if isinstance(record, dict) else None
     return ValueError(f"{located(path, place)}{'' if id is None else f' ({key} {id})'}: {rule}")
 

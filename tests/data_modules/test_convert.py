@@ -134,6 +134,15 @@ def test_fields_of_several_types(tmp_path: Path) -> None:
         run(tmp_path, "c.parquet", given=[{**records[0], "meta": {}}])
 
 
+@pytest.mark.parametrize("out", ["a.json", "a.jsonl", "a.tar"])
+def test_a_number_that_json_cannot_read_again_is_refused(out: str, tmp_path: Path) -> None:
+    (tmp_path / "in.json").write_text(json.dumps([{"id": 4, "conversations": WORDS, "score": 12345}]))
+    (tmp_path / "in.json").write_text((tmp_path / "in.json").read_text().replace("12345", "1e999"))
+    with pytest.raises(ValueError, match=r"record 0 \(id 4\): cannot be written \(Out of range float"):
+        run(tmp_path, out)
+    assert not (tmp_path / out).exists()
+
+
 def test_bad_records_stop_or_go_to_quarantine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """T19's two ways: strict with exit code 2, and lenient with a file of what is wrong."""
     bad = {"id": "x", "conversations": WORDS[::-1]}
@@ -211,6 +220,7 @@ def test_a_tar_needs_its_images(tmp_path: Path) -> None:
             "in.json: record 0 (id a): read as alpaca: has no 'in",
         ),
         (["in.json", "--to", "a.json", "--turns", "x"], "turns: found 'x', expected refuse or some of"),
+        (["in.json", "--to", "a.json", "--quarantine", "./a.json"], "found a.json as --to and --quarantine"),
         (["in.json", "--to", "a.json", "--images", "gone"], "gone not found"),
         (["in.json", "--to", "a.json", "--froom"], "data convert: unrecognized arguments: --froom"),
         (["empty.json", "--to", "a.json"], "empty.json: looked at 0 records"),

@@ -198,7 +198,7 @@ def test_a_file_in_no_dialect_names_it(tmp_path: Path) -> None:
         load(file)
     assert str(error.value) == (
         f"{file}: looked at 1 records, with the keys 'question', 'answer': found no dialect of "
-        f"{', '.join(DIALECTS)}; name one with 'dialect'"
+        f"{', '.join(DIALECTS)}; name one with 'dialect' (--from-dialect)"
     )
 
 

@@ -190,10 +190,10 @@ def test_missing_marks_in_front(tmp_path: Path, records: Any) -> None:
 
 def test_half_a_character_names_its_record(tmp_path: Path) -> None:
     half = {"id": 7, "conversations": turns("a", "b \ud83d")}
-    with pytest.raises(ValueError, match=r"llava\.json: record 1.*: found half of a character \('.ud83d'\)"):
+    with pytest.raises(ValueError, match=r"llava\.json: record 1 \(id 7\): found half of a character \('.ud83d'\)"):
         load(tmp_path, [GOOD[2], half])
     source = load(tmp_path, [GOOD[2], half, GOOD[2]], "llava.jsonl", bad_records="skip")
-    assert len(source) == 2 and "llava.jsonl:2: found half of a character" in source.skipped[0]
+    assert len(source) == 2 and "llava.jsonl:2 (id 7): found half of a character" in source.skipped[0]
     assert [source.where(index) for index in range(2)] == [f"{tmp_path}/llava.jsonl:1", f"{tmp_path}/llava.jsonl:3"]
 
 
