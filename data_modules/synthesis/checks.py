@@ -116,7 +116,12 @@ def checker(kinds: Iterable[Kind]) -> Callable[[Request, str], Sequence[Turn]]:
 
     def check(request: Request, text: str) -> list[Turn]:
         kind = known[request.kind]
-        pairs = parse(request, kind, text)
+        try:
+            pairs = parse(request, kind, text)
+        except Rejected:
+            if kind.form != "text" and (found := pattern("refusal").search(text)):
+                raise Rejected("refusal", f"found '{found[0]}', expected questions and answers") from None
+            raise
         for name, each in CHECKS.items():
             for sentence in each(request, kind, pairs):
                 raise Rejected(name, sentence)

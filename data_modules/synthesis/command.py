@@ -22,8 +22,8 @@ from data_modules.synthesis.output import RECORDS, About
 from data_modules.synthesis.repair import repair
 from data_modules.synthesis.report import write_output
 from data_modules.synthesis.request import Backend
-from data_modules.synthesis.runner import Content, Limits, run
-from data_modules.synthesis.settings import Planned, Settings, load
+from data_modules.synthesis.runner import Content, Limits, ask_again, run
+from data_modules.synthesis.settings import Planned, Settings, absolute, load
 from data_modules.synthesis.verdicts import STATES, verdicts
 
 MORE = """\
@@ -33,6 +33,7 @@ mllm synthesize report FOLDER           records, quarantine, data card and repor
 
 The same command again goes on where it was stopped or killed: nothing is asked twice that was answered.
 """
+RULES = "rules, without a language model"
 RULES_TOGETHER = 500
 OPENAI_LIMIT = "max_completion_tokens"
 
@@ -76,7 +77,8 @@ def _synthesize(arguments: Sequence[str]) -> None:
         if given.backend == "rules":
             print(f"{len(book.ids('pending'))} calls, answered by rules", flush=True)
         else:
-            _announce(book, planned, budget)
+            ask_again(book, content, limits.repairs)
+            _announce(book, content, budget)
         if written := len(book.ids("written")):
             print(f"{written} calls are in batch files and are left to mllm synthesize batch read")
         with bar() as display:
@@ -101,7 +103,8 @@ def _write(arguments: Sequence[str]) -> None:
         _note(book, settings, f"{given.model} through batch files", given.prices)
         if given.again and (count := book.again("written") + book.again("refused")):
             print(f"asking again for {count} that were refused, or are in batch files")
-        _announce(book, planned, budget)
+        ask_again(book, content, given.repairs)
+        _announce(book, content, budget)
         paths, left = batch.write(book, content, budget, given.model, OPENAI_LIMIT, given.repairs)
         written = len(book.ids("written"))
     for path in paths:
@@ -164,6 +167,8 @@ def _output(folder: Path, book: Journal, planned: Planned) -> None:
         kinds=planned.kinds,
         counts=planned.counts,
         prices=None if prices is None else (prices.prompt, prices.completion),
+        rules=about["backend"] == RULES,
+        lost=(book.lost.prompt, book.lost.completion),
     )
     write_output(folder, found, told, planned.images)
     counts = {state: sum(verdict.state == state for verdict in found) for state in STATES}
@@ -174,10 +179,10 @@ def _note(book: Journal, settings: Settings, backend: str, prices: str | None) -
     book.note({"settings": settings.text, "backend": backend, **({"prices": prices} if prices else {})})
 
 
-def _announce(book: Journal, planned: Planned, budget: Budget) -> None:
+def _announce(book: Journal, content: Content, budget: Budget) -> None:
     budget.spent = book.spent
-    pending = set(book.ids("pending"))
-    print(budget.announce(request for request in planned.requests if request.id in pending), flush=True)
+    known = {request.id: request for request in content.requests}
+    print(budget.announce(content.request(book, id, known) for id in book.ids("pending")), flush=True)
 
 
 def _show(planned: Planned, budget: Budget) -> None:
@@ -196,7 +201,7 @@ def _backend(given: argparse.Namespace) -> tuple[Backend, str, str]:
     """Who answers, its name in the plan, and how a data card calls it."""
     if given.backend == "rules":
         rules = RuleBased(given.questions, given.answers, given.seed)
-        return rules, f"rules, {given.questions} questions, {given.answers}", "rules, without a language model"
+        return rules, f"rules, {given.questions} questions, {given.answers}", RULES
     endpoint = OpenAIEndpoint(given.model, given.base_url, given.key_env, given.timeout)
     host = urlsplit(given.base_url).hostname if given.base_url else "api.openai.com"
     return endpoint, given.model, f"{given.model} at {host}"
@@ -211,13 +216,16 @@ def _limits(given: argparse.Namespace) -> Limits:
 
 
 def _settings(given: argparse.Namespace) -> Settings:
+    for name, value in (("--limit", given.limit), ("--image-tokens", given.image_tokens)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: found {value}, expected at least 1")
     captions = None if given.captions is None else (given.captions[0], str(Path(given.captions[1]).resolve()))
     return Settings(
         captions=captions,
         instances=None if given.instances is None else str(Path(given.instances).resolve()),
         images=str(Path(given.images).resolve()),
         prefix=given.prefix,
-        kinds=tuple(given.kinds.split(",")),
+        kinds=tuple(map(absolute, given.kinds.split(","))),
         limit=given.limit,
         seed=given.seed,
     )

@@ -75,6 +75,11 @@ class Journal:
             row[0] for row in self._database.execute("SELECT id FROM calls WHERE state = ? ORDER BY number", [state])
         ]
 
+    @property
+    def every(self) -> set[str]:
+        """The ids of all calls, repairs with them."""
+        return {row[0] for row in self._database.execute("SELECT id FROM calls")}
+
     def counts(self) -> dict[str, int]:
         """Requests by what became of them at last, repairs not counted: state -> how many."""
         last = "SELECT state, max(repair) FROM calls GROUP BY request"
@@ -86,6 +91,11 @@ class Journal:
         sums = "sum(lost_prompt) + total(prompt_tokens), sum(lost_completion) + total(completion_tokens)"
         prompt, completion = self._database.execute(f"SELECT {sums} FROM calls").fetchone()
         return Tokens(int(prompt or 0), int(completion or 0))
+
+    @property
+    def lost(self) -> Tokens:
+        """Of `spent`, those without an answer."""
+        return Tokens(*self._database.execute("SELECT sum(lost_prompt), sum(lost_completion) FROM calls").fetchone())
 
     @property
     def written(self) -> Tokens:

@@ -21,6 +21,8 @@ from data_modules.synthesis.request import Context, Message, NamedBox, Request
 Form = Literal["turns", "turn", "text"]
 """What an answer is: several questions with answers, one, or a text whose question is drawn from a list."""
 PROMPTS = Path(__file__).with_name("prompts")
+FILES = (".yaml", ".yml")
+"""Ends of the names of files that are kinds of one's own."""
 KINDS: tuple[str, ...] = tuple(sorted(path.stem for path in PROMPTS.glob("*.yaml")))
 """The kinds that come with the package."""
 
@@ -102,7 +104,7 @@ def read_kind(name: str) -> Kind:
     Raises:
         ValueError: there is no such kind or file, or the file has another form.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PROMPTS / f"{name}.yaml"
+    path = Path(name) if name.endswith(FILES) else PROMPTS / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(f"kind: found '{name}', expected {', '.join(KINDS)} or the path of a .yaml file")
     try:

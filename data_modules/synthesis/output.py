@@ -46,6 +46,8 @@ class About:
         kinds: of the requests.
         counts: of pictures, boxes and what was left out, by name.
         prices: money for a million prompt and completion tokens; None where none is counted.
+        lost: prompt and completion tokens of calls that may have been charged without an answer.
+        rules: whether rules answered, which read captions and boxes whatever the kind shows.
     """
 
     title: str
@@ -55,6 +57,8 @@ class About:
     kinds: Sequence[Kind]
     counts: Mapping[str, int] = field(default_factory=dict)
     prices: tuple[float, float] | None = None
+    lost: tuple[int, int] = (0, 0)
+    rules: bool = False
 
 
 def record(request: Request, turns: Sequence[Turn], provenance: Json) -> Json:

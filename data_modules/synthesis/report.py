@@ -90,7 +90,8 @@ def measure(verdicts: Sequence[Verdict], about: About) -> Json:
     """The numbers of a synthesis: `report.json`."""
     kinds = {kind.name: _kind_row([v for v in verdicts if v.outcome.request.kind == kind.name]) for kind in about.kinds}
     answers = [attempt.answer for verdict in verdicts for attempt in verdict.outcome.attempts if attempt.answer]
-    prompt, completion = sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers)
+    prompt = sum(a.prompt_tokens for a in answers) + about.lost[0]
+    completion = sum(a.completion_tokens for a in answers) + about.lost[1]
     money = None if about.prices is None else (prompt * about.prices[0] + completion * about.prices[1]) / 1e6
     pairs = [pair for verdict in verdicts if verdict.good for pair in pairs_of(verdict)]
     return {
@@ -101,7 +102,7 @@ def measure(verdicts: Sequence[Verdict], about: About) -> Json:
         "total": {name: sum(row[name] for row in kinds.values()) for name in ("requests", *STATES)},
         "kinds": kinds,
         "reasons": _reasons(verdicts),
-        "tokens": {"prompt": prompt, "completion": completion},
+        "tokens": {"prompt": prompt, "completion": completion, "lost": sum(about.lost)},
         "money": money,
         "first_words": {
             "questions": _first_words(asked for asked, _ in pairs),

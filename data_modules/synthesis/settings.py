@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_modules import sources
 from data_modules.sources.source import Source
-from data_modules.synthesis.kinds import Kind, plan, read_kind
+from data_modules.synthesis.kinds import FILES, Kind, plan, read_kind
 from data_modules.synthesis.pictures import Pictures, coco_pictures, folder_pictures, source_pictures
 from data_modules.synthesis.request import Request
 from lightning_mllm.contracts import ImageRef
@@ -80,13 +80,13 @@ def load(settings: Settings) -> Planned:
     counts: dict[str, int | None] = {}
     kinds: list[Kind] = []
     for text in settings.kinds:
-        name, equals, count = text.rpartition("=")
-        kind = read_kind(name if equals else text)
-        if equals and not count.isdigit():
+        name, count = _split(text)
+        kind = read_kind(name)
+        if count is not None and not count.isdecimal():
             raise ValueError(f"--kinds: found '{text}', expected NAME or NAME=COUNT, as in detail=1000")
         if kind.name in counts:
             raise ValueError(f"--kinds: found '{kind.name}' twice, expected each kind once")
-        counts[kind.name] = int(count) if equals else None
+        counts[kind.name] = None if count is None else int(count)
         kinds.append(kind)
     found = _pictures(settings)
     pictures = found.pictures if settings.limit is None else found.pictures[: settings.limit]
@@ -94,13 +94,32 @@ def load(settings: Settings) -> Planned:
     if not requests:
         why = ", ".join(f"{count} {what}" for what, count in left_out.items()) or "no picture"
         raise ValueError(f"{settings.images}: found nothing to ask about ({why}), expected pictures for a kind")
+    for request in requests:
+        told = "".join(message.text for message in request.messages)
+        if told.encode(errors="replace") != told.encode(errors="surrogatepass"):
+            raise ValueError(
+                f"{request.id}: found half a character in what is known of {request.image}, expected Unicode"
+            )
     return Planned(
         kinds=kinds,
         requests=requests,
         images={picture.image: picture.file for picture in pictures},
-        counts={**found.counts, **left_out},
+        counts={**found.counts, **({"pictures taken": len(pictures)} if settings.limit else {}), **left_out},
         plan={**{role: _digest(path) for role, path in settings.files.items()}, "seed": str(settings.seed)},
     )
+
+
+def absolute(kind: str) -> str:
+    """'NAME' or 'NAME=COUNT' with the path of a file from the root on, so that it is found from any folder."""
+    name, count = _split(kind)
+    named = str(Path(name).resolve()) if name.endswith(FILES) else name
+    return named if count is None else f"{named}={count}"
+
+
+def _split(kind: str) -> tuple[str, str | None]:
+    """Name and count of 'NAME=COUNT'; a folder of a path may have '=' in its name."""
+    name, equals, count = kind.rpartition("=")
+    return (name, count) if equals and not kind.endswith(FILES) else (kind, None)
 
 
 def _pictures(settings: Settings) -> Pictures:

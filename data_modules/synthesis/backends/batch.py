@@ -119,10 +119,11 @@ def read(journal: Journal, content: Content, files: Sequence[Path], limits: Limi
         ValueError: A file is no result of this folder's requests; names file and line. Nothing is stored then.
     """
     known = {request.id: request for request in content.requests}
+    asked = journal.every
     for path in files:
         for where, line in _lines(path):
             id = _id(where, line)
-            if id is not None and split_repair(id)[0] not in known:
+            if id is not None and id not in asked:
                 raise ValueError(f"{where}: found custom_id '{id}', expected one of {journal.path.parent}")
     told: Counter[str] = Counter()
     lines = (each for path in files for each in _lines(path))

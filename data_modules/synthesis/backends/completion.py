@@ -19,6 +19,8 @@ from lightning_mllm.contracts import ImageRef
 MAX_IMAGE_BYTES = 20 * 2**20
 """Of one picture in a request."""
 USAGE = ("prompt_tokens", "completion_tokens")
+MOST_TOKENS = 10**9
+"""Of one call; a larger count is none."""
 TOO_BUSY = 1.0
 """Seconds to wait after a 429 that names no time."""
 KINDS = ((b"\x89PNG\r\n\x1a\n", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
@@ -85,11 +87,13 @@ def answer_of(data: bytes | str) -> Answer:
     text = message.get("content")
     if not isinstance(text, str) or not text.strip():
         raise _incomplete(f"{_short(text)} as content, expected a text")
+    model = str(body.get("model") or "")
+    if (text + model).encode(errors="replace") != (text + model).encode(errors="surrogatepass"):
+        raise _incomplete(f"half a character in {_short(text)}, expected Unicode")
     usage: Any = body.get("usage")
     counts: list[Any] = [usage.get(name) for name in USAGE] if isinstance(usage, dict) else []
-    if not counts or not all(type(count) is int and count >= 0 for count in counts):
+    if not counts or not all(type(count) is int and 0 <= count <= MOST_TOKENS for count in counts):
         raise _incomplete(f"{_short(usage)} as usage, expected counts of tokens, by which the budget is kept")
-    model = str(body.get("model") or "")
     return Answer(text=text, model=model, prompt_tokens=counts[0], completion_tokens=counts[1])
 
 
@@ -108,7 +112,7 @@ def failure_of(status: int, data: bytes | str, headers: Mapping[str, str]) -> Re
     told = f"status {status}: {_message(body) or _short(data)}"
     if status in (401, 403):
         # Without the endpoint's own words, which may repeat the key.
-        return Stop(f"status {status}: the endpoint takes no such key; the environment variable of --key-env names it")
+        return Stop(f"status {status}: the endpoint refuses the key; --key-env names the variable that must hold one")
     if status == 429 and not codes & NO_QUOTA:
         after = _after(headers)
         return Retry(told, TOO_BUSY if after is None else after)
@@ -146,5 +150,5 @@ def _message(body: object) -> str:
 
 def _short(value: object) -> str:
     text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-    text = " ".join(text.split())
+    text = " ".join(text.encode(errors="replace").decode().split())
     return text if len(text) <= 160 else f"{text[:157]}..."

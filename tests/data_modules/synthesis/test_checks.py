@@ -118,6 +118,12 @@ PLANTED = {
 }
 
 
+@pytest.mark.parametrize("kind", ["conversation", "reasoning"])
+def test_a_refusal_alone_is_no_fault_of_the_form(kind: str) -> None:
+    assert rejected(kind, "As an AI language model, I cannot help.") == "refusal"
+    assert rejected(kind, "A dog sits.") == "format"
+
+
 @pytest.mark.parametrize(("reason", "text"), [(reason, text) for reason, texts in PLANTED.items() for text in texts])
 def test_planted_faults_are_found(reason: str, text: str) -> None:
     assert rejected("detail", text) == reason

@@ -13,7 +13,8 @@ from PIL import Image
 from data_modules.synthesis import command, journal
 from data_modules.synthesis.backends.rule_based import RuleBased
 from data_modules.synthesis.command import main
-from data_modules.synthesis.request import Answer, Refused, Request, Stop
+from data_modules.synthesis.kinds import PROMPTS
+from data_modules.synthesis.request import Answer, Refused, Request, Retry, Stop
 from lightning_mllm import cli
 
 COUNT = 4
@@ -106,6 +107,39 @@ def test_more_may_be_asked_of_a_folder_later(tmp_path: Path, files: list[str]) -
     }
     with pytest.raises(ValueError, match="found no such request now, expected that in the journal"):
         main([*asked, "detail=1"])
+
+
+def test_a_kind_of_ones_own_is_found_from_any_folder(
+    tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "a=1"
+    own.mkdir()
+    (own / "mine.yaml").write_text((PROMPTS / "brief.yaml").read_text())
+    monkeypatch.chdir(own)
+    main([*files, "--backend", "rules", "--kinds", "mine.yaml=3,dense", "--limit", "3"])
+    monkeypatch.chdir(tmp_path)
+    main(["report", str(tmp_path / "out")])
+    assert len(records(tmp_path)) == 6
+    card = (tmp_path / "out/README.md").read_text()
+    assert "Pictures taken: 3." in card and "rules wrote them" in card and "| dense | captions and boxes | 3 |" in card
+
+
+def test_calls_that_were_lost_are_in_the_report(tmp_path: Path, files: list[str], endpoint: type[Endpoint]) -> None:
+    endpoint.first = staticmethod(lambda request: Retry("cut", paid=True) if request.id == "1/detail" else None)
+    main([*files, "--model", "toy", "--kinds", "detail", "--prices", "1,1"])
+    with journal.read(tmp_path / "out") as book:
+        spent, lost = book.spent, book.lost
+    found = json.loads((tmp_path / "out/report.json").read_text())
+    assert found["tokens"] == {"prompt": spent.prompt, "completion": spent.completion, "lost": lost.total}
+    assert lost.completion > 0 and found["money"] == pytest.approx(spent.total / 1e6)
+    assert "of them for calls without an answer" in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_caption_with_half_a_character_is_named(tmp_path: Path, files: list[str]) -> None:
+    text = (tmp_path / "captions.json").read_text()
+    (tmp_path / "captions.json").write_text(text.replace("A cat sleeps", "A cat \\ud83d sleeps", 1))
+    with pytest.raises(ValueError, match=r"1/detail: found half a character in what is known of 1\.png"):
+        main([*files, "--backend", "rules", "--kinds", "detail"])
 
 
 def test_a_dry_run_shows_a_whole_request_of_each_kind(
@@ -216,6 +250,7 @@ def test_batch_files_are_written_and_results_read(
     assert "1 calls are to be sent: mllm synthesize batch write puts them into files" in told
     assert len(records(tmp_path)) == 3
     main(asked)
+    assert capsys.readouterr().out.startswith("1 calls, about ")
     (again,) = (tmp_path / "out/batches/requests-2-0001.jsonl").read_text().splitlines()
     assert json.loads(again)["custom_id"] == "1/detail#repair1"
     results.write_text(f"{json.dumps(answered(json.loads(again), 5))}\n")
@@ -253,7 +288,8 @@ def test_a_batch_stays_in_its_budget(tmp_path: Path, files: list[str]) -> None:
         (["--backend", "rules", "--kinds", "detail=many"], "--kinds: found 'detail=many', expected NAME or NAME=COUNT"),
         (["--backend", "rules", "--kinds", "detail,detail=2"], "--kinds: found 'detail' twice"),
         (["--backend", "rules", "--kinds", "detail=9"], "detail: 9 are wanted, expected at most the 4 pictures"),
-        (["--backend", "rules", "--limit", "0"], "found nothing to ask about"),
+        (["--backend", "rules", "--limit", "-1"], "--limit: found -1, expected at least 1"),
+        (["--backend", "rules", "--image-tokens", "0"], "--image-tokens: found 0, expected at least 1"),
         (
             ["--backend", "rules", "--captions", "poems", "x.json"],
             "--captions: found 'poems', expected coco or a class",

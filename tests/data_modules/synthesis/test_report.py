@@ -23,14 +23,14 @@ def test_numbers_of_the_report() -> None:
     }
     reasons = {name: (row["answers"], row["repaired"]) for name, row in found["reasons"].items()}
     assert reasons == {
-        "format": (1, 1),
+        "refusal": (1, 1),
         "length": (1, 0),
         "wrong count": (1, 0),
         "refused": (1, 0),
         "duplicate": (1, 0),
     }
     # Six answers and a repair each of two: seven calls that were paid for.
-    assert found["tokens"] == {"prompt": 700, "completion": 70}
+    assert found["tokens"] == {"prompt": 700, "completion": 70, "lost": 0}
     assert found["money"] == pytest.approx(700 * 2e-6 + 70 * 8e-6)
     assert found["first_words"]["questions"][0] == ("how many", 2)
     assert measure([], replace(ABOUT, prices=None))["money"] is None

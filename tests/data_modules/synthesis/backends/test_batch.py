@@ -130,6 +130,7 @@ def test_a_budget_holds_for_what_is_written(tmp_path: Path) -> None:
     ("wrong", "told"),
     [
         ({**line(0), "custom_id": "other/detail"}, "results.jsonl:2: found custom_id 'other/detail', expected one of"),
+        (line(0, repair="#repair1"), "results.jsonl:2: found custom_id '0000/detail#repair1', expected one of"),
         ({"custom_id": "0000/detail"}, "results.jsonl:2: found no custom_id and response, expected a line"),
         ([1], "results.jsonl:2: found no custom_id and response"),
     ],

@@ -40,6 +40,8 @@ def test_a_complete_answer() -> None:
         (with_choice(message={"content": ["A cat."]}), "as content, expected a text"),
         (with_choice(finish_reason=None), "finish_reason None, expected 'stop'"),
         (with_choice(finish_reason="tool_calls"), "finish_reason tool_calls"),
+        (with_choice(message={"content": "A cat \ud83d."}), r"half a character in A cat \?\., expected Unicode"),
+        ({**GOOD, "usage": {"prompt_tokens": 10**30, "completion_tokens": 2}}, "as usage, expected counts"),
         ({**GOOD, "usage": None}, "None as usage, expected counts of tokens"),
         ({**GOOD, "usage": {"prompt_tokens": 3}}, "as usage, expected counts"),
         ({**GOOD, "usage": {"prompt_tokens": True, "completion_tokens": 2}}, "as usage, expected counts"),
@@ -112,6 +114,10 @@ def test_a_date_to_wait_for() -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
     failure = failure_of(503, b"", {"retry-after": date})
     assert isinstance(failure, Retry) and failure.after is not None and 60 < failure.after <= 90
+
+
+def test_words_of_an_endpoint_can_be_written_down() -> None:
+    assert failure_of(500, '{"error": "no \\ud83d"}', {}).reason == "status 500: no ?"
 
 
 def test_long_words_of_an_endpoint_are_cut() -> None:

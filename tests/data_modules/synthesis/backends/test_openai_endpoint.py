@@ -32,7 +32,7 @@ from tests.serving.test_app import served as serving
 
 REQUEST = requests(1)[0]
 EXPECTED: dict[str, tuple[type[Exception], str, bool]] = {
-    "401": (Stop, "status 401: the endpoint takes no such key; the environment variable of --key-env names it", False),
+    "401": (Stop, "status 401: the endpoint refuses the key; --key-env names the variable that must hold one", False),
     "400": (Stop, "status 400: fault, for key ***", False),
     "quota 429": (Stop, "status 429: fault, for key ***", False),
     "429 short": (Retry, "status 429: fault, for key ***", False),
@@ -146,6 +146,12 @@ def test_an_answer_with_the_key_is_not_stored(monkeypatch: pytest.MonkeyPatch) -
         OpenAIEndpoint("toy", server.url, "TOY_KEY", 5).ask(REQUEST)
 
 
+def test_a_short_word_for_servers_that_want_any_key_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_KEY", text_of(REQUEST.id)[5:8])
+    with served(lambda id, number: None) as server:
+        assert OpenAIEndpoint("toy", server.url, "TOY_KEY", 5).ask(REQUEST).text == text_of(REQUEST.id)
+
+
 @pytest.mark.parametrize(
     ("url", "key_env", "told"),
     [
@@ -153,6 +159,7 @@ def test_an_answer_with_the_key_is_not_stored(monkeypatch: pytest.MonkeyPatch) -
         (None, "sk-secret", "--key-env: found no such environment variable, expected the name of one"),
         ("http://me:secret@host/v1", "TOY_KEY", "--base-url: found a user, a password or a query in it"),
         ("http://host/v1?key=secret", "TOY_KEY", "--base-url: found a user, a password or a query in it"),
+        ("http://host:99999/v1", "TOY_KEY", "--base-url: found 'http://host:99999/v1', expected an address such as"),
         ("localhost:8000", "TOY_KEY", "--base-url: found 'localhost:8000', expected an address such as"),
     ],
 )
