@@ -65,8 +65,15 @@ def _vqa(key: str, number: type) -> Callable[[Rows, About], Files]:
 
 def _captions(rows: Rows, about: About) -> Files:
     """[{image_id, caption}] of coco-caption; the id of an image is the number that its name ends with."""
-    found = []
+    found, seen = [], set[tuple[str, ...]]()
     for row in rows:
+        pictures = tuple(row.get("pictures", ()))
+        if pictures and pictures in seen:
+            raise ValueError(
+                f"submit: found two captions of {', '.join(pictures)}, expected one; ids are those of images with"
+                " `per: image` of the source"
+            )
+        seen.add(pictures)
         number = re.search(r"(\d+)(\.\w+)?$", row["id"])
         if number is None:
             raise ValueError(f"submit: found the id '{row['id']}', expected one that ends with the number of an image")

@@ -163,6 +163,17 @@ def test_what_cannot_be_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_captions_are_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With `per: caption` ids are those of captions, and a server would take them for other images."""
+    row = {"task": "caption", "part": "", "prompt": "", "answer": "a dog", "pictures": ["val2014/1.jpg"]}
+    answers = write_lines(tmp_path / "answers.jsonl", [{**row, "id": "7"}, {**row, "id": "8"}])
+    with pytest.raises(SystemExit):
+        main(["submit", answers, "--set=caption", f"--to={tmp_path}/out.json"])
+    told = capsys.readouterr().err
+    assert "found two captions of val2014/1.jpg, expected one; ids are those of images with `per: image`" in told
+    assert not (tmp_path / "out.json").exists()
+
+
 def test_another_set_is_not_taken_for_the_one_that_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"task": "judged", "part": "llava_bench", "id": "0", "prompt": "", "answer": "a"}
     answers, to = write_lines(tmp_path / "answers.jsonl", [row]), tmp_path / "out.json"
