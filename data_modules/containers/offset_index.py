@@ -118,8 +118,9 @@ def built(
                 _remove_unused(folder)
                 _build(folder / f"{key}.part", jobs, run, shifts)
                 (folder / f"{key}.part").rename(done)
-                for part in done.glob("*.npz"):
-                    part.unlink()
+                for part in done.iterdir():
+                    if part.suffix != ".npy":  # what killed processes left, too
+                        part.unlink()
             os.utime(done)
             return _found(done)
     except OSError as error:

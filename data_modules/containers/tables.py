@@ -24,8 +24,9 @@ from data_modules.containers.protocol import Cut, FilesOfRecords
 from data_modules.containers.reading import not_found
 from lightning_mllm.contracts import ImageRef
 
-HELD = 256 << 20
-"""Bytes of row groups that a process keeps to read further rows of; at least one of each kind of columns."""
+HELD = 512 << 20
+"""Bytes of row groups that a process keeps to read further rows of; at least one of each kind of columns. Four row
+groups, which `group: shard` reads at a time, must be fewer: otherwise most rows cost a row group."""
 
 
 def _is_bytes(kind: pyarrow.DataType) -> bool:
@@ -162,6 +163,11 @@ class Parquet(Tables):
                     f"{path}: found the columns {', '.join(found.names)}, expected {', '.join(schema.names)} as in"
                     f" {self.paths[0]}"
                 )
+            if alike and (column := _otherwise(schema, found)):
+                raise ValueError(
+                    f"{path}: found '{column}' of type {found.field(column).type}, expected"
+                    f" {schema.field(column).type} as in {self.paths[0]}"
+                )
             self.paths.append(path)
             self.schemas.append(found)
             groups.append(np.array([meta.row_group(k).num_rows for k in range(meta.num_row_groups)], dtype=np.int64))
@@ -232,6 +238,18 @@ class Parquet(Tables):
         except (OSError, pyarrow.ArrowException) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{path}: row group {group}: cannot read it ({reason}), expected a whole table") from None
+
+
+def _otherwise(one: pyarrow.Schema, other: pyarrow.Schema) -> str:
+    """A column that holds pictures in one table alone, or nothing; an empty column is like any."""
+    return next(
+        (
+            each.name
+            for each in other
+            if is_picture(each.type) != is_picture(one.field(each.name).type) and not pyarrow.types.is_null(each.type)
+        ),
+        "",
+    )
 
 
 class Dataset(Tables):

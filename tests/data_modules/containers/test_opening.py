@@ -173,6 +173,13 @@ def bad(name: str, content: bytes) -> Callable[[Path], Any]:
     return make
 
 
+def two_tables(folder: Path) -> list[Path]:
+    named, held = folder / "named", folder / "held"
+    named.mkdir()
+    held.mkdir()
+    return [parquet(named, [{"image": "a.jpg"}]), parquet(held, [{"image": b"abc"}])]
+
+
 def two_tars(folder: Path) -> Path:
     path = tar(folder, {"1.json": b"{}"})
     path.write_bytes(path.read_bytes() * 2)
@@ -198,7 +205,8 @@ def two_tars(folder: Path) -> Path:
         (lambda folder: [bad("a.jsonl", b"1")(folder), bad("b.json", b"[]")(folder)], "b.json: found another format"),
         (lambda folder: tar(folder, {"1.jpg": b"", "1.JPG": b""}), "found the member 1.JPG twice"),
         (lambda folder: tar(folder, {"": b""}), "found the file without a name, ''"),
-        (lambda folder: two_tars(folder), "rows.tar: found more behind the end of the tar at offset 1024, expected"),
+        (two_tables, "rows.parquet: found 'image' of type binary, expected string as in .*named/rows.parquet"),
+        (two_tars, "rows.tar: found more behind the end of the tar at offset 1024, expected"),
     ],
 )
 def test_what_is_no_file_of_records_is_named(make: Callable[[Path], Any], sentence: str, tmp_path: Path) -> None:
