@@ -11,7 +11,7 @@ import open_clip
 from huggingface_hub import try_to_load_from_cache
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 
-from lightning_mllm.commands.doctor_lines import Line, Subject, some
+from lightning_mllm.commands.doctor_lines import Level, Line, Subject, some
 from lightning_mllm.commands.stage_data import SampleSet
 from lightning_mllm.processing.images import decode_image
 from lightning_mllm.weights.files import PACKAGE, resource
@@ -41,20 +41,30 @@ def _set(each: SampleSet, subject: Subject) -> Line:
         each.load()
         if each.rows:
             return Line(check="data", level="green", found=f"{each.title}: {len(each.source):,} documents")
-        opened = _opened(each, subject.processor)
     except ValueError as error:
-        subject.faulty.add(each.title)
-        told = str(error)
-        made = told.partition("make it with: ")[2]
-        remedy = made or "put the file where it is named, or name another place in the stage's data"
-        return Line(check="data", level="red", found=told.partition("; make it with")[0], remedy=remedy)
+        return _faulty(each, subject, error, "red")
+    try:
+        opened = _opened(each, subject.processor)
+    except ValueError as error:  # which a run meets while it reads, and where it is told so, goes on from
+        return _faulty(each, subject, error, "red" if each.source.bad_records == "refuse" else "yellow")
     left = len(getattr(each.source, "skipped", ()))
     told = f"{each.title}: {len(each):,} samples, {opened} pictures opened"
     if left:
         first = each.source.skipped[0]
-        remedy = "correct the records, or leave them out (bad_records: skip)"
+        remedy = "correct the records, or go on without them; mllm data check lists them all"
         return Line(check="data", level="yellow", found=f"{told}, {left:,} left out: {first}", remedy=remedy)
     return Line(check="data", level="green", found=told)
+
+
+def _faulty(each: SampleSet, subject: Subject, error: ValueError, level: Level) -> Line:
+    subject.faulty.add(each.title)
+    told, _, made = str(error).partition("; make it with: ")
+    remedy = "correct what is named, or leave such out (bad_records: skip); mllm data check lists them all"
+    if told.endswith("not found"):
+        remedy = "put the file where it is named, or name another place in the stage's data"
+    elif level == "yellow":
+        remedy = "correct what is named, or go on without such (data.bad_limits); mllm data check lists them all"
+    return Line(check="data", level=level, found=told, remedy=made or remedy)
 
 
 def _opened(each: SampleSet, processor: Any) -> int:

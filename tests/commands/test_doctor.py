@@ -135,7 +135,11 @@ def unknown_setting(root: Path) -> None:
 
 FAULTS: dict[Callable[[Path], None], tuple[str, str, str]] = {
     no_picture: ("data", "data.train.talks: talks.json: record 2", "put the file where it is named"),
-    damaged_picture: ("data", "1.png: found bytes of no known image format", "put the file where it is named"),
+    damaged_picture: (
+        "data",
+        "1.png: found bytes of no known image format",
+        "correct what is named, or leave such out",
+    ),
     no_annotations: ("data", "data.test.questions: questions.json not found", "put the file where it is named"),
     unknown_stage: ("init_from", "found no 'tiny/aline' in runs", "name a stage of this experiment"),
     no_parameters: ("freezing", "pattern 'conector.*' matches no parameter", "correct stage.train"),
@@ -161,6 +165,16 @@ def test_a_planted_fault_turns_its_line_red(root: Path, parsed: ComposedStage, p
     red = [line for line in found if line.level == "red"]
     assert {line.check for line in red} == {check}, red
     assert told in red[0].found and red[0].remedy.startswith(remedy)
+
+
+def test_a_damaged_picture_that_training_replaces_is_yellow(root: Path, parsed: ComposedStage) -> None:
+    damaged_picture(root)
+    subject = subject_of(again(parsed))
+    for each in subject.sets:
+        each.source.bad_records = "skip"
+    found = [line for line in doctor_files.data(subject) if line.level != "green"]
+    assert [line.level for line in found] == ["yellow"] * len(found) and found
+    assert "no known image format" in found[0].found and "data.bad_limits" in found[0].remedy
 
 
 def test_a_wrong_configuration_is_the_only_line_of_its_stage(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
