@@ -68,7 +68,7 @@ class Budget:
         if self.money is not None and self.prices is None:
             raise ValueError("--budget-money: found no --prices, expected the money for a million tokens")
         for name, value in (("--budget-tokens", self.tokens), ("--budget-money", self.money)):
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise ValueError(f"{name}: found {value}, expected more than 0")
 
     @property

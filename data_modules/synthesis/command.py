@@ -106,9 +106,11 @@ def _write(arguments: Sequence[str]) -> None:
         ask_again(book, content, given.repairs)
         _announce(book, content, budget)
         paths, left = batch.write(book, content, budget, given.model, OPENAI_LIMIT, given.repairs)
-        written = len(book.ids("written"))
+        written, refused = len(book.ids("written")), len(book.ids("refused"))
     for path in paths:
         print(path)
+    if refused:
+        print(f"{refused} requests are refused; mllm synthesize report tells why")
     if not paths and written:
         print(f"{written} calls are in batch files already; --again writes them anew")
     if left:

@@ -59,9 +59,9 @@ class Limits:
     longest_wait: float = 60.0
 
     def __post_init__(self) -> None:
-        for name, least in (("concurrency", 1), ("retries", 0), ("repairs", 0)):
-            if (found := getattr(self, name)) < least:
-                raise ValueError(f"--{name}: found {found}, expected at least {least}")
+        for name, least in (("concurrency", 1), ("retries", 0), ("repairs", 0), ("longest_wait", 0)):
+            if not (found := getattr(self, name)) >= least:
+                raise ValueError(f"--{name.replace('_', '-')}: found {found}, expected at least {least}")
 
     def wait(self, failures: int, after: float | None) -> float:
         """Seconds until a call that has failed so often is sent again."""

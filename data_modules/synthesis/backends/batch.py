@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_modules.synthesis.backends.completion import answer_of, body_of, failure_of
-from data_modules.synthesis.budget import Budget
+from data_modules.synthesis.budget import Budget, Tokens
 from data_modules.synthesis.journal import Journal, split_repair
 from data_modules.synthesis.request import Answer, Refused, Request, Retry, Stop
 from data_modules.synthesis.runner import Content, Limits, ask_again, judge
@@ -38,6 +38,8 @@ def write(
 ) -> tuple[list[Path], int]:
     """Writes what is pending into files of the folder `batches/`, as far as the budget reaches.
 
+    A request whose picture cannot be sent is refused.
+
     Args:
         limit: As in `body_of`.
         repairs: As in `Limits`.
@@ -46,7 +48,7 @@ def write(
         The files, and how many calls the budget left out.
 
     Raises:
-        ValueError: A picture cannot be read, or a request alone is larger than a file may be.
+        ValueError: A request alone is larger than a file may be.
     """
     ask_again(journal, content, repairs)
     budget.spent, budget.reserved = journal.spent, journal.written
@@ -62,10 +64,16 @@ def write(
             tokens = budget.most(request)
             if not budget.fits(tokens):
                 break
-            budget.reserve(tokens)
-            shards.add(_line(request, model, limit))
-            journal.put_in_batch(id, tokens, number)
             left -= 1
+            try:
+                line = _line(request, model, limit)
+            except ValueError as error:  # Of a picture; the others are written.
+                journal.put_in_batch(id, Tokens(), number)
+                journal.failed(id, str(error), last=True)
+                continue
+            budget.reserve(tokens)
+            shards.add(line)
+            journal.put_in_batch(id, tokens, number)
         # Before the journal says so: killed between the two, the same files are written again.
         paths = shards.close()
     return paths, left

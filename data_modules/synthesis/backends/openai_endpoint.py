@@ -41,7 +41,7 @@ class OpenAIEndpoint:
             ) from error
         if base_url is not None:
             check_address(base_url)
-        if timeout <= 0:
+        if not timeout > 0:
             raise ValueError(f"--timeout: found {timeout}, expected more than 0 seconds")
         # httpx in openai 2, httpx2 in openai 3.
         http: Any = sys.modules[openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0]]

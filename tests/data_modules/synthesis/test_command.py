@@ -270,6 +270,19 @@ def answered(line: dict[str, Any], number: int) -> dict[str, Any]:
     return {"custom_id": line["custom_id"], "response": {"status_code": 200, "body": body}, "error": None}
 
 
+def test_a_picture_that_cannot_be_sent_leaves_the_others_in_the_batch(
+    tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "images/odd.bmp")
+    images, to = str(tmp_path / "images"), str(tmp_path / "out")
+    main(["batch", "write", "--images", images, "--to", to, "--kinds", "dense", "--model", "gpt-4o"])
+    assert "1 requests are refused; mllm synthesize report tells why" in capsys.readouterr().out
+    assert states(tmp_path) == {"written": COUNT, "refused": 1}
+    assert len((tmp_path / "out/batches/requests-1-0001.jsonl").read_text().splitlines()) == COUNT
+    main(["report", to])
+    assert "odd.bmp: found bytes that begin with b'BM" in (tmp_path / "out/quarantine.jsonl").read_text()
+
+
 def test_a_batch_stays_in_its_budget(tmp_path: Path, files: list[str]) -> None:
     asked = ["batch", "write", *files, "--kinds", "detail", "--model", "gpt-4o", "--budget-tokens", "9000"]
     with pytest.raises(ValueError, match=r"batch write: the budget leaves out \d calls"):
@@ -295,6 +308,11 @@ def test_a_batch_stays_in_its_budget(tmp_path: Path, files: list[str]) -> None:
             "--captions: found 'poems', expected coco or a class",
         ),
         (["--backend", "rules", "--concurrency", "0"], "--concurrency: found 0, expected at least 1"),
+        (["--backend", "rules", "--longest-wait", "-1"], "--longest-wait: found -1.0, expected at least 0"),
+        (
+            ["--backend", "rules", "--budget-money", "nan", "--prices", "1,1"],
+            "--budget-money: found nan, expected more",
+        ),
         (["--backend", "rules", "--budget-money", "3"], "--budget-money: found no --prices"),
         (["--backend", "rules", "--prices", "3"], "--prices: found '3', expected two numbers"),
     ],
