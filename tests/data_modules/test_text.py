@@ -174,7 +174,7 @@ def test_ranks_share_out_each_step(world: int, micro: int, text_micro: int, tmp_
         count = module.accumulation(world)
         assert count == 4 // (world * micro) + 4 // (world * text_micro)
         module.trainer = SimpleNamespace(  # type: ignore[assignment]
-            global_rank=rank, world_size=world, max_epochs=1, accumulate_grad_batches=count
+            global_rank=rank, world_size=world, max_epochs=1, accumulate_grad_batches=count, fast_dev_run=1
         )
         loader = module.train_dataloader()
         assert loader._stream.number(8 * 3) == 3 * count, "a checkpoint of a step fits any layout"

@@ -78,6 +78,9 @@ class HalfText:
         second = position % self.global_batch >= self.global_batch // 2
         return place._replace(source="texts") if second else place
 
+    def effective_epochs(self) -> dict[str, float]:
+        return {}
+
 
 class ToyData(MultimodalDataModule):
     """Squares for `steps` global batches; the last ranks may see text only."""
