@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal, NoReturn
 
 from data_modules.containers import Records
 from data_modules.containers.tar import Tars
@@ -103,7 +103,7 @@ class Conversion:
                     f"{self.source}: '{key}' cannot be a column of a table ({why}), expected values of one type{hint}"
                 )
 
-    def _refuse(self, number: int, record: object, rule: object) -> Any:
+    def _refuse(self, number: int, record: object, rule: object) -> NoReturn:
         raise refused(self.source, self.records.place(number), record, rule) from None
 
     def _beside(self, number: int) -> Mapping[str, ImageRef]:
@@ -188,7 +188,7 @@ class Conversion:
         try:
             return image_of(picture, beside, self.folder, f"image {k}").read(MAX_IMAGE)
         except ValueError as error:
-            return self._refuse(number, None, error)
+            self._refuse(number, None, error)
 
     def _lost(self, given: Conversation, record: Record) -> list[str]:
         """What a record does not say of the conversation that it was written of."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow
@@ -27,6 +27,8 @@ from lightning_mllm.contracts import ImageRef
 HELD = 512 << 20
 """Bytes of row groups that a process keeps to read further rows of; at least one of each kind of columns. Four row
 groups, which `group: shard` reads at a time, must be fewer: otherwise most rows cost a row group."""
+Stored = Literal[True] | str | list[Any] | None
+"""What a column has of a picture: True for its bytes, else its path or nothing; a list of them of a list."""
 
 
 def _is_bytes(kind: pyarrow.DataType) -> bool:
@@ -61,8 +63,11 @@ class CellImage:
 
     def read(self, max_bytes: int) -> bytes:
         cell = self.table.cell(self.index, self.column)
-        found = cell if self.number is None else cell[self.number]
-        found = found["bytes"] if isinstance(found, dict) else found
+        if self.number is not None:
+            assert isinstance(cell, list), "a number is one of a list"
+            cell = cell[self.number]
+        found = cell["bytes"] if isinstance(cell, dict) else cell
+        assert isinstance(found, bytes), "`images` names those alone that have bytes"
         if len(found) > max_bytes:
             raise ValueError(f"{self.name}: found {len(found)} bytes, expected at most {max_bytes}")
         return found
@@ -88,7 +93,7 @@ class Tables(FilesOfRecords):
     def _rows(self, index: int, columns: Sequence[str]) -> pyarrow.Table:
         """The columns of record `index`, in a table of one row."""
 
-    def cell(self, index: int, column: str) -> Any:
+    def cell(self, index: int, column: str) -> object:
         """What stands in a column of record `index`."""
         return self._rows(index, [column]).column(0)[0].as_py()
 
@@ -106,10 +111,10 @@ class Tables(FilesOfRecords):
             return column if shape is True else shape
         return [f"{column}/{k}" if each is True else each or "" for k, each in enumerate(shape)]
 
-    def _stored(self, index: int, column: str) -> Any:
+    def _stored(self, index: int, column: str) -> Stored:
         """Of each picture True where there are bytes, else its path or None; no byte of it is copied."""
 
-        def kind(cell: Any) -> Any:
+        def kind(cell: pyarrow.Scalar) -> Stored:
             if not cell.is_valid:
                 return None
             if isinstance(cell, pyarrow.ListScalar | pyarrow.LargeListScalar):
@@ -190,7 +195,7 @@ class Parquet(Tables):
         runs = np.concatenate([np.diff(each) for each in self._groups])
         return runs[runs > 0]
 
-    def _stored(self, index: int, column: str) -> Any:
+    def _stored(self, index: int, column: str) -> Stored:
         return True if self._always_stored(*self._group_of(index)[:2], column) else super()._stored(index, column)
 
     def _always_stored(self, file: int, group: int, column: str) -> bool:

@@ -201,16 +201,34 @@ def object_of(record: object) -> Record:
     return record
 
 
-def conversation_of(record: Record, turns: Sequence[Utterance], extra: Mapping[str, Any], **own: Any) -> Conversation:
-    """The conversation of a record: what all dialects keep under the same keys, around its turns."""
+def conversation_of(
+    record: Record,
+    turns: Sequence[Utterance],
+    extra: Mapping[str, Any],
+    *,
+    images: tuple[Picture, ...] | None = None,
+    unread: tuple[str, ...] = (),
+) -> Conversation:
+    """The conversation of a record: what all dialects keep under the same keys, around its turns.
+
+    Args:
+        images: those of a dialect that keeps them in its turns; None where they are under `IMAGE_KEYS`.
+        unread: as in Conversation.
+    """
     told = list(turns)
     if has(record, "system") and (text := text_in(record, "system", empty=True)).strip():
         if told and told[0].role == "system":
             raise RecordError("has 'system' and a system turn, expected one of them")
         told.insert(0, Utterance("system", text))
     objects = field(record, "objects", dict) if has(record, "objects") else None
-    own = {"images": pictures_of(record), **own} if "images" not in own else own
-    return Conversation(id=id_of(record), turns=tuple(told), objects=objects or None, extra=dict(extra), **own)
+    return Conversation(
+        images=pictures_of(record) if images is None else images,
+        id=id_of(record),
+        turns=tuple(told),
+        objects=objects or None,
+        extra=dict(extra),
+        unread=unread,
+    )
 
 
 def written(conversation: Conversation, body: Record, images: Record) -> Record:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ class Conversations(RecordSource):
         assert self._records is not None, "call load first"
         return self.dialect or dialect_of(self.annotations, self._records)
 
-    def _check(self, record: Any, place: str, stored: Mapping[str, ImageRef]) -> Checked:
+    def _check(self, record: object, place: str, stored: Mapping[str, ImageRef]) -> Checked:
         changed: list[str] = []
         try:
             conversation = self._conversation(record, changed)
@@ -106,7 +106,7 @@ class Conversations(RecordSource):
         words = sum(len(turn.text.split()) for turn in conversation.turns)
         return Checked(words, bool(conversation.images), _id(conversation, place), changed)
 
-    def _conversation(self, record: Any, changed: list[str]) -> Conversation:
+    def _conversation(self, record: object, changed: list[str]) -> Conversation:
         """The conversation of a record; RecordError if it breaks a rule."""
         return told(ruled(self.found.read(record), self.rules, changed), self.boxes, self.frame)
 

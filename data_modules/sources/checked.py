@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class Given:
 
     _given: tuple[tuple[Any, ...], dict[str, Any]]
 
-    def __new__(cls, *given: Any, **named: Any) -> Any:
+    def __new__(cls, *given: object, **named: object) -> Self:
         made = super().__new__(cls)
         made._given = given, named
         return made

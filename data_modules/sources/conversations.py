@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 
@@ -88,9 +88,10 @@ class LlavaConversations(RecordSource):
         self.records: Records = records
         self.marks: Marks = marks
 
-    def _check(self, record: Any, place: str, stored: Mapping[str, ImageRef]) -> Checked:
+    def _check(self, record: object, place: str, stored: Mapping[str, ImageRef]) -> Checked:
         changed: list[str] = []
         images, turns = self._checked(record, changed)
+        assert isinstance(record, dict), "others break a rule"
         for name in images:
             if name not in stored:
                 self._folder.check(name)

@@ -86,7 +86,7 @@ class RecordSource(Given, Source):
         self._found: Arrays = {}
 
     @abstractmethod
-    def _check(self, record: Any, place: str, stored: Mapping[str, ImageRef]) -> Checked:
+    def _check(self, record: object, place: str, stored: Mapping[str, ImageRef]) -> Checked:
         """What is kept of a record; RecordError if it breaks a rule.
 
         Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -51,7 +51,7 @@ class WebCaptions(RecordSource):
             raise ValueError(f"top: found {top}, expected at least 1")
         self.prompts, self.caption, self.top = Prompts(prompt), caption, top
 
-    def _texts(self, record: Any) -> list[str]:
+    def _texts(self, record: object) -> list[str]:
         """The captions to draw from."""
         name = self.caption
         if isinstance(record, dict) and name not in record and "txt" in record:
@@ -60,8 +60,9 @@ class WebCaptions(RecordSource):
             return [text_of(record, name, MAX_CAPTION)]
         return texts_of(record, name, MAX_CAPTION)[: self.top]
 
-    def _check(self, record: Any, place: str, stored: Mapping[str, ImageRef]) -> Checked:
+    def _check(self, record: object, place: str, stored: Mapping[str, ImageRef]) -> Checked:
         name = field(record, "image", str)
+        assert isinstance(record, dict), "others have no field"
         if (status := record.get("status", SUCCESS)) != SUCCESS:
             raise RecordError(f"'status' is {status!r}, expected {SUCCESS!r}")
         if name not in stored:

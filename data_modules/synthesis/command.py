@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from data_modules.synthesis import journal
@@ -298,8 +298,21 @@ def _add_limits(parser: _Arguments) -> None:
 class _Arguments(argparse.ArgumentParser):
     """Complains in one sentence."""
 
-    def __init__(self, action: str, **named: Any) -> None:
-        super().__init__(prog=f"mllm synthesize {action}".rstrip(), allow_abbrev=False, **named)
+    def __init__(
+        self,
+        action: str,
+        *,
+        description: str,
+        epilog: str | None = None,
+        formatter_class: type[argparse.HelpFormatter] = argparse.HelpFormatter,
+    ) -> None:
+        super().__init__(
+            prog=f"mllm synthesize {action}".rstrip(),
+            allow_abbrev=False,
+            description=description,
+            epilog=epilog,
+            formatter_class=formatter_class,
+        )
 
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ")

@@ -150,7 +150,7 @@ def _digest(seed: int, picture: str, kind: str) -> bytes:
     return hashlib.sha256(f"{seed}/{picture}/{kind}".encode()).digest()
 
 
-def _kind(content: Any) -> Kind:
+def _kind(content: Mapping[str, Any]) -> Kind:
     given = dict(content)
     form = given["form"]
     if form not in get_args(Form):
@@ -175,7 +175,7 @@ def _range(given: Sequence[int]) -> tuple[int, int]:
     return least, most
 
 
-def _exemplar(given: Any) -> Exemplar:
+def _exemplar(given: Mapping[str, Any]) -> Exemplar:
     boxes = tuple(
         NamedBox(each["name"].removesuffix(CROWD), tuple(each["box"]), crowd=each["name"].endswith(CROWD))
         for each in given.get("boxes", ())

@@ -9,7 +9,7 @@ import json
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import median_low
@@ -147,7 +147,7 @@ def _reasons(verdicts: Sequence[Verdict]) -> Json:
     return dict(sorted(found.items(), key=lambda item: -item[1]["answers"]))
 
 
-def _first_words(texts: Any) -> list[tuple[str, int]]:
+def _first_words(texts: Iterable[str]) -> list[tuple[str, int]]:
     """The most frequent first two words."""
     return Counter(" ".join(re.findall(r"[\w'-]+", text.lower())[:2]) for text in texts if text).most_common(RANKED)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any
+from typing import TypeVar
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from data_modules.web.addresses import is_public, resolved
@@ -33,6 +33,7 @@ HEADERS = {
 PORTS = {"http": 80, "https": 443}
 LONGEST = 4096
 """Characters of an address."""
+Result = TypeVar("Result")
 
 
 def _dialled(address: str, port: int, seconds: float) -> socket.socket:
@@ -189,9 +190,9 @@ def _ascii(host: str) -> str:
         raise ValueError(f"found a host that is no name ({_reason(error)})") from None
 
 
-def _in_time(work: Callable[[], Any], end: float, limits: Limits) -> Any:
+def _in_time(work: Callable[[], Result], end: float, limits: Limits) -> Result:
     """`work()`, done in a thread of its own that is left alone when the time is up: a resolver has no time-out."""
-    found: list[Any] = []
+    found: list[Result | Exception] = []
 
     def run() -> None:
         try:
@@ -204,9 +205,10 @@ def _in_time(work: Callable[[], Any], end: float, limits: Limits) -> Any:
     thread.join(max(0.0, end - time.monotonic()))
     if not found:
         raise _late(limits)
-    if isinstance(found[0], Exception):
-        raise ValueError(f"found no host or no trusted server ({_reason(found[0])})") from None
-    return found[0]
+    result = found[0]
+    if isinstance(result, Exception):
+        raise ValueError(f"found no host or no trusted server ({_reason(result)})") from None
+    return result
 
 
 def _shut(sock: socket.socket) -> None:

@@ -147,7 +147,7 @@ def read(journal: Journal, content: Content, files: Sequence[Path], limits: Limi
     return told
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+def _lines(path: Path) -> Iterator[tuple[str, object]]:
     """Place and content of each line; None as content of one that is no JSON, as the last of a cut file."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -158,7 +158,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
                     yield f"{path}:{number}", None
 
 
-def _id(where: str, line: Any) -> str | None:
+def _id(where: str, line: object) -> str | None:
     if line is None:
         return None
     if not isinstance(line, dict) or not isinstance(line.get("custom_id"), str) or "response" not in line:
@@ -166,13 +166,16 @@ def _id(where: str, line: Any) -> str | None:
     return line["custom_id"]
 
 
-def _store(journal: Journal, content: Content, known: dict[str, Request], where: str, line: Any, limits: Limits) -> str:
+def _store(
+    journal: Journal, content: Content, known: dict[str, Request], where: str, line: object, limits: Limits
+) -> str:
     """Stores one line, and says what it brought."""
     id = _id(where, line)
     if id is None:
         return "no JSON"
     if journal.state(id) != "written":
         return "known already"
+    assert isinstance(line, dict), "others have no id"
     try:
         judge(journal, content, known[split_repair(id)[0]], id, _answer(line), limits.repairs)
     except (Retry, Refused) as why:
@@ -183,7 +186,7 @@ def _store(journal: Journal, content: Content, known: dict[str, Request], where:
     return "failed" if state == "pending" else state
 
 
-def _answer(line: Any) -> Answer:
+def _answer(line: dict[str, Any]) -> Answer:
     """The answer of a line.
 
     Raises:
