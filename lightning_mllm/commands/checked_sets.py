@@ -16,14 +16,16 @@ from typing import Any
 
 import huggingface_hub
 import torch
+from jaxtyping import UInt8
 from PIL import Image
+from torch import Tensor
 
 from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.commands.signatures import import_class, parameters_of
-from lightning_mllm.commands.stage_data import ComposedStage, SampleSet, data_module
+from lightning_mllm.commands.stage_data import ComposedStage, SampleSet, StageDataModule, data_module
 from lightning_mllm.contracts import OverlongError, Sample
 from lightning_mllm.processing.image_in_memory import ImageInMemory
-from lightning_mllm.processing.images import decode_image
+from lightning_mllm.processing.images import ImagePolicy, decode_image
 from lightning_mllm.processing.processor import Processor
 
 Watch = Callable[[str, Sequence[int]], Iterator[int]]
@@ -85,21 +87,23 @@ class LenientStage(ComposedStage):
     """
 
     @cached_property
-    def data(self) -> Any:
+    def data(self) -> StageDataModule:
         return data_module(lenient(self.data_settings))
 
 
-def lenient(value: Any) -> Any:
+def lenient(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration in which every class that takes `bad_records` is told to skip them."""
-    if isinstance(value, list):
-        return [lenient(each) for each in value]
-    if not isinstance(value, Mapping):
-        return value
-    changed = {key: lenient(each) for key, each in value.items()}
-    path = value.get("class_path")
+    changed: dict[str, Any] = {key: _lenient(each) for key, each in settings.items()}
+    path = settings.get("class_path")
     if isinstance(path, str) and "bad_records" in (parameters_of(import_class(path, "data")) or {}):
         changed["init_args"] = {**(changed.get("init_args") or {}), "bad_records": "skip"}
     return changed
+
+
+def _lenient(value: object) -> object:
+    if isinstance(value, list):
+        return [_lenient(each) for each in value]
+    return lenient(value) if isinstance(value, Mapping) else value
 
 
 def check_sets(stages: Sequence[ComposedStage], images: int | None, watch: Watch) -> Iterator[CheckedSet]:
@@ -129,7 +133,7 @@ def check_sets(stages: Sequence[ComposedStage], images: int | None, watch: Watch
             yield checked
 
 
-def _processor_of(stage: ComposedStage) -> tuple[Any, str]:
+def _processor_of(stage: ComposedStage) -> tuple[object, str]:
     """The processor of the net, or None and why there is none."""
     with offline():
         try:
@@ -150,7 +154,7 @@ def offline() -> Iterator[None]:
 
 
 def _check(
-    each: SampleSet, refuses: bool, processor: Any, images: int | None, watch: Watch, checked: CheckedSet
+    each: SampleSet, refuses: bool, processor: object, images: int | None, watch: Watch, checked: CheckedSet
 ) -> None:
     try:
         list(watch(f"{checked.stage} {each.title}: reading", []))
@@ -172,7 +176,7 @@ def _check(
     checked.stops |= (checked.unusable + (checked.broken or 0)) > allowed * len(each)
 
 
-def _check_texts(each: SampleSet, processor: Any, watch: Watch, checked: CheckedSet) -> None:
+def _check_texts(each: SampleSet, processor: object, watch: Watch, checked: CheckedSet) -> None:
     """Every sample, without pixels."""
     light = without_pixels(processor) if isinstance(processor, Processor) else None
     policy = getattr(each.data, "overlong", "mask") if each.split == "train" else "mask"
@@ -200,7 +204,7 @@ class _Texts:
     findings: list[Finding] = field(default_factory=list)
 
 
-def _texts(each: SampleSet, light: Any, policy: str, indices: range) -> _Texts:
+def _texts(each: SampleSet, light: Processor | None, policy: str, indices: range) -> _Texts:
     found = _Texts()
     for index in indices:
         try:
@@ -227,11 +231,12 @@ def _texts(each: SampleSet, light: Any, policy: str, indices: range) -> _Texts:
     return found
 
 
-_work: Any = None
+_work: Callable[[range], _Texts] | None = None
 """What forked processes do; they have it from the one that they are forked from."""
 
 
 def _done(job: range) -> _Texts:
+    assert _work is not None
     return _work(job)
 
 
@@ -257,7 +262,7 @@ def in_processes(
         _work = None
 
 
-def _check_pictures(each: SampleSet, processor: Any, images: int | None, watch: Watch, checked: CheckedSet) -> None:
+def _check_pictures(each: SampleSet, processor: object, images: int | None, watch: Watch, checked: CheckedSet) -> None:
     """Some samples that have pictures, decoded as training and tests decode them."""
     source, evaluation = each.source, each.evaluation
     asked = range(len(each)) if evaluation is None else [index for index, _ in each.questions]
@@ -282,7 +287,7 @@ def _check_pictures(each: SampleSet, processor: Any, images: int | None, watch: 
             checked.findings.append(Finding(where=each.where(index), id=sample.id, rule=str(error)))
 
 
-def _decode(sample: Sample, processor: Any, drawn: torch.Generator | None) -> None:
+def _decode(sample: Sample, processor: object, drawn: torch.Generator | None) -> None:
     for ref in sample.images:
         if isinstance(processor, Processor):
             processor.image(decode_image(ref, processor.limits, processor.image.decode), drawn)
@@ -290,22 +295,17 @@ def _decode(sample: Sample, processor: Any, drawn: torch.Generator | None) -> No
             decode_image(ref)
 
 
-class _NoPixels:
-    """In place of an image policy: pictures of one black pixel."""
+class _NoPixels(ImagePolicy):
+    """Views of one black pixel each."""
 
-    size, decode = 1, "stored"
-
-    def __init__(self, views: int) -> None:
-        self.views = torch.zeros(views, 3, 1, 1, dtype=torch.uint8)
-
-    def __call__(self, image: Image.Image, random: torch.Generator | None = None) -> torch.Tensor:
-        return self.views
+    def __call__(self, image: Image.Image, random: torch.Generator | None = None) -> UInt8[Tensor, "V 3 1 1"]:
+        return torch.zeros(self.views, 3, 1, 1, dtype=torch.uint8)
 
 
-def without_pixels(processor: Processor) -> Any:
+def without_pixels(processor: Processor) -> Processor:
     """The same processor, which gives each picture as many views as before, of a pixel each."""
-    light: Any = copy(processor)
-    light.image = _NoPixels(processor.image.num_views)
+    light = copy(processor)
+    light.image = _NoPixels(size=1, fit="squash", decode="stored", views=processor.image.num_views)
     return light
 
 

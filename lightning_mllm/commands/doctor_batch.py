@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from lightning_mllm.boxes import FRAMES
 from lightning_mllm.commands.doctor_lines import Line, Subject, some
 from lightning_mllm.commands.prompt_parity import Prompts, prompts
 from lightning_mllm.commands.stage_data import SampleSet
 from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Encoded, Sample, TokenKind
+from lightning_mllm.processing.processor import Processor
 
 SAMPLES = 8
 """Of each set."""
@@ -30,24 +30,25 @@ class Taken:
 
 def batch(subject: Subject) -> Iterator[Line]:
     """Some samples of each set are encoded and become a batch."""
-    if subject.processor is None:
+    processor = subject.processor
+    if processor is None:
         remedy = "put the tokenizer on this machine (see weights and tokenizers), then ask again"
         yield Line(check="batch", level="yellow", found="not tried: the net's tokenizer is not here", remedy=remedy)
         return
     for each in _readable(subject):
-        taken = _taken(each, subject)
+        taken = _taken(each, subject, processor)
         if taken.error:
             skips = getattr(each.source, "bad_records", "refuse") == "skip"
             remedy = "correct the record, or leave such out (bad_records: skip); mllm preview shows samples"
             yield Line(check="batch", level="yellow" if skips else "red", found=taken.error, remedy=remedy)
             continue
-        if (wrong := _frames(each, subject.processor)) is not None:
+        if (wrong := _frames(each, processor)) is not None:
             yield wrong
             continue
         encoded = [row.training for row in taken.rows]
-        if any(_slot_fault(row, subject.processor.image.num_views) for row in encoded):
+        if any(_slot_fault(row, processor.image.num_views) for row in encoded):
             continue  # told by the check of slots
-        found = subject.processor.collate(encoded)
+        found = processor.collate(encoded)
         padding = 1 - sum(len(row.tokens) for row in encoded) / math.prod(found.tokens.shape)
         longest = found.tokens.shape[1]
         told = f"{each.title}: {len(encoded)} samples, the longest of {longest} tokens, {padding:.0%} padding"
@@ -62,11 +63,11 @@ def batch(subject: Subject) -> Iterator[Line]:
 def masks(subject: Subject) -> Iterator[Line]:
     """In every sample something is learned, slots of pictures never are, and what is asked is not."""
     remedy = "choose the chat template that the data is written for (model.chat); mllm preview colours what is learned"
-    for each, taken in _tried(subject):
+    for each, taken, processor in _tried(subject):
         if each.generates:
             continue
         learned = [_learned(row.training) for row in taken.rows]
-        wrong = next(filter(None, map(_mask_fault, taken.samples, taken.rows, [subject.processor] * len(learned))), "")
+        wrong = next(filter(None, map(_mask_fault, taken.samples, taken.rows, [processor] * len(learned))), "")
         if wrong:
             yield Line(check="masks", level="red", found=f"{each.title}: {wrong}", remedy=remedy)
             continue
@@ -87,7 +88,7 @@ def _learned(row: Encoded) -> int:
     return int((labels != IGNORE).sum())
 
 
-def _mask_fault(sample: Sample, row: Prompts, processor: Any) -> str:
+def _mask_fault(sample: Sample, row: Prompts, processor: Processor) -> str:
     """What is learned that must not be, in words; empty where nothing is."""
     found = row.training
     slots = int(((found.kinds != TokenKind.TEXT) & (found.labels != IGNORE)).sum())
@@ -116,8 +117,8 @@ def _runs(row: Encoded) -> list[list[int]]:
 def slots(subject: Subject) -> Iterator[Line]:
     """As many slots as the pictures have vectors, and as many squares as their views."""
     remedy = "the net's vectors per view and the processor's slots must agree: model.vision, model.connector"
-    for each, taken in _tried(subject):
-        views = subject.processor.image.num_views
+    for each, taken, processor in _tried(subject):
+        views = processor.image.num_views
         wrong = next(filter(None, (_slot_fault(row.training, views) for row in taken.rows)), "")
         if wrong:
             yield Line(check="slots", level="red", found=f"{each.title}: {wrong}", remedy=remedy)
@@ -140,7 +141,7 @@ def _slot_fault(row: Encoded, views: int) -> str:
 
 def parity(subject: Subject) -> Iterator[Line]:
     """What the net is trained to answer is, token by token, what it is asked."""
-    for each, taken in _tried(subject):
+    for each, taken, _ in _tried(subject):
         differ = [row for row in taken.rows if row.verdict == "differ"]
         compared = sum(row.verdict == "agree" for row in taken.rows)
         if differ:
@@ -153,7 +154,7 @@ def parity(subject: Subject) -> Iterator[Line]:
             yield Line(check="prompts", level="green", found=told)
 
 
-def _frames(each: SampleSet, processor: Any) -> Line | None:
+def _frames(each: SampleSet, processor: Processor) -> Line | None:
     """Boxes that are told of another frame than the net is shown."""
     frame = getattr(each.source, "frame", None)
     if frame not in FRAMES or processor.image.frame == frame:
@@ -167,13 +168,14 @@ def _frames(each: SampleSet, processor: Any) -> Line | None:
     )
 
 
-def _tried(subject: Subject) -> Iterator[tuple[SampleSet, Taken]]:
+def _tried(subject: Subject) -> Iterator[tuple[SampleSet, Taken, Processor]]:
     """The sets whose samples could be encoded; the others are told by `batch`."""
-    if subject.processor is not None:
+    processor = subject.processor
+    if processor is not None:
         for each in _readable(subject):
-            taken = _taken(each, subject)
+            taken = _taken(each, subject, processor)
             if not taken.error:
-                yield each, taken
+                yield each, taken, processor
 
 
 def _readable(subject: Subject) -> list[SampleSet]:
@@ -181,14 +183,14 @@ def _readable(subject: Subject) -> list[SampleSet]:
     return [each for each in subject.loaded if each.title not in subject.faulty]
 
 
-def _taken(each: SampleSet, subject: Subject) -> Taken:
+def _taken(each: SampleSet, subject: Subject, processor: Processor) -> Taken:
     """Encoded once, for all checks."""
     if each.title not in subject.taken:
-        subject.taken[each.title] = _encode(each, subject.processor, some(len(each), SAMPLES))
+        subject.taken[each.title] = _encode(each, processor, some(len(each), SAMPLES))
     return subject.taken[each.title]
 
 
-def _encode(each: SampleSet, processor: Any, indices: Iterable[int]) -> Taken:
+def _encode(each: SampleSet, processor: Processor, indices: Iterable[int]) -> Taken:
     taken = Taken()
     for index in indices:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from lightning_mllm.commands.doctor_lines import Level, Line, Subject, some
 from lightning_mllm.commands.stage_data import SampleSet
 from lightning_mllm.processing.images import decode_image
+from lightning_mllm.processing.processor import Processor
 from lightning_mllm.weights.files import PACKAGE, resource
 from lightning_mllm.weights.hub import NAME
 
@@ -67,14 +69,16 @@ def _faulty(each: SampleSet, subject: Subject, error: ValueError, level: Level) 
     return Line(check="data", level=level, found=told, remedy=made or remedy)
 
 
-def _opened(each: SampleSet, processor: Any) -> int:
+def _opened(each: SampleSet, processor: Processor | None) -> int:
     """How many pictures were opened; ValueError for one that cannot be, with the record that names it."""
-    how = () if processor is None else (processor.limits, processor.image.decode)
+    opens = decode_image
+    if processor is not None:
+        opens = partial(decode_image, limits=processor.limits, decode=processor.image.decode)
     count = 0
     for index in some(len(each), PICTURES):
         try:
             for ref in each.sample(index)[0].images:
-                decode_image(ref, *how)
+                opens(ref)
                 count += 1
         except ValueError as error:
             raise ValueError(f"{each.title}: {each.where(index)}: {error}") from error

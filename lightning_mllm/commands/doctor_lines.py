@@ -14,6 +14,7 @@ import huggingface_hub.constants
 
 from lightning_mllm.commands.memory import net_of
 from lightning_mllm.commands.stage_data import ComposedStage, SampleSet
+from lightning_mllm.processing.processor import Processor
 from lightning_mllm.training.module import MultimodalModule
 
 Level = Literal["green", "yellow", "red"]
@@ -88,7 +89,7 @@ class Subject:
         return list(self.stage.sets())
 
     @cached_property
-    def processor(self) -> Any:
+    def processor(self) -> Processor | None:
         """None where a tokenizer, or another file that it is made of, is not on this machine."""
         try:
             return self.stage.processor

@@ -25,6 +25,7 @@ from lightning_mllm.export.importing import import_folder
 from lightning_mllm.export.own_layout import TOKENIZERS
 from lightning_mllm.interop.format import folder_format
 from lightning_mllm.processing.image_in_memory import ImageInMemory
+from lightning_mllm.processing.processor import Processor
 from lightning_mllm.training.freezing import GradientCheck
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
@@ -115,7 +116,7 @@ def _train(twin: MultimodalModule) -> tuple[int, int]:
     return len(check.trained), len(check.trained) + len(check.frozen)
 
 
-def samples(processor: Any) -> Batch:
+def samples(processor: Processor) -> Batch:
     """Two drawn pictures with what is said of them, in the way that a processor writes."""
     rows = []
     for colour, question, answer in SAID:

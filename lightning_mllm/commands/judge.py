@@ -8,6 +8,7 @@ FOLDER/judged.json     scores with intervals over pictures, of all questions and
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -92,7 +93,7 @@ def _messages(prompt: Prompt, rules: Rules) -> dict[str, Any]:
     return {"id": prompt.id, "messages": [*system, {"role": "user", "content": prompt.text}]}
 
 
-def _judge(given: Any, rules: Rules, rows: Sequence[Any], prompts: Sequence[Prompt]) -> None:
+def _judge(given: argparse.Namespace, rules: Rules, rows: Sequence[Any], prompts: Sequence[Prompt]) -> None:
     from data_modules.judging import Asked, ask, endpoint, limits_of
 
     judge, plan = JUDGES[given.set], {"set": given.set, "judge": given.model, "rules": _digest(rules)}

@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
 
 from jaxtyping import UInt8
 from PIL import Image
@@ -16,7 +15,8 @@ from torch import Tensor
 
 from lightning_mllm.boxes import Box, Frame, Malformed, dialect_of, read
 from lightning_mllm.contracts import Encoded, Sample
-from lightning_mllm.processing.images import decode_image
+from lightning_mllm.processing.images import ImagePolicy, decode_image
+from lightning_mllm.processing.processor import Processor
 
 LONGEST = 512
 """Pixels of the longer side of an original on the page."""
@@ -66,7 +66,7 @@ class Picture:
     """What is taken for granted of them."""
 
 
-def pictures(sample: Sample, row: Encoded, processor: Any, frame: Frame | None) -> list[Picture]:
+def pictures(sample: Sample, row: Encoded, processor: Processor, frame: Frame | None) -> list[Picture]:
     """The pictures that a row shows; of a cut row, those that are left.
 
     Args:
@@ -111,7 +111,7 @@ class _Told:
 
     boxes: Sequence[tuple[Box, str, bool]]
     stated: Frame | None
-    policy: Any
+    policy: ImagePolicy
     size: tuple[int, int]
 
     @property
@@ -161,7 +161,7 @@ class _Told:
         return [f"the source names no frame of its boxes; they are drawn as shares of the {self.frame}"]
 
 
-def _marked(box: Box, text: str, answer: bool, place: Any) -> Marked:
+def _marked(box: Box, text: str, answer: bool, place: Callable[[float, float], tuple[float, float]]) -> Marked:
     (x0, y0), (x1, y1) = place(box.x0, box.y0), place(box.x1, box.y1)
     return Marked(x0, y0, x1 - x0, y1 - y0, text, answer)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
 
 import torch
 
@@ -18,6 +17,7 @@ from lightning_mllm.commands.preview_tokens import Chip, Said, TokenText, chips,
 from lightning_mllm.commands.prompt_parity import Prompts, prompts, template_of
 from lightning_mllm.commands.stage_data import ComposedStage, SampleSet
 from lightning_mllm.contracts import IGNORE, Encoded, Sample
+from lightning_mllm.processing.processor import Processor
 
 LOOKED = 20_000
 """Samples among which one with a picture, and one without, are looked for."""
@@ -97,7 +97,7 @@ def preview(
     return shown, sorted(missing)
 
 
-def _readable(processor: Any) -> Any:
+def _readable(processor: Processor) -> Processor:
     """A processor whose tokens can be shown."""
     lacking = [name for name in ("tokenizer", "chat", "limits", "image") if not hasattr(processor, name)]
     if lacking:
@@ -118,7 +118,7 @@ def _stage_facts(stage: ComposedStage) -> list[tuple[str, str]]:
     return facts
 
 
-def _shown_set(each: SampleSet, processor: Any, samples: int, ids: Sequence[str]) -> ShownSet:
+def _shown_set(each: SampleSet, processor: Processor, samples: int, ids: Sequence[str]) -> ShownSet:
     kind = type(each.source).__name__
     shown = ShownSet(title=each.title, kind=f"{kind}, task {each.task}" if each.task else kind, scored=bool(each.task))
     try:
@@ -151,7 +151,7 @@ def _with_ids(each: SampleSet, ids: Sequence[str]) -> Iterator[int]:
     return islice(found, len(wanted))
 
 
-def _shown(each: SampleSet, index: int, processor: Any) -> ShownSample:
+def _shown(each: SampleSet, index: int, processor: Processor) -> ShownSample:
     sample, random = each.sample(index)
     where = each.where(index)
     try:
@@ -162,10 +162,11 @@ def _shown(each: SampleSet, index: int, processor: Any) -> ShownSample:
     return replace(_described(sample, found, processor), where=where, pictures=drawn)
 
 
-def _described(sample: Sample, found: Prompts, processor: Any) -> ShownSample:
+def _described(sample: Sample, found: Prompts, processor: Processor) -> ShownSample:
     words, row = TokenText(processor.tokenizer), found.training
     query = row.query_text
-    read = None if query is None else TokenText(processor.query_text.tokenizer)
+    reader = processor.query_text
+    read = None if query is None or reader is None else TokenText(reader.tokenizer)
     return ShownSample(
         id=sample.id,
         where="",
@@ -183,7 +184,7 @@ def _described(sample: Sample, found: Prompts, processor: Any) -> ShownSample:
     )
 
 
-def _facts(row: Encoded, processor: Any) -> list[tuple[str, str]]:
+def _facts(row: Encoded, processor: Processor) -> list[tuple[str, str]]:
     learned = row.labels if row.targets is None else row.targets
     facts = [("tokens", f"{len(row.tokens):,}"), ("learned", f"{int((learned != IGNORE).sum()):,}")]
     if row.visual_counts:
@@ -197,7 +198,7 @@ def _facts(row: Encoded, processor: Any) -> list[tuple[str, str]]:
     return facts
 
 
-def _notes(sample: Sample, row: Encoded, processor: Any) -> list[str]:
+def _notes(sample: Sample, row: Encoded, processor: Processor) -> list[str]:
     """What was done to the sample, in words."""
     notes = [note for note in row.notes if note != "cut"]
     if "cut" in row.notes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from transformers import PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Encoded, TokenKind
 
@@ -40,7 +41,7 @@ class TokenText:
         tokenizer: A fast one.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
         decoder = tokenizer.backend_tokenizer.decoder
         self._decoder = decoder if "ByteLevel" in repr(decoder) or "WordPiece" in repr(decoder) else None
@@ -48,7 +49,7 @@ class TokenText:
 
     def name(self, token: int) -> str:
         """As the vocabulary has it."""
-        found: list[str] = self.tokenizer.convert_ids_to_tokens([token])
+        found: Sequence[str] = self.tokenizer.convert_ids_to_tokens([token])
         return found[0] if found[0] is not None else f"<{token}>"
 
     def of(self, tokens: Sequence[int]) -> str:

@@ -12,15 +12,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import IGNORE, IMAGE_MARK, Encoded, Sample, Turn
+from lightning_mllm.processing.chat import Chat
 
 Verdict = Literal["agree", "differ", "cut", "one"]
 """cut: the training row is cut, so that there is nothing to compare; one: the sample has no prompt, as a text has not.
 """
+
+
+class Encodes(Protocol):
+    """What is asked of a processor (`lightning_mllm.processing.processor.Processor`)."""
+
+    chat: Chat
+    tokenizer: PreTrainedTokenizerFast
+
+    def encode(self, sample: Sample, *, generate: bool = False, random: torch.Generator | None = None) -> Encoded: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +48,7 @@ class Prompts:
     """In one sentence, where they differ."""
 
 
-def prompts(processor: Any, sample: Sample, random: torch.Generator | None = None) -> Prompts:
+def prompts(processor: Encodes, sample: Sample, random: torch.Generator | None = None) -> Prompts:
     """Encodes a sample in both ways.
 
     Args:
@@ -82,7 +93,7 @@ def answer_begins(row: Encoded) -> int:
     return position
 
 
-def template_of(processor: Any, sample: Sample) -> Any:
+def template_of(processor: Encodes, sample: Sample) -> Chat:
     """The chat template that writes a sample: that of its task, or of images without a word."""
     chat = processor.chat.of(sample.task)
     asked = [turn for turn in sample.turns if turn.role == "user"]
@@ -90,7 +101,7 @@ def template_of(processor: Any, sample: Sample) -> Any:
     return chat if worded or not asked else getattr(chat, "wordless", None) or chat
 
 
-def _difference(processor: Any, training: Encoded, generation: Encoded, begins: int, opens: bool) -> str:
+def _difference(processor: Encodes, training: Encoded, generation: Encoded, begins: int, opens: bool) -> str:
     """What differs, in one sentence; empty where nothing does.
 
     Args:
@@ -119,6 +130,6 @@ def _text_of(row: Encoded) -> torch.Tensor:
     return torch.empty(0, dtype=torch.long) if row.query_text is None else row.query_text
 
 
-def _word(processor: Any, token: int) -> str:
+def _word(processor: Encodes, token: int) -> str:
     found: Sequence[str] = processor.tokenizer.convert_ids_to_tokens([token])
     return repr(found[0])

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import jsonargparse
 import torch
@@ -31,9 +31,11 @@ from lightning_mllm.commands.run import overrides_of
 from lightning_mllm.commands.secrets import revealed
 from lightning_mllm.commands.wrong_values import in_one_sentence
 from lightning_mllm.contracts import Sample
+from lightning_mllm.processing.processor import Processor
 from lightning_mllm.training.module import MultimodalModule
 
 Split = Literal["train", "val", "test"]
+Made = TypeVar("Made")
 
 
 class Source(Protocol):
@@ -49,6 +51,17 @@ class Source(Protocol):
 
     def where(self, index: int) -> str:
         """File and record that a sample is read from; empty where that is not known."""
+        ...
+
+
+class StageDataModule(Protocol):
+    """What is asked of every data module of a stage (`data_modules.module`)."""
+
+    processor: Any
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Of the whole stage."""
         ...
 
 
@@ -167,7 +180,7 @@ class ComposedStage:
         return module_of(self.resolved)
 
     @property
-    def processor(self) -> Any:
+    def processor(self) -> Processor:
         return self.module.processor
 
     @property
@@ -181,11 +194,11 @@ class ComposedStage:
         return given["data"]
 
     @cached_property
-    def data(self) -> Any:
+    def data(self) -> StageDataModule:
         """The data module, without a processor (`with_processor` links it); no file has been read."""
         return data_module(self.data_settings)
 
-    def with_processor(self) -> Any:
+    def with_processor(self) -> StageDataModule:
         """The data module with the net's processor, as training links them."""
         self.data.processor = self.processor
         return self.data
@@ -255,22 +268,27 @@ def module_of(resolved: Mapping[str, Any]) -> MultimodalModule:
     """
     model = dict(resolved["model"])
     model["init_args"] = {**model["init_args"], "stage": resolved["stage"]}
-    module: MultimodalModule = instantiated(MultimodalModule, "model", model)
+    module = instantiated(MultimodalModule, "model", model)
     module.parallel = Hardware(**resolved["hardware"])
     return module
 
 
-def data_module(settings: Mapping[str, Any]) -> Any:
+def data_module(settings: Mapping[str, Any]) -> StageDataModule:
     """The data module of its part of a resolved configuration; no file has been read."""
-    return instantiated(LightningDataModule, "data", settings)
+    return _instantiated(LightningDataModule, "data", settings)["data"]
 
 
-def instantiated(base: type, key: str, value: Any) -> Any:
+def instantiated(base: type[Made], key: str, value: object) -> Made:
     """What a resolved configuration says under `key`, made; ConfigError, in one sentence, where it refuses itself."""
+    return _instantiated(base, key, value)[key]
+
+
+def _instantiated(base: type, key: str, value: object) -> jsonargparse.Namespace:
+    """With that under `key`, made."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, key, required=True)
     try:
-        return parser.instantiate(parser.parse_object({key: value}))[key]
+        return parser.instantiate(parser.parse_object({key: value}))
     except (jsonargparse.ArgumentError, ValueError, KeyError) as error:
         told = in_one_sentence(error, {key: value}, SETTINGS, Config())
         if told is None:

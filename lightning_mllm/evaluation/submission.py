@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -271,5 +271,5 @@ def _json(content: object) -> Files:
     return {"": (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()}
 
 
-def _lines(rows: Any) -> Files:
+def _lines(rows: Iterable[object]) -> Files:
     return {"": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()}

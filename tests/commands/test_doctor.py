@@ -197,6 +197,7 @@ def red_of(subject: Subject, *, twin: bool = False) -> Line:
 
 def changed_rows(subject: Subject, change: Callable[[Encoded], Encoded], monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of training as another processor would make them."""
+    assert subject.processor is not None
     own, kind = subject.processor.encode, type(subject.processor)
 
     def encode(processor: Any, sample: Any, **how: Any) -> Encoded:

@@ -60,9 +60,7 @@ class Broken:
 
     def __init__(self, change: Any) -> None:
         self.own, self.change = LLaVA.tiny().processor, change
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.own, name)
+        self.chat, self.tokenizer = self.own.chat, self.own.tokenizer
 
     def encode(self, sample: Sample, *, generate: bool = False, **how: Any) -> Encoded:
         row = self.own.encode(sample, generate=generate, **how)

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from data_modules.mixture_sampler import SampleLocation
+from data_modules.module import MultimodalDataModule
 from data_modules.training_samples import TrainingSamples
 from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.commands.stage_data import ComposedStage, composed_stages
@@ -74,6 +75,7 @@ def test_training_samples_are_those_of_the_first_epoch(stages: list[ComposedStag
     talks = next(stages[1].sets())
     talks.load()
     data, processor = stages[1].with_processor(), stages[1].processor
+    assert isinstance(data, MultimodalDataModule)
     trained = TrainingSamples(data.train, processor, data.seed)[SampleLocation(0, "talks", 2)]
     sample, random = talks.sample(2)
     assert torch.equal(processor.encode(sample, random=random).tokens, trained.tokens)  # pyright: ignore
