@@ -24,9 +24,12 @@ from data_modules.containers.protocol import Cut, FilesOfRecords
 from data_modules.containers.reading import not_found
 from lightning_mllm.contracts import ImageRef
 
-HELD = 512 << 20
-"""Bytes of row groups that a process keeps to read further rows of; at least one of each kind of columns. Four row
-groups, which `group: shard` reads at a time, must be fewer: otherwise most rows cost a row group."""
+HELD = 64 << 20
+"""Bytes of row groups that a process keeps to read further rows of; at least `AT_ONCE` row groups."""
+AT_ONCE = 4
+"""Row groups that `group: shard` reads at a time: fewer would be read anew for most rows."""
+MOST_HELD = 512 << 20
+"""Bytes of row groups that a process keeps in any case, but for the last one of each kind of columns."""
 Stored = Literal[True] | str | list[Any] | None
 """What a column has of a picture: True for its bytes, else its path or nothing; a list of them of a list."""
 
@@ -230,9 +233,15 @@ class Parquet(Tables):
             self._held.move_to_end(key)
             return table.slice(number, 1)
         self._held[key] = table = self.group(file, group, columns)
-        while len(self._held) > 2 and sum(each.nbytes for each in self._held.values()) > HELD:
-            self._held.popitem(last=False)
+        self._drop()
         return table.slice(number, 1)
+
+    def _drop(self) -> None:
+        """Row groups that were not read for the longest time, where too many are kept."""
+        held = sum(each.nbytes for each in self._held.values())
+        kinds = len({columns for _, _, columns in self._held})
+        while len(self._held) > kinds and held > (HELD if len(self._held) > AT_ONCE * kinds else MOST_HELD):
+            held -= self._held.popitem(last=False)[1].nbytes
 
     def group(self, file: int, group: int, columns: Sequence[str]) -> pyarrow.Table:
         """Some columns of a row group."""
