@@ -24,7 +24,7 @@ from data_modules.containers.protocol import Cut, FilesOfRecords
 from data_modules.containers.reading import not_found
 from lightning_mllm.contracts import ImageRef
 
-HELD = 64 << 20
+HELD = 32 << 20
 """Bytes of row groups that a process keeps to read further rows of; at least `AT_ONCE` row groups."""
 AT_ONCE = 4
 """Row groups that `group: shard` reads at a time: fewer would be read anew for most rows."""

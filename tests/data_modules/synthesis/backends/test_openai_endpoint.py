@@ -23,7 +23,7 @@ from data_modules.synthesis.request import Message, Refused, Request, Retry, Sto
 from data_modules.synthesis.runner import Content, Limits, run
 from lightning_mllm.contracts import ImageFile, Turn
 from lightning_mllm.inference import Model
-from lightning_mllm.language.generation import AnswerEnd
+from lightning_mllm.language.generation import AnswerEnd, Decoding
 from lightning_mllm.serving.app import build_app
 from tests.data_modules.synthesis.faulty_server import FAULTS, KEY, LONG, content, requests, served, text_of
 from tests.inference.nets import model_of
@@ -170,11 +170,15 @@ def test_wrong_settings_are_refused_without_the_secret(url: str | None, key_env:
 
 
 def test_our_own_server_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`mllm serve` on loopback with a net of random values; its answers end at the first letter 'a'."""
+    """`mllm serve` on loopback with a net of random values; its answers end at the second kind of token they have."""
     model = model_of("llava")
-    vocabulary = model.module.processor.tokenizer.get_vocab()
-    end = AnswerEnd(tokens=(vocabulary["a"],), pad=0)
-    monkeypatch.setattr(Model, "_end", property(lambda self: end))
+    tokens: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "_end", property(lambda self: AnswerEnd(tokens=(), pad=0)))
+        patch.setattr(model.module.processor, "decode", lambda written: str(tokens.extend(map(int, written))))
+        model.answer(RED, "What is it?", Decoding(max_new_tokens=60))
+    second = next(token for token in tokens if token != tokens[0])
+    monkeypatch.setattr(Model, "_end", property(lambda self: AnswerEnd(tokens=(second,), pad=0)))
     RED.save(tmp_path / "red.png")
     picture = (ImageFile(tmp_path / "red.png"),)
     asked = [
