@@ -22,12 +22,12 @@ from jaxtyping import Int
 from data_modules.containers.offset_index import fingerprint, key_of
 from data_modules.containers.protocol import Cut, FilesOfRecords
 from data_modules.containers.reading import not_found
+from data_modules.shard_order import AT_ONCE
 from lightning_mllm.contracts import ImageRef
 
 HELD = 32 << 20
-"""Bytes of row groups that a process keeps to read further rows of; at least `AT_ONCE` row groups."""
-AT_ONCE = 4
-"""Row groups that `group: shard` reads at a time: fewer would be read anew for most rows."""
+"""Bytes of row groups that a process keeps to read further rows of; at least the `AT_ONCE` that
+`group: shard` reads at a time, of which most rows would otherwise be read anew."""
 MOST_HELD = 512 << 20
 """Bytes of row groups that a process keeps in any case, but for the last one of each kind of columns."""
 Stored = Literal[True] | str | list[Any] | None
