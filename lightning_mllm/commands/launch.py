@@ -45,7 +45,7 @@ from lightning_mllm.training.callbacks.throughput import Throughput
 from lightning_mllm.training.callbacks.tracking import Tracking
 from lightning_mllm.training.checkpoints import MANIFEST
 from lightning_mllm.training.module import MultimodalModule
-from lightning_mllm.training.parallelize import check_precision
+from lightning_mllm.training.precision import check_device, check_precision
 from lightning_mllm.training.sharding import ShardedStrategy
 from lightning_mllm.training.stage import StageSettings, together
 from lightning_mllm.weights.files import write_text
@@ -256,7 +256,9 @@ class CLI(LightningCLI):
         except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
             raise ConfigError(f"{refused_by_trainer(given)}: {' '.join(str(error).split())}") from error
         sharded = isinstance(trainer.strategy, ShardedStrategy)
-        check_precision(str(trainer.precision), sharded, self._get(self.config_init, "hardware"))
+        hardware = self._get(self.config_init, "hardware")
+        check_precision(str(trainer.precision), sharded, hardware)
+        check_device(trainer.strategy.root_device.type, hardware)
         return trainer
 
     def before_fit(self) -> None:

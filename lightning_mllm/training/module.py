@@ -52,11 +52,11 @@ from lightning_mllm.training.optimizer import parameter_groups
 from lightning_mllm.training.parallelize import (
     Checkpointing,
     ParallelPlan,
-    check_precision,
     gathered,
     parallelize,
     reshard,
 )
+from lightning_mllm.training.precision import check_precision
 from lightning_mllm.training.reduction import MicroBatchWeights, step_weights
 from lightning_mllm.training.sharding import ShardedStrategy, full_tensor, to_local
 from lightning_mllm.training.stage import StageSettings

@@ -1,9 +1,9 @@
 """The parallel plan: how a stage uses its ranks, its memory and its precision. In float32 it never changes the loss.
 
-Two precisions: `fp32`, and `bf16`, in which parameters are gathered and computed with in bfloat16 while what the
-optimizer updates, its moments and the reduction of gradients stay in float32 (FSDP2's `MixedPrecisionPolicy`; arXiv
-1710.03740, sec. 3.1, calls the float32 copy master weights). Autocast would keep a bfloat16 copy of every weight from
-the forward to the backward pass.
+Two precisions: `fp32`, and `bf16`, in which weights are computed with in bfloat16 while what the optimizer updates,
+its moments and the reduction of gradients stay in float32 (arXiv 1710.03740, sec. 3.1, calls the float32 copy master
+weights). Where parameters are sharded, FSDP2 gathers them in bfloat16 (`MixedPrecisionPolicy`), and blocks compute in
+it throughout; where they are not, `compute_copies.py` does it, which keeps the copies until the backward pass.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from lightning_mllm.training.compute_copies import compute_in_bf16
+
 Precision = Literal["fp32", "bf16"]
 Checkpointing = Literal["auto", "none", "selective", "full"]
 Reduce = Literal["auto", "micro_batch", "step"]
@@ -45,8 +47,9 @@ class ParallelPlan:
     """
 
     precision: Precision = "fp32"
-    """bf16: parameters are gathered and computed with in bfloat16; what is trained is stored in float32, what is frozen
-    in bfloat16. Needs `ShardedStrategy`, on one device too."""
+    """bf16: weights are computed with in bfloat16; what is trained is stored in float32, what is frozen in bfloat16.
+    With `ShardedStrategy` the copy of a block lasts while it runs (large nets, on one GPU too); without, copies of all
+    last to the end of the backward pass, and norms and what blocks add up stay in float32."""
     language_checkpointing: Checkpointing = "auto"
     """Activation checkpointing of the language model's blocks. "full" keeps the input of a block and computes the rest
     again in the backward pass (0.78 of a forward pass); "selective" also keeps the outputs of attention and of every
@@ -111,46 +114,6 @@ class ParallelPlan:
         return sum(p.numel() for p in net.parameters() if p.requires_grad) <= SMALL
 
 
-def check_precision(trainer: str, sharded: bool, plan: ParallelPlan) -> None:
-    """Refuses what would train in less than float32 or keep more than the plan says.
-
-    Args:
-        trainer: The Trainer's `precision`.
-        sharded: Whether its strategy is `ShardedStrategy`.
-
-    Raises:
-        ValueError: The Trainer's precision, the strategy and the plan do not go together.
-    """
-    if plan.precision == "bf16" and not sharded:
-        raise ValueError(
-            "hardware.precision: found bf16 without sharded parameters, expected fp32, or trainer.strategy"
-            " lightning_mllm.training.sharding.ShardedStrategy (hardware.shard=1 keeps a copy on each rank, as DDP)"
-        )
-    # What is a copy on each rank is neither gathered nor kept gathered, and DDP reduces once a step.
-    without = {"shard": (None, 1), "gather_frozen": (False,), "prefetch": (0,), "reduce_every": ("auto", "step")}
-    for name, allowed in () if sharded else without.items():
-        if (found := getattr(plan, name)) not in allowed:
-            raise ValueError(
-                f"hardware.{name}: found {found} without sharded parameters, expected {allowed[0]}, or trainer.strategy"
-                " lightning_mllm.training.sharding.ShardedStrategy"
-            )
-    if trainer == "16-mixed":
-        raise ValueError(
-            "trainer.precision: found 16-mixed, which scales gradients before they are clipped and checked, expected"
-            " 32-true with hardware.precision=bf16, or bf16-mixed without sharded parameters"
-        )
-    if trainer in ("bf16-true", "16-true"):
-        raise ValueError(
-            f"trainer.precision: found {trainer}, by which the optimizer updates weights of 16 bits, expected 32-true"
-            " with hardware.precision=bf16"
-        )
-    if trainer.endswith("-mixed") and (sharded or plan.precision == "bf16"):
-        raise ValueError(
-            f"trainer.precision: found {trainer}, whose autocast copies every sharded parameter anew, expected 32-true"
-            " with hardware.precision=bf16"
-        )
-
-
 def parallelize(
     net: nn.Module,
     blocks: Mapping[str, Sequence[nn.Module]],
@@ -168,7 +131,7 @@ def parallelize(
         net: The outermost unit; embeddings, heads and connectors belong to it and stay gathered throughout a pass.
         blocks: Component (an attribute of `net`) -> its transformer blocks, each a unit of its own.
         plan: The settings.
-        mesh: Of ranks, (shard,) or (replicate, shard); None shards nothing (one device in fp32, DDP).
+        mesh: Of ranks, (shard,) or (replicate, shard); None shards nothing (one device, DDP).
         entries: Methods of `net` beside `forward` that use parameters.
 
     Raises:
@@ -178,8 +141,7 @@ def parallelize(
         if parameter.requires_grad and parameter.dtype.itemsize < 4:
             raise ValueError(f"{name}: found {parameter.dtype} in a parameter that is trained, expected float32")
     half = {name for name in blocks if name != LANGUAGE and _computes_in_float16(net.get_submodule(name))}
-    if plan.precision == "bf16":
-        assert mesh is not None, "bf16 without sharding; see check_precision"
+    if plan.precision == "bf16" and mesh is not None:
         _store_in_bf16(net, [net.get_submodule(name) for name in half])
     for name, found in blocks.items():
         checkpointing = plan.checkpointing(name, found)
@@ -189,6 +151,8 @@ def parallelize(
             if plan.compile:
                 block.forward = torch.compile(block.forward)
     if mesh is None:
+        if plan.precision == "bf16":
+            compute_in_bf16(net, entries)
         return
     for name, found in blocks.items():
         policy = MixedPrecisionPolicy() if name in half else plan.policy

@@ -22,7 +22,7 @@ from lightning_mllm.architectures.sphinx import Sphinx
 from lightning_mllm.language.lora import Lora
 from lightning_mllm.language.seq2seq import TINY_T5
 from lightning_mllm.training import parallelize as plans
-from lightning_mllm.training.parallelize import ParallelPlan, check_precision
+from lightning_mllm.training.parallelize import ParallelPlan
 from tests.architectures.blip2s import INSTRUCTED, OPT
 from tests.architectures.samples import ONE, OTHER, TEXT, TWO, batch_of
 from tests.architectures.sphinxes import POOLED
@@ -232,42 +232,6 @@ def test_compiled_blocks_compute_the_same_under_the_same_names(monkeypatch: pyte
 def test_wrong_settings(setting: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         ParallelPlan(**setting)
-
-
-BF16 = ParallelPlan(precision="bf16")
-
-
-@pytest.mark.parametrize(
-    ("trainer", "sharded", "plan", "told"),
-    [
-        ("32-true", False, BF16, "hardware.precision: found bf16 without sharded parameters"),
-        ("bf16-true", True, BF16, "trainer.precision: found bf16-true, by which"),
-        ("bf16-true", False, ParallelPlan(), "trainer.precision: found bf16-true, by which"),
-        ("bf16-mixed", True, ParallelPlan(), "trainer.precision: found bf16-mixed, whose autocast"),
-        ("16-mixed", False, ParallelPlan(), "trainer.precision: found 16-mixed, which scales gradients"),
-        ("32-true", False, ParallelPlan(shard=2), "hardware.shard: found 2 without sharded parameters"),
-        ("32-true", False, ParallelPlan(gather_frozen=True), "hardware.gather_frozen: found True without sharded"),
-        ("32-true", False, ParallelPlan(prefetch=1), "hardware.prefetch: found 1 without sharded parameters"),
-        (
-            "32-true",
-            False,
-            ParallelPlan(reduce_every="micro_batch"),
-            "hardware.reduce_every: found micro_batch without sharded parameters, expected auto",
-        ),
-    ],
-)
-def test_precisions_that_do_not_go_together(trainer: str, sharded: bool, plan: ParallelPlan, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        check_precision(trainer, sharded, plan)
-
-
-def test_precisions_that_go_together(tmp_path: Path) -> None:
-    check_precision("32-true", True, BF16)
-    check_precision("bf16-mixed", False, ParallelPlan())
-    check_precision("32-true", False, ParallelPlan(reduce_every="step"))  # as DDP does it
-    check_precision("32-true", True, ParallelPlan(gather_frozen=True, prefetch=1, reduce_every="micro_batch"))
-    with pytest.raises(ValueError, match=r"trainer\.precision: found bf16-true"):
-        fit(tmp_path, precision="bf16-true")
 
 
 def test_weights_that_are_trained_are_stored_in_float32() -> None:
