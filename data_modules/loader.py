@@ -1,34 +1,25 @@
 """Loaders that continue exactly where they stopped, on any number of ranks and with any number of workers.
 
-All ranks walk one stream of samples. With W ranks, micro-batches of m samples and global batches of G = A * W * m:
-
-    stream   | rank 0, m | rank 1, m | ... | rank 0, m | rank 1, m | ...
-               `---- micro-batch 0 ---'      `---- micro-batch 1 ---'     ... A of them are one optimizer step
-
-Where a step also takes rows of plain text, its text comes first, in micro-batches of its own:
-
-    stream   | text | text | samples | samples | samples | text | text | samples | ...
-               `------------- one step -------------'
-
-The whole training is one epoch of this stream; a position in it, counted in samples of all ranks, is the only state.
+The whole training is one epoch of a stream of samples (stream.py); a position in it, counted in samples of all ranks,
+is the only state.
 """
 
 from __future__ import annotations
 
 import sys
 import traceback
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data_modules.mixture_sampler import SampleLocation
 from data_modules.processor import SampleProcessor
-from lightning_mllm.contracts import Batch, Encoded, accumulation
+from data_modules.stream import SampleOrder, Share, Stream
+from lightning_mllm.contracts import Batch, Encoded
 
 T = TypeVar("T")
 
@@ -59,16 +50,24 @@ def contained(make: Callable[[], T], name: str) -> T | Refusal:
 
 
 class Collate:
-    """The processor's `collate`, letting refusals through."""
+    """The processor's `collate`, letting refusals through.
 
-    def __init__(self, processor: SampleProcessor, padding: Literal["left", "right"]) -> None:
+    Args:
+        processor: collates.
+        padding: the side of it.
+        packed: whether the samples share one row, without any padding.
+    """
+
+    def __init__(self, processor: SampleProcessor, padding: Literal["left", "right"], packed: bool = False) -> None:
         self.processor = processor
         self.padding: Literal["left", "right"] = padding
+        self.packed = packed
 
     def __call__(self, rows: Sequence[Encoded | Refusal]) -> Batch | Refusal:
         refusal = next((row for row in rows if isinstance(row, Refusal)), None)
         good = [row for row in rows if not isinstance(row, Refusal)]
-        return refusal or contained(lambda: self.processor.collate(good, padding=self.padding), "collate")
+        how = {"packed": True} if self.packed else {}
+        return refusal or contained(lambda: self.processor.collate(good, padding=self.padding, **how), "collate")
 
 
 def named(where: str, error: ValueError) -> ValueError:
@@ -136,101 +135,14 @@ def optimizer_steps(samples: int, epochs: float, global_batch: int) -> int:
     return total // global_batch
 
 
-class SampleOrder(Protocol):
-    """An order without end."""
-
-    def at(self, position: int) -> Any:
-        """What stands at a position."""
-        ...
-
-    def __len__(self) -> int:
-        """Of a data epoch."""
-        ...
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one optimizer step takes of one order, over all ranks."""
-
-    name: str
-    """The setting that says so."""
-    batch: int
-    """Samples, or rows of text."""
-    micro_batch: int
-    """Those of one rank in one forward pass."""
-    own_mean: float | None = None
-    """As in `Batch`."""
-
-    def micro_batches(self, world: int) -> int:
-        """Of one of `world` ranks.
-
-        Raises:
-            ValueError: the batch is not a multiple of what the ranks take at once.
-        """
-        return accumulation(self.name, self.batch, self.micro_batch, world)
-
-
-class _Stream(Sampler[list[Any]]):
-    """The micro-batches of one rank, from number `start` on."""
-
-    def __init__(self, orders: Sequence[tuple[Share, SampleOrder]], steps: int, rank: int, world: int) -> None:
-        self.shares, self.orders = [share for share, _ in orders], [order for _, order in orders]
-        self.rank, self.world = rank, world
-        self.numbers = [share.micro_batches(world) for share in self.shares]
-        """Micro-batches of each share in one optimizer step."""
-        self.accumulation = sum(self.numbers)
-        self.total = steps * self.accumulation
-        self.start = 0
-        self.ahead: deque[tuple[Share, list[Any]]] = deque()
-        """Given to the workers and not handed out; to ask an order again would draw an old epoch anew."""
-
-    def __len__(self) -> int:
-        return self.total
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        self.ahead = ahead = deque()
-        for number in range(self.start, self.total):
-            ahead.append(self.micro_batch(number))
-            yield ahead[-1][1]
-
-    def micro_batch(self, number: int) -> tuple[Share, list[Any]]:
-        """The share that micro-batch `number` is taken from, and what stands there in its order."""
-        step, within = divmod(number, self.accumulation)
-        for share, order, count in zip(self.shares, self.orders, self.numbers, strict=True):
-            if within < count:
-                first = step * share.batch + (within * self.world + self.rank) * share.micro_batch
-                return share, [order.at(position) for position in range(first, first + share.micro_batch)]
-            within -= count
-        raise AssertionError("a step is the sum of its shares")
-
-    def position(self, number: int) -> int:
-        """Samples of all ranks before micro-batch `number`."""
-        step, within = divmod(number, self.accumulation)
-        position = step * sum(share.batch for share in self.shares)
-        for share, count in zip(self.shares, self.numbers, strict=True):
-            position += min(within, count) * share.micro_batch * self.world
-            within -= min(within, count)
-        return position
-
-    def number(self, position: int) -> int | None:
-        """The micro-batch that begins at a position; None if none does."""
-        step, within = divmod(position, sum(share.batch for share in self.shares))
-        number = step * self.accumulation
-        for share, count in zip(self.shares, self.numbers, strict=True):
-            if within < share.batch:
-                whole, rest = divmod(within, share.micro_batch * self.world)
-                return None if rest or not 0 <= number + whole <= self.total else number + whole
-            number, within = number + count, within - share.batch
-        raise AssertionError("a step is the sum of its shares")
-
-
 class ResumableLoader(SampleLoader):
     """Rank `rank`'s micro-batches of a whole training stage.
 
     Iterating goes on from the current position, which `load_state_dict` sets. All micro-batches of a step are read
     before the first is handed out, which knows them (`Batch.step`). The state names the batches that were
     handed out, not those that workers have read ahead; it is the same on all ranks and fits any other cut of the
-    stream into ranks and micro-batches that has a border there (every optimizer step is one).
+    stream into ranks and micro-batches that has a border there (every optimizer step is one). Inside a step that is
+    dealt it fits the same cut alone.
 
     Args:
         dataset: encoded samples by what stands in the orders.
@@ -258,7 +170,7 @@ class ResumableLoader(SampleLoader):
     ) -> None:
         assert 0 <= rank < world
         self._handed_out = 0
-        self._stream = _Stream(orders, steps, rank, world)
+        self._stream = Stream(orders, steps, rank, world)
         self.accumulation = self._stream.accumulation
         """Micro-batches of one optimizer step."""
         super().__init__(dataset, batch_sampler=self._stream, collate_fn=collate_fn, **loading(workers))
@@ -271,6 +183,7 @@ class ResumableLoader(SampleLoader):
         self._stream.start = self._handed_out
         batches = super().__iter__()
         while self._handed_out < len(self):
+            self._stream.forget(self._handed_out // self.accumulation)
             left = self.accumulation - self._handed_out % self.accumulation
             step = [self._known(batch) for batch in islice(batches, left)]
             step = shown_ahead(step) if isinstance(step[0], Batch) else step
@@ -280,26 +193,21 @@ class ResumableLoader(SampleLoader):
 
     def _known(self, batch: Any) -> Any:
         """The next batch with what the order knows of it."""
-        share, locations = self._stream.ahead.popleft()
-        sources = [location.source if isinstance(location, SampleLocation) else share.name for location in locations]
-        return batch.noted(sources=sources, own_mean=share.own_mean) if isinstance(batch, Batch) else batch
+        share, samples, numbers, together = self._stream.ahead.popleft()
+        if not isinstance(batch, Batch):
+            return batch
+        sources = [each.source if isinstance(each, SampleLocation) else share.name for each in samples]
+        dealt = {"numbers": numbers, "together": together} if numbers else {}
+        return batch.noted(sources=sources, own_mean=share.own_mean, **dealt)
 
     def state_dict(self) -> dict[str, int]:
-        return {"position": self._stream.position(self._handed_out)}
+        return self._stream.state(self._handed_out)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes to a position.
 
         Raises:
-            ValueError: it lies inside a micro-batch of these ranks, or behind the end of the data.
+            ValueError: it lies inside a micro-batch of these ranks, inside a step that is dealt otherwise, or behind
+                the end of the data.
         """
-        position = state["position"]
-        number = self._stream.number(position)
-        if number is None:
-            at_once = " or ".join(str(share.micro_batch * self._stream.world) for share in self._stream.shares)
-            raise ValueError(
-                f"loader position: found {position}, expected a multiple of {at_once} (samples that all processes take"
-                f" at once) from 0 to {self._stream.position(len(self))}; was the data or the batch size changed since"
-                " the checkpoint?"
-            )
-        self._handed_out = number
+        self._handed_out = self._stream.number(state)

@@ -15,7 +15,7 @@ import difflib
 import hashlib
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from itertools import accumulate
 from typing import Literal, NamedTuple, get_args
@@ -27,9 +27,11 @@ from jaxtyping import Bool, Int
 from data_modules.shard_order import shard_order
 from data_modules.shared_array import shared_array
 
-Group = Literal["none", "length", "similar_length", "modality_length", "modality_similar_length", "source", "shard"]
+Group = Literal[
+    "none", "length", "similar_length", "modality_length", "modality_similar_length", "source", "shard", "image"
+]
 
-UNGROUPED = ("none", "source", "shard")
+UNGROUPED = ("none", "source", "shard", "image")
 """Groups that no length is needed for."""
 WINDOW = 50
 """Most global batches whose samples are sorted together for batches of similar length, as in transformers' sampler."""
@@ -79,10 +81,14 @@ class MixtureSampler:
             fill each micro-batch from one data set).
             "shard": the samples of a source come from a few shards at a time (see shard_order.py), so that they are
             read from a network disk, or from row groups, in few large pieces.
+            "image": all samples of an epoch that show the same image stand together, in random order, where packed rows
+            share its tokens. Which samples share a global batch is then another recipe: five captions of one image
+            count together in one step, not in five.
         lengths: words of sample `index` of a source; needed to group.
         modalities: whether sample `index` of a source has an image; needed to group by modality.
         batch: the global batch, in samples.
         runs: of a source, how many samples after one another lie in one shard; needed to group by shard.
+        images: `Source.image_key` of sample `index` of a source; needed to group by image.
         run: samples in a row that are of one source, where grouped by source. A data epoch then has as many whole runs
             as the sources fill together, and a source its share of them, also without weights.
 
@@ -101,6 +107,7 @@ class MixtureSampler:
         batch: int = 1,
         run: int = 1,
         runs: Callable[[str], np.ndarray] | None = None,
+        images: Callable[[str, int], int | None] | None = None,
     ) -> None:
         if not sizes:
             raise ValueError("train: found no source, expected at least one")
@@ -111,7 +118,8 @@ class MixtureSampler:
         assert group in UNGROUPED or lengths, "grouping by length needs lengths"
         assert not group.startswith("modality") or modalities, "grouping by modality needs modalities"
         self.sizes, self.seed, self.group, self.batch = dict(sizes), seed, group, batch
-        self._lengths, self._modalities = lengths, modalities
+        assert group != "image" or images, "grouping by image needs its keys"
+        self._lengths, self._modalities, self._images = lengths, modalities, images
         assert group != "shard" or runs, "grouping by shard needs their sizes"
         self._runs = {name: runs(name) for name in sizes} if group == "shard" and runs else {}
         assert all(int(each.sum()) == sizes[name] for name, each in self._runs.items())
@@ -140,6 +148,17 @@ class MixtureSampler:
         source = bisect_right(self._starts, number) - 1
         return SampleLocation(epoch, self._names[source], number - self._starts[source])
 
+    def global_batches(self, steps: int) -> Iterator[Int[np.ndarray, "S G"]]:
+        """The samples of the first global batches, a batch a row, some at a time: their numbers, counted over all
+        sources."""
+        left, epoch = np.zeros(0, dtype=np.int64), 0
+        while steps:
+            numbers = np.concatenate([left, self._epoch(epoch)])
+            count = min(len(numbers) // self.batch, steps)
+            if count:
+                yield numbers[: count * self.batch].reshape(count, self.batch)
+            left, epoch, steps = numbers[count * self.batch :], epoch + 1, steps - count
+
     def _epoch(self, epoch: int) -> Int[np.ndarray, " N"]:
         """The numbers of the samples of a data epoch, counted over all sources; the last one asked for is kept."""
         if self._current is None or self._current[0] != epoch:
@@ -157,6 +176,8 @@ class MixtureSampler:
             digest.update(self._words().tobytes())
         if self.group.startswith("modality"):
             digest.update(self._with_image().tobytes())
+        if self.group == "image":
+            digest.update(self._image_keys().tobytes())
         for runs in self._runs.values():
             digest.update(runs.astype(np.int64).tobytes())
         return digest.hexdigest()
@@ -172,6 +193,9 @@ class MixtureSampler:
             return shuffled
         runs = self._permutation(len(drawn) // self.run, random)
         shuffled = drawn.reshape(-1, self.run)[runs].ravel()
+        if self.group == "image":  # all at the place of the first
+            _, first, same = np.unique(self._image_keys()[shuffled], return_index=True, return_inverse=True)
+            return shuffled[np.argsort(first[same], kind="stable")]
         return shuffled if self.group in UNGROUPED else self._grouped(shuffled, epoch, random)
 
     def _permutation(self, size: int, random: torch.Generator) -> Int[np.ndarray, " N"]:
@@ -201,6 +225,13 @@ class MixtureSampler:
         assert self._modalities is not None
         kinds = (self._modalities(name, index) for name, size in self.sizes.items() for index in range(size))
         return np.fromiter(kinds, dtype=bool)
+
+    def _image_keys(self) -> Int[np.ndarray, " T"]:
+        """Of every sample of all sources; negative numbers, each of them once, of those that share no image."""
+        assert self._images is not None
+        keys = (self._images(name, index) for name, size in self.sizes.items() for index in range(size))
+        numbers = (-1 - number if key is None else key for number, key in enumerate(keys))
+        return np.fromiter(numbers, dtype=np.int64)
 
     def _grouped(self, numbers: Int[np.ndarray, " N"], epoch: int, random: torch.Generator) -> Int[np.ndarray, " N"]:
         """`numbers`, already shuffled, so that global batches are of one kind and run from long to short.

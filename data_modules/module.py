@@ -9,22 +9,19 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from rich.table import Table
 
 from data_modules.bad_samples import BadLimits, BadSampleList
 from data_modules.evaluated import EvaluatedDataModule
 from data_modules.evaluation import EvaluationSet
 from data_modules.geometry import check_frames
-from data_modules.loader import (
-    Collate,
-    ResumableLoader,
-    SampleOrder,
-    Share,
-    optimizer_steps,
-)
+from data_modules.lengths import LengthIndex
+from data_modules.loader import Collate, ResumableLoader, optimizer_steps
 from data_modules.mixture_sampler import Group, MixtureSampler, seeded
+from data_modules.packed_shares import Packing
 from data_modules.sources.plain_text import TextSource
 from data_modules.sources.source import Source
+from data_modules.sources_table import sources_table
+from data_modules.stream import SampleOrder, Share
 from data_modules.text import TextRows, TextShare
 from data_modules.training_samples import Overlong, TrainingSamples
 from lightning_mllm.contracts import Sample
@@ -46,8 +43,8 @@ class MultimodalDataModule(EvaluatedDataModule):
         test: sets answered by a test, each with its blind twin unless it says otherwise; also those of predict.
         weights: share of each source in a data epoch; None for the union of all.
         text: plain text that every optimizer step takes beside the global batch.
-        group: "length", "similar_length", "modality_length", "modality_similar_length", "source" or "shard" bring
-            samples of one kind together (see MixtureSampler).
+        group: "length", "similar_length", "modality_length", "modality_similar_length", "source", "shard" or "image"
+            bring samples of one kind together (see MixtureSampler).
         epochs: passes over the data, where no steps are given.
         steps: optimizer steps, in place of epochs: as many passes over the data as they take.
         global_batch: samples of one optimizer step, over all processes and micro-batches.
@@ -56,6 +53,10 @@ class MultimodalDataModule(EvaluatedDataModule):
         bad_limits: how many bad samples of sources with `bad_records: skip` are replaced before training stops.
         per_device_batch: samples that `group: source` takes from one source, a number of the recipe.
         text_micro_batch: rows of plain text of one forward pass.
+        pack: whether the samples of a forward pass share one row without padding; those of a step are then dealt to
+            forward passes and processes so that all rows are about equally long (see dealing.py).
+        token_budget: tokens of such a row, in place of a micro-batch; each step takes the fewest rows that hold it.
+        image_cost: what an image costs the net beside its tokens, in tokens.
         eval_batch: samples answered at once.
         workers: processes that read samples ahead, for each training process.
         seed: of the order and of all that is random about samples.
@@ -81,6 +82,9 @@ class MultimodalDataModule(EvaluatedDataModule):
         micro_batch: int = 1,
         per_device_batch: int | None = None,
         text_micro_batch: int = 1,
+        pack: bool = False,
+        token_budget: int | None = None,
+        image_cost: int = 0,
         eval_batch: int = 32,
         workers: int = 0,
         seed: int = 0,
@@ -97,12 +101,14 @@ class MultimodalDataModule(EvaluatedDataModule):
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.text_micro_batch, self.seed = text_micro_batch, seed
         self.per_device_batch = per_device_batch
+        self.packing = Packing(token_budget, image_cost) if pack else None
         if group == "source" and per_device_batch is None:
             raise ValueError(
                 "data.group: found 'source', expected stage.per_device_batch to say how many samples share one"
             )
         self._order: MixtureSampler | None = None
         self._rows: TextRows | None = None
+        self._shares_of: dict[int, list[Share]] = {}
         for name, source in self.train.items():
             if self.only_captions and not source.captions:
                 raise ValueError(f"data.train.{name}: found {type(source).__name__}, expected a source of captions")
@@ -148,6 +154,7 @@ class MultimodalDataModule(EvaluatedDataModule):
                 batch=self.global_batch,
                 run=self.per_device_batch or 1,
                 runs=lambda name: self.train[name].runs(),
+                images=lambda name, index: self.train[name].image_key(index),
             )
         return self._order
 
@@ -183,9 +190,19 @@ class MultimodalDataModule(EvaluatedDataModule):
         """Micro-batches of one optimizer step of each of `world` ranks.
 
         Raises:
-            ValueError: what a step takes is no multiple of what the ranks take at once.
+            ValueError: what a step takes is no multiple of what the ranks take at once, or the budget is too small.
         """
-        return sum(share.micro_batches(world) for share in self.shares())
+        return sum(share.micro_batches(world) for share in self.shares_of(world))
+
+    def shares_of(self, world: int) -> list[Share]:
+        """The same; where samples are packed, with how they are dealt to `world` ranks."""
+        if self.packing is None:
+            return self.shares()
+        if world not in self._shares_of:
+            orders = list(zip(self.shares(), self.orders(), strict=True))
+            lengths = LengthIndex(self.train, self._processor(), self.seed)
+            self._shares_of[world] = self.packing.shares(orders, lengths, self.optimizer_steps, world)
+        return self._shares_of[world]
 
     @property
     def optimizer_steps(self) -> int:
@@ -212,25 +229,13 @@ class MultimodalDataModule(EvaluatedDataModule):
 
     @rank_zero_only
     def _print_sources(self) -> None:
-        table = Table("source", title=f"training data, {self.optimizer_steps} steps of {self.global_batch}")
-        changes = sorted(
-            {change for source in self.train.values() for change, count in source.changed.items() if count}
-        )
-        for heading in ("samples", "share", "epochs", "left out", *changes):
-            table.add_column(heading, justify="right")
-        for name, epochs in self.effective_epochs().items():
-            skipped = len(getattr(self.train[name], "skipped", ()))
-            share = self.order.counts[name] / len(self.order)
-            changed = [f"{self.train[name].changed.get(change, 0):,}" for change in changes]
-            counts = (f"{len(self.train[name]):,}", f"{share:.1%}", f"{epochs:.2f}", f"{skipped:,}", *changed)
-            table.add_row(name, *counts)
-        Console().print(table)
+        Console().print(sources_table(self.train, self.order, self.optimizer_steps, self.effective_epochs()))
         if self.rows is not None:
             Console().print(self.rows.table(self.optimizer_steps, self.shares()[0].batch))
 
     def train_dataloader(self) -> ResumableLoader:
         rank, world = self._rank_and_world()
-        shares, orders = self.shares(), self.orders()
+        shares, orders = self.shares_of(world), self.orders()
         shown = self.order.effective_epochs() if self.train else {}
         self.bad_samples = BadSampleList.of(self.trainer, self.bad_limits, len(orders[-1]), shown)
         loader = ResumableLoader(
@@ -238,7 +243,7 @@ class MultimodalDataModule(EvaluatedDataModule):
                 self.train, self._processor(), self.seed, self.rows, limits=self.bad_limits, overlong=self.overlong
             ),
             list(zip(shares, orders, strict=True)),
-            collate_fn=Collate(self._processor(), "right"),
+            collate_fn=Collate(self._processor(), "right", packed=self.packing is not None),
             steps=self.optimizer_steps,
             rank=rank,
             world=world,
@@ -246,7 +251,7 @@ class MultimodalDataModule(EvaluatedDataModule):
         )
         if self.trainer is not None:
             expected = {"max_epochs": 1, "accumulate_grad_batches": loader.accumulation}
-            batches = " and ".join(f"{s.batch} = {s.micro_batches(world)} x {s.micro_batch} x {world}" for s in shares)
+            batches = " and ".join(share.told(world) for share in shares)
             for name, value in expected.items():
                 if (found := getattr(self.trainer, name)) != value:
                     raise ValueError(

@@ -201,6 +201,9 @@ class Batch:
     own_mean: float | None = None
     """Where set, the loss of these rows is a mean of its own, which is added times this number; None: they are rows of
     the global batch like all others."""
+    numbers: tuple[int, ...] = ()
+    """Of these samples, dealt to ranks, among the `together` of a step that share a mean; () for consecutive ones."""
+    together: int = 0
     step: tuple[Batch, ...] = ()
     """On the first micro-batch of an optimizer step: all that this rank takes in the step, in their order, on the host
     and without images. What a mean over the global batch is divided by is known from them before the first backward."""
@@ -212,7 +215,8 @@ class Batch:
 
     def noted(self, **changes: object) -> Batch:
         """The same rows with other fields beside them; their `layout` is not found anew, as `replace` would."""
-        assert changes.keys() <= {"images", "sources", "own_mean", "step"}, f"{list(changes)} change the rows"
+        beside = {"images", "sources", "own_mean", "numbers", "together", "step"}
+        assert changes.keys() <= beside, changes.keys()
         known = copy(self)
         vars(known).update(changes)
         return known

@@ -25,7 +25,7 @@ from lightning_mllm.contracts import IMAGE_MARK, LITERAL_MARK, ImageFile, ImageR
 
 Ids = Literal["numbered", "unique"]
 FILE_URL = "file:"
-KEPT = ("number", "words", "image", "id")
+KEPT = ("number", "words", "image", "id", "images")
 """What is kept of each record (see RecordSource)."""
 
 
@@ -104,7 +104,9 @@ class Conversations(RecordSource):
         except RecordError as rule:
             raise rule if self.dialect else RecordError(f"read as {self.found.name}: {rule}") from None
         words = sum(len(turn.text.split()) for turn in conversation.turns)
-        return Checked(words, bool(conversation.images), _id(conversation, place), changed)
+        names = [picture.name for picture in conversation.images]
+        named = [f"{place}/{name}" if name is None or name in stored else name for name in names]
+        return Checked(words, bool(conversation.images), _id(conversation, place), changed, named)
 
     def _conversation(self, record: object, changed: list[str]) -> Conversation:
         """The conversation of a record; RecordError if it breaks a rule."""

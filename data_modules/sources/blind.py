@@ -43,6 +43,9 @@ class Blind(Wrapped):
             )
         return replace(sample, images=images)
 
+    def image_key(self, index: int) -> int | None:
+        return None  # of another image than the source's
+
 
 def images_of_another(index: int, own: Images, total: int, images_of: Callable[[int], Images]) -> Images | None:
     """Those of the next sample, from half of all `total` away on, that has as many images as `own` and other ones."""

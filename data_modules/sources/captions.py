@@ -20,7 +20,7 @@ from data_modules.sources.records import (
     refused,
     text_of,
 )
-from data_modules.sources.source import Published
+from data_modules.sources.source import Published, key_of_images
 from data_modules.sources.templates import Prompts
 from lightning_mllm.contracts import Sample, Turn
 
@@ -91,6 +91,10 @@ class CaptionSource(FileSource):
 
     def has_image(self, index: int) -> bool:
         return True
+
+    def image_key(self, index: int) -> int | None:
+        entry = self._locate(index)[0] if self.per == "caption" else index
+        return key_of_images(self.images, [self._entry(entry)[1]])
 
     def where(self, index: int) -> str:
         return super().where(self._locate(index)[0] if self.per == "caption" else index)

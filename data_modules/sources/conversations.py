@@ -96,7 +96,9 @@ class LlavaConversations(RecordSource):
             if name not in stored:
                 self._folder.check(name)
         id = str(record.get("id", place.lstrip(":")))
-        return Checked(sum(len(text.split()) for _, text in turns), bool(images), id, changed)
+        words = sum(len(text.split()) for _, text in turns)
+        names = [f"{place}/{name}" if name in stored else name for name in images]  # each record stores its own
+        return Checked(words, bool(images), id, changed, names)
 
     def _checked(self, record: object, changed: list[str]) -> tuple[list[str], Turns]:
         """Image names and turns of a record that keeps the rules; RecordError otherwise.

@@ -10,6 +10,7 @@ import torch
 
 from data_modules.sources.files import BadRecords, Entry, FileSource
 from data_modules.sources.records import MAX_TEXT, RecordError, parse, records_in, refused
+from data_modules.sources.source import key_of_images
 from data_modules.sources.templates import Prompts
 from lightning_mllm.contracts import IMAGE_MARK, Sample, Turn
 
@@ -180,6 +181,9 @@ class QuestionSource(FileSource):
     def question(self, index: int) -> Question:
         """The checked record of sample `index`."""
         return Question(*self._entry(index))
+
+    def image_key(self, index: int) -> int | None:
+        return key_of_images(self.images, self.question(index).images)
 
     def learned(self, asked: Question, generator: torch.Generator) -> str:
         """The answer to learn."""

@@ -22,7 +22,7 @@ from data_modules.containers.offset_index import CACHED_FROM, Arrays, built, key
 from data_modules.sources.addresses import image_at, image_folder
 from data_modules.sources.checked import Given, states, still
 from data_modules.sources.records import RecordError, refused
-from data_modules.sources.source import BadRecords, Source
+from data_modules.sources.source import BadRecords, Source, key_of_images
 from lightning_mllm.contracts import ImageRef
 
 CHUNK = 20_000
@@ -38,6 +38,8 @@ class Checked(NamedTuple):
     """By which records that share one are told apart; or nothing."""
     changed: Sequence[str] = ()
     """How it is read otherwise than it is written (see `Source.changed`)."""
+    images: Sequence[str] = ()
+    """What its images are called; nothing where no two records show the same, then of all records of the source."""
 
 
 class Sentences(Sequence[str]):
@@ -149,10 +151,18 @@ class RecordSource(Given, Source):
             "words": np.array([each.words for each in kept], dtype=np.int32),
             "image": np.array([each.image for each in kept], dtype=bool),
             "id": np.array(ids, dtype=np.uint64),
+            "images": self._image_keys(kept),
             "skipped": texts(skipped),
             "changed": texts([json.dumps(changed)] if changed else []),
             "states": states([], self._folder.listed),
         }
+
+    def _image_keys(self, kept: Sequence[Checked]) -> Int[np.ndarray, " N"]:
+        """Of each record, -1 for one without images; empty where no two records show the same."""
+        if all(each.image and not each.images for each in kept):
+            return np.zeros(0, dtype=np.int64)
+        keys = (key_of_images(self.images, each.images) for each in kept)
+        return np.array([-1 if key is None else key for key in keys], dtype=np.int64)
 
     def _repeated(self, _: int) -> Arrays:
         """Of each record whose id another one has before it the number behind its own, as `unique_id` gives them out;
@@ -215,6 +225,10 @@ class RecordSource(Given, Source):
 
     def has_image(self, index: int) -> bool:
         return bool(self._found["image"][index])
+
+    def image_key(self, index: int) -> int | None:
+        key = int(self._found["images"][index]) if len(self._found["images"]) else -1
+        return None if key < 0 else key
 
     def where(self, index: int) -> str:
         assert self._records is not None, "call load first"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal
@@ -76,6 +77,11 @@ class Source(ABC):
     def has_image(self, index: int) -> bool:
         """Whether sample `index` has an image, without reading it."""
 
+    def image_key(self, index: int) -> int | None:
+        """A number of the images of sample `index`, from 0 and below 2**63, without reading it: samples that show the
+        same files have the same one. None without images, and where it is not known."""
+        return None
+
     def where(self, index: int) -> str:
         """File and record that sample `index` is read from, as error messages begin; empty where that is not known."""
         return ""
@@ -104,6 +110,9 @@ class Wrapped(Source):
     def has_image(self, index: int) -> bool:
         return self.source.has_image(index)
 
+    def image_key(self, index: int) -> int | None:
+        return self.source.image_key(index)
+
     @property
     def skipped(self) -> list[str]:
         """One sentence for each record that the other source left out."""
@@ -118,3 +127,11 @@ class Wrapped(Source):
 
     def runs(self) -> Int[np.ndarray, " R"]:
         return self.source.runs()
+
+
+def key_of_images(folder: str, names: Sequence[str]) -> int | None:
+    """`Source.image_key` of images by their names in a folder; None of no images."""
+    if not names:
+        return None
+    digest = hashlib.blake2b("\0".join((folder, *names)).encode("utf-8", "surrogatepass"), digest_size=7)
+    return int.from_bytes(digest.digest(), "big")

@@ -19,6 +19,15 @@ class Hardware(ParallelPlan):
     """Samples a rank takes at once, unless the stage itself says; accumulation to its global batch is derived."""
     text_micro_batch: int = 1
     """Rows of plain text a rank takes at once, where a stage has any beside its samples."""
+    pack: bool = False
+    """Whether the samples that a rank takes at once share one row without padding, those of one image its tokens; and
+    whether samples are dealt to ranks so that all have equally much to do. The losses of every step stay the same."""
+    token_budget: int | None = None
+    """Tokens of such a row, in place of `micro_batch`: a step is accumulated over the fewest rows of so many tokens at
+    most. Tokens are estimated from the lengths of samples; one that alone has more has a row of its own."""
+    image_cost: int = 0
+    """Of packed samples, what the tower spends on an image, in tokens of the language model: about tower parameters x
+    patches / language parameters, a third of it where the tower is frozen and the language model trains."""
     workers: int = 0
     """Data loading processes per rank."""
     eval_batch: int = 64
@@ -26,9 +35,16 @@ class Hardware(ParallelPlan):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("micro_batch", 1), ("text_micro_batch", 1), ("workers", 0), ("eval_batch", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"hardware.{name}: found {getattr(self, name)}, expected at least {least}")
+        positive = ("micro_batch", "text_micro_batch", "eval_batch", "token_budget")
+        for name, least in (*((name, 1) for name in positive), ("workers", 0), ("image_cost", 0)):
+            if (found := getattr(self, name)) is not None and found < least:
+                raise ValueError(f"hardware.{name}: found {found}, expected at least {least}")
+        for name in ("token_budget", "image_cost"):
+            if getattr(self, name) and not self.pack:
+                raise ValueError(
+                    f"hardware.{name}: found {getattr(self, name)} with samples that are padded, expected none, or"
+                    " hardware.pack: true"
+                )
 
 
 def at_once(stage: int | None, hardware: int) -> int:

@@ -7,11 +7,13 @@
 A loss is a weighted sum of rows; a reduction is a rule for the weights. The rule sees the tokens of every row of the
 global batch, which ranks tell one another once a step, so it gives the same however the batch is cut:
 
-    rank 0   micro-batch 0 [m rows] | micro-batch 1 [m rows] | ...      tokens of each row, from the host's batches
-    rank 1   micro-batch 0 [m rows] | micro-batch 1 [m rows] | ...
-             `--- gathered, in the order of the data ---'  ->  weights of all rows  ->  each rank takes its own
+    rank 0   micro-batch 0 | micro-batch 1 | ...      tokens of each row, from the host's batches
+    rank 1   micro-batch 0 | micro-batch 1 | ...
+             `- summed over ranks, each row at its place in the data -'  ->  weights of all  ->  each takes its own
 
-Legend: R rows of the global batch, B of one micro-batch, W ranks, A micro-batches of a step of one rank.
+Rows are samples: those of one packed row are told apart. Ranks may have different numbers of them (`Batch.numbers`).
+
+Legend: R rows of the global batch, B of one micro-batch, W ranks.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from lightning_mllm.collectives import gather, rank_and_world
+from lightning_mllm.collectives import all_reduce, rank_and_world
 from lightning_mllm.contracts import Batch, Output, Term
 from lightning_mllm.training.stage import Reduction
 
@@ -101,7 +103,8 @@ def step_weights(
     """The weights of all micro-batches of this rank in an optimizer step; every rank calls this together.
 
     Args:
-        batches: The micro-batches; those of one number have equally many rows on all ranks.
+        batches: The micro-batches; without `Batch.numbers` those of one place have equally many rows on all ranks, and
+            the rows of rank 0, of rank 1, ... follow one another in the data.
         reduction: How rows are weighed.
         size: As in `row_weights`; rows with a mean of their own (`Batch.own_mean`) are one micro-batch of it.
         device: Where ranks exchange tensors, and where the weights are needed.
@@ -110,24 +113,34 @@ def step_weights(
         ValueError: As `row_weights`.
     """
     rank, world = rank_and_world()
-    own = torch.cat([batch.layout.supervised.counts for batch in batches]).to(device, non_blocking=True)
-    everywhere = gather(own, gradient=False).view(world, -1)
-    sizes = [len(batch.ids) for batch in batches]
-    # f[W, B] of each micro-batch, whose rows in the order of the data are those of rank 0, of rank 1, ...
-    columns = list(everywhere.split(sizes, dim=1))
+    counts = [batch.layout.supervised.counts for batch in batches]
     found: dict[int, MicroBatchWeights] = {}
     for mean in dict.fromkeys(batch.own_mean for batch in batches):
         chosen = [number for number, batch in enumerate(batches) if batch.own_mean == mean]
-        tokens = torch.cat([columns[number].reshape(-1) for number in chosen])
-        weights = row_weights(tokens, reduction, size if mean is None else len(tokens))
+        places, total = _places([batches[number] for number in chosen], rank, world)
+        own = torch.cat([counts[number] for number in chosen])
+        index = torch.tensor(places, device=own.device)
+        everyone = all_reduce(own.new_zeros(total).index_copy(0, index, own).to(device, non_blocking=True))
+        weights = row_weights(everyone, reduction, size if mean is None else total)
         factor = 1.0 if mean is None else mean
-        row = factor / len(tokens)
-        for number, part in zip(chosen, weights.split([world * sizes[n] for n in chosen]), strict=True):
-            of_tokens = part.view(world, -1)[rank] * factor
-            found[number] = MicroBatchWeights(
-                tokens=columns[number][rank], of_tokens=of_tokens, of_rows=torch.full_like(of_tokens, row)
-            )
+        sizes, index = [len(batches[number].ids) for number in chosen], index.to(device, non_blocking=True)
+        parts = (weights[index] * factor).split(sizes), everyone[index].split(sizes)
+        for number, of_tokens, tokens in zip(chosen, *parts, strict=True):
+            of_rows = torch.full_like(of_tokens, factor / total)
+            found[number] = MicroBatchWeights(tokens=tokens, of_tokens=of_tokens, of_rows=of_rows)
     return [found[number] for number in range(len(batches))]
+
+
+def _places(batches: Sequence[Batch], rank: int, world: int) -> tuple[list[int], int]:
+    """Of each row of micro-batches that share a mean its place in the data; and how many rows all ranks have."""
+    if batches[0].numbers:
+        return [number for batch in batches for number in batch.numbers], batches[0].together
+    places, before = list[int](), 0
+    for batch in batches:
+        first = before + rank * len(batch.ids)
+        places += range(first, first + len(batch.ids))
+        before += world * len(batch.ids)
+    return places, before
 
 
 def held_out_loss(output: Output) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:

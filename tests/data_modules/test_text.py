@@ -177,13 +177,13 @@ def test_ranks_share_out_each_step(world: int, micro: int, text_micro: int, tmp_
             global_rank=rank, world_size=world, max_epochs=1, accumulate_grad_batches=count, fast_dev_run=1
         )
         loader = module.train_dataloader()
-        assert loader._stream.number(8 * 3) == 3 * count, "a checkpoint of a step fits any layout"
+        assert loader._stream.number({"position": 8 * 3}) == 3 * count, "a checkpoint of a step fits any layout"
         batches, position = [], 0
         for batch in loader:
             batches.append(batch)
             position += len(batch["ids"]) * world
             assert loader.state_dict() == {"position": position}, "samples of all ranks"
-            assert loader._stream.number(position) == len(batches)
+            assert loader._stream.number({"position": position}) == len(batches)
         ranks.append(_steps(batches, count))
     together = [sorted(chain(*(rank[step] for rank in ranks))) for step in range(len(steps))]
     assert together == [sorted(step) for step in steps]

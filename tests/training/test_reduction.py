@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from data_modules.module import MultimodalDataModule
 from data_modules.sources.source import Source
-from lightning_mllm.contracts import IGNORE, Output, Sample, Term, Turn
+from lightning_mllm.contracts import IGNORE, Batch, Output, Sample, Term, Turn
 from lightning_mllm.training.checkpoints import newest
 from lightning_mllm.training.reduction import row_weights, step_weights
 from lightning_mllm.training.stage import StageSettings
 from tests.distributed.ranks import on_two_ranks
 from tests.distributed.test_two_ranks import STRATEGIES
-from tests.toy import Toy, ToyLanguage
+from tests.toy import Toy, ToyLanguage, ToyProcessor
 from tests.training.data import Drawn
 from tests.training.runs import losses, settings, trainer
 from tests.training.test_restarts import StopIn, Stopped
@@ -56,8 +56,17 @@ class Answers(Source):
         return Sample(id=f"{self.tokens}-{index}", turns=turns, images=(image,))
 
 
+class Unpacked(ToyProcessor):
+    """Takes what is to be packed, and pads it: the toy knows no packed rows."""
+
+    def collate(self, rows: Any, *, padding: Any = "right", packed: bool = False) -> Batch:
+        return super().collate(rows, padding=padding)
+
+
 def data(micro: int, **more: Any) -> MultimodalDataModule:
     sources: dict[str, Any] = {"short": Answers(3), "middle": Answers(12), "long": Answers(140)}
+    if more.get("pack"):
+        more["processor"] = Unpacked()
     return MultimodalDataModule(train=sources, steps=STEPS, global_batch=BATCH, micro_batch=micro, **more)
 
 
@@ -66,7 +75,9 @@ def stage(reduction: Any) -> StageSettings:
     return settings(global_batch=BATCH, reduction=reduction, per_device_batch=DEVICE, lr=1e-3, steps=STEPS)
 
 
-def run(folder: Path, reduction: str, micro: int, *, resume: bool = False, **arguments: Any) -> list[dict[str, Tensor]]:
+def run(
+    folder: Path, reduction: str, micro: int, *, resume: bool = False, dealt: Any = None, **arguments: Any
+) -> list[dict[str, Tensor]]:
     """Trains a toy; the gradients of each optimizer step, whole on every rank."""
     torch.manual_seed(3)
     module = Toy(language=ToyLanguage(depth=1), stage=stage(reduction))
@@ -78,7 +89,7 @@ def run(folder: Path, reduction: str, micro: int, *, resume: bool = False, **arg
         seen.append({name: _whole(p.grad).clone() for name, p in module.net.named_parameters() if p.grad is not None})
 
     module.configure_gradient_clipping = look  # type: ignore[method-assign]
-    datamodule = data(micro, processor=module.processor)
+    datamodule = data(micro, processor=module.processor, **(dealt or {}))
     own = trainer(folder, **arguments)
     own.accumulate_grad_batches = datamodule.accumulation(own.world_size)
     own.fit(module, datamodule=datamodule, ckpt_path=newest(folder / "checkpoints") if resume else None)
@@ -173,17 +184,66 @@ def test_cuts_into_two_ranks_of_two_micro_batches(strategy: str, expected: Any, 
         assert losses(tmp_path / reduction)[0][1] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.parametrize("how", [{"pack": True}, {"pack": True, "token_budget": 800}], ids=["micro-batches", "budget"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_samples_that_are_dealt(reduction: str, how: Any, expected: Any, tmp_path: Path) -> None:
+    """Micro-batches of different numbers of samples, in another order: the same loss and gradients."""
+    found = run(tmp_path, reduction, 8, dealt=how)
+    loss, gradients = expected[reduction]
+    same(found[0], gradients)
+    assert losses(tmp_path)[0][1] == pytest.approx(loss, rel=1e-5)
+    loader = data(8, **how).train_dataloader()
+    step = [batch.numbers for batch in loader][: loader.accumulation]
+    dealt_to = [number for numbers in step for number in numbers]
+    assert sorted(dealt_to) == list(range(BATCH)) != dealt_to
+    assert "token_budget" not in how or len(set(map(len, step))) > 1
+
+
+def test_samples_that_are_dealt_to_two_ranks(expected: Any, tmp_path: Path) -> None:
+    def work(rank: int) -> dict[str, dict[str, Tensor]]:
+        how = {"pack": True, "token_budget": 500}
+        return {each: run(tmp_path / each, each, 8, dealt=how, devices=2, strategy="ddp")[0] for each in REDUCTIONS}
+
+    first, second = on_two_ranks(work)
+    for reduction, (loss, gradients) in expected.items():
+        same(first[reduction], gradients)
+        same(second[reduction], gradients)
+        assert losses(tmp_path / reduction)[0][1] == pytest.approx(loss, rel=1e-5)
+
+
 def batches(*rows: int, own_mean: float | None = None) -> Iterator[Any]:
     """Micro-batches of so many rows."""
-    whole = next(iter(data(BATCH, processor=Toy().processor).train_dataloader()))
     first = 0
     for count in rows:
-        cut = slice(first, first + count)
-        kept = {
-            name: getattr(whole, name)[cut] for name in ("ids", "labels", "tokens", "segments", "kinds", "positions")
-        }
-        yield replace(whole, step=(), own_mean=own_mean, **kept)
+        yield of_rows(range(first, first + count), own_mean)
         first += count
+
+
+def of_rows(chosen: Sequence[int], own_mean: float | None = None, **noted: Any) -> Batch:
+    """A micro-batch of these rows of a global batch."""
+    whole = next(iter(data(BATCH, processor=Toy().processor).train_dataloader()))
+    tensors = {
+        name: getattr(whole, name)[list(chosen)] for name in ("labels", "tokens", "segments", "kinds", "positions")
+    }
+    ids = [whole.ids[row] for row in chosen]
+    return replace(whole, step=(), own_mean=own_mean, ids=ids, **tensors, **noted)
+
+
+def test_weights_do_not_depend_on_how_rows_are_dealt() -> None:
+    """Text with a mean of its own and samples, in micro-batches of other sizes and in another order."""
+    plain = [of_rows(range(6), 0.5), of_rows(range(16))]
+    dealt = [
+        of_rows(numbers, mean, numbers=tuple(numbers), together=6 if mean else 16)
+        for numbers, mean in (([5, 0], 0.5), ([1, 4, 2, 3], 0.5), ([15, 2, 7], None), (range(3, 7), None))
+    ]
+    dealt.append(of_rows(numbers := [14, 0, 8, 13, 1, 12, 9, 11, 10], None, numbers=tuple(numbers), together=16))
+    for reduction in REDUCTIONS:
+        expected = step_weights(plain, reduction, 8, torch.device("cpu"))
+        found = step_weights(dealt, reduction, 8, torch.device("cpu"))
+        for each, batch in zip(found, dealt, strict=True):
+            whole = expected[0 if batch.own_mean else 1]
+            for name in ("tokens", "of_tokens", "of_rows"):
+                assert torch.equal(getattr(each, name), getattr(whole, name)[list(batch.numbers)]), (reduction, name)
 
 
 def test_text_may_have_a_mean_of_its_own_that_is_added() -> None:
