@@ -30,6 +30,7 @@ mllm: train, test, ask and export multimodal language models.
   mllm data convert FILE --to F     conversations of any dialect and file as those of another
   mllm data list                    the published data sets that the sources read
   mllm data shares STAGE.yaml       what each training source counts for in the loss
+  mllm bench NAME                   a benchmark, such as training_speed beside other trainers; alone, their list
 
   mllm fit --config F [--config F]  train one stage
   mllm validate | test | predict    the same files, another verb
@@ -163,6 +164,12 @@ def _data(arguments: Sequence[str]) -> None:
     main(arguments[1:])
 
 
+def _bench(arguments: Sequence[str]) -> None:
+    from lightning_mllm.commands.bench import main
+
+    main(arguments[1:])
+
+
 def _synthesize(arguments: Sequence[str]) -> None:
     from data_modules.synthesis.command import main
 
@@ -186,6 +193,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "world": _world,
     "data": _data,
     "synthesize": _synthesize,
+    "bench": _bench,
     "fit": _fit,
     "validate": _fit,
     "test": _fit,

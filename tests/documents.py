@@ -68,7 +68,7 @@ def parses(verb: str, *given: str) -> None:
         show_help(given) if asked else read_command_line(given)
         return
     known = f"{run_help(verb, *(['FOLDER'] if verb == 'predict' else []))} "
-    if verb == "data" and given:
+    if verb in ("data", "bench") and given:
         known += run_help(verb, given[0])
     for each in given:
         name, equals, value = each.partition("=")

@@ -1,15 +1,74 @@
-"""The benchmarks that need a GPU run in small on the CPU."""
+"""Benchmarks run in small, those of a GPU too; no time is looked at."""
 
 from __future__ import annotations
 
+import json
 import math
 import runpy
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from lightning_mllm.cli import main
+from lightning_mllm.commands.bench import benchmarks
 from lightning_mllm.training.memory import _apart
 
 BENCHMARKS = Path(__file__).parents[1] / "experiments" / "benchmarks"
+
+
+def test_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["bench"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(benchmarks()) and "training_speed" in benchmarks()
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_an_unknown_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "training_sped"])
+    assert "the nearest is 'training_speed'" in capsys.readouterr().err
+
+
+def test_training_speed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both loops train the same: from the same weights, on the same samples, their losses agree."""
+    given = ["--net", "tiny", "--batch", "3", "--steps", "2", "--warmup", "1", "--to", str(tmp_path)]
+    main(["bench", "training_speed", *given, "--peers", "HF Trainer", "--settings", "ours padded"])
+    assert "ours padded" in capsys.readouterr().out
+    found = json.loads((tmp_path / "training_speed.json").read_text(encoding="utf-8"))
+    assert found.keys() == {"machine", "load_after", "workload", "contenders"}
+    theirs, ours = found["contenders"]
+    assert [theirs["name"], ours["name"]] == ["HF Trainer", "ours padded"]
+    for each in (theirs, ours):
+        assert len(each["losses"]) == 3 and len(each["cpu_s"]) == len(each["wall_s"]) == 2
+        assert min(each["cpu_s"]) > 0 and each["agrees"]
+    # From one step to the next they differ by more than the contenders do.
+    assert theirs["losses"][0] != pytest.approx(theirs["losses"][1], rel=1e-4)
+    assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5) and ours["loss_difference"] < 1e-5
+    assert found["workload"]["padded_tokens"] > found["workload"]["tokens"] > found["workload"]["supervised"] > 0
+    assert (tmp_path / "training_speed.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_losses_that_differ_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from contest.turns import Contender, _compared  # pyright: ignore[reportMissingImports]
+
+    one = {"median_cpu_s": 1.0, "median_wall_s": 1.0, "cpu_s": [1.0], "own": 1, "peak": 2}
+    first, other = {**one, "losses": [2.0, 2.0]}, {**one, "losses": [2.0, 2.0001]}
+    assert not _compared(dict(other), first, Contender("a", "ours"))["agrees"]
+    assert _compared(dict(other), first, Contender("a", "ours", precision="bf16"))["agrees"]
+
+
+def test_lengths_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from contest.workload import read_lengths  # pyright: ignore[reportMissingImports]
+
+    file = tmp_path / "lengths.txt"
+    file.write_text("12 40\n0 3\n", encoding="utf-8")
+    assert read_lengths("align", file) == [(12, 40), (0, 3)]
+    file.write_text("12 40\n0 0\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"lengths.txt, line 2: found '0 0', expected"):
+        read_lengths("align", file)
 
 
 def test_the_plan_on_a_gpu() -> None:

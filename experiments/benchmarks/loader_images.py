@@ -1,6 +1,6 @@
 """Images a second of real JPEGs: this project's loader and processor beside torchvision and a plain DataLoader.
 
-    python experiments/benchmarks/loader_images.py FOLDER [--size 336 --batch 16 --workers 1 --rounds 9]
+    mllm bench loader_images FOLDER [--size 336 --batch 16 --workers 1 --rounds 9]
 
 Both read the .jpg files of FOLDER, each some times over, in a random order, and bring them to squares of one size: the
 shortest edge resized with bicubic filtering, then the centre. They take turns, so that what else the machine does meets

@@ -1,6 +1,6 @@
 """What a million conversations cost: the index, the memory of two ranks, the first batch of a streamed epoch.
 
-    python experiments/benchmarks/million_records.py [--records 1000000 --formats jsonl json parquet --folder DIR]
+    mllm bench million_records [--records 1000000 --formats jsonl json parquet --folder DIR]
 
 Each format is written once, with texts of about a kilobyte. Two processes, the ranks, then open the same files at the
 same time with an empty cache of indices; one of them builds the index, in processes of its own. A second pair finds the

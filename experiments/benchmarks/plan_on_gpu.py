@@ -1,7 +1,7 @@
 """What the parallel plan costs on a GPU: an `instruct` step of a LLaVA-1.5 of 7B random parameters, beside the oracle.
 
-    python experiments/benchmarks/plan_on_gpu.py                  one GPU of 141 GB, at most 5 minutes
-    python experiments/benchmarks/plan_on_gpu.py --tiny           the same on a CPU, in seconds
+    mllm bench plan_on_gpu                  one GPU of 141 GB, at most 5 minutes
+    mllm bench plan_on_gpu --tiny           the same on a CPU, in seconds
 
 Printed as JSON, in bytes, seconds and FLOP/s:
 

@@ -1,6 +1,6 @@
 """What a visual expert costs: a training step of a language model's blocks, with and without experts.
 
-    python experiments/benchmarks/visual_expert.py [--hidden 512 --inner 1376 --layers 4 --rows 1 ...]
+    mllm bench visual_expert [--hidden 512 --inner 1376 --layers 4 --rows 1 ...]
 
 One image (a 490 px image of CogVLM: begin, 1,225 patches, end) stands in each row between the first token and the
 text. Every step runs forward, backward and the gradients of what is trained; the formulations take turns, so that what
@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import torch
@@ -76,12 +76,12 @@ def step(model: PreTrainedModel, embeds: Tensor, positions: Tensor, kinds: Tenso
     return run
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = dict(hidden=512, inner=1376, layers=4, heads=8, rows=1, image=1227, text=200, repeats=5, threads=1)
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"default {value}")
-    sizes = parser.parse_args()
+    sizes = parser.parse_args(arguments)
     torch.set_num_threads(sizes.threads)
     torch.manual_seed(0)
 

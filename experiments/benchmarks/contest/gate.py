@@ -1,0 +1,61 @@
+"""Where a contender waits for its turn, in its own process: it measures from one passage to the next."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+
+class Gate:
+    """A loop passes it once before each step; what lies between two passages is the step, whichever part takes it.
+
+    Args:
+        steps: After so many the process ends.
+        told: A byte for each step that may be taken.
+        says: Takes a line of JSON for each step: cpu and wall in seconds, loss; peak and own, in bytes, are the most
+            that was resident since the first passage, and that without what was there when this was made and without
+            libraries and other files.
+    """
+
+    def __init__(self, steps: int, told: BinaryIO, says: BinaryIO) -> None:
+        self._left, self._told, self._says, self._begin = steps, told, says, (0.0, 0.0)
+        self._inherited = memory("RssAnon")
+
+    def say(self, **what: object) -> None:
+        self._says.write(json.dumps(what).encode() + b"\n")
+        self._says.flush()
+
+    def passed(self, loss: float | None) -> None:
+        """Before a step; `loss` is that of the step before. Ends the process behind the last one."""
+        cpu, wall = time.process_time() - self._begin[0], time.perf_counter() - self._begin[1]
+        if loss is None:
+            forget_peak()
+            self.say(state="ready")
+        else:
+            peak = memory("VmHWM")
+            own = peak - memory("RssFile") - self._inherited
+            self.say(state="step", cpu=cpu, wall=wall, loss=loss, peak=peak, own=own)
+            self._left -= 1
+        if not self._left or not self._told.read(1):
+            os._exit(0)
+        self._begin = time.process_time(), time.perf_counter()
+
+
+def memory(field: str) -> int:
+    """Bytes of this process, as Linux tells them: RssAnon are its own, RssFile libraries and other files, VmHWM is the
+    most that was resident of both; 0 elsewhere than on Linux."""
+    status = Path("/proc/self/status")
+    # Not getrusage: its peak is inherited from the process that started this one.
+    found = re.search(rf"{field}:\s+(\d+) kB", status.read_text()) if status.is_file() else None
+    return 1024 * int(found[1]) if found else 0
+
+
+def forget_peak() -> None:
+    """From now on VmHWM is the peak of what follows: reading the weights is no part of a step."""
+    file = Path("/proc/self/clear_refs")
+    if file.is_file():
+        file.write_text("5")

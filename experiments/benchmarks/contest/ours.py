@@ -1,0 +1,156 @@
+"""This project's loop: Lightning's Trainer as `mllm fit` sets it up, without checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from safetensors.torch import load_file
+from torch.utils.data import Dataset
+
+from contest.gate import Gate
+from contest.workload import PATCH, Workload
+from data_modules.loader import Collate, ResumableLoader, Share
+from lightning_mllm.architectures.llava import LLaVA
+from lightning_mllm.connectors.projector import MlpConnector
+from lightning_mllm.contracts import Encoded, TokenKind
+from lightning_mllm.language.causal import CausalLM
+from lightning_mllm.processing.processor import Processor
+from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
+from lightning_mllm.training.callbacks.throughput import Throughput
+from lightning_mllm.training.parallelize import ParallelPlan
+from lightning_mllm.training.sharding import ShardedStrategy, copy_into_shard
+from lightning_mllm.training.stage import StageSettings
+from lightning_mllm.vision.tower import OpenClipTower
+
+
+def llava(workload: Workload) -> LLaVA:
+    """The net of a workload, not built yet; in its stage the optimizer and schedule of HF Trainer's defaults."""
+    sizes = workload.sizes
+    vision = {"image_size": sizes.image_size, "patch_size": PATCH, "width": sizes.tower_width}
+    config: dict[str, Any] = {
+        "embed_dim": 16,
+        "quick_gelu": True,
+        "vision_cfg": {**vision, "layers": sizes.tower_layers, "head_width": sizes.head_width},
+        "text_cfg": {"context_length": 16, "vocab_size": 259, "width": 16, "heads": 2, "layers": 1},
+    }
+    language = {
+        "model_type": "llama",
+        "hidden_size": sizes.width,
+        "intermediate_size": sizes.inner,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.width // sizes.head_width,
+        "num_key_value_heads": sizes.width // sizes.head_width,
+        "vocab_size": sizes.vocabulary,
+        "max_position_embeddings": 4096,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    stage = StageSettings(
+        name=workload.stage,
+        steps=workload.all_steps + 1,
+        global_batch=workload.batch,
+        lr=workload.lr,
+        warmup=0,
+        decay="linear",
+        gradient_clip=1.0,
+    )
+    return LLaVA(
+        vision=OpenClipTower(weights=None, config=config),
+        connector=MlpConnector(),
+        language=CausalLM(config=language),
+        stage=stage,
+    )
+
+
+class Rows(Dataset[Encoded]):
+    """The samples of a workload, as a processor encodes them."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+
+    def __getitem__(self, number: int) -> Encoded:
+        one, slots = self.workload.sample(number), self.workload.sizes.slots
+        kinds = torch.full_like(one.tokens, TokenKind.TEXT, dtype=torch.uint8)
+        kinds[1 : 1 + slots] = int(TokenKind.IMAGE)
+        return Encoded(
+            id=str(number),
+            tokens=one.tokens,
+            labels=one.labels,
+            kinds=kinds,
+            images=one.image[None],
+            image_ids=(one.image_id,),
+            visual_counts=(slots,),
+        )
+
+
+class InOrder:
+    """The order of the samples: one behind the other."""
+
+    def at(self, position: int) -> int:
+        return position
+
+    def __len__(self) -> int:
+        return 1 << 30
+
+
+class Samples(LightningDataModule):
+    """The samples of a workload, one global batch a step."""
+
+    def __init__(self, workload: Workload, processor: Processor) -> None:
+        super().__init__()
+        self.workload, self.processor = workload, processor
+        self.optimizer_steps = workload.all_steps + 1
+
+    def train_dataloader(self) -> ResumableLoader:
+        share = Share("batch", self.workload.batch, self.workload.batch)
+        return ResumableLoader(
+            Rows(self.workload),
+            [(share, InOrder())],
+            collate_fn=Collate(self.processor, "right"),
+            steps=self.optimizer_steps,
+        )
+
+
+class AtGate(Callback):
+    """Loads the weights that all contenders begin with, and passes the gate before each step."""
+
+    def __init__(self, gate: Gate, weights: Path) -> None:
+        self.gate, self.weights = gate, weights
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        weights = load_file(self.weights)
+        for name, parameter in cast(LLaVA, pl_module).net.named_parameters():
+            copy_into_shard(parameter, weights[name])
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.gate.passed(float(trainer.callback_metrics["train/loss"]) if batch_idx else None)
+
+
+def run(workload: Workload, settings: Mapping[str, Any], folder: Path, gate: Gate) -> None:
+    """Trains.
+
+    Args:
+        settings: Of `hardware` (`ParallelPlan`).
+    """
+    module = llava(workload)
+    module.parallel = plan = ParallelPlan(**settings)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        strategy=ShardedStrategy() if plan.precision == "bf16" else "auto",
+        max_epochs=1,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        logger=MetricsCsv(str(folder / "metrics.csv")),
+        callbacks=[Throughput(), AtGate(gate, folder.parent / "ours.safetensors")],
+    )
+    trainer.fit(module, datamodule=Samples(workload, module.processor))
