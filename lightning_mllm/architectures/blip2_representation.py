@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_mllm.connectors.alignment import (
@@ -140,8 +140,10 @@ class Blip2Representation(MultimodalModule):
     def similarity(self, images: dict[str, Tensor], texts: dict[str, Tensor]) -> Float[Tensor, "N M"]:
         return self.net.similarity(images, texts)
 
-    def match(self, images: dict[str, Tensor], texts: dict[str, Tensor]) -> Float[Tensor, " K"]:
-        return self.net.match(images, texts)
+    def match(
+        self, images: dict[str, Tensor], texts: dict[str, Tensor], image_of: Int[Tensor, " K"]
+    ) -> Float[Tensor, " K"]:
+        return self.net.match(images, texts, image_of)
 
     @classmethod
     def tiny(cls, **settings: Any) -> Self:

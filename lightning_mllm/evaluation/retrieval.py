@@ -67,8 +67,8 @@ class Matcher(Retriever, Protocol):
         """How many of the most similar ones are ordered anew (k_test of BLIP-2: 128 on COCO); 0 for none."""
         ...
 
-    def match(self, images: Side, texts: Side) -> Float[Tensor, " K"]:
-        """The matching logit of K pairs: image k with text k."""
+    def match(self, images: Side, texts: Side, image_of: Int[Tensor, " K"]) -> Float[Tensor, " K"]:
+        """The matching logit of K pairs: text k with image `image_of[k]`; each of `images` is there once."""
         ...
 
 
@@ -295,11 +295,11 @@ class Retrieval:
             i, m = image[now], text[now]
             if not len(i):
                 # Sharded parameters need every rank in each call: one that is done goes on with any pair.
-                self.net.match(self._there(images, [0]), self._there(texts, [0]))
+                self.net.match(self._there(images, [0]), self._there(texts, [0]), self._device(np.zeros(1, int)))
                 continue
-            several, which = np.unique(i, return_inverse=True)  # one image of many pairs travels once
-            side = _at(self._there(images, [rows[each] for each in several]), torch.from_numpy(which))
-            logits.append(self.net.match(side, self._there(texts, m)).float().cpu().numpy())
+            several, which = np.unique(i, return_inverse=True)
+            side = self._there(images, [rows[each] for each in several])
+            logits.append(self.net.match(side, self._there(texts, m), self._device(which)).float().cpu().numpy())
         match = np.full(wanted.shape, np.nan, dtype=np.float32)
         for i, m, values in gather((np.array(own, dtype=int)[image], text, np.concatenate(logits))):
             match[i, m] = values
@@ -308,6 +308,9 @@ class Retrieval:
     def _there(self, side: Side, rows: Sequence[int] | np.ndarray) -> Side:
         """Some rows of a side on the net's device."""
         return self._moved(_at(side, torch.as_tensor(rows)))
+
+    def _device(self, numbers: np.ndarray) -> Int[Tensor, " K"]:
+        return torch.from_numpy(numbers).to(self.net.device)
 
     def _moved(self, side: Side) -> Side:
         return {name: tensor.to(self.net.device) for name, tensor in side.items()}

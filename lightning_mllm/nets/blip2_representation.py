@@ -9,11 +9,15 @@ on pairs of an image and a text teach them, through three views of one Q-Former.
       queries and text   --encode--> f[B,Q,D]              do they belong together?                      ITM --+--> loss
       [DEC] text         --decode--> f[B,L,D]              after the queries' keys and values: the next token    ITG --'
 
+The image is encoded once; so are the keys and values that the queries look up in it, for ITC and for ITM's three rows a
+pair.
+
 Legend: B pairs of this rank, A of all ranks, V vectors of width E an image, Q queries of width D, L tokens of a text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -35,7 +39,7 @@ from lightning_mllm.connectors.alignment import (
     summed_by_text,
     targets_of,
 )
-from lightning_mllm.connectors.qformer import PastKeyValues, QFormer
+from lightning_mllm.connectors.qformer import Images, PastKeyValues, QFormer
 from lightning_mllm.contracts import Batch, Output, Term
 from lightning_mllm.language.generation import AnswerEnd, Decoding
 from lightning_mllm.nets.base import Net
@@ -95,7 +99,10 @@ class Blip2RepresentationNet(Net):
         return Output(
             terms={
                 "contrast": Term(losses=self.contrast(images_to_texts, texts_to_images, pairs), weight=weight.contrast),
-                "matching": Term(losses=self.matching(images_to_texts, texts_to_images, pairs), weight=weight.matching),
+                "matching": Term(
+                    losses=self.matching(images_to_texts, texts_to_images, pairs, past_key_values),
+                    weight=weight.matching,
+                ),
                 "captioning": Term(losses=captioning, tokens=tokens, weight=weight.captioning),
             }
         )
@@ -151,19 +158,21 @@ class Blip2RepresentationNet(Net):
 
     def text_vectors(self, tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"]) -> Float[Tensor, "B C"]:
         """Unit vectors of texts, from their first token."""
-        return F.normalize(self.heads.text_proj(self.qformer.encode_text(tokens, real)[:, 0]), dim=-1)
+        return F.normalize(self.heads.text_proj(self.qformer.encode_first_token(tokens, real)), dim=-1)
 
     def contrast(self, images_to_texts: Tensor, texts_to_images: Tensor, pairs: Pairs) -> Float[Tensor, " B"]:
         """ITC of each pair: the image's texts among all, the text's images among all."""
         targets = targets_of(pairs.own, self.label_smoothing)
         return (contrastive(images_to_texts, targets) + contrastive(texts_to_images, targets)) / 2
 
-    def matching(self, images_to_texts: Tensor, texts_to_images: Tensor, pairs: Pairs) -> Float[Tensor, " B"]:
-        """ITM of each pair: the mean over it, its text with a hard negative image, its image with a hard negative
-        text."""
-        own, visual, tokens, real = pairs.own, pairs.visual, pairs.tokens, pairs.real
-        if self.negatives == "all":
-            visual = gather(visual, gradient=True)
+    def matching(
+        self, images_to_texts: Tensor, texts_to_images: Tensor, pairs: Pairs, past_key_values: PastKeyValues
+    ) -> Float[Tensor, " B"]:
+        """ITM of each pair: the mean over it, its image with a hard negative text, its text with a hard negative
+        image."""
+        own, tokens, real = pairs.own, pairs.tokens, pairs.real
+        everywhere = self.negatives == "all" and rank_and_world()[1] > 1
+        if everywhere:
             tokens, real = (gather(each, gradient=False) for each in (tokens, real))
         else:
             first = rank_and_world()[0] * len(tokens)
@@ -173,17 +182,23 @@ class Blip2RepresentationNet(Net):
             # With two of its own a rank need not ask the device whether there are others.
             check_negatives(own)
         other_image, other_text = hard_negatives(texts_to_images, own), hard_negatives(images_to_texts, own)
+        known: Images = past_key_values.images
+        # Other ranks have keys and values of their images; their vectors are what has been gathered, and is smaller.
+        others = (gather(pairs.visual, gradient=True)[other_image], 1) if everywhere else (known, other_image)
         logits = self.match_logits(
-            torch.cat([pairs.visual, visual[other_image], pairs.visual]),
-            torch.cat([pairs.tokens, pairs.tokens, tokens[other_text]]),
-            torch.cat([pairs.real, pairs.real, real[other_text]]),
+            [(known, 2), others],
+            torch.cat([pairs.tokens, tokens[other_text], pairs.tokens]),
+            torch.cat([pairs.real, real[other_text], pairs.real]),
         )
         return apart_or_together(logits)
 
     def match_logits(
-        self, visual: Float[Tensor, "B V E"], tokens: Int[Tensor, "B L"], real: Bool[Tensor, "B L"]
+        self,
+        visual: Float[Tensor, "B V E"] | Sequence[tuple[Images, Int[Tensor, " R"] | int]],
+        tokens: Int[Tensor, "B L"],
+        real: Bool[Tensor, "B L"],
     ) -> Float[Tensor, "B 2"]:
-        """Apart (0) or together (1), the mean of what each query says."""
+        """Apart (0) or together (1), the mean of what each query says; the images as `encode_instructed` takes them."""
         return self.heads.itm_head(self.qformer.encode_instructed(visual, tokens, real)).mean(1)
 
     def captioning(self, pairs: Pairs, past_key_values: PastKeyValues) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
@@ -217,9 +232,11 @@ class Blip2RepresentationNet(Net):
     def similarity(self, images: dict[str, Tensor], texts: dict[str, Tensor]) -> Float[Tensor, "N M"]:
         return nearest_query(images["vectors"], texts["vectors"])
 
-    def match(self, images: dict[str, Tensor], texts: dict[str, Tensor]) -> Float[Tensor, " K"]:
-        """The logit of belonging together (released code: added to the similarity)."""
-        return self.match_logits(images["visual"], texts["tokens"], texts["real"])[:, 1]
+    def match(
+        self, images: dict[str, Tensor], texts: dict[str, Tensor], image_of: Int[Tensor, " K"]
+    ) -> Float[Tensor, " K"]:
+        """The logit of text k and image `image_of[k]` belonging together (released code: added to the similarity)."""
+        return self.match_logits([(images["visual"], image_of)], texts["tokens"], texts["real"])[:, 1]
 
     def pair_logits(self, batch: Batch) -> Float[Tensor, "B 3"]:
         """Of each image and its text: their similarity, and the logits of being apart and of belonging together."""

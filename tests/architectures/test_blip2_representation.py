@@ -140,22 +140,41 @@ def test_one_pass_with_an_explicit_mask_gives_the_same_losses_and_gradients(modu
         assert_close(gradient, one, atol=1e-4, rtol=1e-4, msg=name)
 
 
+def test_a_step_encodes_its_images_once(module: Blip2Representation) -> None:
+    """The tower; and what the queries look up in an image, for three passes of its pair and as a hard negative."""
+    batch = collated(module, *FOUR)
+    seen: Counter[str] = Counter()
+    counted = {"vision": module.net.vision} | {
+        f"{i}.{name}": getattr(layer.cross_attention, name)  # pyright: ignore[reportAttributeAccessIssue]
+        for i, layer in enumerate(module.net.qformer.layers)
+        for name in ("key", "value")
+        if layer.cross_attention is not None
+    }
+    for name, part in counted.items():
+        part.register_forward_hook(lambda *given, name=name: seen.update({name: len(given[1][0])}))
+    module(batch).loss.backward()
+    assert len(counted) == 5 and seen == dict.fromkeys(counted, 4)
+
+
 def chosen(module: Blip2Representation, pairs: Pairs, similarity: Tensor, other: Tensor) -> tuple[Any, Any]:
     """For each pair the negative image of its text and the negative text of its image, by place in the batch."""
-    found: dict[str, Tensor] = {}
+    found: dict[str, Any] = {}
 
-    def look(visual: Tensor, tokens: Tensor, real: Tensor) -> Tensor:
+    def look(visual: Any, tokens: Tensor, real: Tensor) -> Tensor:
         found.update(visual=visual, tokens=tokens)
-        return torch.zeros(len(visual), 2)
+        return torch.zeros(len(tokens), 2)
 
     module.net.match_logits = look  # pyright: ignore[reportAttributeAccessIssue]
-    module.net.matching(similarity, other, pairs)
+    known = module.net.qformer.encode_images_with_cache(pairs.visual)[1]
+    module.net.matching(similarity, other, pairs, known)
     count = len(pairs.tokens)
-    images = [next(i for i in range(count) if torch.equal(pairs.visual[i], v)) for v in found["visual"][count:-count]]
-    texts = [next(i for i in range(count) if torch.equal(pairs.tokens[i], t)) for t in found["tokens"][-count:]]
-    assert torch.equal(found["visual"][:count], pairs.visual) and torch.equal(found["visual"][-count:], pairs.visual)
-    assert torch.equal(found["tokens"][: 2 * count], torch.cat([pairs.tokens, pairs.tokens]))
-    return images, texts
+    (own, times), (others, images) = found["visual"]
+    assert own is known.images and others is known.images and times == 2
+    texts = [
+        next(i for i in range(count) if torch.equal(pairs.tokens[i], t)) for t in found["tokens"][count : 2 * count]
+    ]
+    assert torch.equal(found["tokens"][:count], pairs.tokens) and torch.equal(found["tokens"][-count:], pairs.tokens)
+    return images.tolist(), texts
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -167,10 +186,7 @@ def test_a_negative_is_never_of_the_pair_itself(module: Blip2Representation, sof
     uniform = torch.zeros(6, 6)
     for _ in range(60):
         images, texts = chosen(module, pairs, uniform, uniform)
-        drawn.update([*enumerate(texts)])
-        if soft:
-            # Equal images are not told apart by their vectors: the first of them is found.
-            drawn.update([*enumerate(images)])
+        drawn.update([*enumerate(texts), *enumerate(images)])
     excluded = {(i, j) for i in range(6) for j in (same[i] if soft else {i})}
     assert not excluded & set(drawn)
     assert len(drawn) == 36 - len(excluded), "any other may be drawn"
@@ -259,7 +275,10 @@ def test_retrieval_compares_as_the_losses_do(module: Blip2Representation) -> Non
         images, texts = module.embed_images(batch), module.embed_texts([str(each.turns[1].text) for each in FOUR])
         expected = module.net.pair_logits(batch)
         assert_close(module.similarity(images, texts).diagonal(), expected[:, 0], **CLOSE)
-        assert_close(module.match(images, texts), expected[:, 2], **CLOSE)
+        assert_close(module.match(images, texts, torch.arange(4)), expected[:, 2], **CLOSE)
+        images = {name: tensor[[2, 0]] for name, tensor in images.items()}
+        some = {name: tensor[[0, 2, 0]] for name, tensor in texts.items()}
+        assert_close(module.match(images, some, torch.tensor([1, 0, 1])), expected[[0, 2, 0], 2], **CLOSE)
 
 
 def test_retrieval_reads_longer_texts_than_training() -> None:

@@ -37,8 +37,9 @@ def stage_one_of(module: Any, batch: Batch, term: str) -> dict[str, Tensor]:
     """A loss, and the gradients of its mean over ranks."""
     module.zero_grad()
     pairs = module.net.pairs(batch)
-    similarities = module.net.similarities(pairs, module.net.qformer.encode_images(pairs.visual))
-    loss = getattr(module.net, term)(*similarities, pairs).mean()
+    seen, known = module.net.qformer.encode_images_with_cache(pairs.visual)
+    given = (*module.net.similarities(pairs, seen), pairs)
+    loss = (module.net.contrast(*given) if term == "contrast" else module.net.matching(*given, known)).mean()
     loss.backward()
     world = dist.get_world_size() if dist.is_initialized() else 1
     found = {"loss": loss.detach().clone()}

@@ -28,7 +28,17 @@ class Passes(nn.Module):
         seen, kept = self.qformer.encode_images_with_cache(visual)
         read, written = self.qformer.encode_text(tokens, real), self.qformer.decode_text(tokens, real, kept)
         joined = self.qformer.encode_multimodal(visual, tokens, real)[:, : seen.shape[1]]
-        return seen.sin().sum() + 2 * read[:, 0].sin().sum() + 3 * written[real].sin().sum() + 4 * joined.sin().sum()
+        other = torch.tensor([1, 0])
+        shared = self.qformer.encode_instructed(
+            [(kept.images, other), (visual, 1)], tokens.repeat(2, 1), real.repeat(2, 1)
+        )
+        return (
+            seen.sin().sum()
+            + 2 * read[:, 0].sin().sum()
+            + 3 * written[real].sin().sum()
+            + 4 * joined.sin().sum()
+            + 5 * shared.sin().sum()
+        )
 
 
 def example(rank: int) -> tuple[Tensor, Tensor, Tensor]:

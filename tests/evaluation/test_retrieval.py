@@ -39,8 +39,9 @@ class Net:
         found = images["features"] @ texts["features"].T
         return torch.round(found * self.levels / 4) if self.levels else found
 
-    def match(self, images: Side, texts: Side) -> Tensor:
-        rows = zip(images["number"].tolist(), texts["name"].tolist(), strict=True)
+    def match(self, images: Side, texts: Side, image_of: Tensor) -> Tensor:
+        assert len(image_of.unique()) == len(images["number"]), "each image once"
+        rows = zip(images["number"][image_of].tolist(), texts["name"].tolist(), strict=True)
         pairs = [(number, bytes(name).decode().strip()) for number, name in rows]
         self.matched += pairs
         return torch.tensor([logit(*pair) for pair in pairs])

@@ -49,8 +49,8 @@ class SeerNet(ToyNet):
     def embed_texts(self, texts: list[str]) -> Side:
         return {"features": torch.stack([self.language.embed(torch.tensor([*t.encode()])).mean(0) for t in texts])}
 
-    def match(self, images: Side, texts: Side) -> Tensor:
-        return self.language.head(images["features"].mean(1) * texts["features"])[:, 0]
+    def match(self, images: Side, texts: Side, image_of: Tensor) -> Tensor:
+        return self.language.head(images["features"].mean(1)[image_of] * texts["features"])[:, 0]
 
 
 class Seer(Toy):
@@ -74,8 +74,8 @@ class Seer(Toy):
     def similarity(self, images: Side, texts: Side) -> Tensor:
         return torch.einsum("nvd,md->nmv", images["features"], texts["features"]).amax(-1)
 
-    def match(self, images: Side, texts: Side) -> Tensor:
-        return self.net.match(images, texts)
+    def match(self, images: Side, texts: Side, image_of: Tensor) -> Tensor:
+        return self.net.match(images, texts, image_of)
 
 
 class Closed(Squares):
