@@ -73,15 +73,20 @@ def batches(subject: Subject) -> Iterator[Line]:
     world = trainer["devices"] * trainer["num_nodes"] if isinstance(trainer["devices"], int) else 1
     rows = at_once(stage["micro_batch"], hardware["micro_batch"])
     alone = partial(accumulation, "stage.global_batch", stage["global_batch"], rows)
+    trained = [each for each in subject.sets if each.split == "train"]
+    loaded, budget = bool(trained) and all(each in subject.loaded for each in trained), hardware["token_budget"]
+    told = f"{stage['global_batch']} samples a step"
     try:
-        times = getattr(data, "accumulation", alone)(world)
+        if budget is None:
+            told += f" = {getattr(data, 'accumulation', alone)(world)} x {rows} x {world}"
+        elif loaded:  # the lengths of samples decide
+            told += f" in {data.accumulation(world)} x {world} rows of {budget} tokens"
     except ValueError as error:
         remedy = f"--hardware.micro_batch=N with N x {world} processes a divisor of {stage['global_batch']}"
+        remedy = remedy if budget is None else "a larger --hardware.token_budget, or fewer processes"
         yield Line(check="batches", level="red", found=str(error), remedy=remedy)
         return
-    told = f"{stage['global_batch']} samples a step = {times} x {rows} x {world}"
-    trained = [each for each in subject.sets if each.split == "train"]
-    if trained and all(each in subject.loaded for each in trained):
+    if loaded:
         try:
             told += f", {data.optimizer_steps:,} steps"
         except ValueError as error:

@@ -93,9 +93,13 @@ def stage_row(command: Sequence[str], images: int = 1) -> tuple[list[str], Memor
     if not isinstance(ranks, int):
         raise ConfigError(f"trainer.devices: found {ranks!r}, expected a number to tell the memory of")
     world = ranks * trainer["num_nodes"]
-    accumulates = accumulation("stage.global_batch", stage["global_batch"], rows, world) > 1
+    if (budget := hardware["token_budget"]) is None:
+        accumulates = accumulation("stage.global_batch", stage["global_batch"], rows, world) > 1
     module = net_of({**found["model"], "init_args": {**found["model"]["init_args"], "stage": stage}})
     module.parallel = Hardware(**hardware)
+    if budget is not None:  # as many full rows as have these tokens
+        rows = max(1, -(-budget // module.processor.max_length))
+        accumulates = stage["global_batch"] > rows * world
     batch = full_batch(module.processor, rows, images)
     sharded = "ShardedStrategy" in str(trainer["strategy"])
     memory, checkpointing = step_memory(module, batch, ranks=ranks, sharded=sharded, accumulates=accumulates)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter
-from itertools import chain, pairwise
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ def grouped(kind: Any, size: int = 53, batch: int = 8, seed: int = 0) -> Mixture
         modalities=lambda _, index: source.has_image(index),
         batch=batch,
         run=4,
+        images=lambda _, index: index // 3 if source.has_image(index) else None,
     )
 
 
@@ -46,7 +47,7 @@ def test_without_weights_an_epoch_is_the_union() -> None:
 
 
 @pytest.mark.parametrize(
-    "group", ["none", "length", "similar_length", "modality_length", "modality_similar_length", "source"]
+    "group", ["none", "length", "similar_length", "modality_length", "modality_similar_length", "source", "image"]
 )
 def test_an_epoch_is_a_pure_function_of_seed_and_number(group: str) -> None:
     forwards = [epoch_of(grouped(group), epoch) for epoch in (0, 1, 2)]
@@ -224,6 +225,26 @@ def test_batches_of_one_kind_and_of_like_lengths_are_those_of_llama2_accessory()
     assert ranges[len(ranges) // 2] <= 8, "words, within a global batch"
     firsts = [min(map(lengths.get, each)) for each in found]  # type: ignore
     assert 40 < sum(a < b for a, b in pairwise(firsts)) < 87, "neither from short to long nor from long to short"
+
+
+def test_samples_of_an_image_stand_together() -> None:
+    """Two with each image, and one beside them without; each epoch in another order of images and of their samples."""
+    order = grouped("image")
+    epochs = [[index for _, index in epoch_of(order, epoch)] for epoch in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(53))
+        runs = [key for key, _ in groupby(index // 3 if index % 3 else -1 - index for index in epoch)]
+        assert len(runs) == len(set(runs)) == 18 + 18
+    assert len({tuple(key for key in epoch if key % 3 == 1) for epoch in epochs}) == 3
+    firsts = {epoch.index(3 * image + 1) < epoch.index(3 * image + 2) for epoch in epochs for image in range(17)}
+    assert firsts == {True, False}
+
+
+def test_global_batches_run_over_the_borders_of_epochs() -> None:
+    order = grouped("none", size=53, batch=8)
+    rows = [row for some in order.global_batches(20) for row in some.tolist()]
+    assert rows == [[order.at(8 * step + k).index for k in range(8)] for step in range(20)]
+    assert [len(row) for some in grouped("none", size=5, batch=8).global_batches(3) for row in some] == [8, 8, 8]
 
 
 def test_runs_of_one_source_are_drawn_by_the_shares() -> None:

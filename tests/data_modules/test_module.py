@@ -16,6 +16,7 @@ from data_modules.module import CaptionDataModule, InstructionDataModule, Multim
 from data_modules.sources import CocoCaptions, VqaV2
 from lightning_mllm.contracts import Evaluation
 from tests.data_modules.files import Echo, Numbers
+from tests.data_modules.test_stream import Packed, sources_of
 
 
 def data(**settings: Any) -> InstructionDataModule:
@@ -198,6 +199,29 @@ def test_ranks_come_from_the_trainer() -> None:
 def test_a_trainer_that_does_not_fit(tmp_path: Path, settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         trainer(tmp_path, **settings).fit(Watcher(), data())
+
+
+def test_packed_samples_follow_a_budget(tmp_path: Path) -> None:
+    """Two epochs of 47 samples in steps of twelve; without a budget as many micro-batches as without packing."""
+
+    def packed(**settings: Any) -> InstructionDataModule:
+        return data(train=sources_of(), global_batch=12, processor=Packed(), pack=True, **settings)
+
+    module = packed(token_budget=60)
+    assert (
+        module.accumulation(1)
+        > module.accumulation(2)
+        > module.accumulation(4)
+        == packed(token_budget=120).accumulation(2)
+    )
+    assert packed().accumulation(1) == 6 and packed().accumulation(2) == 3
+    with pytest.raises(ValueError, match="global_batch: found 12, expected a multiple of 5 = micro_batch 5 x 1"):
+        packed(micro_batch=5).accumulation(1)
+    with pytest.raises(ValueError, match=r"accumulate_grad_batches: found 2, expected \d for .* of 12 dealt to \d x 1"):
+        trainer(tmp_path).fit(Watcher(), datamodule=module)
+    loader = packed(token_budget=60).train_dataloader()
+    assert loader.accumulation == module.accumulation(1) and len(loader) == 7 * loader.accumulation
+    assert sorted(number for batch in loader for number in batch.numbers) == sorted([*range(12)] * 7)
 
 
 def test_wrong_settings() -> None:

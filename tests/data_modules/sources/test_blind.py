@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from data_modules.sources import Blind
+from data_modules.sources.source import Wrapped
 from tests.data_modules.files import Numbers, generator
 
 
@@ -24,3 +25,11 @@ def test_texts_stay_and_every_image_is_that_of_another_file() -> None:
 def test_one_picture_alone_cannot_be_exchanged() -> None:
     with pytest.raises(ValueError, match=r"sample n0: found no other sample with 1 different images to exchange"):
         Blind(Numbers(2)).sample(0, generator())
+
+
+def test_an_exchanged_image_is_not_told_by_the_source() -> None:
+    class Keyed(Numbers):
+        def image_key(self, index: int) -> int | None:
+            return index
+
+    assert Wrapped.image_key(Blind(Keyed(4)), 3) == 3 and Blind(Keyed(4)).image_key(3) is None

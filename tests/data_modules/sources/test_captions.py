@@ -204,3 +204,14 @@ def test_real_coco() -> None:
         assert texts == Counter(record["caption"].strip() for record in content["annotations"])
         assert all(len(s.references) >= 5 for s in (source.sample(k, generator()) for k in range(len(source))))
         assert source.sample(0, generator()).images[0].read(1 << 22)[:2] == b"\xff\xd8"
+
+
+def test_captions_of_an_image_have_its_key(tmp_path: Path) -> None:
+    annotations, images = write(tmp_path / "c.json", coco(tmp_path)), str(tmp_path / "images")
+    keys: dict[str, list[int | None]] = {}
+    for per in ("caption", "image"):
+        source = CocoCaptions(annotations, images, per=per)
+        source.load()
+        keys[per] = [source.image_key(index) for index in range(len(source))]
+    dog, kitchen = keys["image"]
+    assert keys["caption"] == [dog, dog, kitchen] and None not in (dog, kitchen) and dog != kitchen

@@ -325,3 +325,9 @@ def test_published_answers_as_conversations(tmp_path: Path) -> None:
     source.load()
     assert len(source) == len(rows) == 90
     assert len({source.sample(k, generator()).id for k in range(90)}) == 90
+
+
+def test_conversations_about_the_same_images_have_one_key(tmp_path: Path) -> None:
+    source = load(tmp_path, GOOD)
+    one, again, text, two = (source.image_key(index) for index in range(4))
+    assert one == again and one is not None and text is None and two not in (one, None)

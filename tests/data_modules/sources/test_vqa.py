@@ -54,6 +54,7 @@ def test_vqa(tmp_path: Path) -> None:
     assert "Who {is} it?" in second.turns[0].text
     assert first.images[0].name == str(tmp_path / "images/COCO_val2014_000000000009.jpg")
     assert source.length(0) == 9 and source.has_image(0)
+    assert source.image_key(0) == source.image_key(1) is not None
 
 
 @pytest.mark.parametrize(
