@@ -82,6 +82,12 @@ def _memory(arguments: Sequence[str]) -> None:
     main(arguments[1:])
 
 
+def _cache(arguments: Sequence[str]) -> None:
+    from lightning_mllm.commands.cache import main
+
+    main(arguments[1:])
+
+
 def _preview(arguments: Sequence[str]) -> None:
     from lightning_mllm.commands.preview import main
 
@@ -181,6 +187,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "run": _run,
     "sweep": _sweep,
     "memory": _memory,
+    "cache": _cache,
     "preview": _preview,
     "doctor": _doctor,
     "ask": _ask,

@@ -134,8 +134,8 @@ class Encoded:
     labels: Int[Tensor, " T"]
     """Aligned with `tokens` (the shift by one happens in the loss); IGNORE where not learned."""
     kinds: UInt8[Tensor, " T"]
-    images: UInt8[Tensor, "N 3 H W"]
-    """N is 0 for a text-only sample."""
+    images: UInt8[Tensor, "N 3 H W"] | Float[Tensor, "N F"]
+    """N is 0 for a text-only sample; in place of pixels, F numbers that a frozen tower made of each view."""
     segments: Int[Tensor, " T"] | None = None
     """As in `Batch`, counted from 1; None where the whole row is one."""
     targets: Int[Tensor, " S"] | None = None
@@ -171,7 +171,7 @@ class Batch:
     """0 is padding; tokens attend only within their own segment."""
     positions: Int[Tensor, "B T"]
     """Restart at 0 in each segment."""
-    images: UInt8[Tensor, "N 3 H W"]
+    images: UInt8[Tensor, "N 3 H W"] | Float[Tensor, "N F"]
     """Never empty: a text-only batch carries one blank image that owns no slot."""
     num_images: int
     """How many of `images` own slots: N, or 0 when the only image is the blank one."""

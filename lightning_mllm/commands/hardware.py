@@ -32,6 +32,9 @@ class Hardware(ParallelPlan):
     """Data loading processes per rank."""
     eval_batch: int = 64
     """Samples a rank answers at once."""
+    feature_cache: str | None = None
+    """The folder in which `mllm cache` has written what the frozen tower makes of images; training then reads that, and
+    does not build the tower. It changes no result but by the rounding of the dtype that was asked for."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -36,7 +36,9 @@ from lightning_mllm.commands.secrets import recorded, revealed
 from lightning_mllm.commands.wrong_values import in_one_sentence, refused_by_trainer
 from lightning_mllm.contracts import accumulation
 from lightning_mllm.evaluation.checks import check_sets, check_training
+from lightning_mllm.training.cached_features import use_cached_features
 from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
+from lightning_mllm.training.callbacks.feature_check import FeatureCheck
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.callbacks.progress import StageProgress
 from lightning_mllm.training.callbacks.record import StageRecord
@@ -237,12 +239,14 @@ class CLI(LightningCLI):
         super().instantiate_classes()
         self.model.runs = self.settings.runs
         self.model.parallel = self._get(self.config_init, "hardware")
+        if self.subcommand == "fit" and (cache := self.settings["hardware"]["feature_cache"]) is not None:
+            use_cached_features(self.model, self.datamodule, Path(cache))
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         given = self._get(self.config_init, "trainer")
         callbacks = [*(given["callbacks"] or []), RandomStates(), StageCheckpoint(self.settings.checkpoint_every)]
         if self.subcommand == "fit":
-            callbacks += [StageRecord(self.recipe), Throughput()]
+            callbacks += [StageRecord(self.recipe), Throughput(), FeatureCheck()]
         tracking = next((each for each in callbacks if isinstance(each, Tracking)), None)
         if tracking is None:
             callbacks.append(tracking := Tracking())

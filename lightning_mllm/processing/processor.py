@@ -167,7 +167,7 @@ class Processor:
         if cuts and not may_cut:
             raise ValueError(f"found {cuts[0]}")
         (tokens, labels, kinds), refs = self._fit(row, sample.images, generate or self.seq2seq)
-        views = [self.image(decode_image(ref, self.limits, self.image.decode), random) for ref in refs]
+        views = [self._views(ref, random) for ref in refs]
         notes = ["cut"] if cuts else []
         if len(tokens) < len(row[0]):
             notes.append(f"overlong: found {len(row[0])} tokens, expected at most {self.max_length}")
@@ -259,6 +259,9 @@ class Processor:
             return row, images
         image_length = len(self.mark_rows[IMAGE_MARK][0])
         return cut_row(row, images, self.max_length, image_length, self.suffix, prompt, self.masks)
+
+    def _views(self, ref: ImageRef, random: torch.Generator | None) -> Tensor:
+        return self.image(decode_image(ref, self.limits, self.image.decode), random)
 
     def _blank(self, count: int) -> Tensor:
         return torch.zeros(count, 3, self.image.size, self.image.size, dtype=torch.uint8)

@@ -110,6 +110,8 @@ class MultimodalModule(EvaluatedModule):
         self.table, self.lora = self._plan(stage)
         self.trained: dict[str, str] = {}
         self.provenance: Provenance = {}
+        self.left_out: list[FreezeRow] = []
+        """Frozen parts that are not built, for their outputs are known (`training/cached_features.py`)."""
         self.strict_loading = (
             False  # checkpoints hold what is trained; `on_load_checkpoint` checks that it is all there
         )
@@ -200,7 +202,8 @@ class MultimodalModule(EvaluatedModule):
         init_from = {} if self.stage is None else self.stage.init_from
         tables = key_maps(type(self), self.components) if init_from else {}
         earlier = initial_tensors(init_from, Path(self.runs), tables, check=rank_and_world()[0] == 0)
-        self.provenance = initialise(self.net, self.components, earlier, self.keys_to_ignore_on_load)
+        found = initialise(self.net, self.components, earlier, self.keys_to_ignore_on_load)
+        self.provenance = {**self.provenance, **found}
         self._configured = True
         self.train()
 
@@ -226,7 +229,7 @@ class MultimodalModule(EvaluatedModule):
     def freeze_rows(self) -> list[FreezeRow]:
         """What is trained, as a table."""
         lr, decay = (0.0, 0.0) if self.stage is None else (self.stage.lr, self.stage.weight_decay)
-        return freeze_table(self.net, self.trained, self.table, lr=lr, weight_decay=decay)
+        return [*self.left_out, *freeze_table(self.net, self.trained, self.table, lr=lr, weight_decay=decay)]
 
     # ---- training ----------------------------------------------------------------------------------------------
 

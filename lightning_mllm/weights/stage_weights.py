@@ -161,6 +161,13 @@ class InitialTensors(Mapping[str, Tensor]):
             {},
         )
 
+    def below(self, prefix: str) -> InitialTensors:
+        """Those whose names begin with `prefix`, with their adapters."""
+        return InitialTensors(
+            {name: read for name, read in self._tensors.items() if name.startswith(prefix)},
+            {name: scale for name, scale in self._scales.items() if name.startswith(prefix)},
+        )
+
     def fold(self, name: str, tensor: Tensor) -> Tensor:
         """`tensor` called `name` with what its adapter learned, if any: W + alpha / r * B A (arXiv 2106.09685)."""
         if name not in self._scales:
