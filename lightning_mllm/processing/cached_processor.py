@@ -60,7 +60,7 @@ class CachedProcessor(Processor):
         vars(self).update(vars(plain))
         self.features = features
 
-    def _views(self, ref: ImageRef, random: torch.Generator | None) -> Float[Tensor, "N F"]:
+    def _views(self, ref: ImageRef, random: torch.Generator | None) -> Tensor:
         try:
             row = self.features.find(ref, self.limits.max_bytes)
         except ValueError:

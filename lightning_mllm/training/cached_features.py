@@ -139,7 +139,7 @@ def _described(value: object) -> object:
         return value
     found: dict[str, object] = {"class": f"{type(value).__module__}.{type(value).__qualname__}"}
     found |= {each.name: _described(getattr(value, each.name)) for each in fields(value) if each.name != "weights"}
-    found |= {name: list(getattr(value, name)) for name in ("mean", "std") if hasattr(value, name)}
+    found |= {name: _described(getattr(value, name)) for name in ("mean", "std") if hasattr(value, name)}
     source: Any = getattr(value, "source", None)
     if hasattr(source, "read"):
         found |= {"model": source.read()["model_cfg"], "config": None}
