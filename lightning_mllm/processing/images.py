@@ -95,9 +95,7 @@ def decode_image(ref: ImageRef, limits: ImageLimits = ImageLimits(), decode: Dec
     except Exception as error:
         # Damaged files reach every kind of exception inside the decoders (struct.error, SyntaxError, KeyError, ...).
         reason = str(error) or type(error).__name__
-        if not reason.startswith(ref.name):
-            reason = f"{ref.name}: {reason}"
-        raise ImageError(reason) from error
+        raise ImageError(reason if reason.startswith(ref.name) else f"{ref.name}: {reason}") from error
 
 
 def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
@@ -212,8 +210,7 @@ class ImagePolicy:
         wide, high = (int(side * width / short), int(side * height / short))
         left, top = (wide - side) // 2, (high - side) // 2
         if wide * high > MAX_INTERMEDIATE:
-            right, bottom = left + side, top + side
-            box = (left * width / wide, top * height / high, right * width / wide, bottom * height / high)
+            box = (left * width / wide, top * height / high, (left + side) * width / wide, (top + side) * height / high)
             return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
         resized = image.resize((wide, high), Image.Resampling.BICUBIC)
         return resized.crop((left, top, left + side, top + side))
