@@ -127,7 +127,7 @@ def key_of(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object) -> Facts:
     return json.loads(json.dumps(value))
 
 

@@ -30,8 +30,13 @@ def written(
     return write(module, earlier_vision(module, sources), refs, cache, Writing(**how), {}, "test")
 
 
+def data_of(module: Any) -> Any:
+    """What has the processor of a net, as its data module."""
+    return SimpleNamespace(processor=module.processor)
+
+
 def cached(module: Any, cache: Path) -> Any:
     """The net, built without its tower."""
-    use_cached_features(module, SimpleNamespace(processor=module.processor), cache)  # type: ignore[arg-type]
+    use_cached_features(module, data_of(module), cache)
     module.configure_model()
     return module

@@ -40,7 +40,7 @@ from lightning_mllm.weights.stage_weights import write_stage
 from tests.architectures.blip2s import EVA, INSTRUCTED, OPT
 from tests.architectures.samples import ONE, OTHER, TEXT, TWO, batch_of
 from tests.distributed.ranks import on_two_ranks
-from tests.training.caches import cached, written
+from tests.training.caches import cached, data_of, written
 from tests.training.runs import settings
 
 VIEWS: dict[str, Any] = {"image": ImagePolicy(size=16, fit="pad", views=5), "connector": MixedConnector(pool=(1, 2))}
@@ -134,7 +134,7 @@ def test_the_tower_speaks_as_it_would_in_bf16(tmp_path: Path) -> None:
     module.parallel = ParallelPlan(precision="bf16")
     store = written(module, tmp_path, dtype=None)
     assert store.dtype == torch.bfloat16 and store.facts["computed_in"] == "bf16"
-    use_cached_features(module, type("Data", (), {"processor": module.processor})(), tmp_path)
+    use_cached_features(module, data_of(module), tmp_path)
     assert module.components["vision"].build()(store.blank).dtype == torch.bfloat16
     assert [(row.part, row.dtype) for row in module.left_out] == [("vision", "bfloat16")]
 
@@ -180,7 +180,7 @@ def test_a_stage_that_trains_a_tower_is_refused_where_features_are(tmp_path: Pat
     written(STAGES["cogvlm, caption"](), tmp_path)
     module = chatting()
     with pytest.raises(ValueError, match="stage 'chat' trains"):
-        use_cached_features(module, type("Data", (), {"processor": module.processor})(), tmp_path)
+        use_cached_features(module, data_of(module), tmp_path)
 
 
 def key(module: Any) -> str:

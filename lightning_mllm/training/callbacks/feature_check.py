@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning import Callback, LightningModule, Trainer
 
-from lightning_mllm.contracts import ImageFile, ImageRef
+from lightning_mllm.contracts import ImageFile, ImageRef, Sample
 from lightning_mllm.processing.cached_processor import CachedProcessor
 from lightning_mllm.weights.feature_store import FeatureStore
 
@@ -26,7 +26,7 @@ class FeatureCheck(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raises ValueError if one has none, or has changed."""
-        data: Any = getattr(trainer, "datamodule", None)
+        data: object = getattr(trainer, "datamodule", None)
         processor = getattr(pl_module, "processor", None)
         if stage != "fit" or not isinstance(processor, CachedProcessor):
             return
@@ -52,21 +52,42 @@ def _without(store: FeatureStore, refs: Iterator[ImageRef], limit: int) -> Itera
                 yield ref
 
 
-def shown_images(data: Any, most: int | None = MOST) -> Iterator[tuple[str, Iterator[ImageRef]]]:
+@runtime_checkable
+class Sources(Protocol):
+    """A data module of named sources (`data_modules.module.MultimodalDataModule`)."""
+
+    train: Mapping[str, Any]
+
+    def training_sample(self, name: str, index: int) -> tuple[Sample, object]:
+        """As the first epoch shows it, and the generator that its picture draws from."""
+        ...
+
+
+@runtime_checkable
+class Sets(Protocol):
+    """A data module of sets that are answered."""
+
+    def evaluation_samples(self, split: str) -> Iterator[tuple[str, object, Iterator[Sample]]]:
+        """Each set of the split: its name, what it is scored by, and what is asked; reads the sources."""
+        ...
+
+
+def shown_images(data: object, most: int | None = MOST) -> Iterator[tuple[str, Iterator[ImageRef]]]:
     """Each source that is trained on and each set that is answered meanwhile, which are loaded, and their images.
 
     Args:
         data: A data module of sources.
         most: Samples of a source that are looked at; None: all.
     """
-    for name, source in (getattr(data, "train", None) or {}).items():
-        yield f"data.train.{name}", _images_of(data, name, _chosen(len(source), most))
-    if hasattr(data, "evaluation_samples"):
+    if isinstance(data, Sources):
+        for name, source in data.train.items():
+            yield f"data.train.{name}", _images_of(data, name, _chosen(len(source), most))
+    if isinstance(data, Sets):
         for name, _, samples in data.evaluation_samples("val"):
             yield f"data.val.{name}", (ref for sample in samples for ref in sample.images)
 
 
-def _images_of(data: Any, name: str, indices: Iterable[int]) -> Iterator[ImageRef]:
+def _images_of(data: Sources, name: str, indices: Iterable[int]) -> Iterator[ImageRef]:
     for index in indices:
         if data.train[name].has_image(index):
             try:
