@@ -17,8 +17,8 @@ from lightning_mllm.inference.conversation import Conversation
 from lightning_mllm.inference.pictures import Picture, Pictures, question, references
 from lightning_mllm.inference.streaming import AnswerStream
 from lightning_mllm.language.generation import AnswerEnd, Decoding
-from lightning_mllm.language.slots import VisualVectors
 from lightning_mllm.nets.base import VisionLanguageNet
+from lightning_mllm.nets.encoded_images import EncodedImages
 from lightning_mllm.training.module import MultimodalModule
 
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
@@ -44,14 +44,14 @@ class Model:
             ValueError: A picture cannot be read or is of another kind, the question marks another number of them than
                 are given, or it is longer than what the net reads.
         """
-        return self._answers([self._row(*question(image, text))], decoding)[0]
+        return self._answers([self._row(*question(image, text))], decoding, EncodedImages(0))[0]
 
     def answers(
         self, questions: Sequence[tuple[Pictures, str]], decoding: Decoding | None = None, batch: int = 16
     ) -> list[str]:
         """The answers to many questions, in their order; questions of about one length are answered together.
 
-        A picture that several questions of a batch show is encoded once, where the net reads it without the question.
+        A picture that several questions show is encoded once, where the net reads it without the question.
 
         Args:
             questions: Pictures and text of each, as in `answer`.
@@ -63,11 +63,11 @@ class Model:
         """
         asked = [question(image, text) for image, text in questions]
         order = sorted(range(len(asked)), key=lambda i: (len(asked[i][1]), len(asked[i][0][-1].text)))
-        found = [""] * len(asked)
+        found, images = [""] * len(asked), EncodedImages()
         for start in range(0, len(order), batch):
             numbers = order[start : start + batch]
             rows = [self._row(*asked[i], id=f"question {i}") for i in numbers]
-            for i, answer in zip(numbers, self._answers(rows, decoding), strict=True):
+            for i, answer in zip(numbers, self._answers(rows, decoding, images), strict=True):
                 found[i] = answer
         return found
 
@@ -174,11 +174,10 @@ class Model:
     def _batch(self, rows: Sequence[Encoded]) -> Batch:
         return self.module.processor.collate(rows, padding="left").to(self.module.device)
 
-    def _answers(self, rows: Sequence[Encoded], decoding: Decoding | None) -> list[str]:
+    def _answers(self, rows: Sequence[Encoded], decoding: Decoding | None, images: EncodedImages) -> list[str]:
         batch, net, chosen = self._batch(rows), self.module.net, decoding or self.decoding
         with self._lock, torch.inference_mode():
-            visual = encode_distinct(net, batch) if isinstance(net, VisionLanguageNet) else None
-            known = () if visual is None else (visual,)
+            known = (images,) if isinstance(net, VisionLanguageNet) else ()
             written = net.generate(batch, chosen, self._end, *known)
         return [self.module.processor.decode(tokens) for tokens in written]
 
@@ -192,17 +191,3 @@ class Model:
         tokenizer = getattr(self.module.processor, "tokenizer", None)
         vocabulary: dict[str, int] = {} if tokenizer is None else tokenizer.get_vocab()
         return frozenset(number for token, number in vocabulary.items() if BYTE_TOKEN.fullmatch(token))
-
-
-def encode_distinct(net: VisionLanguageNet, batch: Batch) -> VisualVectors | None:
-    """What `net.encode_images` gives, each picture encoded once; None where the net reads the question beside the
-    picture, or where no picture is shown twice."""
-    ids = [] if batch.image_ids is None else batch.image_ids.tolist()
-    first = {number: i for i, number in reversed(list(enumerate(ids)))}
-    if batch.query_text is not None or len(first) == len(ids):
-        return None
-    kept = sorted(first.values())
-    views = batch.images.unflatten(0, (len(ids), -1))
-    encoded = net.encode_images(batch.noted(images=views[kept].flatten(0, 1)))
-    shown = torch.tensor([kept.index(first[number]) for number in ids], device=batch.images.device)
-    return {kind: each.unflatten(0, (len(kept), -1))[shown].flatten(0, 1) for kind, each in encoded.items()}

@@ -1,19 +1,18 @@
-"""Writing answers: greedy, beam and nucleus decoding over transformers' `generate`, from embeddings.
+"""Writing answers from embeddings: greedily (greedy.py), or over transformers' `generate` in beams and by sampling.
 
     embeds f[B, T, D], mask [B, T] (left-padded) --> generate with KV cache --> B lists of new token ids
+
+Models that greedy.py does not read, encoder-decoders among them, are transformers' in every way.
 
 Legend: B rows, T tokens a row, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from contextlib import contextmanager, nullcontext
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import (
@@ -25,74 +24,12 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-
-@dataclass(frozen=True, kw_only=True)
-class Decoding:
-    """How answers are written; the default is greedy."""
-
-    max_new_tokens: int = 32
-    num_beams: int = 1
-    top_p: float | None = None
-    """Set, answers are sampled from the smallest set of tokens holding this much probability (Holtzman et al. 2020)."""
-    temperature: float = 1.0
-    """Divides the logits before sampling; needs `top_p` (1.0 keeps every token)."""
-    length_penalty: float = 1.0
-    """Beam scores are divided by length to this power: below 0 favours short answers, above 0 long ones."""
-    repetition_penalty: float = 1.0
-    """Divides the score of tokens already written (Keskar et al. 2019, sec. 4.1); the prompt's do not count."""
-    min_new_tokens: int = 0
-    seed: int | None = 0
-    """Of the sampling, restarted on each call, so that an answer depends on its batch alone; None draws on."""
-
-    def __post_init__(self) -> None:
-        rules = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "num_beams": (self.num_beams >= 1, "at least 1"),
-            "top_p": (self.top_p is None or 0 < self.top_p <= 1, "in (0, 1], or none for no sampling"),
-            "temperature": (self.temperature > 0, "above 0"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
-            "min_new_tokens": (
-                0 <= self.min_new_tokens <= self.max_new_tokens,
-                f"from 0 to max_new_tokens, {self.max_new_tokens}",
-            ),
-        }
-        for name, (kept, expected) in rules.items():
-            if not kept:
-                raise ValueError(f"decoding: {name} is {getattr(self, name)}, expected {expected}")
-        if self.temperature != 1 and self.top_p is None:
-            raise ValueError(
-                f"decoding: temperature is {self.temperature} but nothing is sampled, "
-                "expected top_p too (1.0 for plain sampling)"
-            )
-        if self.length_penalty != 1 and self.num_beams == 1:
-            raise ValueError(
-                f"decoding: length_penalty is {self.length_penalty} but num_beams is 1, expected at least 2 beams"
-            )
-
-
-class StopText(Protocol):
-    """A text that ends an answer as soon as its tokens complete it."""
-
-    @property
-    def window(self) -> int:
-        """How many tokens hold the text."""
-        ...
-
-    def __call__(self, tokens: Sequence[int]) -> bool:
-        """Whether the last of an answer's tokens complete the text."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerEnd:
-    """What ends an answer, and what stands behind it."""
-
-    tokens: tuple[int, ...]
-    """Any of them ends an answer and is no part of it."""
-    pad: int
-    """Fills rows that ended early."""
-    text: StopText | None = None
-    """Ends an answer too, `min_new_tokens` or not; it is a part of it."""
+from lightning_mllm.language.decoding import AnswerEnd as AnswerEnd
+from lightning_mllm.language.decoding import Decoding as Decoding
+from lightning_mllm.language.decoding import StopText as StopText
+from lightning_mllm.language.greedy import greedy
+from lightning_mllm.language.prompts import reads_prompts
+from lightning_mllm.language.visual_expert import prompt_routed
 
 
 def generate(
@@ -103,6 +40,7 @@ def generate(
     end: AnswerEnd,
     *,
     positions: Int[Tensor, "B T"] | None = None,
+    kinds: UInt8[Tensor, "B T"] | None = None,
 ) -> list[list[int]]:
     """The new tokens of each row, cut before its end token, or behind the text that ends it.
 
@@ -113,11 +51,31 @@ def generate(
         decoding: how to search.
         end: each row, and in a beam search each beam, is finished by itself.
         positions: of a causal model's prompt, as in `Batch`; new tokens go on from a row's last one. None counts.
+        kinds: of the prompt's tokens, as in `Batch`, by which a model with visual experts routes them.
     """
     assert not model.training, "generation in train mode would apply dropout"
     seq2seq = bool(model.config.is_encoder_decoder)
     if not seq2seq and not bool(mask[:, -1].all()):
         raise ValueError("generation needs rows padded on the left, found a row that ends in padding")
+    plain = decoding.num_beams == 1 and decoding.top_p is None
+    with torch.no_grad():
+        if plain and reads_prompts(model):
+            synced = is_sharded(model)
+            return greedy(model, embeds, mask, decoding, end, positions=positions, kinds=kinds, synced=synced)
+        with nullcontext() if kinds is None else prompt_routed(model, kinds):
+            return _searched(model, embeds, mask, decoding, end, positions)
+
+
+def _searched(
+    model: PreTrainedModel,
+    embeds: Float[Tensor, "B T D"],
+    mask: Bool[Tensor, "B T"] | Int[Tensor, "B T"],
+    decoding: Decoding,
+    end: AnswerEnd,
+    positions: Int[Tensor, "B T"] | None,
+) -> list[list[int]]:
+    """As `generate`, by transformers."""
+    seq2seq = bool(model.config.is_encoder_decoder)
     # top_k: transformers' own default is 50, which would cut the nucleus silently.
     search = GenerationConfig(
         max_new_tokens=decoding.max_new_tokens,

@@ -20,6 +20,7 @@ from lightning_mllm.contracts import Batch, Output
 from lightning_mllm.language.generation import AnswerEnd, Decoding, generate
 from lightning_mllm.language.lm_loss import head, lm_hidden_states, lm_losses, target_logits
 from lightning_mllm.language.slots import VisualVectors
+from lightning_mllm.nets.encoded_images import EncodedImages
 
 
 class Net(nn.Module):
@@ -79,18 +80,24 @@ class VisionLanguageNet(Net):
         hidden = lm_hidden_states(self.language, embeds, batch)
         return head(self.language)(hidden)
 
-    def log_likelihoods(self, batch: Batch, answered: Sequence[Batch]) -> Float[Tensor, "C B"]:
+    def _encoded(self, batch: Batch, images: EncodedImages | None) -> VisualVectors:
+        return self.encode_images(batch) if images is None else images(self.encode_images, batch)
+
+    def log_likelihoods(
+        self, batch: Batch, answered: Sequence[Batch], images: EncodedImages | None = None
+    ) -> Float[Tensor, "C B"]:
         """Images are encoded once. The released BLIP-2 and InstructBLIP rank by the same sum, divided by a padded
         length that all candidates share."""
-        visual, found = self.encode_images(batch), []
+        visual, found = self._encoded(batch, images), []
         for each in answered:
             losses, _ = lm_losses(self.language, self.merge_visual_embeddings(each, visual), each)
             found.append(-losses)
         return torch.stack(found)
 
     def generate(
-        self, batch: Batch, decoding: Decoding, end: AnswerEnd, visual: VisualVectors | None = None
+        self, batch: Batch, decoding: Decoding, end: AnswerEnd, images: EncodedImages | None = None
     ) -> list[list[int]]:
-        """As `Net.generate`; `visual` is what `encode_images` gives of the batch, where that is known."""
-        embeds = self.merge_visual_embeddings(batch, self.encode_images(batch) if visual is None else visual)
-        return generate(self.language, embeds, batch.segments > 0, decoding, end, positions=batch.positions)
+        """As `Net.generate`; `images` knows those that were encoded before."""
+        embeds = self.merge_visual_embeddings(batch, self._encoded(batch, images))
+        known = {"positions": batch.positions, "kinds": batch.kinds}
+        return generate(self.language, embeds, batch.segments > 0, decoding, end, **known)

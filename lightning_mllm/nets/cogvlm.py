@@ -29,10 +29,9 @@ from transformers import PreTrainedModel
 
 from lightning_mllm.connectors.image_boundary import ImageBoundary
 from lightning_mllm.contracts import Batch, Output
-from lightning_mllm.language.generation import AnswerEnd, Decoding
 from lightning_mllm.language.lm_loss import lm_output
 from lightning_mllm.language.slots import VisualVectors, fill_slots
-from lightning_mllm.language.visual_expert import prompt_routed, unused_names
+from lightning_mllm.language.visual_expert import unused_names
 from lightning_mllm.nets.base import VisionLanguageNet
 
 
@@ -69,13 +68,6 @@ class CogVLMNet(VisionLanguageNet):
         visual = self.encode_images(batch)
         embeds = self.merge_visual_embeddings(batch, visual)
         return lm_output(self.language, embeds, batch)
-
-    def generate(
-        self, batch: Batch, decoding: Decoding, end: AnswerEnd, visual: VisualVectors | None = None
-    ) -> list[list[int]]:
-        """The new tokens of each row, all of which are text's, of a batch of prompts (left-padded)."""
-        with prompt_routed(self.language, batch.kinds):
-            return super().generate(batch, decoding, end, visual)
 
     def unused_parameters(self) -> set[str]:
         return {f"language.{name}" for name in unused_names(self.language)}

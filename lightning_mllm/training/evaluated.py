@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from jaxtyping import Float, Int
 from lightning import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from lightning_mllm.contracts import Batch, Evaluation
@@ -24,6 +25,7 @@ from lightning_mllm.evaluation.results import write_results
 from lightning_mllm.evaluation.retrieval import Retrieval
 from lightning_mllm.evaluation.scores import Scores
 from lightning_mllm.evaluation.text_scores import TextScores
+from lightning_mllm.nets.encoded_images import EncodedImages
 from lightning_mllm.training.reduction import held_out_loss
 from lightning_mllm.weights.lineage import RECORD, WEIGHTS
 
@@ -41,6 +43,8 @@ class EvaluatedModule(LightningModule):
         self._scores: list[Scores | Retrieval | TextScores] = []
         self._predictions: Predictions | None = None
         self._started = 0.0
+        self.encoded_images: EncodedImages | None = None
+        """Of the sets that are answered, while their weights are the same."""
 
     @property
     def scores(self) -> Sequence[Scores | Retrieval | TextScores]:
@@ -97,7 +101,12 @@ class EvaluatedModule(LightningModule):
     def _begin(self, split: str) -> None:
         datamodule: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         self._scores = [self._scores_of(each) for each in datamodule.evaluations(split)]
+        self._answer_anew()
         self._started = time.perf_counter()
+
+    def _answer_anew(self) -> None:
+        sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
+        self.encoded_images = EncodedImages(0) if sharded else EncodedImages()
 
     def _scores_of(self, evaluation: Evaluation) -> Scores | Retrieval | TextScores:
         if evaluation.task == "retrieval":
@@ -117,6 +126,7 @@ class EvaluatedModule(LightningModule):
             scores.update(batch, self.answers(batch, scores.evaluation.part))
 
     def _log_scores(self, split: str) -> None:
+        self.encoded_images = None
         self.log("step", float(self.trainer.global_step))
         for scores in self._scores:
             # Retrieval runs the net here, outside of the steps, to which Lightning gives their precision.
@@ -157,6 +167,7 @@ class EvaluatedModule(LightningModule):
 
     def on_predict_epoch_start(self) -> None:
         self._predictions = self._predicted()
+        self._answer_anew()
 
     def _predicted(self) -> Predictions:
         datamodule: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
@@ -169,6 +180,7 @@ class EvaluatedModule(LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         assert self._predictions is not None
+        self.encoded_images = None
         main = self.trainer.is_global_zero
         path, count = self._predictions.write(Path(self.trainer.default_root_dir), main=main)
         if main:

@@ -34,7 +34,8 @@ from lightning_mllm.contracts import Batch, Output, ParamGroup, Stage
 from lightning_mllm.interop.format import key_maps
 from lightning_mllm.language.generation import AnswerEnd, Decoding
 from lightning_mllm.language.lora import Lora, adapted_layers, add_lora
-from lightning_mllm.nets.base import Net
+from lightning_mllm.nets.base import Net, VisionLanguageNet
+from lightning_mllm.nets.encoded_images import EncodedImages
 from lightning_mllm.training.callbacks.throughput import Throughput
 from lightning_mllm.training.checkpoints import restore
 from lightning_mllm.training.evaluated import EvaluatedModule
@@ -159,7 +160,7 @@ class MultimodalModule(EvaluatedModule):
         """The new tokens of each row, without the end token."""
         own = self.processor
         end = AnswerEnd(tokens=tuple(own.eos_token_ids), pad=own.pad_id, text=own.stop)
-        return self.net.generate(batch, decoding, end)
+        return self.net.generate(batch, decoding, end, *self._images)
 
     def likelihoods(self, batch: Batch) -> list[list[float]]:
         most = torch.tensor(max(map(len, batch.candidates)), device=batch.tokens.device)
@@ -168,8 +169,14 @@ class MultimodalModule(EvaluatedModule):
         # A row that has fewer candidates repeats its last one, and drops it.
         texts = [[each[min(i, len(each) - 1)] for each in batch.candidates] for i in range(passes)]
         answered = [self.processor.with_answers(batch, each) for each in texts]
-        rows = self.net.log_likelihoods(batch, answered).T.tolist()
+        rows = self.net.log_likelihoods(batch, answered, *self._images).T.tolist()
         return [row[: len(candidates)] for row, candidates in zip(rows, batch.candidates, strict=True)]
+
+    @property
+    def _images(self) -> tuple[EncodedImages, ...]:
+        """What was encoded before of the sets that are answered, for nets that show images to a language model."""
+        known = self.encoded_images is not None and isinstance(self.net, VisionLanguageNet)
+        return (self.encoded_images,) if known else ()
 
     def answers(self, batch: Batch, part: str = "") -> list[str]:
         """What the net says to each row of a batch of prompts (left-padded): the likeliest candidate, or a new text.

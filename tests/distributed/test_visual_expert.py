@@ -11,7 +11,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing import assert_close
 
 from lightning_mllm.language.generation import AnswerEnd, Decoding, generate
-from lightning_mllm.language.visual_expert import prompt_routed
 from lightning_mllm.language.visual_expert_lm import VisualExpertLM
 from lightning_mllm.processing.shared_positions import shared_positions
 from lightning_mllm.training.parallelize import ParallelPlan, parallelize
@@ -37,15 +36,20 @@ class Net(nn.Module):
 
     def generate(self, embeds: Tensor, row: str, steps: int) -> list[list[int]]:
         kinds, segments = kinds_of(row), segments_of(row)
-        with prompt_routed(self.language, kinds):
-            return generate(
+        positions, end = shared_positions(kinds, segments), AnswerEnd(tokens=(64,), pad=0)
+        return [
+            row
+            for beams in (1, 2)
+            for row in generate(
                 self.language,
                 embeds,
                 segments > 0,
-                Decoding(max_new_tokens=steps, num_beams=2),
-                AnswerEnd(tokens=(64,), pad=0),
-                positions=shared_positions(kinds, segments),
+                Decoding(max_new_tokens=steps, num_beams=beams),
+                end,
+                positions=positions,
+                kinds=kinds,
             )
+        ]
 
 
 def grads(net: nn.Module) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lightning_mllm.language.generation import AnswerEnd, Decoding, generate
 from lightning_mllm.language.lm_loss import head, lm_hidden_states
-from lightning_mllm.language.visual_expert import prompt_routed
 from lightning_mllm.processing.shared_positions import shared_positions
 from tests.language.batches import batch_of
 from tests.language.experts import kinds_of, plain_of, segments_of, small
@@ -30,8 +29,7 @@ def written(model, embeds: Tensor, rows: tuple[str, ...], positions: Tensor | No
     kinds, segments = kinds_of(*rows), segments_of(*rows)
     positions = shared_positions(kinds, segments) if positions is None else positions
     end = AnswerEnd(tokens=(VOCAB,), pad=PAD)
-    with prompt_routed(model, kinds):
-        return generate(model, embeds, segments > 0, Decoding(**how), end, positions=positions)
+    return generate(model, embeds, segments > 0, Decoding(**how), end, positions=positions, kinds=kinds)
 
 
 def scores(model, embeds: Tensor, row: str, *tokens: int) -> Tensor:

@@ -339,7 +339,7 @@ def read(tokenizer: PreTrainedTokenizerFast, tokens: list[int]) -> str:
 def steps_of(model) -> list[int]:
     """Counts the passes of a model, in place."""
     counted: list[int] = []
-    model.register_forward_hook(lambda *_: counted.append(1))
+    model.get_decoder().register_forward_hook(lambda *_: counted.append(1))
     return counted
 
 
