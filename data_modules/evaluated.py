@@ -80,18 +80,23 @@ class EvaluatedDataModule(TalliedDataModule):
         if not sets:
             # Lightning asks whether no loader at all was meant; it was.
             warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
-        rank, world = self._rank_and_world()
-        # Plain arguments only: to predict, Lightning builds each loader anew from its attributes.
         return [
-            SampleLoader(
-                EvaluationSamples(chosen, self._processor(), blind=each.blind, rank=rank, world=world),
-                batch_size=self.eval_batch,
-                collate_fn=Collate(self._processor(), "right" if chosen.task == "loss" else "left"),
-                **loading(self.workers),
-            )
+            self._loader(chosen, blind=each.blind)
             for chosen in sets.values()
             for each in chosen.evaluations(twins=twins)
         ]
+
+    def _loader(self, chosen: EvaluationSet, *, blind: bool) -> DataLoader:
+        rank, world = self._rank_and_world()
+        samples = EvaluationSamples(chosen, self._processor(), blind=blind, rank=rank, world=world)
+        # Plain arguments only: to predict, Lightning builds each loader anew from its attributes.
+        return SampleLoader(
+            samples,
+            batch_size=self.eval_batch,
+            sampler=samples.order(self.eval_batch),
+            collate_fn=Collate(self._processor(), "right" if chosen.task == "loss" else "left"),
+            **loading(self.workers),
+        )
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

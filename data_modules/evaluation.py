@@ -17,6 +17,10 @@ from lightning_mllm.contracts import IMAGE_MARK, Encoded, Evaluation, ImageRef, 
 
 Turns = Literal["one", "last", "each"]
 
+STRETCH = 32
+"""Batches within which samples are answered in another order than that of their set, which is read from front to back.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSet:
@@ -130,6 +134,29 @@ class EvaluationSamples(Dataset):
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def order(self, batch: int) -> list[int]:
+        """In which order the samples are best answered, `batch` at once: within STRETCH batches, those that show one
+        image together, the longest first, for rows of one length need no padding."""
+        total, size = len(self), STRETCH * batch
+        return [
+            row for start in range(0, total, size) for row in self._together(range(start, min(start + size, total)))
+        ]
+
+    def _together(self, rows: range) -> list[int]:
+        lengths = {row: self.source.length(self.indices[self.positions[row]]) for row in rows}
+        groups: dict[tuple[str, int], list[int]] = {}
+        for row in sorted(rows, key=lambda row: -lengths[row]):
+            groups.setdefault(self._shown(row), []).append(row)
+        # Their order is that of their longest ones.
+        return [row for group in groups.values() for row in group]
+
+    def _shown(self, row: int) -> tuple[str, int]:
+        """What samples that show the same image have in common, as far as is known without reading them."""
+        total = len(self.indices)
+        position = (self.positions[row] + (total // 2 if self.blind else 0)) % total
+        key = self.source.image_key(self.indices[position])
+        return ("row", row) if key is None else ("image", key)
 
     def __getitem__(self, row: int) -> Encoded | Refusal:
         position = self.positions[row]

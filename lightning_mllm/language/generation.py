@@ -9,11 +9,12 @@ Legend: B rows, T tokens a row, D width.
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import (
     GenerationConfig,
@@ -24,12 +25,13 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from lightning_mllm.contracts import runs_of
 from lightning_mllm.language.decoding import AnswerEnd as AnswerEnd
 from lightning_mllm.language.decoding import Decoding as Decoding
 from lightning_mllm.language.decoding import StopText as StopText
 from lightning_mllm.language.greedy import greedy
+from lightning_mllm.language.lm_loss import KEYWORDS
 from lightning_mllm.language.prompts import reads_prompts
-from lightning_mllm.language.visual_expert import prompt_routed
 
 
 def generate(
@@ -62,7 +64,7 @@ def generate(
         if plain and reads_prompts(model):
             synced = is_sharded(model)
             return greedy(model, embeds, mask, decoding, end, positions=positions, kinds=kinds, synced=synced)
-        with nullcontext() if kinds is None else prompt_routed(model, kinds):
+        with _prompt_routed(model, kinds):
             return _searched(model, embeds, mask, decoding, end, positions)
 
 
@@ -154,6 +156,30 @@ def _only(model: PreTrainedModel, search: GenerationConfig):
         yield
     finally:
         model.generation_config = own
+
+
+@contextmanager
+def _prompt_routed(model: PreTrainedModel, kinds: UInt8[Tensor, "B T"] | None) -> Iterator[None]:
+    """While it lasts, what `model` reads as embeddings is routed by `kinds`, and what it reads as tokens is language.
+
+    A search with beams repeats each row, and so are its kinds.
+    """
+    keywords_of = getattr(model, KEYWORDS, None)
+    if keywords_of is None or kinds is None:
+        yield
+        return
+
+    def hand(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        embeds = kwargs.get("inputs_embeds")
+        if not isinstance(embeds, Tensor):
+            return None
+        return args, {**kwargs, **keywords_of(runs_of(kinds.repeat_interleave(len(embeds) // len(kinds), 0)))}
+
+    handle = model.base_model.register_forward_pre_hook(hand, with_kwargs=True)  # pyright: ignore
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Prompts that a causal model reads once; answers are written, or judged, behind their keys and values.
 
-    embeds f[B, T, D], padded on the left --each row moved to the left--> one pass, causal --> keys, values f[B, H, T, d]
-    what stands behind, f[B, S, D] ------- one pass: sees the real tokens of its prompt, and causally itself --> f[B, S, D]
+    prompts f[B, T, D], padded on the left --moved to the left--> one causal pass --> keys, values f[B, H, T, d]
+    behind them f[B, S, D] --one pass, which sees the real tokens of its prompt, and causally itself--> f[B, S, D]
 
 Padding that stands behind a row is read by nothing in a causal pass, which so needs no mask; later passes mask it.
 
@@ -43,7 +43,9 @@ class _Layer(DynamicLayer):
         self.room, self.length = room, 0
         self.memory: tuple[Tensor, ...] = ()
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         new = key_states, value_states
         if not self.memory:
             self.memory = tuple(each.new_empty(*each.shape[:2], self.room, each.shape[3]) for each in new)

@@ -19,8 +19,7 @@ Legend: B rows, T tokens a row, D and E widths.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from inspect import Parameter, signature
@@ -32,7 +31,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_mllm.contracts import TokenKind, runs_of
+from lightning_mllm.contracts import TokenKind
 from lightning_mllm.language.lm_loss import KEYWORDS
 
 PLAN = "expert_plan"
@@ -214,27 +213,3 @@ def unused_names(model: PreTrainedModel) -> set[str]:
     routed = [module for path in silent if isinstance(module := last.get_submodule(path), Routed)]
     inside = {id(parameter) for each in routed for parameter in each.vision.parameters()}
     return {name for name, parameter in model.named_parameters() if id(parameter) in inside}
-
-
-@contextmanager
-def prompt_routed(model: PreTrainedModel, kinds: UInt8[Tensor, "B T"]) -> Iterator[None]:
-    """While it lasts, what `model` reads as embeddings is routed by `kinds`, and what it reads as tokens is language.
-
-    A search with beams repeats each row, and so are its kinds.
-    """
-    if not has_experts(model):
-        yield
-        return
-
-    def hand(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> Hooked | None:
-        embeds = kwargs.get("inputs_embeds")
-        if not isinstance(embeds, Tensor):
-            return None
-        plan = plan_of(runs_of(kinds.repeat_interleave(len(embeds) // len(kinds), 0)))
-        return args, {**kwargs, PLAN: plan}
-
-    handle = model.base_model.register_forward_pre_hook(hand, with_kwargs=True)  # pyright: ignore
-    try:
-        yield
-    finally:
-        handle.remove()

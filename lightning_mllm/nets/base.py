@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_mllm.contracts import Batch, Output
-from lightning_mllm.language.generation import AnswerEnd, Decoding, generate
+from lightning_mllm.language.decoding import AnswerEnd, Decoding
 from lightning_mllm.language.lm_loss import head, lm_hidden_states, lm_losses, target_logits
 from lightning_mllm.language.slots import VisualVectors
 from lightning_mllm.nets.encoded_images import EncodedImages
@@ -98,6 +98,9 @@ class VisionLanguageNet(Net):
         self, batch: Batch, decoding: Decoding, end: AnswerEnd, images: EncodedImages | None = None
     ) -> list[list[int]]:
         """As `Net.generate`; `images` knows those that were encoded before."""
+        # Here alone: training reads nothing of it.
+        from lightning_mllm.language.generation import generate
+
         embeds = self.merge_visual_embeddings(batch, self._encoded(batch, images))
         known = {"positions": batch.positions, "kinds": batch.kinds}
         return generate(self.language, embeds, batch.segments > 0, decoding, end, **known)

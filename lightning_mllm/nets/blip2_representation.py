@@ -41,7 +41,7 @@ from lightning_mllm.connectors.alignment import (
 )
 from lightning_mllm.connectors.qformer import Images, PastKeyValues, QFormer
 from lightning_mllm.contracts import Batch, Output, Term
-from lightning_mllm.language.generation import AnswerEnd, Decoding
+from lightning_mllm.language.decoding import AnswerEnd, Decoding
 from lightning_mllm.nets.base import Net
 
 

@@ -13,13 +13,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_mllm.contracts import Batch
+from lightning_mllm.contracts import Batch, TokenKind
 from lightning_mllm.language.slots import VisualVectors
 
 ROOM = 1 << 30
 """Bytes of vectors that are kept: 400 images of LLaVA-1.5 in 16 bits, beside a model of 13 GB."""
 
-Vectors = dict[int, Tensor]
+Vectors = dict[TokenKind, Tensor]
 """Kind of slot -> f[n, D] of one image."""
 
 
@@ -58,7 +58,7 @@ class EncodedImages:
         places = torch.tensor(sorted(first.values()), device=batch.images.device)
         views = batch.images.unflatten(0, (images, -1)).index_select(0, places)
         encoded = encode(batch.noted(images=views.flatten(0, 1)))
-        parts = {int(kind): each.unflatten(0, (len(places), -1)) for kind, each in encoded.items()}
+        parts = {kind: each.unflatten(0, (len(places), -1)) for kind, each in encoded.items()}
         numbers = sorted(first, key=first.__getitem__)
         return {number: {kind: each[i] for kind, each in parts.items()} for i, number in enumerate(numbers)}
 

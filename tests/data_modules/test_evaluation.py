@@ -157,3 +157,46 @@ def test_each_question_of_a_conversation_is_asked_behind_the_answers_before_it()
 def test_a_limit_is_of_conversations() -> None:
     ids = [row.id for row in rows(Talks(30), turns="each", limit=5)]
     assert len({id.split()[0] for id in ids}) == 5 and len(ids) > 5
+
+
+class Shown(Numbers):
+    """Three samples an image, of a few lengths."""
+
+    def image_key(self, index: int) -> int | None:
+        return index // 3
+
+    def length(self, index: int) -> int:
+        return index * 5 % 7
+
+
+def test_samples_of_one_image_and_then_of_one_length_are_answered_together() -> None:
+    samples = EvaluationSamples(EvaluationSet(source=Shown(12), task="vqa"), Echo(), blind=False)
+    order = samples.order(4)
+    assert sorted(order) == list(range(12))
+    images = [row // 3 for row in order]
+    assert all(
+        images.count(image) == 3 and images[3 * k : 3 * k + 3] == [image] * 3 for k, image in enumerate(images[::3])
+    )
+    lengths = [Shown(12).length(row) for row in order]
+    assert all(lengths[k : k + 3] == sorted(lengths[k : k + 3], reverse=True) for k in range(0, 12, 3))
+    assert lengths[::3] == sorted(lengths[::3], reverse=True)
+
+
+def test_samples_are_answered_near_their_place_in_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are read one after another."""
+    monkeypatch.setattr("data_modules.evaluation.STRETCH", 2)
+    samples = EvaluationSamples(EvaluationSet(source=Numbers(23), task="vqa"), Echo(), blind=False)
+    order = samples.order(3)
+    assert [sorted(order[k : k + 6]) for k in range(0, 23, 6)] == [
+        list(range(k, min(k + 6, 23))) for k in range(0, 23, 6)
+    ]
+    lengths = [Numbers(23).length(row) for row in order]
+    assert all(lengths[k : k + 6] == sorted(lengths[k : k + 6], reverse=True) for k in range(0, 23, 6))
+
+
+def test_a_blind_twin_is_answered_by_the_images_that_it_shows() -> None:
+    samples = EvaluationSamples(EvaluationSet(source=Shown(12), task="vqa"), Echo(), blind=True)
+    order = samples.order(4)
+    shown = [(row + 6) % 12 // 3 for row in order]
+    assert sorted(order) == list(range(12)) and len({*zip(shown[::3], shown[1::3], shown[2::3], strict=True)}) == 4
+    assert all(len({*shown[k : k + 3]}) == 1 for k in range(0, 12, 3))

@@ -45,7 +45,9 @@ def by_transformers(monkeypatch: pytest.MonkeyPatch, *args: Any, **kwargs: Any) 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_answers_are_those_of_transformers(kind: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_those_of_transformers(
+    kind: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = KINDS[kind]()
     embeds, mask = prompts(model, 3, 9, 6, 1, 9, 4, 2, 7)
     free = generate(model, embeds, mask, Decoding(max_new_tokens=1), AnswerEnd(tokens=(VOCAB,), pad=PAD))

@@ -24,9 +24,7 @@ def test_prompts_and_what_stands_behind_them_are_as_whole_rows(kind: str) -> Non
     positions, embeds = shared_positions(kinds, segments), torch.randn(4, 11, 32)
     with torch.no_grad():
         whole = lm_hidden_states(model, embeds, batch_of(segments, positions, kinds))
-        known = Prompts(
-            model, embeds[:, :8], segments[:, :8], 3, positions=positions[:, :8], kinds=kinds[:, :8]
-        )
+        known = Prompts(model, embeds[:, :8], segments[:, :8], 3, positions=positions[:, :8], kinds=kinds[:, :8])
         assert_close(known.hidden, whole[:, 7], atol=1e-5, rtol=1e-5)
         behind = segments[:, 8:] > 0
         for _ in range(2):  # what was read behind them is forgotten
