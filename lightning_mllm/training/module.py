@@ -175,8 +175,8 @@ class MultimodalModule(EvaluatedModule):
     @property
     def _images(self) -> tuple[EncodedImages, ...]:
         """What was encoded before of the sets that are answered, for nets that show images to a language model."""
-        known = self.encoded_images is not None and isinstance(self.net, VisionLanguageNet)
-        return (self.encoded_images,) if known else ()
+        images = self.encoded_images if isinstance(self.net, VisionLanguageNet) else None
+        return () if images is None else (images,)
 
     def answers(self, batch: Batch, part: str = "") -> list[str]:
         """What the net says to each row of a batch of prompts (left-padded): the likeliest candidate, or a new text.

@@ -77,7 +77,7 @@ class Echo:
             raise self.error(f"sample {sample.id}: no good")
         return sample
 
-    def collate(self, rows: Any, *, padding: str = "right") -> Any:
+    def collate(self, rows: Any, *, padding: str = "right", packed: bool = False) -> Any:
         return {
             "ids": [row.id for row in rows],
             "drawn": [row.turns[0].text for row in rows],
