@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
@@ -57,6 +58,7 @@ def render(report: Report) -> str:
         retrieval=any(name.startswith("retrieval") for tested in report.tests for name in tested.samples),
         groups=_groups(report),
         figures={stage.name: _figures(stage) for stage in report.stages},
+        speeds={stage.name: _speeds(stage) for stage in report.stages},
         times=[*((stage.name, stage.seconds) for stage in report.stages), ("test", report.test_seconds)],
     )
 
@@ -80,6 +82,28 @@ def _figures(stage: StageReport) -> list[_Figure]:
     if rate is not None:
         rate = replace(rate, note=f"peak {number(max(value for _, value in rate.lines[0].points))}")
     return [each for each in (loss, scores or rate) if each is not None]
+
+
+SPEEDS: dict[str, Callable[[float], str]] = {
+    "throughput/tokens_per_second": lambda value: f"{number(value)} tokens/s",
+    "throughput/supervised_tokens_per_second": lambda value: f"{number(value)} of them learned",
+    "throughput/images_per_second": lambda value: f"{number(value)} images/s",
+    "throughput/mfu": lambda value: f"{100 * value:.0f} % of the data sheet's peak",
+    "throughput/mfu_measured": lambda value: f"{100 * value:.0f} % of the measured peak",
+    "throughput/data_wait": lambda value: f"{100 * value:.1f} % waiting for data",
+    "memory/device_gb": lambda value: f"{value:.1f} GB of the device",
+    "memory/host_gb": lambda value: f"{value:.1f} GB of the host",
+}
+"""Columns of `metrics.csv` (training/callbacks/throughput.py) -> their median in words; of memory it is the peak."""
+
+
+def _speeds(stage: StageReport) -> list[str]:
+    """How fast a stage was trained, as far as it is known."""
+    found = []
+    for name, told in SPEEDS.items():
+        if values := [value for _, value in stage.metrics.get(name, [])]:
+            found.append(told(max(values) if name.startswith("memory/") else median(values)))
+    return found
 
 
 def _figure(stage: StageReport, title: str, names: Sequence[str], *, noisy: bool = False) -> _Figure | None:

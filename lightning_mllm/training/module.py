@@ -308,7 +308,7 @@ class MultimodalModule(EvaluatedModule):
         step = self.trainer.global_step + 1
         tokens, images, wrong, read = (means.pop(name) for name in ("tokens", "images", "wrong", "read"))
         for each in self._throughputs():
-            each.count({"tokens": read, "images": images})
+            each.count({"tokens": read, "supervised_tokens": tokens, "images": images})
         if tokens == 0:
             raise ValueError(f"optimizer step {step}: found no supervised item in the global batch, expected some")
         if wrong:

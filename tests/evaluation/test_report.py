@@ -91,6 +91,17 @@ def test_the_page_shows_scores_answers_stages_and_time(tmp_path: Path) -> None:
     assert "(nothing)" in page.text
 
 
+def test_the_page_tells_how_fast_a_stage_was(tmp_path: Path) -> None:
+    """Medians over its steps; of memory the peak; nothing of what is not known."""
+    root = write_run(tmp_path / "run")
+    rows = ["step,throughput/tokens_per_second,throughput/mfu_measured,throughput/data_wait,memory/host_gb"]
+    rows += ["1,1000,0.2,0.5,1.5", "2,3000,0.42,0.015,2.5", "3,3200,0.5,0.01,2.0", "4,2500,,,"]
+    (root / "align" / "metrics.csv").write_text("\n".join(rows) + "\n")
+    page = render(run_folder.read_report(root))
+    told = "2,750 tokens/s · 42 % of the measured peak · 1.5 % waiting for data · 2.5 GB of the host"
+    assert page.count(told) == 1 and page.count("tokens/s") == 1 and "the data sheet" not in page
+
+
 @pytest.mark.parametrize("said", ["<script>alert(1)</script>", '"><img src=x onerror=y>', "a & b < c"])
 def test_answers_are_shown_as_written(tmp_path: Path, said: str) -> None:
     root = write_run(tmp_path, said=said)

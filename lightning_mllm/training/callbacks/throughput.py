@@ -11,9 +11,12 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 
-from lightning_mllm.evaluation.flops import peak_flops, training_flops
+from lightning_mllm.contracts import Batch
+from lightning_mllm.evaluation.flops import CountedProducts, measured_peak, peak_flops
 
 GB, TERA = 1e9, 1e12
+COUNTED_STEPS = 3
+"""Optimizer steps whose operations are counted; a compiled block runs uncompiled in them."""
 FETCH = "train_dataloader_next"
 """How Lightning's name for taking the next batch from the loader ends."""
 
@@ -40,16 +43,19 @@ class Throughput(Callback):
     """Adds to the logged row of a step, over the steps since the row before:
 
     throughput/tokens_per_second      real tokens of all ranks, image slots included and padding not
+    throughput/supervised_tokens_per_second   those that are learned
     throughput/images_per_second      images of all ranks, views counted one by one
     throughput/seconds_per_step
     throughput/data_wait              share of the time in which rank 0 waited for its loader
-    throughput/tflops                 10^12 operations a second of a rank, an estimate (`training_flops`)
+    throughput/tflops                 10^12 operations a second of a rank that the net needs (`CountedProducts`), as
+                                      many a token as in the stage's first steps
     throughput/mfu                    these, as a share of what the data sheet promises for bfloat16 without sparsity;
                                       on a GPU that is listed (`peak_flops`)
+    throughput/mfu_measured           these, as a share of `measured_peak` in the dtype of the plan, measured once
     memory/device_gb                  peak of rank 0's allocator, in 10^9 bytes; on a GPU
     memory/host_gb                    peak of the resident memory of rank 0's process, without its workers
 
-    Validation and the time between two processes are not counted. Nothing waits for the device: what it has counted is
+    Validation and the time between two processes are not counted. After the steps whose operations are counted nothing waits for the device: what it has counted is
     read with the losses, once a step. The time a step takes is that between two such readings.
     """
 
@@ -57,8 +63,11 @@ class Throughput(Callback):
         self._fetch: FetchClock | None = None
         self._began = self._fetched = self._paused = 0.0
         self._paused_at: float | None = None
-        self._steps, self._counts = 0, {"tokens": 0.0, "images": 0.0}
-        self._parameters = self._trained = 0
+        self._steps, self._counts = 0, {"tokens": 0.0, "supervised_tokens": 0.0, "images": 0.0}
+        self._counted, self._read, self._left = 0.0, 0, COUNTED_STEPS
+        """Operations of the steps that are counted, the tokens that they read, and how many are left."""
+        self._counter: CountedProducts | None = None
+        self._peak = 0.0
         self._ranks = 1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -68,8 +77,10 @@ class Throughput(Callback):
         self._fetch = own.profiler if isinstance(own.profiler, FetchClock) else None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._parameters = sum(each.numel() for each in pl_module.parameters())
-        self._trained = sum(each.numel() for each in pl_module.parameters() if each.requires_grad)
+        plan = getattr(pl_module, "parallel", None)
+        half = "bf16" in (str(trainer.precision) + getattr(plan, "precision", ""))
+        device = trainer.strategy.root_device
+        self._peak = measured_peak(device, torch.bfloat16 if half else torch.float32)
         self._ranks = trainer.world_size
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,9 +94,28 @@ class Throughput(Callback):
             self._paused += time.perf_counter() - self._paused_at
             self._paused_at = None
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        if self._left:
+            self._counter = CountedProducts()
+            self._counter.__enter__()
+            self._read += int((batch.segments > 0).sum())
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: object) -> None:
+        self._stop_counting()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop_counting()
+
+    def _stop_counting(self) -> None:
+        counter, self._counter = self._counter, None
+        if counter is not None:
+            counter.__exit__(None, None, None)
+            self._counted += counter.operations
+
     def count(self, counts: dict[str, float]) -> None:
-        """What an optimizer step has taken: "tokens" and "images", of all ranks."""
+        """What an optimizer step has taken: "tokens", "supervised_tokens" and "images", of all ranks."""
         self._steps += 1
+        self._left = max(0, self._left - 1)
         for name in self._counts:
             self._counts[name] += counts[name]
 
@@ -96,8 +126,10 @@ class Throughput(Callback):
         found["throughput/seconds_per_step"] = seconds / max(self._steps, 1)
         if self._fetch is not None:
             found["throughput/data_wait"] = min(1.0, (self._fetch.seconds - self._fetched) / seconds)
-        operations = training_flops(self._counts["tokens"], self._parameters, self._trained) / seconds / self._ranks
+        operations = self._counts["tokens"] * self._counted / max(self._read, 1) / seconds / self._ranks
         found["throughput/tflops"] = operations / TERA
+        if self._peak:
+            found["throughput/mfu_measured"] = operations / self._peak
         if device.type == "cuda":
             if (peak := peak_flops(torch.cuda.get_device_name(device))) is not None:
                 found["throughput/mfu"] = operations / peak
