@@ -48,6 +48,7 @@ from lightning_mllm.training.freezing import (
     nearest,
     print_freeze_table,
 )
+from lightning_mllm.training.host_memory import keep_freed_blocks
 from lightning_mllm.training.initialise import Provenance, build_empty, initialise, materialise
 from lightning_mllm.training.optimizer import parameter_groups
 from lightning_mllm.training.parallelize import (
@@ -250,6 +251,8 @@ class MultimodalModule(EvaluatedModule):
 
     def on_fit_start(self) -> None:
         assert self.stage is not None, "training needs a stage"
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_blocks()
         # Frozen parts are in eval mode on purpose.
         warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
         rows = self.freeze_rows()

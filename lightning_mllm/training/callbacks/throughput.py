@@ -55,8 +55,9 @@ class Throughput(Callback):
     memory/device_gb                  peak of rank 0's allocator, in 10^9 bytes; on a GPU
     memory/host_gb                    peak of the resident memory of rank 0's process, without its workers
 
-    Validation and the time between two processes are not counted. After the steps whose operations are counted nothing waits for the device: what it has counted is
-    read with the losses, once a step. The time a step takes is that between two such readings.
+    Validation and the time between two processes are not counted. After the steps whose operations are counted, nothing
+    waits for the device: what it has counted is read with the losses, once a step. The time a step takes is that
+    between two such readings.
     """
 
     def __init__(self) -> None:
