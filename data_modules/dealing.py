@@ -7,15 +7,17 @@
              | 3 0   |   | 6     |    micro-batch 0
              | 5 7   |   | 1 2 4 |    micro-batch 1
 
-Samples that show the same images go to one pack, where a packed row holds the tokens of these images once. Which
-samples make up a step is a matter of the order alone; here it is only said which rank takes them, and when. All ranks
-find the same from the order and the lengths.
+Samples that show the same images go to one pack, where a packed row holds the tokens of these images once; but for
+those that, moved to the shortest pack of the same micro-batch, leave its ranks less to wait for. Which samples make up
+a step is a matter of the order alone; here it is only said which rank takes them, and when. All ranks find the same
+from the order and the lengths.
 """
 
 from __future__ import annotations
 
 import hashlib
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -98,12 +100,49 @@ def deal(
         for each in (*full, (cost + unit.cost, pack)):
             heapq.heappush(emptiest, each)
     longest_first = [pack for _, pack in sorted(emptiest, key=lambda each: (-each[0], each[1]))]
-    return [
-        [sample for samples in sorted(packs[longest_first[first + place]]) for sample in samples]
-        for first in range(0, number, world)
+    found = list[list[int]]()
+    for first in range(0, number, world):
+        together = [[k for unit in packs[pack] for k in unit] for pack in longest_first[first : first + world]]
+        _even(together, sizes, budget, image_cost)
         # A rank that has the longest pack of one micro-batch has the shortest of the next.
-        for place in (range(world) if first // world % 2 == 0 else reversed(range(world)))
-    ]
+        found += together if first // world % 2 == 0 else together[::-1]
+    return [_side_by_side(pack, sizes) for pack in found]
+
+
+def _even(packs: list[list[int]], sizes: Sequence[Size], budget: int | None, image_cost: int) -> None:
+    """Moves samples from the longest to the shortest of packs that are computed at the same time, while that helps."""
+    keys = [-1 - number if size.images is None else size.images for number, size in enumerate(sizes)]
+    shown = [Counter(keys[k] for k in pack) for pack in packs]
+    costs = [sum(_unit(samples, sizes, image_cost).cost for samples in _by_image(pack, sizes)) for pack in packs]
+    for _ in range(4 * len(packs)):
+        long, short = costs.index(max(costs)), costs.index(min(costs))
+        moves = list[tuple[int, int, int, int]]()
+        for k in packs[long] if len(packs[long]) > 1 else ():
+            image = sizes[k].visual + image_cost * (sizes[k].visual > 0)
+            left = costs[long] - sizes[k].own - image * (shown[long][keys[k]] == 1)
+            grown = costs[short] + sizes[k].own + image * (not shown[short][keys[k]])
+            moves.append((max(left, grown), k, left, grown))
+        most, k, left, grown = min(moves, default=(costs[long], 0, 0, 0))
+        if most >= costs[long] or (budget is not None and most > budget):
+            return
+        packs[long].remove(k)
+        packs[short].append(k)
+        shown[long][keys[k]] -= 1
+        shown[short][keys[k]] += 1
+        costs[long], costs[short] = left, grown
+
+
+def _by_image(pack: Sequence[int], sizes: Sequence[Size]) -> Iterable[list[int]]:
+    """The samples of the same images together, in the order of the first of each."""
+    groups: dict[tuple[bool, int], list[int]] = {}
+    for number in sorted(pack):
+        images = sizes[number].images
+        groups.setdefault((False, number) if images is None else (True, images), []).append(number)
+    return groups.values()
+
+
+def _side_by_side(pack: Sequence[int], sizes: Sequence[Size]) -> list[int]:
+    return [number for samples in _by_image(pack, sizes) for number in samples]
 
 
 def _unit(samples: list[int], sizes: Sequence[Size], image_cost: int) -> _Unit:
@@ -114,11 +153,8 @@ def _unit(samples: list[int], sizes: Sequence[Size], image_cost: int) -> _Unit:
 
 def _units(sizes: Sequence[Size], budget: int | None, image_cost: int) -> list[_Unit]:
     """The samples of the same images together, in as many parts as the budget asks for."""
-    groups: dict[tuple[bool, int], list[int]] = {}
-    for number, size in enumerate(sizes):
-        groups.setdefault((False, number) if size.images is None else (True, size.images), []).append(number)
     parts = list[list[int]]()
-    for group in groups.values():
+    for group in _by_image(range(len(sizes)), sizes):
         used = 0
         for number in group:
             size = sizes[number]
@@ -158,7 +194,7 @@ class Sizes(NamedTuple):
 
 
 def fewest_passes(
-    name: str, steps: Iterable[Int[np.ndarray, "S G"]], sizes: Sizes, budget: int, world: int, image_cost: int = 0
+    name: str, steps: Iterable[Int[np.ndarray, "_ G"]], sizes: Sizes, budget: int, world: int, image_cost: int = 0
 ) -> int:
     """The fewest micro-batches of a step with which no pack of any step has more tokens than the budget.
 

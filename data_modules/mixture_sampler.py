@@ -148,7 +148,7 @@ class MixtureSampler:
         source = bisect_right(self._starts, number) - 1
         return SampleLocation(epoch, self._names[source], number - self._starts[source])
 
-    def global_batches(self, steps: int) -> Iterator[Int[np.ndarray, "S G"]]:
+    def global_batches(self, steps: int) -> Iterator[Int[np.ndarray, "_ G"]]:
         """The samples of the first global batches, a batch a row, some at a time: their numbers, counted over all
         sources."""
         left, epoch = np.zeros(0, dtype=np.int64), 0
