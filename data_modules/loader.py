@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data_modules.mixture_sampler import SampleLocation
 from data_modules.processor import SampleProcessor
+from data_modules.sent_batch import SentBatch
 from data_modules.stream import SampleOrder, Share, Stream
 from lightning_mllm.contracts import Batch, Encoded
 
@@ -63,11 +64,12 @@ class Collate:
         self.padding: Literal["left", "right"] = padding
         self.packed = packed
 
-    def __call__(self, rows: Sequence[Encoded | Refusal]) -> Batch | Refusal:
+    def __call__(self, rows: Sequence[Encoded | Refusal]) -> Batch | SentBatch | Refusal:
         refusal = next((row for row in rows if isinstance(row, Refusal)), None)
         good = [row for row in rows if not isinstance(row, Refusal)]
         how = {"packed": True} if self.packed else {}
-        return refusal or contained(lambda: self.processor.collate(good, padding=self.padding, **how), "collate")
+        batch = refusal or contained(lambda: self.processor.collate(good, padding=self.padding, **how), "collate")
+        return SentBatch.of(batch) if get_worker_info() is not None and isinstance(batch, Batch) else batch
 
 
 def named(where: str, error: ValueError) -> ValueError:
@@ -82,7 +84,7 @@ class SampleLoader(DataLoader):
         for batch in super().__iter__():
             if isinstance(batch, Refusal):
                 raise ValueError(batch.sentence)
-            yield batch
+            yield batch.received() if isinstance(batch, SentBatch) else batch
 
 
 def shown_ahead(step: Sequence[Batch]) -> list[Batch]:
