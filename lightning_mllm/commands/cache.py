@@ -109,6 +109,8 @@ class Tower:
     """How many, by dtype."""
     blank: Seen
     """What it makes of the blank image."""
+    bf16: bool
+    """Whether its matrix products are in bfloat16."""
 
 
 Towers = dict[str, Tower]
@@ -187,7 +189,7 @@ def write(
         started, rows, last = time.process_time(), writer.rows, time.monotonic()
         for some in _watched(Pictures(left, module.processor, writer.store), how, title):
             bad += [picture.error for picture in some if picture.error]
-            add(writer, some, tower.module, how.device)
+            add(writer, some, tower, how.device)
             if time.monotonic() - last > EVERY:
                 writer.flush()
                 last = time.monotonic()
@@ -198,12 +200,14 @@ def write(
     return FeatureStore(folder)
 
 
-def add(writer: FeatureWriter, some: Sequence[Picture], tower: nn.Module, device: torch.device) -> None:
+def add(writer: FeatureWriter, some: Sequence[Picture], tower: Tower, device: torch.device) -> None:
     """Rows of the pictures that have none, and the files that show them."""
     new = {each.digest: each for each in some if each.pixels is not None and writer.row_of(each.digest) is None}
     if new:
         pixels = torch.cat([each.pixels for each in new.values() if each.pixels is not None])
-        features = flat(seen(tower, pixels.to(device)), writer.store.dtype).unflatten(0, (len(new), -1))
+        features = flat(seen(tower.module, pixels.to(device), tower.bf16), writer.store.dtype).unflatten(
+            0, (len(new), -1)
+        )
         writer.append(list(new), [each.size for each in new.values()], features)
     for each in some:
         row = writer.row_of(each.digest)
@@ -250,8 +254,9 @@ def _tower(module: MultimodalModule, earlier: InitialTensors, device: torch.devi
         counts[name] = counts.get(name, 0) + parameter.numel()
     tower, provenance = built_tower(module, earlier, device)
     size = module.processor.image.size
-    blank = seen(tower, torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
-    return Tower(module=tower, provenance=provenance, parameters=counts, blank=blank)
+    bf16 = module.parallel.precision == "bf16"
+    blank = seen(tower, torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device), bf16)
+    return Tower(module=tower, provenance=provenance, parameters=counts, blank=blank, bf16=bf16)
 
 
 def _facts(module: MultimodalModule, of: Facts, tower: Tower, dtype: Dtype) -> Facts:

@@ -171,14 +171,11 @@ def _tensor_digest(tensor: Tensor) -> str:
 def built_tower(
     module: MultimodalModule, earlier: InitialTensors, device: torch.device
 ) -> tuple[nn.Module, Provenance]:
-    """The tower alone, with its weights, in the dtype in which the stage would compute it; and where those are from."""
+    """The tower alone, with its weights as they are stored, and where those are from."""
     spec = module.components[VISION]
     part = nn.ModuleDict({VISION: build_empty(spec)}).requires_grad_(False)
     materialise(part, device)
     found = initialise(part, {VISION: spec}, earlier)
-    if module.parallel.precision == "bf16" and not any(p.dtype == torch.float16 for p in part.parameters()):
-        for parameter in part.parameters():
-            parameter.data = parameter.data.to(torch.bfloat16)
     return part.to(device).eval()[VISION], found
 
 
@@ -186,9 +183,9 @@ Seen = Float[Tensor, "N _ _"] | tuple[Float[Tensor, "N _ _"], ...]
 """What a tower gives: f[N, V, D], or that of each group."""
 
 
-def seen(tower: nn.Module, pixels: UInt8[Tensor, "N 3 H W"]) -> Seen:
-    """What a tower makes of views, without autograd."""
-    with torch.inference_mode():
+def seen(tower: nn.Module, pixels: UInt8[Tensor, "N 3 H W"], bf16: bool = False) -> Seen:
+    """What a tower makes of views, without autograd; of `hardware.precision: bf16`, by autocast."""
+    with torch.inference_mode(), torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
         return tower(pixels)
 
 

@@ -35,8 +35,9 @@ def data_of(module: Any) -> Any:
     return SimpleNamespace(processor=module.processor)
 
 
-def cached(module: Any, cache: Path) -> Any:
-    """The net, built without its tower."""
+def cached(module: Any, cache: Path, build: bool = True) -> Any:
+    """The net without its tower, built."""
     use_cached_features(module, data_of(module), cache)
-    module.configure_model()
+    if build:
+        module.configure_model()
     return module
