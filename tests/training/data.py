@@ -69,6 +69,7 @@ class HalfText:
 
     def __init__(self, squares: MixtureSampler, global_batch: int) -> None:
         self.squares, self.global_batch = squares, global_batch
+        self.batch = global_batch
 
     def __len__(self) -> int:
         return len(self.squares)
