@@ -11,13 +11,13 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data_modules.mixture_sampler import SampleLocation
-from data_modules.processor import SampleProcessor
+from data_modules.processor import PackingProcessor, SampleProcessor
 from data_modules.sent_batch import SentBatch
 from data_modules.stream import SampleOrder, Share, Stream
 from lightning_mllm.contracts import Batch, Encoded
@@ -67,9 +67,13 @@ class Collate:
     def __call__(self, rows: Sequence[Encoded | Refusal]) -> Batch | SentBatch | Refusal:
         refusal = next((row for row in rows if isinstance(row, Refusal)), None)
         good = [row for row in rows if not isinstance(row, Refusal)]
-        how = {"packed": True} if self.packed else {}
-        batch = refusal or contained(lambda: self.processor.collate(good, padding=self.padding, **how), "collate")
+        batch = refusal or contained(lambda: self._collated(good), "collate")
         return SentBatch.of(batch) if get_worker_info() is not None and isinstance(batch, Batch) else batch
+
+    def _collated(self, rows: Sequence[Encoded]) -> Batch:
+        if not self.packed:
+            return self.processor.collate(rows, padding=self.padding)
+        return cast(PackingProcessor, self.processor).collate(rows, padding=self.padding, packed=True)
 
 
 def named(where: str, error: ValueError) -> ValueError:

@@ -36,9 +36,12 @@ class SampleProcessor(Protocol):
 
     def encode(self, sample: Sample, *, generate: bool = False, random: torch.Generator | None = None) -> Encoded: ...
 
+    def collate(self, rows: Sequence[Encoded], *, padding: Literal["left", "right"] = "right") -> Batch: ...
+
+
+class PackingProcessor(SampleProcessor, Protocol):
+    """One that can also put all samples of a batch into one row, where `pack` asks for it."""
+
     def collate(
         self, rows: Sequence[Encoded], *, padding: Literal["left", "right"] = "right", packed: bool = False
-    ) -> Batch:
-        """A batch of padded rows; `packed`: of one row without padding, which only a processor that is asked for it
-        need know."""
-        ...
+    ) -> Batch: ...

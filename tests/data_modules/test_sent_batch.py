@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from data_modules.loader import Collate, SampleLoader
 from data_modules.sent_batch import ALIGNED, SentBatch
@@ -67,11 +68,19 @@ def test_pixels_are_sent_by_themselves() -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_workers_send_them(workers: int) -> None:
     """A batch of a worker has its small tensors in one piece of memory; without workers nothing is copied."""
-    loader = SampleLoader([0, 1], collate_fn=Collate(Given(), "right"), batch_size=2, num_workers=workers)
+    loader: Any = SampleLoader(Rows(), collate_fn=Collate(Given(), "right"), batch_size=2, num_workers=workers)
     (batch,) = loader
     assert torch.equal(batch.tokens, given().tokens) and batch.layout.runs == given().layout.runs
     pieces = {tensor.untyped_storage().data_ptr() for tensor in (batch.tokens, batch.labels, batch.kinds)}
     assert len(pieces) == (1 if workers else 3)
+
+
+class Rows(Dataset[int]):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        return index
 
 
 class Given(Echo):
