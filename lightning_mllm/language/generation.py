@@ -15,7 +15,6 @@ from contextlib import contextmanager
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -31,7 +30,8 @@ from lightning_mllm.language.decoding import Decoding as Decoding
 from lightning_mllm.language.decoding import StopText as StopText
 from lightning_mllm.language.greedy import greedy
 from lightning_mllm.language.lm_loss import KEYWORDS
-from lightning_mllm.language.prompts import reads_prompts
+from lightning_mllm.language.prompts import is_sharded, reads_prompts
+from lightning_mllm.language.shared_prefix import SharedPrefix
 
 
 def generate(
@@ -43,6 +43,7 @@ def generate(
     *,
     positions: Int[Tensor, "B T"] | None = None,
     kinds: UInt8[Tensor, "B T"] | None = None,
+    shared: SharedPrefix | None = None,
 ) -> list[list[int]]:
     """The new tokens of each row, cut before its end token, or behind the text that ends it.
 
@@ -54,6 +55,7 @@ def generate(
         end: each row, and in a beam search each beam, is finished by itself.
         positions: of a causal model's prompt, as in `Batch`; new tokens go on from a row's last one. None counts.
         kinds: of the prompt's tokens, as in `Batch`, by which a model with visual experts routes them.
+        shared: what rows have in common, which is read once where the answers are greedy.
     """
     assert not model.training, "generation in train mode would apply dropout"
     seq2seq = bool(model.config.is_encoder_decoder)
@@ -62,8 +64,8 @@ def generate(
     plain = decoding.num_beams == 1 and decoding.top_p is None
     with torch.no_grad():
         if plain and reads_prompts(model):
-            synced = is_sharded(model)
-            return greedy(model, embeds, mask, decoding, end, positions=positions, kinds=kinds, synced=synced)
+            known = {"positions": positions, "kinds": kinds, "shared": shared}
+            return greedy(model, embeds, mask, decoding, end, **known)
         with _prompt_routed(model, kinds):
             return _searched(model, embeds, mask, decoding, end, positions)
 
@@ -129,11 +131,6 @@ class TextEnd(StoppingCriteria):
     def __call__(self, input_ids: Int[Tensor, "R S"], scores: object, **kwargs: object) -> Bool[Tensor, " R"]:
         last = input_ids[:, max(self.start, input_ids.shape[1] - self.stop.window) :].tolist()
         return torch.tensor([self.stop(row) for row in last], dtype=torch.bool, device=input_ids.device)
-
-
-def is_sharded(model: PreTrainedModel) -> bool:
-    """Whether parameters are spread over ranks, which must then all step until the last answer is done."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def _cut(row: list[int], end: AnswerEnd) -> list[int]:

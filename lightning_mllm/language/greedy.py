@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, RepetitionPenaltyLogitsProcessor
 
 from lightning_mllm.language.decoding import AnswerEnd, Decoding
 from lightning_mllm.language.lm_loss import head
-from lightning_mllm.language.prompts import Prompts
+from lightning_mllm.language.prompts import Prompts, is_sharded
+from lightning_mllm.language.shared_prefix import SharedPrefix
 
 LOOK_EVERY = 8
 """Tokens after which the host of an accelerator looks for ends; a text that ends answers is looked for at each."""
@@ -32,19 +33,20 @@ def greedy(
     *,
     positions: Int[Tensor, "B T"] | None = None,
     kinds: UInt8[Tensor, "B T"] | None = None,
-    synced: bool = False,
+    shared: SharedPrefix | None = None,
 ) -> list[list[int]]:
     """The new tokens of each row, cut before its end token, or behind the text that ends it.
 
+    Where parameters are sharded, every rank goes on until the last row of all ranks has ended.
+
     Args:
         model: One that `reads_prompts`.
-        embeds, mask, positions, kinds: As in `Prompts`.
+        embeds, mask, positions, kinds, shared: As in `Prompts`.
         decoding: Without beams and sampling.
         end: What ends a row.
-        synced: Whether every rank goes on until the last row of all ranks has ended.
     """
-    most, device = decoding.max_new_tokens, embeds.device
-    prompts = Prompts(model, embeds, mask, most, positions=positions, kinds=kinds)
+    most, device, synced = decoding.max_new_tokens, embeds.device, is_sharded(model)
+    prompts = Prompts(model, embeds, mask, most, positions=positions, kinds=kinds, shared=shared)
     words = model.get_input_embeddings()
     choose = _Choice(model, decoding, end, device)
     every = look_every(end, synced, device)

@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from lightning_mllm.contracts import runs_of
 from lightning_mllm.language.lm_loss import KEYWORDS, masks_as_given
+from lightning_mllm.language.shared_prefix import SharedPrefix
 
 MODEL_TYPES = ("llama", "mistral", "opt", "qwen2", "qwen3")
 """Models whose rows are read here: positions and masks are taken as they are given, and attention looks at all keys."""
@@ -33,6 +35,11 @@ def reads_prompts(model: PreTrainedModel) -> bool:
     whole = all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
     windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
     return config.model_type in MODEL_TYPES and config._attn_implementation == "sdpa" and whole and not windowed
+
+
+def is_sharded(model: PreTrainedModel) -> bool:
+    """Whether parameters are spread over ranks, which must then all step until the last answer is done."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 class _Layer(DynamicLayer):
@@ -60,7 +67,7 @@ class _Layer(DynamicLayer):
         return self.length
 
     def keep(self, rows: Int[Tensor, " K"]) -> None:
-        """Keeps some rows alone."""
+        """Keeps these rows alone, in this order; one may be kept several times."""
         kept = [memory[:, :, : self.length].index_select(0, rows) for memory in self.memory]
         self.memory = tuple(each.new_empty(*each.shape[:2], self.room, each.shape[3]) for each in kept)
         for memory, each in zip(self.memory, kept, strict=True):
@@ -77,6 +84,8 @@ class Prompts:
         room: Tokens that may stand behind a prompt.
         positions: As in `Batch`; None counts.
         kinds: As in `Batch`, of a model with visual experts.
+        shared: What rows have in common, which is read once, but where parameters are sharded: ranks must pass equally
+            often, and not all of them may have something to share.
     """
 
     hidden: Float[Tensor, "B D"]
@@ -91,6 +100,7 @@ class Prompts:
         *,
         positions: Int[Tensor, "B T"] | None = None,
         kinds: UInt8[Tensor, "B T"] | None = None,
+        shared: SharedPrefix | None = None,
     ) -> None:
         self.model = model
         count, width = mask.shape
@@ -110,9 +120,18 @@ class Prompts:
         """b[B, R]: what later passes attend to; None for everything."""
         self.length = width
         self._cache = Cache(layers=[_Layer(width + room) for _ in range(model.config.num_hidden_layers)])
-        keywords_of = getattr(model, KEYWORDS, None)
-        keywords = {} if keywords_of is None or kinds is None else keywords_of(runs_of(kinds))
-        self.hidden = self._pass(embeds, None, positions, **keywords)[rows, lengths - 1]
+        shared = None if is_sharded(model) else shared
+        start = 0 if shared is None else shared.length
+        if shared is not None:
+            firsts = torch.tensor(shared.firsts, device=embeds.device)
+            mine = None if kinds is None else kinds[firsts, :start]
+            self._pass(embeds[firsts, :start], None, positions[firsts, :start], mine)
+            for layer in self._layers:
+                layer.keep(torch.tensor(shared.owners, device=embeds.device))
+        # Where something stands before it, a row sees that too, and causally itself.
+        mask = None if shared is None else _behind(start, width - start, embeds.device)
+        mine = None if kinds is None else kinds[:, start:]
+        self.hidden = self._pass(embeds[:, start:], mask, positions[:, start:], mine)[rows, lengths - 1 - start]
 
     def step(self, embeds: Float[Tensor, "B D"], number: int) -> Float[Tensor, "B D"]:
         """Reads the token `number`, from 0, behind each prompt; what the head reads there."""
@@ -124,8 +143,8 @@ class Prompts:
     def behind(self, embeds: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
         """Reads tokens behind each prompt and forgets them; what the head reads there. Padding stands behind."""
         width = embeds.shape[1]
-        mask = torch.ones(width, self.length + width, dtype=torch.bool, device=embeds.device).tril(self.length)
-        mask = mask[None, None] if self.seen is None else mask & self.seen[:, None, None, : self.length + width]
+        mask = _behind(self.length, width, embeds.device)
+        mask = mask if self.seen is None else mask & self.seen[:, None, None, : self.length + width]
         positions = self.following.unsqueeze(1) + torch.arange(width, device=embeds.device)
         # What was read behind the prompts before is written over.
         for layer in self._layers:
@@ -145,7 +164,9 @@ class Prompts:
     def _layers(self) -> list[_Layer]:
         return self._cache.layers  # pyright: ignore[reportReturnType]
 
-    def _pass(self, embeds: Tensor, mask: Tensor | None, positions: Tensor, **keywords: object) -> Tensor:
+    def _pass(self, embeds: Tensor, mask: Tensor | None, positions: Tensor, kinds: Tensor | None = None) -> Tensor:
+        keywords_of = getattr(self.model, KEYWORDS, None)
+        keywords = {} if keywords_of is None or kinds is None else keywords_of(runs_of(kinds))
         with masks_as_given(self.model):
             found = self.model.base_model(
                 inputs_embeds=embeds,
@@ -156,3 +177,8 @@ class Prompts:
                 **keywords,
             )
         return found.last_hidden_state
+
+
+def _behind(before: int, width: int, device: torch.device) -> Bool[Tensor, "1 1 S R"]:
+    """What S = `width` tokens attend to that stand behind `before` others: to those, and causally to themselves."""
+    return torch.ones(width, before + width, dtype=torch.bool, device=device).tril(before)[None, None]

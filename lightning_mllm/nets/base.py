@@ -88,7 +88,15 @@ class VisionLanguageNet(Net):
     ) -> Float[Tensor, "C B"]:
         """Images are encoded once. The released BLIP-2 and InstructBLIP rank by the same sum, divided by a padded
         length that all candidates share."""
+        # Here alone, as below: training reads nothing of it.
+        from lightning_mllm.language.prompts import reads_prompts
+        from lightning_mllm.language.ranking import answer_losses
+        from lightning_mllm.language.shared_prefix import shared_prefix
+
         visual, found = self._encoded(batch, images), []
+        if reads_prompts(self.language):
+            embeds = self.merge_visual_embeddings(batch, visual)
+            return -torch.stack(answer_losses(self.language, embeds, batch, answered, shared_prefix(batch)))
         for each in answered:
             losses, _ = lm_losses(self.language, self.merge_visual_embeddings(each, visual), each)
             found.append(-losses)
@@ -98,9 +106,9 @@ class VisionLanguageNet(Net):
         self, batch: Batch, decoding: Decoding, end: AnswerEnd, images: EncodedImages | None = None
     ) -> list[list[int]]:
         """As `Net.generate`; `images` knows those that were encoded before."""
-        # Here alone: training reads nothing of it.
         from lightning_mllm.language.generation import generate
+        from lightning_mllm.language.shared_prefix import shared_prefix
 
         embeds = self.merge_visual_embeddings(batch, self._encoded(batch, images))
-        known = {"positions": batch.positions, "kinds": batch.kinds}
+        known = {"positions": batch.positions, "kinds": batch.kinds, "shared": shared_prefix(batch)}
         return generate(self.language, embeds, batch.segments > 0, decoding, end, **known)
