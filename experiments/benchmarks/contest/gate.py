@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
+import torch
+
 
 class Gate:
     """A loop passes it once before each step; what lies between two passages is the step, whichever part takes it.
@@ -18,12 +20,13 @@ class Gate:
         told: A byte for each step that may be taken.
         says: Takes a line of JSON for each step: cpu and wall in seconds, loss; peak and own, in bytes, are the most
             that was resident since the first passage, and that without what was there when this was made and without
-            libraries and other files.
+            libraries and other files; on a GPU both are the peak of torch's allocator.
+        device: cpu or cuda, which is waited for.
     """
 
-    def __init__(self, steps: int, told: BinaryIO, says: BinaryIO) -> None:
+    def __init__(self, steps: int, told: BinaryIO, says: BinaryIO, device: str) -> None:
         self._left, self._told, self._says, self._begin = steps, told, says, (0.0, 0.0)
-        self._inherited = memory("RssAnon")
+        self._device, self._inherited = device, memory("RssAnon")
 
     def say(self, **what: object) -> None:
         self._says.write(json.dumps(what).encode() + b"\n")
@@ -31,18 +34,32 @@ class Gate:
 
     def passed(self, loss: float | None) -> None:
         """Before a step; `loss` is that of the step before. Ends the process behind the last one."""
+        if self._device == "cuda":
+            torch.cuda.synchronize()
         cpu, wall = time.process_time() - self._begin[0], time.perf_counter() - self._begin[1]
         if loss is None:
-            forget_peak()
+            self._forget()
             self.say(state="ready")
         else:
-            peak = memory("VmHWM")
-            own = peak - memory("RssFile") - self._inherited
-            self.say(state="step", cpu=cpu, wall=wall, loss=loss, peak=peak, own=own)
+            self.say(state="step", cpu=cpu, wall=wall, loss=loss, **self._memory())
             self._left -= 1
         if not self._left or not self._told.read(1):
             os._exit(0)
         self._begin = time.process_time(), time.perf_counter()
+
+    def _memory(self) -> dict[str, int]:
+        if self._device == "cuda":
+            return dict.fromkeys(("peak", "own"), torch.cuda.max_memory_allocated())
+        peak = memory("VmHWM")
+        return {"peak": peak, "own": peak - memory("RssFile") - self._inherited}
+
+    def _forget(self) -> None:
+        """The peak until here: reading the weights is no part of a step."""
+        file = Path("/proc/self/clear_refs")
+        if self._device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        elif file.is_file():
+            file.write_text("5")
 
 
 def memory(field: str) -> int:
@@ -52,10 +69,3 @@ def memory(field: str) -> int:
     # Not getrusage: its peak is inherited from the process that started this one.
     found = re.search(rf"{field}:\s+(\d+) kB", status.read_text()) if status.is_file() else None
     return 1024 * int(found[1]) if found else 0
-
-
-def forget_peak() -> None:
-    """From now on VmHWM is the peak of what follows: reading the weights is no part of a step."""
-    file = Path("/proc/self/clear_refs")
-    if file.is_file():
-        file.write_text("5")

@@ -18,13 +18,35 @@ from lightning_mllm.architectures.llava import LLaVA
 from lightning_mllm.connectors.projector import MlpConnector
 from lightning_mllm.contracts import Encoded, TokenKind
 from lightning_mllm.language.causal import CausalLM
+from lightning_mllm.language.lora import Lora
 from lightning_mllm.processing.processor import Processor
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.callbacks.throughput import Throughput
+from lightning_mllm.training.initialise import materialise
 from lightning_mllm.training.parallelize import ParallelPlan
-from lightning_mllm.training.sharding import ShardedStrategy, copy_into_shard
+from lightning_mllm.training.sharding import ShardedStrategy, copy_into_shard, to_local
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.vision.tower import OpenClipTower
+
+BESIDE = ("pack", "sharded")
+"""Settings that are not of `ParallelPlan`."""
+
+
+class RandomLLaVA(LLaVA):
+    """One whose parameters are drawn where they are: weights of 7B are not written for a benchmark."""
+
+    def configure_model(self) -> None:
+        if self._configured:
+            return
+        strategy = self.trainer.strategy
+        self.build(strategy.mesh if isinstance(strategy, ShardedStrategy) else None)
+        materialise(self.net, strategy.root_device)
+        with torch.no_grad():
+            for parameter in self.net.parameters():
+                own = to_local(parameter)
+                own.normal_(std=0.02) if parameter.ndim > 1 else own.fill_(1.0)
+        self._configured = True
+        self.train()
 
 
 def llava(workload: Workload) -> LLaVA:
@@ -34,7 +56,7 @@ def llava(workload: Workload) -> LLaVA:
     config: dict[str, Any] = {
         "embed_dim": 16,
         "quick_gelu": True,
-        "vision_cfg": {**vision, "layers": sizes.tower_layers, "head_width": sizes.head_width},
+        "vision_cfg": {**vision, "layers": sizes.tower_layers, "head_width": sizes.tower_head},
         "text_cfg": {"context_length": 16, "vocab_size": 259, "width": 16, "heads": 2, "layers": 1},
     }
     language = {
@@ -42,8 +64,8 @@ def llava(workload: Workload) -> LLaVA:
         "hidden_size": sizes.width,
         "intermediate_size": sizes.inner,
         "num_hidden_layers": sizes.layers,
-        "num_attention_heads": sizes.width // sizes.head_width,
-        "num_key_value_heads": sizes.width // sizes.head_width,
+        "num_attention_heads": sizes.width // sizes.head,
+        "num_key_value_heads": sizes.width // sizes.head,
         "vocab_size": sizes.vocabulary,
         "max_position_embeddings": 4096,
         "pad_token_id": 0,
@@ -58,8 +80,9 @@ def llava(workload: Workload) -> LLaVA:
         warmup=0,
         decay="linear",
         gradient_clip=1.0,
+        lora=Lora(dropout=0.0) if workload.stage == "instruct_lora" else None,
     )
-    return LLaVA(
+    return (RandomLLaVA if workload.random else LLaVA)(
         vision=OpenClipTower(weights=None, config=config),
         connector=MlpConnector(),
         language=CausalLM(config=language),
@@ -76,15 +99,15 @@ class Rows(Dataset[Encoded]):
     def __getitem__(self, number: int) -> Encoded:
         one, slots = self.workload.sample(number), self.workload.sizes.slots
         kinds = torch.full_like(one.tokens, TokenKind.TEXT, dtype=torch.uint8)
-        kinds[1 : 1 + slots] = int(TokenKind.IMAGE)
+        kinds[1 : 1 + slots * len(one.images)] = int(TokenKind.IMAGE)
         return Encoded(
             id=str(number),
             tokens=one.tokens,
             labels=one.labels,
             kinds=kinds,
-            images=one.image[None],
-            image_ids=(one.image_id,),
-            visual_counts=(slots,),
+            images=one.images,
+            image_ids=one.image_ids,
+            visual_counts=(slots,) * len(one.images),
         )
 
 
@@ -101,9 +124,9 @@ class InOrder:
 class Samples(LightningDataModule):
     """The samples of a workload, one global batch a step."""
 
-    def __init__(self, workload: Workload, processor: Processor) -> None:
+    def __init__(self, workload: Workload, processor: Processor, packed: bool) -> None:
         super().__init__()
-        self.workload, self.processor = workload, processor
+        self.workload, self.collate = workload, Collate(processor, "right", packed=packed)
         self.optimizer_steps = workload.all_steps + 1
 
     def train_dataloader(self) -> ResumableLoader:
@@ -111,7 +134,7 @@ class Samples(LightningDataModule):
         return ResumableLoader(
             Rows(self.workload),
             [(share, InOrder())],
-            collate_fn=Collate(self.processor, "right"),
+            collate_fn=self.collate,
             steps=self.optimizer_steps,
         )
 
@@ -123,9 +146,10 @@ class AtGate(Callback):
         self.gate, self.weights = gate, weights
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        weights = load_file(self.weights)
-        for name, parameter in cast(LLaVA, pl_module).net.named_parameters():
-            copy_into_shard(parameter, weights[name])
+        if self.weights.is_file():
+            weights = load_file(self.weights)
+            for name, parameter in cast(LLaVA, pl_module).net.named_parameters():
+                copy_into_shard(parameter, weights[name])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.gate.passed(float(trainer.callback_metrics["train/loss"]) if batch_idx else None)
@@ -135,14 +159,14 @@ def run(workload: Workload, settings: Mapping[str, Any], folder: Path, gate: Gat
     """Trains.
 
     Args:
-        settings: Of `hardware` (`ParallelPlan`).
+        settings: Of `ParallelPlan`; `pack`, as in `hardware`; `sharded`, whether by `ShardedStrategy`.
     """
     module = llava(workload)
-    module.parallel = plan = ParallelPlan(**settings)
+    module.parallel = ParallelPlan(**{name: value for name, value in settings.items() if name not in BESIDE})
     trainer = Trainer(
-        accelerator="cpu",
+        accelerator="cpu" if workload.device == "cpu" else "gpu",
         devices=1,
-        strategy=ShardedStrategy() if plan.precision == "bf16" else "auto",
+        strategy=ShardedStrategy() if settings.get("sharded") else "auto",
         max_epochs=1,
         log_every_n_steps=1,
         enable_progress_bar=False,
@@ -153,4 +177,4 @@ def run(workload: Workload, settings: Mapping[str, Any], folder: Path, gate: Gat
         logger=MetricsCsv(str(folder / "metrics.csv")),
         callbacks=[Throughput(), AtGate(gate, folder.parent / "ours.safetensors")],
     )
-    trainer.fit(module, datamodule=Samples(workload, module.processor))
+    trainer.fit(module, datamodule=Samples(workload, module.processor, settings.get("pack", False)))

@@ -41,7 +41,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [f"{'':30}{'CPU s':>8}{'x':>7}{'wall s':>8}{'GB':>7}{'x':>6}{'loss':>10}"]
     for each in rows:
         if "absent" in each:
-            lines.append(f"{each['name']:30}  needs {each['absent']}, which is not installed")
+            lines.append(f"{each['name']:30}  {each['absent']}")
             continue
         peak = f"{each['own'] / 1e9:7.2f}{each['memory_ratio']:6.2f}" if each["memory_ratio"] else ""
         loss = "own order" if each["loss_difference"] is None else f"{each['loss_difference']:.1e}"
@@ -68,4 +68,17 @@ def draw_bars(file: Path, title: str, rows: Sequence[Mapping[str, Any]]) -> None
     right.barh(names, [each["own"] / 1e9 for each in shown], color="#c0803c")
     right.set_xlabel("peak GB, without libraries")
     figure.suptitle(title, fontsize=10)
+    figure.savefig(file)
+
+
+def draw_values(file: Path, names: Sequence[str], values: Sequence[float], what: str) -> None:
+    """A bar for each; SVG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1 + 0.3 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    axes.bar_label(axes.barh(names, values, color="#4878a8"), fmt=" %.3g", fontsize=8)
+    axes.set_xlabel(what)
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
     figure.savefig(file)

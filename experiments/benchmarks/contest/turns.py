@@ -52,7 +52,11 @@ class Process:
             # Those of the others too, or they would wait on when the parent is gone.
             for each in (self._hear, self._tell, *(other._tell for other in others)):
                 os.close(each)
-            self._run(workload, threads, Gate(workload.all_steps, os.fdopen(told, "rb"), os.fdopen(says, "wb")))
+            self._run(
+                workload,
+                threads,
+                Gate(workload.all_steps, os.fdopen(told, "rb"), os.fdopen(says, "wb"), workload.device),
+            )
         os.close(told)
         os.close(says)
         self._says = os.fdopen(self._hear)
@@ -63,12 +67,12 @@ class Process:
         os.dup2(log, 2)
         try:
             torch.set_num_threads(threads)
-            try:
-                runner = import_module(f"contest.{self.contender.runner}")
-            except ModuleNotFoundError as error:
-                gate.say(state="absent", module=error.name)
-                os._exit(0)
+            runner = import_module(f"contest.{self.contender.runner}")
             runner.run(workload, self.contender.settings, self.folder, gate)
+        except ModuleNotFoundError as error:
+            gate.say(state="absent", why=f"needs {error.name}, which is not installed")
+        except ValueError as error:
+            gate.say(state="absent", why=f"refused: {error}")
         except BaseException:
             traceback.print_exc()
         finally:
@@ -124,7 +128,7 @@ def race(workload: Workload, contenders: Sequence[Contender], folder: Path, thre
         folder: Holds the weights; each contender gets a folder there.
 
     Returns:
-        name, settings; `absent`, the module that a contender needs and this environment has not; or else cpu_s and
+        name, settings; `absent`, why it cannot train here; or else cpu_s and
         wall_s of each step, their medians, `speedup` (CPU-seconds of the first / of this one), losses,
         `loss_difference` (the largest relative one of a step), `agrees`; peak and own in bytes (`Gate`),
         `memory_ratio` (own of this one / of the first).
@@ -137,7 +141,7 @@ def race(workload: Workload, contenders: Sequence[Contender], folder: Path, thre
             # One after the other: what one compiles is not to disturb another.
             first = process.hear()
             one: dict[str, Any] = {"name": contender.name, "settings": contender.settings}
-            found.append({**one, **({"steps": []} if first["state"] == "ready" else {"absent": first["module"]})})
+            found.append({**one, **({"steps": []} if first["state"] == "ready" else {"absent": first["why"]})})
         for number in range(workload.all_steps):
             turn = list(zip(processes, found, strict=True))
             for process, one in turn if number % 2 else turn[::-1]:

@@ -7,17 +7,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from contest.hf_trainer import config_of
 from contest.ours import llava
-from contest.workload import SIZES, Workload
+from contest.workload import Workload
 from lightning_mllm.interop.format import TrainedNet
 from lightning_mllm.interop.hf_llava import write
 
 
 def write_weights(workload: Workload, folder: Path) -> None:
-    """`ours.safetensors` and `hf/` in `folder`.
-
-    The tower of the folder has all of its blocks, and the last but one is used, as in LLaVA's published ones.
-    """
+    """`ours.safetensors` and `hf/` in `folder`."""
     torch.manual_seed(0)
     module = llava(workload)
     module.configure_model()
@@ -25,10 +23,6 @@ def write_weights(workload: Workload, folder: Path) -> None:
         {name: tensor.contiguous() for name, tensor in module.net.state_dict().items()}, folder / "ours.safetensors"
     )
     given = write(TrainedNet(net=module.net, components=module.components, processor=module.processor, decoding={}))
-    config, sizes = given.config, SIZES[workload.net]
-    config.vision_config.num_hidden_layers = sizes.tower_layers
-    config.vision_feature_layer = -2
-    config.image_token_index = config.image_token_id = workload.image_token
-    config.save_pretrained(folder / "hf")
+    config_of(workload).save_pretrained(folder / "hf")
     tensors = {name: tensor.contiguous().clone() for name, tensor in given.tensors()}
     save_file(tensors, folder / "hf/model.safetensors", metadata={"format": "pt"})
