@@ -34,10 +34,17 @@ PEERS = [
     Contender("HF Trainer grouped", "hf_trainer", GROUPED, own_order=True),
     Contender("HF Trainer bf16 grouped", "hf_trainer", {**GROUPED, "bf16": True}, "bf16", own_order=True),
 ]
+BF16 = {"precision": "bf16", "language_checkpointing": "none"}
 LADDER = [
     Contender("ours padded", "ours"),
-    Contender("ours bf16", "ours", {"precision": "bf16"}, precision="bf16"),
+    Contender("ours packed", "ours", {"pack": True}),
+    Contender("ours packed bf16", "ours", {"pack": True, **BF16}, precision="bf16"),
+    Contender("ours packed bf16 cached", "ours", {"pack": True, "cache": True, **BF16}, precision="bf16"),
+    Contender("ours packed bf16 compiled", "ours", {"pack": True, "compile": True, **BF16}, precision="bf16"),
+    Contender("ours padded bf16", "ours", BF16, precision="bf16"),
+    Contender("ours padded cached", "ours", {"cache": True}),
 ]
+"""Settings one by one: the second to fourth each add one to those before, the others are single ones."""
 
 
 def chosen(known: Sequence[Contender], names: str) -> list[Contender]:

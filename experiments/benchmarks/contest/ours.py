@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from safetensors.torch import load_file
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from contest.gate import Gate
@@ -19,16 +20,17 @@ from lightning_mllm.connectors.projector import MlpConnector
 from lightning_mllm.contracts import Encoded, TokenKind
 from lightning_mllm.language.causal import CausalLM
 from lightning_mllm.language.lora import Lora
-from lightning_mllm.processing.processor import Processor
+from lightning_mllm.training.cached_features import VISION, flat, seen
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.callbacks.throughput import Throughput
 from lightning_mllm.training.initialise import materialise
 from lightning_mllm.training.parallelize import ParallelPlan
 from lightning_mllm.training.sharding import ShardedStrategy, copy_into_shard, to_local
 from lightning_mllm.training.stage import StageSettings
+from lightning_mllm.vision.cached import CachedTower
 from lightning_mllm.vision.tower import OpenClipTower
 
-BESIDE = ("pack", "sharded")
+BESIDE = ("pack", "sharded", "cache")
 """Settings that are not of `ParallelPlan`."""
 
 
@@ -90,11 +92,30 @@ def llava(workload: Workload) -> LLaVA:
     )
 
 
-class Rows(Dataset[Encoded]):
-    """The samples of a workload, as a processor encodes them."""
+def cached(module: LLaVA, workload: Workload, weights: Path) -> list[Tensor]:
+    """Takes the tower out of a net that is not built; f[1, F] of each image, as `mllm cache` keeps it."""
+    spec = module.components[VISION]
+    tower, bf16 = spec.build(), module.parallel.precision == "bf16"
+    own = load_file(weights)
+    tower.load_state_dict({name: own[f"{VISION}.{name}"] for name, _ in tower.named_parameters()}, strict=False)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    tower.to(dtype).eval()
+    sizes = workload.sizes
+    groups = ((sizes.slots, sizes.tower_width),)
+    module.components[VISION] = CachedTower(groups=groups, mixed=False, dtype=dtype)
+    count = -(-workload.batch * (workload.all_steps + 1) // workload.per_image) * workload.images
+    return [flat(seen(tower, workload.image(number)[None]), dtype) for number in range(count)]
 
-    def __init__(self, workload: Workload) -> None:
-        self.workload = workload
+
+class Rows(Dataset[Encoded]):
+    """The samples of a workload, as a processor encodes them.
+
+    Args:
+        features: Of images, in place of their pixels.
+    """
+
+    def __init__(self, workload: Workload, features: Sequence[Tensor] = ()) -> None:
+        self.workload, self.features = workload, features
 
     def __getitem__(self, number: int) -> Encoded:
         one, slots = self.workload.sample(number), self.workload.sizes.slots
@@ -105,7 +126,7 @@ class Rows(Dataset[Encoded]):
             tokens=one.tokens,
             labels=one.labels,
             kinds=kinds,
-            images=one.images,
+            images=torch.cat([self.features[each] for each in one.image_ids]) if self.features else one.images,
             image_ids=one.image_ids,
             visual_counts=(slots,) * len(one.images),
         )
@@ -124,15 +145,15 @@ class InOrder:
 class Samples(LightningDataModule):
     """The samples of a workload, one global batch a step."""
 
-    def __init__(self, workload: Workload, processor: Processor, packed: bool) -> None:
+    def __init__(self, workload: Workload, rows: Rows, collate: Collate) -> None:
         super().__init__()
-        self.workload, self.collate = workload, Collate(processor, "right", packed=packed)
+        self.workload, self.rows, self.collate = workload, rows, collate
         self.optimizer_steps = workload.all_steps + 1
 
     def train_dataloader(self) -> ResumableLoader:
         share = Share("batch", self.workload.batch, self.workload.batch)
         return ResumableLoader(
-            Rows(self.workload),
+            self.rows,
             [(share, InOrder())],
             collate_fn=self.collate,
             steps=self.optimizer_steps,
@@ -159,10 +180,14 @@ def run(workload: Workload, settings: Mapping[str, Any], folder: Path, gate: Gat
     """Trains.
 
     Args:
-        settings: Of `ParallelPlan`; `pack`, as in `hardware`; `sharded`, whether by `ShardedStrategy`.
+        settings: Of `ParallelPlan`; `pack`, as in `hardware`; `sharded`, whether by `ShardedStrategy`;
+            `cache`, whether the tower's features are known.
     """
     module = llava(workload)
     module.parallel = ParallelPlan(**{name: value for name, value in settings.items() if name not in BESIDE})
+    weights = folder.parent / "ours.safetensors"
+    collate = Collate(module.processor, "right", packed=settings.get("pack", False))
+    rows = Rows(workload, cached(module, workload, weights) if settings.get("cache") else ())
     trainer = Trainer(
         accelerator="cpu" if workload.device == "cpu" else "gpu",
         devices=1,
@@ -175,6 +200,6 @@ def run(workload: Workload, settings: Mapping[str, Any], folder: Path, gate: Gat
         use_distributed_sampler=False,
         default_root_dir=folder,
         logger=MetricsCsv(str(folder / "metrics.csv")),
-        callbacks=[Throughput(), AtGate(gate, folder.parent / "ours.safetensors")],
+        callbacks=[Throughput(), AtGate(gate, weights)],
     )
-    trainer.fit(module, datamodule=Samples(workload, module.processor, settings.get("pack", False)))
+    trainer.fit(module, datamodule=Samples(workload, rows, collate))
