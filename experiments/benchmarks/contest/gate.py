@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+import torch.distributed as dist
+
+from contest.ranks import end, used
 
 
 class Gate:
@@ -26,6 +29,8 @@ class Gate:
 
     def __init__(self, steps: int, told: BinaryIO, says: BinaryIO, device: str) -> None:
         self._left, self._told, self._says, self._begin = steps, told, says, (0.0, 0.0)
+        self.others: list[int] = []
+        """Processes of other ranks, whose CPU-seconds count too."""
         self._device, self._inherited = device, memory("RssAnon")
 
     def say(self, **what: object) -> None:
@@ -36,7 +41,7 @@ class Gate:
         """Before a step; `loss` is that of the step before. Ends the process behind the last one."""
         if self._device == "cuda":
             torch.cuda.synchronize()
-        cpu, wall = time.process_time() - self._begin[0], time.perf_counter() - self._begin[1]
+        cpu, wall = self._used() - self._begin[0], time.perf_counter() - self._begin[1]
         if loss is None:
             self._forget()
             self.say(state="ready")
@@ -44,8 +49,14 @@ class Gate:
             self.say(state="step", cpu=cpu, wall=wall, loss=loss, **self._memory())
             self._left -= 1
         if not self._left or not self._told.read(1):
+            end(self.others)
             os._exit(0)
-        self._begin = time.process_time(), time.perf_counter()
+        if self.others:
+            dist.barrier()
+        self._begin = self._used(), time.perf_counter()
+
+    def _used(self) -> float:
+        return time.process_time() + sum(used(each) for each in self.others)
 
     def _memory(self) -> dict[str, int]:
         if self._device == "cuda":
@@ -60,6 +71,19 @@ class Gate:
             torch.cuda.reset_peak_memory_stats()
         elif file.is_file():
             file.write_text("5")
+
+
+class OtherGate(Gate):
+    """Of a rank that is not the first: it goes as far as that one lets it."""
+
+    def __init__(self) -> None:
+        pass
+
+    def passed(self, loss: float | None) -> None:
+        dist.barrier()
+
+    def say(self, **what: object) -> None:
+        pass
 
 
 def memory(field: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -151,10 +152,12 @@ class Samples(LightningDataModule):
         self.optimizer_steps = workload.all_steps + 1
 
     def train_dataloader(self) -> ResumableLoader:
-        share = Share("batch", self.workload.batch, self.workload.batch)
+        batch, ranks = self.workload.batch, self.workload.ranks
         return ResumableLoader(
             self.rows,
-            [(share, InOrder())],
+            [(Share("batch", batch, batch // ranks), InOrder())],
+            rank=int(os.environ.get("RANK", "0")),
+            world=ranks,
             collate_fn=self.collate,
             steps=self.optimizer_steps,
         )
@@ -190,8 +193,8 @@ def run(workload: Workload, settings: Mapping[str, Any], folder: Path, gate: Gat
     rows = Rows(workload, cached(module, workload, weights) if settings.get("cache") else ())
     trainer = Trainer(
         accelerator="cpu" if workload.device == "cpu" else "gpu",
-        devices=1,
-        strategy=ShardedStrategy() if settings.get("sharded") else "auto",
+        devices=workload.ranks,
+        strategy=ShardedStrategy() if settings.get("sharded") else "ddp" if workload.ranks > 1 else "auto",
         max_epochs=1,
         log_every_n_steps=1,
         enable_progress_bar=False,

@@ -82,3 +82,18 @@ def draw_values(file: Path, names: Sequence[str], values: Sequence[float], what:
     axes.margins(x=0.12)
     axes.invert_yaxis()
     figure.savefig(file)
+
+
+def draw_series(file: Path, title: str, series: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """CPU-seconds and wall-clock seconds of a step over each number; SVG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3 * len(series), 3), layout="constrained")
+    for axes, (name, points) in zip(figure.subplots(1, len(series), squeeze=False)[0], series.items(), strict=True):
+        for what, style in (("cpu_s", "o-"), ("wall_s", "x--")):
+            axes.plot([each["value"] for each in points], [each[what] for each in points], style, label=what)
+        axes.set_xlabel(name)
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(file)

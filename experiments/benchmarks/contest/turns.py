@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from contest.gate import Gate
+from contest.gate import Gate, OtherGate
+from contest.ranks import Ranks
 from contest.workload import Workload
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
@@ -31,7 +32,9 @@ class Contender:
     settings: dict[str, Any] = field(default_factory=dict)
     precision: str = "fp32"
     own_order: bool = False
-    """Whether it takes the samples in an order of its own, so that its losses are those of other steps."""
+    """Whether it takes other samples in a step, so that its losses are those of other steps."""
+    workload: Workload | None = None
+    """In place of the workload of all."""
 
 
 class Process:
@@ -43,6 +46,7 @@ class Process:
     def __init__(
         self, contender: Contender, workload: Workload, folder: Path, threads: int, others: Sequence[Process]
     ) -> None:
+        workload = contender.workload or workload
         self.contender = contender
         self.folder = folder / contender.name.replace(" ", "_")
         self.folder.mkdir()
@@ -67,6 +71,10 @@ class Process:
         os.dup2(log, 2)
         try:
             torch.set_num_threads(threads)
+            ranks = Ranks(workload.ranks)
+            if not ranks.first:
+                gate = OtherGate()
+            gate.others = ranks.others
             runner = import_module(f"contest.{self.contender.runner}")
             runner.run(workload, self.contender.settings, self.folder, gate)
         except ModuleNotFoundError as error:

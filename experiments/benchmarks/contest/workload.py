@@ -83,6 +83,8 @@ class Workload:
     """Of each sample, where they are not shared."""
     layers: int | None = None
     """Of the language model, in place of the net's own."""
+    ranks: int = 1
+    """That share a step; on the CPU."""
     device: str = "cpu"
     """cpu or cuda."""
     random: bool = False
