@@ -3,7 +3,7 @@
 Everything here is plain data over torch and the standard library, so that data modules, processors, networks and
 exporters can share it without knowing one another.
 
-Legend: B rows, T tokens a row, N views of I images, H and W pixels.
+Legend: B rows, K samples, T tokens a row, N views of I images, H and W pixels.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from lightning_mllm.layout import IGNORE as IGNORE
-from lightning_mllm.layout import Layout, map_tensors
+from lightning_mllm.layout import Layout as Layout
 from lightning_mllm.layout import Supervised as Supervised
 from lightning_mllm.layout import TokenKind as TokenKind
+from lightning_mllm.layout import map_tensors
 from lightning_mllm.layout import runs_of as runs_of
 from lightning_mllm.stages import Evaluation as Evaluation
 from lightning_mllm.stages import ParamGroup as ParamGroup
@@ -161,7 +162,7 @@ class Encoded:
 
 @dataclass(kw_only=True)
 class Batch:
-    """Rows of tokens and the images they own, all on one device."""
+    """Rows of tokens and the images they own, all on one device. A packed row holds all K samples; else K = B."""
 
     ids: list[str]
     tokens: Int[Tensor, "B T"]
@@ -177,14 +178,14 @@ class Batch:
     """How many of `images` own slots: N, or 0 when the only image is the blank one."""
     targets: Int[Tensor, "B S"] | None = None
     """IGNORE is padding."""
-    query_text: Int[Tensor, "B L"] | None = None
-    """Of each row, in the Q-Former's own tokens; IGNORE is padding."""
+    query_text: Int[Tensor, "K L"] | None = None
+    """Of each sample, in the Q-Former's own tokens; IGNORE is padding."""
     image_ids: Int[Tensor, " I"] | None = None
     """Of the images that own slots."""
     num_files: int = 0
     """How many different files those are, on the host."""
     image_rows: Int[Tensor, " N"] | None = None
-    """The row that shows each of `images`; the blank image is counted to the first."""
+    """The sample that shows each of `images`; the blank image is counted to the first."""
     visual_counts: tuple[int, ...] = ()
     """How many visual vectors each image has, over all its views, and so many IMAGE slots; I numbers, on the host."""
     references: list[tuple[str, ...]] = field(default_factory=list)
@@ -197,7 +198,7 @@ class Batch:
     """These three as in `Sample`, on the host."""
     notes: list[tuple[str, ...]] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
-    """The training source of each row; empty where the loader knows none."""
+    """The training source of each sample; empty where the loader knows none."""
     own_mean: float | None = None
     """Where set, the loss of these rows is a mean of its own, which is added times this number; None: they are rows of
     the global batch like all others."""
@@ -284,8 +285,3 @@ class Output:
     def count(self) -> Int[Tensor, ""]:
         """Items of the first term."""
         return next(iter(self.terms.values())).count
-
-    @property
-    def loss_terms(self) -> dict[str, Float[Tensor, ""]]:
-        """The terms' means, for the curves."""
-        return {name: term.mean.detach() for name, term in self.terms.items()}

@@ -3,7 +3,7 @@
 A forward pass that asked the device for it would wait for the device. Indices count the tokens of all rows, one row
 behind the other: token t of row b has index b * T + t.
 
-Legend: B rows, T tokens a row, S supervised tokens, n tokens of one kind.
+Legend: B rows, T tokens a row, K samples, S supervised tokens, n tokens of one kind.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import TypeVar, cast
 import torch.nn.functional as F
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
+
+from lightning_mllm.spans import Spans, spans_of_segments
 
 IGNORE = -100
 """The label of a token that is not learned; cross-entropy skips it."""
@@ -42,10 +44,12 @@ class Supervised:
     """Index of the hidden state that predicts each: that of the token before it; of a decoder, which reads its targets
     shifted by one, that of the target itself."""
     targets: Int[Tensor, " S"]
-    rows: Int[Tensor, " S"]
-    """The row of each."""
-    counts: Int[Tensor, " B"]
-    """How many each row has."""
+    positions: Int[Tensor, " P"]
+    """The same, each once: continuations of one prefix may be predicted from one token."""
+    samples: Int[Tensor, " S"]
+    """The sample of each: its row, where rows hold one sample each."""
+    counts: Int[Tensor, " K"]
+    """How many each sample has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,8 @@ class Layout:
 
     packed: bool
     """Whether a row has several segments."""
+    spans: Spans | None
+    """Where segments stand, if a row has several or begins with padding."""
     padded: bool
     """Whether a row has padding."""
     padded_left: bool
@@ -78,11 +84,13 @@ class Layout:
             return map_tensors(found, lambda tensor: tensor.to(labels.device))
         flat = kinds.flatten()
         runs = runs_of(kinds)
+        packed, padded_left = bool((segments > 1).any()), bool((segments[:, 0] == 0).any())
         known = sorted({*map(int, TokenKind), *(kind for kind, _ in runs)} - {int(TokenKind.TEXT)})
         return cls(
-            packed=bool((segments > 1).any()),
+            spans=spans_of_segments(segments) if packed or padded_left else None,
             padded=bool((segments == 0).any()),
-            padded_left=bool((segments[:, 0] == 0).any()),
+            packed=packed,
+            padded_left=padded_left,
             supervised=_supervised(labels, segments, targets),
             slots={kind: (flat == kind).nonzero()[:, 0] for kind in known},
             runs=runs,
@@ -109,9 +117,8 @@ def _supervised(labels: Tensor, segments: Tensor, targets: Tensor | None) -> Sup
     else:
         learned, words = targets != IGNORE, targets
     hidden = learned.flatten().nonzero()[:, 0]
-    return Supervised(
-        hidden=hidden, targets=words.flatten()[hidden], rows=hidden // learned.shape[1], counts=learned.sum(1)
-    )
+    samples, targets = hidden // learned.shape[1], words.flatten()[hidden]
+    return Supervised(hidden=hidden, targets=targets, positions=hidden, samples=samples, counts=learned.sum(1))
 
 
 def map_tensors(value: Value, change: Callable[[Tensor], Tensor]) -> Value:

@@ -13,18 +13,20 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # What each place may import of ours, besides itself.
 MAY_IMPORT: dict[str, set[str]] = {
-    "lightning_mllm.layout": set(),
+    "lightning_mllm.spans": set(),
+    "lightning_mllm.layout": {"lightning_mllm.spans"},
     "lightning_mllm.stages": set(),
     "lightning_mllm.contracts": {"lightning_mllm.layout", "lightning_mllm.stages"},
     "lightning_mllm.boxes": set(),
     "lightning_mllm.collectives": set(),
     "lightning_mllm.component": set(),
     "lightning_mllm.weights": {"lightning_mllm.contracts", "lightning_mllm.component"},
-    "lightning_mllm.processing": {"lightning_mllm.contracts", "lightning_mllm.boxes"},
+    "lightning_mllm.processing": {f"lightning_mllm.{name}" for name in ("contracts", "boxes", "layout", "spans")},
     # A Q-Former may be part of a tower.
     **{
         f"lightning_mllm.{name}": {
             "lightning_mllm.contracts",
+            "lightning_mllm.spans",
             "lightning_mllm.component",
             "lightning_mllm.weights",
             "lightning_mllm.interop.keys",

@@ -29,13 +29,13 @@ def test_labels_are_shifted_within_segments() -> None:
     """Row b: the first label of a row, and of a segment, is predicted by nothing."""
     found = batch().layout.supervised
     assert found.hidden.tolist() == [3, 4, 7 + 2] and found.targets.tolist() == [7, 8, 4]
-    assert found.rows.tolist() == [0, 0, 1] and found.counts.tolist() == [2, 1]
+    assert found.samples.tolist() == [0, 0, 1] and found.counts.tolist() == [2, 1]
 
 
 def test_targets_of_a_decoder_are_predicted_at_their_own_place() -> None:
     found = batch(targets=torch.tensor([[5, 6], [4, X]])).layout.supervised
     assert found.hidden.tolist() == [0, 1, 2] and found.targets.tolist() == [5, 6, 4]
-    assert found.rows.tolist() == [0, 0, 1] and found.counts.tolist() == [2, 1]
+    assert found.samples.tolist() == [0, 0, 1] and found.counts.tolist() == [2, 1]
 
 
 def test_slots_and_runs() -> None:

@@ -154,7 +154,7 @@ def apart_or_together(logits: Float[Tensor, "N 2"]) -> Float[Tensor, " B"]:
 def summed_by_text(logits: Float[Tensor, "S W"], supervised: Supervised, label_smoothing: float) -> Float[Tensor, " B"]:
     """Cross-entropy of the words that are learned, summed over each text, in float32."""
     each = F.cross_entropy(logits.float(), supervised.targets, label_smoothing=label_smoothing, reduction="none")
-    return torch.zeros(len(supervised.counts), device=each.device).index_add(0, supervised.rows, each)
+    return torch.zeros(len(supervised.counts), device=each.device).index_add(0, supervised.samples, each)
 
 
 def nearest_query(images: Float[Tensor, "N Q C"], texts: Float[Tensor, "M C"]) -> Float[Tensor, "N M"]:

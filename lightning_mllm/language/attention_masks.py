@@ -11,9 +11,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_mllm.spans import Spans
 
-def block_mask(segments: Int[Tensor, "B T"], dtype: torch.dtype) -> Float[Tensor, "B 1 T T"]:
-    """Additive: 0 where a token (row) attends to another (column), else the smallest number of `dtype`."""
+
+def block_mask(
+    segments: Int[Tensor, "B T"], dtype: torch.dtype, spans: Spans | None = None
+) -> Float[Tensor, "B 1 T T"]:
+    """Additive: 0 where a token (row) attends to another (column), else the smallest number of `dtype`.
+
+    Args:
+        segments: As in `Batch`; a token attends within its own.
+        dtype: Of the scores.
+        spans: Where they are known, what they say instead.
+    """
+    if spans is not None:
+        blocks = spans.mask().unflatten(0, segments.shape).unflatten(2, segments.shape).diagonal(dim1=0, dim2=2)
+        return _additive(blocks.permute(2, 0, 1).to(segments.device), dtype).unsqueeze(1)
     length = segments.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
     same = segments.unsqueeze(2) == segments.unsqueeze(1)

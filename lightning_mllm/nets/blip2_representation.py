@@ -133,7 +133,7 @@ class Blip2RepresentationNet(Net):
             tokens=F.pad(batch.tokens, (0, missing), value=self.pad),
             real=F.pad(batch.segments, (0, missing)) > 0,
             own=own,
-            supervised=replace(learned, hidden=learned.hidden + learned.rows * missing),
+            supervised=replace(learned, hidden=learned.hidden + learned.samples * missing),
             files=batch.num_files,
         )
 

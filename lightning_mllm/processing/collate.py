@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -13,6 +13,9 @@ from lightning_mllm.contracts import IGNORE, Batch, Encoded, TokenKind
 from lightning_mllm.processing.shared_positions import shared_positions
 
 Side = Literal["right", "left"]
+
+KEPT = {"ids": "id", "references": "references", "tasks": "task", "prompts": "prompt", "candidates": "candidates"}
+KEPT |= {"indices": "index", "clusters": "cluster", "question_types": "question_type", "notes": "notes"}
 
 
 def collate_rows(rows: Sequence[Encoded], pad_id: int, padding: Side, blank: Tensor, shared: bool = False) -> Batch:
@@ -26,15 +29,10 @@ def collate_rows(rows: Sequence[Encoded], pad_id: int, padding: Side, blank: Ten
         shared: Whether all vectors of an image have one position.
 
     Raises:
-        ValueError: A row has not as many IMAGE slots as its images have visual vectors.
+        ValueError: As `check_slots`.
     """
     assert rows and padding in ("right", "left"), (len(rows), padding)
-    for row in rows:
-        if (slots := int((row.kinds == TokenKind.IMAGE).sum())) != (vectors := sum(row.visual_counts)):
-            raise ValueError(
-                f"sample {row.id!r}: found {slots} IMAGE slots for {vectors} visual vectors of"
-                f" {len(row.visual_counts)} images, expected as many"
-            )
+    check_slots(rows)
     images = torch.cat([row.images for row in rows])
     decoded = [row.targets for row in rows if row.targets is not None]
     assert len(decoded) in (0, len(rows)), "rows with and without decoder tokens"
@@ -47,7 +45,6 @@ def collate_rows(rows: Sequence[Encoded], pad_id: int, padding: Side, blank: Ten
     )
     apart = pad_rows([positions(each) for each in segments], 0, padding)
     batch = Batch(
-        ids=[row.id for row in rows],
         tokens=pad_rows([row.tokens for row in rows], pad_id, padding),
         labels=pad_rows([row.labels for row in rows], IGNORE, padding),
         kinds=padded_kinds,
@@ -61,17 +58,23 @@ def collate_rows(rows: Sequence[Encoded], pad_id: int, padding: Side, blank: Ten
         num_files=len({number for row in rows for number in row.image_ids}),
         image_rows=torch.tensor([i for i, row in enumerate(rows) for _ in row.images] or [0]),
         visual_counts=tuple(count for row in rows for count in row.visual_counts),
-        references=[row.references for row in rows],
-        tasks=[row.task for row in rows],
-        prompts=[row.prompt for row in rows],
-        candidates=[row.candidates for row in rows],
-        indices=[row.index for row in rows],
-        clusters=[row.cluster for row in rows],
-        question_types=[row.question_type for row in rows],
-        notes=[row.notes for row in rows],
+        **kept(rows),
     )
     assert batch.layout, "found now, on the host"
     return batch
+
+
+def check_slots(rows: Sequence[Encoded]) -> None:
+    """ValueError if a sample has not as many IMAGE slots as its images have visual vectors."""
+    for row in rows:
+        if (slots := int((row.kinds == TokenKind.IMAGE).sum())) != sum(row.visual_counts):
+            shown = f"{sum(row.visual_counts)} visual vectors of {len(row.visual_counts)} images"
+            raise ValueError(f"sample {row.id!r}: found {slots} IMAGE slots for {shown}, expected as many")
+
+
+def kept(rows: Sequence[Encoded]) -> dict[str, Any]:
+    """Fields of a batch that its samples bring along, in their order."""
+    return {of_batch: [getattr(row, of_sample) for row in rows] for of_batch, of_sample in KEPT.items()}
 
 
 def positions(segments: Int[Tensor, " T"]) -> Int[Tensor, " T"]:

@@ -26,6 +26,7 @@ from lightning_mllm.processing.collate import Side, collate_rows
 from lightning_mllm.processing.images import ImageError, ImageLimits, ImagePolicy, decode_image
 from lightning_mllm.processing.limits import Masks, OverlongError, TextLimits, cut_answer, cut_row, cut_texts
 from lightning_mllm.processing.marks import MARKS, Boundary, Row, mark_row
+from lightning_mllm.processing.packed_rows import pack_samples
 from lightning_mllm.processing.packing import pack
 from lightning_mllm.processing.published_masks import keeps_labels
 from lightning_mllm.processing.query_text import QueryText
@@ -266,11 +267,10 @@ class Processor:
     def _blank(self, count: int) -> Tensor:
         return torch.zeros(count, 3, self.image.size, self.image.size, dtype=torch.uint8)
 
-    def collate(self, rows: Sequence[Encoded], *, padding: Side = "right") -> Batch:
-        """Rows of one length T, the longest; padding is 0 in `segments` and IGNORE in `labels`.
-
-        A batch without images carries one blank image that owns no slot.
-        """
+    def collate(self, rows: Sequence[Encoded], *, padding: Side = "right", packed: bool = False) -> Batch:
+        """Rows of one length T, the longest (`collate_rows`); or all samples in one row (`pack_samples`)."""
+        if packed:
+            return pack_samples(rows, self._blank(1), self.shared_positions)
         return collate_rows(rows, self.pad_id, padding, self._blank(1), self.shared_positions)
 
     def with_answers(self, batch: Batch, answers: Sequence[str]) -> Batch:

@@ -27,6 +27,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from transformers import PreTrainedModel
 
 from lightning_mllm.collectives import all_reduce, rank_and_world
 from lightning_mllm.component import ComponentSpec
@@ -34,6 +35,7 @@ from lightning_mllm.contracts import Batch, Output, ParamGroup, Stage
 from lightning_mllm.interop.format import key_maps
 from lightning_mllm.language.generation import AnswerEnd, Decoding
 from lightning_mllm.language.lora import Lora, adapted_layers, add_lora
+from lightning_mllm.language.supervised_rows import select_supervised_rows
 from lightning_mllm.nets.base import Net, VisionLanguageNet
 from lightning_mllm.nets.encoded_images import EncodedImages
 from lightning_mllm.training.callbacks.throughput import Throughput
@@ -222,6 +224,8 @@ class MultimodalModule(EvaluatedModule):
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
                 for name, layers in adapted_layers(built, self.lora.targets).items():
                     add_lora(built[name], self.lora, layers)
+        for language in (each for each in built.values() if self.stage and isinstance(each, PreTrainedModel)):
+            select_supervised_rows(language)
         self.net = self._make_net(**built)
         self.trained = freeze(self.net, self.table)
         blocks = {name: spec.blocks(built[name]) for name, spec in self.components.items()}

@@ -88,7 +88,7 @@ def test_one_pass_with_an_explicit_mask_gives_the_same_losses_and_gradients(modu
     """Fig. 2 of the paper: three masks over queries and text, instead of passes of their own."""
     batch = collated(module, *FOUR)
     torch.manual_seed(5)
-    parts = module(batch).loss_terms
+    parts = {name: term.mean.detach() for name, term in module(batch).terms.items()}
     pairs, queries = module.net.pairs(batch), module.net.qformer.queries.shape[1]
     rows, length = pairs.tokens.shape
     size = queries + length
@@ -345,7 +345,7 @@ def test_each_loss_has_a_weight_and_one_of_0_is_reported_alone() -> None:
     for each in (plain, weighed):
         torch.manual_seed(5)
         outputs.append(each.eval()(collated(each, *FOUR)))
-    parts, found = (output.loss_terms for output in outputs)
+    parts, found = ({name: term.mean.detach() for name, term in each.terms.items()} for each in outputs)
     for name, value in parts.items():
         assert_close(found[name], value, **CLOSE)
     assert_close(outputs[0].loss.detach(), sum(parts.values()), **CLOSE)

@@ -49,4 +49,4 @@ def test_negatives_and_dropout_are_drawn(tmp_path: Path) -> None:
     module = STAGES["representation"](settings("representation"))
     module.configure_model()
     batch = next(iter(ToyData(processor=module.processor).train_dataloader()))
-    assert len({float(module(batch).loss_terms["matching"]) for _ in range(4)}) == 4
+    assert len({float(module(batch).terms["matching"].mean) for _ in range(4)}) == 4

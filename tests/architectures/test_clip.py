@@ -102,7 +102,7 @@ def test_images_of_one_caption_are_all_its_own() -> None:
     expected = -(targets * logits.log_softmax(1) + targets * logits.T.log_softmax(1)).sum(1).mean() / 2
     assert_close(output.loss, expected, atol=1e-6, rtol=0)
     hits = [targets[row, place] > 0 for row, place in enumerate(logits.argmax(1).tolist())]
-    assert output.loss_terms["accuracy"] == pytest.approx(sum(hits) / 4)
+    assert output.terms["accuracy"].mean == pytest.approx(sum(hits) / 4)
 
 
 def test_accuracy_and_answers_are_retrieval_among_the_batch() -> None:
@@ -115,7 +115,7 @@ def test_accuracy_and_answers_are_retrieval_among_the_batch() -> None:
             .tolist()
         )
         hits = sum(i == place for i, place in enumerate(nearest))
-        assert module(batch).loss_terms["accuracy"] == pytest.approx(hits / 3)
+        assert module(batch).terms["accuracy"].mean == pytest.approx(hits / 3)
         assert module.answers(asked) == [CAPTIONS[i] for i in nearest]
 
 
@@ -155,7 +155,7 @@ def test_everything_is_trained_and_it_learns() -> None:
         module(batch).loss.backward()
         optimizer.step()
     with torch.no_grad():
-        assert module(batch).loss_terms["accuracy"] == 1
+        assert module(batch).terms["accuracy"].mean == 1
         assert module.answers(batch_of(module, *PAIRS, generate=True)) == list(CAPTIONS)
 
 

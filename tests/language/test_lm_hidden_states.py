@@ -97,8 +97,11 @@ def test_a_sliding_window_that_is_narrower_than_a_row_is_kept() -> None:
     assert torch.equal(found, expected.last_hidden_state)
     assert_close(found[:, :3], whole[:, :3], atol=1e-5, rtol=0)
     assert not torch.isclose(found[:, 3:], whole[:, 3:], atol=1e-4).all()
-    with pytest.raises(ValueError, match=r"found packed rows of 6 tokens .* sliding_window = 3, expected"):
-        lm_hidden_states(model, embeds, batch_of(torch.tensor([[1, 1, 1, 2, 2, 2]]), batch.positions))
+    halves = torch.tensor([[0, 1, 2, 0, 1, 2]])
+    packed = lm_hidden_states(model, embeds, batch_of(torch.tensor([[1, 1, 1, 2, 2, 2]]), halves))
+    assert_close(packed[:, :3], whole[:, :3], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match=r"packed rows with a segment of 4 tokens .* sliding_window = 3, expected"):
+        lm_hidden_states(model, embeds, batch_of(torch.tensor([[1, 1, 1, 1, 2, 2]]), batch.positions))
 
 
 def test_what_the_head_reads_gives_the_models_logits() -> None:

@@ -130,7 +130,7 @@ def first(batch: Batch) -> Batch:
 def test_logits_are_of_the_supervised_tokens_in_reading_order(model: PreTrainedModel) -> None:
     embeds, batch = rows(model)
     logits, known = target_logits(model, embeds, batch), batch.layout.supervised
-    targets, owners = known.targets, known.rows
+    targets, owners = known.targets, known.samples
     labels = batch.targets if model.config.is_encoder_decoder else batch.labels
     assert labels is not None
     assert torch.equal(targets, labels[labels != IGNORE])

@@ -1,0 +1,163 @@
+"""Samples of a micro-batch in one row of tokens, without padding; those of one image share what stands before it.
+
+    samples       <s> V V V  what ? a dog </s>     <s> V V V  where ? here </s>     <s> why ? so </s>
+    row           <s> V V V  what ? a dog </s>  |  where ? here </s>  |  <s> why ? so </s>
+    span                                     1                     2                     3
+    its prefix    -                                <s> V V V             -
+    positions      0  1 2 3   4   5 6  7   8         4   5  6     7       0   1  2  3   4
+
+Losses are those of the samples apart: a token attends to its own sample alone (spans.py), at its own positions.
+
+Legend: K samples, T tokens of the row, t of a sample, N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lightning_mllm.contracts import IGNORE, Batch, Encoded, Supervised, TokenKind, runs_of
+from lightning_mllm.layout import Layout
+from lightning_mllm.processing.collate import check_slots, kept, pad_rows, positions
+from lightning_mllm.processing.shared_positions import shared_positions
+from lightning_mllm.spans import Range, spans_of
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What the row takes of a sample."""
+
+    number: int
+    """Of the sample."""
+    start: int
+    """The first of its tokens that the row takes; those before it stand in the row already."""
+    sharing: int | None = None
+    """The sample whose first `start` tokens they are."""
+
+
+def pack_samples(rows: Sequence[Encoded], blank: Tensor, shared: bool = False) -> Batch:
+    """One row of all samples: `tokens` i64[1, T].
+
+    Args:
+        rows: At least one.
+        blank: An image u8[1, 3, S, S], which a batch without images carries.
+        shared: Whether all vectors of an image have one position.
+
+    Raises:
+        ValueError: A sample has decoder tokens, or not as many IMAGE slots as its images have visual vectors.
+    """
+    check_slots(rows)
+    if any(row.targets is not None for row in rows):
+        raise ValueError(
+            f"hardware.pack: found decoder tokens (sample {rows[0].id!r}), expected false for an encoder-decoder"
+        )
+    pieces = shared_prefixes(rows)
+    segments = [torch.ones_like(row.tokens) if row.segments is None else row.segments.long() for row in rows]
+    own = [
+        shared_positions(row.kinds[None], each[None])[0] if shared else positions(each)
+        for row, each in zip(rows, segments, strict=True)
+    ]
+
+    def joined(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat([values[piece.number][piece.start :] for piece in pieces])
+
+    starts = dict(zip([piece.number for piece in pieces], _starts(pieces, rows), strict=True))
+    ranges: list[tuple[Range, Range]] = []
+    for piece in pieces:
+        lengths = segments[piece.number][piece.start :].unique_consecutive(return_counts=True)[1].tolist()
+        before = (0, 0) if piece.sharing is None else (starts[piece.sharing], starts[piece.sharing] + piece.start)
+        at = starts[piece.number]
+        for length in lengths:
+            ranges.append(((at, at + length), before))
+            at += length
+    spans = spans_of([span for span, _ in ranges], [prefix for _, prefix in ranges])
+    labels, kinds = joined([row.labels for row in rows]), joined([row.kinds for row in rows])
+    samples = torch.cat([torch.full((len(rows[p.number].tokens) - p.start,), p.number) for p in pieces])
+    shown = [piece for piece in pieces if piece.sharing is None]
+    images = torch.cat([rows[piece.number].images for piece in shown])
+    read = [row.query_text for row in rows if row.query_text is not None]
+    numbered = torch.repeat_interleave(torch.arange(1, len(spans.own) + 1), spans.queries.diff().long())
+    batch = Batch(
+        tokens=joined([row.tokens for row in rows])[None],
+        labels=labels[None],
+        kinds=kinds[None],
+        segments=numbered.int()[None],
+        positions=joined(own)[None],
+        images=images if len(images) else blank,
+        num_images=len(images),
+        query_text=pad_rows(read, IGNORE, "right") if read else None,
+        image_ids=torch.tensor([number for p in shown for number in rows[p.number].image_ids], dtype=torch.long),
+        num_files=len({number for row in rows for number in row.image_ids}),
+        image_rows=torch.tensor([p.number for p in shown for _ in rows[p.number].images] or [0]),
+        visual_counts=tuple(count for p in shown for count in rows[p.number].visual_counts),
+        **kept(rows),
+    )
+    known = sorted({*map(int, TokenKind)} - {int(TokenKind.TEXT)})
+    vars(batch)["layout"] = Layout(
+        packed=len(spans.own) > 1,
+        spans=spans,
+        padded=False,
+        padded_left=False,
+        supervised=_supervised(labels, samples, spans.previous(), len(rows)),
+        slots={kind: (kinds == kind).nonzero()[:, 0] for kind in known},
+        runs=runs_of(kinds[None]),
+    )
+    return batch
+
+
+def _starts(pieces: Sequence[Piece], rows: Sequence[Encoded]) -> list[int]:
+    """The index in the row at which each piece begins."""
+    found = [0]
+    for piece in pieces[:-1]:
+        found.append(found[-1] + len(rows[piece.number].tokens) - piece.start)
+    return found
+
+
+def _supervised(
+    labels: Int[Tensor, " T"], samples: Int[Tensor, " T"], previous: Int[Tensor, " T"], count: int
+) -> Supervised:
+    learned = ((labels != IGNORE) & (previous >= 0)).nonzero()[:, 0]
+    hidden, samples = previous[learned], samples[learned]
+    return Supervised(
+        hidden=hidden,
+        positions=hidden.unique(),
+        targets=labels[learned],
+        samples=samples,
+        counts=samples.bincount(minlength=count),
+    )
+
+
+def shared_prefixes(rows: Sequence[Encoded]) -> list[Piece]:
+    """What the row takes of each sample, in order; samples that share their images stand behind one another.
+
+    Shared is what two samples begin with alike, all images included, as long as nothing of it is learned: the same
+    tokens, pixels and, for a Q-Former, instruction.
+    """
+    groups: dict[object, list[int]] = {}
+    for number, row in enumerate(rows):
+        alone = not row.image_ids or row.segments is not None
+        read = None if row.query_text is None else tuple(row.query_text.tolist())
+        groups.setdefault(number if alone else (row.image_ids, read), []).append(number)
+    pieces: list[Piece] = []
+    for first, *others in groups.values():
+        pieces.append(Piece(first, 0))
+        for other in others:
+            length = _alike(rows[first], rows[other])
+            pieces.append(Piece(other, length, first) if length else Piece(other, 0))
+    return pieces
+
+
+def _alike(a: Encoded, b: Encoded) -> int:
+    """Tokens that two samples of the same image files can share; 0 if not all images are among them."""
+    most = min(len(a.tokens), len(b.tokens)) - 1
+    for row in (a, b):
+        learned = (row.labels[:most] != IGNORE).nonzero()
+        most = int(learned[0]) if len(learned) else most
+    differs = ((a.tokens[:most] != b.tokens[:most]) | (a.kinds[:most] != b.kinds[:most])).nonzero()
+    most = int(differs[0]) if len(differs) else most
+    outside = any((row.kinds[most:] != TokenKind.TEXT).any() for row in (a, b))
+    return 0 if outside or not torch.equal(a.images, b.images) else most
