@@ -46,8 +46,7 @@ class Turn:
     text: str
     literal: bool = False
     """Whether `<image>` in the text is words, and no image."""
-    learn: bool = True
-    """Whether the text is learned, of an assistant turn."""
+    learn: bool = True  # of an assistant turn
 
 
 class OverlongError(ValueError):
@@ -232,8 +231,7 @@ class Batch:
         """The same batch with every tensor on `device`."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory; torch's DataLoader calls it."""
+    def pin_memory(self) -> Batch:  # torch's DataLoader calls it
         return self.map(Tensor.pin_memory)
 
 

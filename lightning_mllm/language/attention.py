@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lightning_mllm.contracts import Batch
-from lightning_mllm.language.attention_masks import block_mask
 from lightning_mllm.spans import Spans
 
 SDPA, SPANS = "sdpa_mask_as_given", "spans"
@@ -118,6 +117,36 @@ def _by_span(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scaling: float | Non
         )
         found.append(attended[0])
     return torch.cat(found, 1).transpose(0, 1)
+
+
+def block_mask(
+    segments: Int[Tensor, "B T"], dtype: torch.dtype, spans: Spans | None = None
+) -> Float[Tensor, "B 1 T T"]:
+    """Additive: 0 where a token (row) attends to another (column), else the smallest number of `dtype`.
+
+    Args:
+        segments: As in `Batch`; a token attends within its own.
+        dtype: Of the scores.
+        spans: Where they are known, what they say instead.
+    """
+    if spans is not None:
+        blocks = spans.mask().unflatten(0, segments.shape).unflatten(2, segments.shape).diagonal(dim1=0, dim2=2)
+        return _additive(blocks.permute(2, 0, 1).to(segments.device), dtype).unsqueeze(1)
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    same = segments.unsqueeze(2) == segments.unsqueeze(1)
+    # Padding sees itself: a row of nothing but forbidden columns gives NaN.
+    return _additive(same & causal, dtype).unsqueeze(1)
+
+
+def padding_mask(segments: Int[Tensor, "B T"], dtype: torch.dtype) -> Float[Tensor, "B 1 1 T"]:
+    """Additive, as `block_mask`, for what attends to whole rows: to all but padding."""
+    return _additive(segments > 0, dtype)[:, None, None]
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill(~visible, torch.finfo(dtype).min)
 
 
 AttentionInterface.register(SDPA, sdpa_attention_forward)

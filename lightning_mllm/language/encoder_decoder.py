@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_mllm.contracts import IGNORE, Batch
-from lightning_mllm.language.attention_masks import padding_mask
+from lightning_mllm.language.attention import padding_mask
 
 
 def decoder_states(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch) -> Float[Tensor, "B S D"]:

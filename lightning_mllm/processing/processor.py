@@ -81,8 +81,8 @@ class Processor:
             raise ValueError(
                 f"found the slow tokenizer {type(tokenizer).__name__}, expected a fast one (tokenizer.json)"
             )
-        every = isinstance(vectors_per_image, int)
-        vectors = [vectors_per_image] * image.num_views if every else list(vectors_per_image)
+        one = isinstance(vectors_per_image, int)
+        vectors = [vectors_per_image] * image.num_views if one else list(vectors_per_image)
         if max_length < 1 or min(vectors) < 0:
             raise ValueError(
                 f"found max_length {max_length} and vectors_per_image {vectors_per_image}, expected at least 1 and 0"
@@ -91,8 +91,7 @@ class Processor:
         self.tokenizer = tokenizer
         self.chat = chat
         self.image = image
-        self.vectors_per_image: int = vectors[0]
-        """Of the first view, or the only one."""
+        self.vectors_per_image: int = vectors[0]  # of the first view, or the only one
         self.max_length = max_length
         self.image_boundary: Boundary = image_boundary
         self.shared_positions = shared_positions

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_mllm.language.attention_masks import block_mask
+from lightning_mllm.language.attention import block_mask
 from lightning_mllm.language.causal import CausalLM
 from lightning_mllm.language.lm_loss import head, lm_hidden_states
 from tests.language.batches import batch_of
