@@ -22,7 +22,8 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from lightning_mllm.contracts import runs_of
-from lightning_mllm.language.lm_loss import KEYWORDS, masks_as_given
+from lightning_mllm.language.attention import SDPA
+from lightning_mllm.language.lm_loss import KEYWORDS, attention_implementation
 from lightning_mllm.language.shared_prefix import SharedPrefix
 
 MODEL_TYPES = ("llama", "mistral", "opt", "qwen2", "qwen3")
@@ -167,7 +168,7 @@ class Prompts:
     def _pass(self, embeds: Tensor, mask: Tensor | None, positions: Tensor, kinds: Tensor | None = None) -> Tensor:
         keywords_of = getattr(self.model, KEYWORDS, None)
         keywords = {} if keywords_of is None or kinds is None else keywords_of(runs_of(kinds))
-        with masks_as_given(self.model):
+        with attention_implementation(self.model, SDPA):
             found = self.model.base_model(
                 inputs_embeds=embeds,
                 attention_mask=mask,
