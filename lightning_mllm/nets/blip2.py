@@ -11,7 +11,8 @@ fine-tuning for VQA, the Q-Former reads the instruction beside its queries, so t
                                                                            |
         decoder (OPT, Vicuna): next token          encoder-decoder (FlanT5): the encoder reads, the decoder answers
 
-Several images of a row (frames of a video) are encoded one by one, each under the same instruction.
+Several images of a row (frames of a video) are encoded one by one, each under the same instruction. An image that
+several rows show is encoded once; their queries share its keys and values in cross-attention.
 
 Legend: B rows, L tokens, N images, V vectors of width E an image, Q queries of width D, T width of the language model.
 """
@@ -27,6 +28,7 @@ from lightning_mllm.contracts import IGNORE, Batch, Output, TokenKind
 from lightning_mllm.language.lm_loss import lm_output
 from lightning_mllm.language.slots import VisualVectors, fill_slots
 from lightning_mllm.nets.base import VisionLanguageNet
+from lightning_mllm.nets.distinct_images import distinct_images
 
 
 class Blip2Net(VisionLanguageNet):
@@ -56,11 +58,15 @@ class Blip2Net(VisionLanguageNet):
         self.language = language
 
     def encode_images(self, batch: Batch) -> VisualVectors:
-        visual = self.ln_vision(self.vision(batch.images).to(self.ln_vision.weight.dtype))
+        distinct = distinct_images(batch)
+        images = batch.images if distinct is None else batch.images[distinct.places]
+        visual = self.ln_vision(self.vision(images).to(self.ln_vision.weight.dtype))
         if batch.query_text is None:
             queries = self.qformer.encode_images(visual)
+            queries = queries if distinct is None else queries.index_select(0, distinct.of_images)
         else:
-            queries = self.qformer.encode_instructed(visual, *texts_of_images(batch))
+            shown = [(visual, 1 if distinct is None else distinct.of_images)]
+            queries = self.qformer.encode_instructed(shown, *texts_of_images(batch))
         return {TokenKind.IMAGE: self.projection(queries).flatten(0, 1)}
 
     def merge_visual_embeddings(self, batch: Batch, visual: VisualVectors) -> Float[Tensor, "B L T"]:
