@@ -28,8 +28,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lightning_mllm.connectors.qformer_layers import QFormerLayer
-from lightning_mllm.connectors.qformer_rows import KeysValues, Rows, Shown, Wanted
+from lightning_mllm.connectors.qformer_layers import KeysValues, QFormerLayer, Rows, Shown, Wanted
 
 STD = 0.02
 """Of BERT's initial values (arXiv 1810.04805, `initializer_range`), and of the queries' and new rows'."""

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
-from lightning_mllm.connectors import qformer_rows
+from lightning_mllm.connectors import qformer_layers
 from lightning_mllm.connectors.qformer import QFormer
-from lightning_mllm.connectors.qformer_rows import Rows
+from lightning_mllm.connectors.qformer_layers import Rows, real_tokens
 from tests.connectors.qformers import SIZES, qformer, rows
 
 SAME: dict[str, Any] = {"atol": 1e-6, "rtol": 1e-5}
@@ -127,7 +128,7 @@ def test_padding_is_not_worked_on(side: str, monkeypatch: pytest.MonkeyPatch) ->
     without = with_gradients(net, visual, every_pass)
     passes, real_tokens = len(seen), int(real.sum())
     assert seen == [real_tokens] * passes and real_tokens < real.numel()
-    monkeypatch.setattr(qformer_rows, "real_tokens", lambda real: None)
+    monkeypatch.setattr(qformer_layers, "real_tokens", lambda real: None)
     assert_same(without, with_gradients(net, visual, every_pass))
     assert seen[passes:] == [real.numel()] * passes
 
@@ -136,3 +137,11 @@ def test_a_text_without_its_first_token_is_refused() -> None:
     net, (tokens, real) = qformer("full"), rows(3, 2, side="left")
     with pytest.raises(AssertionError, match="1 of 2 texts begin at their first place"):
         net.encode_first_token(tokens, real)
+
+
+def test_padding_is_not_asked_for_where_tensors_have_no_values() -> None:
+    """`mllm memory` tells what a GPU needs, which keeps padding; negatives drawn from fake similarities are fake."""
+    real = torch.tensor([[True, False]])
+    assert real_tokens(real) is not None
+    assert real_tokens(real.to("meta")) is None
+    assert real_tokens(FakeTensorMode().from_tensor(real)) is None
