@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -245,9 +245,9 @@ def picture(batch: Batch, row: int) -> str:
     return encode_picture(batch.images[int(shown.int().argmax())])
 
 
-def encode_picture(pixels: UInt8[Tensor, "3 H W"]) -> str:
-    """PNG or JPEG as a `data:` address."""
-    return address_of(Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()))
+def encode_picture(pixels: UInt8[Tensor, "3 H W"] | Float[Tensor, " F"]) -> str:
+    """PNG or JPEG as a `data:` address; an empty text of what a frozen tower made of a picture (`mllm cache`)."""
+    return "" if pixels.ndim == 1 else address_of(Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()))
 
 
 def address_of(image: Image.Image) -> str:

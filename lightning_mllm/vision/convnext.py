@@ -136,15 +136,14 @@ class ConvNextTower:
         return ConvNextVision(whole.trunk, mean, std, grid=self.grid, keep_cls=self.cls == "keep")
 
     def pretrained(self) -> Iterator[tuple[str, Tensor]] | None:
-        tensors = self.source.tensors()
+        tensors = self.source.tensors(TRUNK)
         return None if tensors is None else self._used(tensors)
 
     def _used(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in tensors:
-            if name.startswith(TRUNK):
-                name = name.removeprefix(TRUNK)
-                norm = next((prefix for prefix in NORMS if name.startswith(prefix)), None)
-                yield (name if norm is None else f"norm.{name.removeprefix(norm)}"), tensor
+            name = name.removeprefix(TRUNK)
+            norm = next((prefix for prefix in NORMS if name.startswith(prefix)), None)
+            yield (name if norm is None else f"norm.{name.removeprefix(norm)}"), tensor
 
     def blocks(self, module: nn.Module) -> list[nn.Module]:
         assert isinstance(module, ConvNextVision)

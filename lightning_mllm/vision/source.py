@@ -15,7 +15,7 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_p
 from torch import Tensor
 
 from lightning_mllm.vision.encoder import Statistic
-from lightning_mllm.weights.files import PACKAGE, read_tensors, resource
+from lightning_mllm.weights.files import PACKAGE, TensorFiles, resource
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 """What open_clip itself writes into, and reads from, a folder (`local-dir:`)."""
@@ -75,13 +75,16 @@ class OpenClipSource:
             raise ValueError(f"{self.title}: found mean {mean} and std {std}, expected three numbers each")
         return mean, std
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]] | None:
+    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]] | None:
         """The tensors of the whole model under open_clip's names, one at a time; None if declared fresh.
+
+        Args:
+            prefix: Only those whose names begin with it are read.
 
         Raises:
             ValueError: There are no such weights, or they cannot be had.
         """
-        return None if self.weights is None else _without_wrapper(self._file(self.weights))
+        return None if self.weights is None else _below(self._file(self.weights), prefix)
 
     def _file(self, weights: str) -> Path:
         if weights == "":
@@ -130,6 +133,8 @@ def _read_json(model: str) -> dict[str, Any]:
     return found
 
 
-def _without_wrapper(file: Path) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in read_tensors(file):
-        yield name.removeprefix("module."), tensor
+def _below(file: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    files = TensorFiles(file)
+    for name in files:
+        if (plain := name.removeprefix("module.")).startswith(prefix):
+            yield plain, files[name]

@@ -119,12 +119,12 @@ class OpenClipTower:
         )
 
     def pretrained(self) -> Iterator[tuple[str, Tensor]] | None:
-        tensors = self.source.tensors()
+        tensors = self.source.tensors("visual.")
         return None if tensors is None else self._used(tensors)
 
     def _used(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in tensors:
-            if name.startswith("visual.") and not self._beyond(name := name.removeprefix("visual.")):
+            if not self._beyond(name := name.removeprefix("visual.")):
                 yield name, tensor
 
     def _beyond(self, name: str) -> bool:

@@ -26,7 +26,20 @@ VAL = {
             "init_args": {"annotations": "val.json", "images": "images"},
         },
         "task": "loss",
-    }
+    },
+    "asked": {
+        "source": {
+            "class_path": "data_modules.sources.VqaV2",
+            "init_args": {
+                "questions": "questions.json",
+                "annotations": "answers.json",
+                "images": "images",
+                "image_pattern": "{image_id}.png",
+            },
+        },
+        "task": "vqa",
+        "limit": 2,
+    },
 }
 QUIET = "--trainer.enable_progress_bar=false"
 
@@ -80,7 +93,7 @@ def test_an_experiment_trains_from_what_was_written(
     kept = [*stage(tiny, "instruct", "kept"), "--stage.init_from={}", "--hardware.feature_cache=cache"]
     main(kept)
     assert not built
-    for column in ("train/loss", "val/loss"):
+    for column in ("train/loss", "val/loss", "val/vqa_accuracy"):
         plain, found = (losses(Path(run), column) for run in ("plain", "kept"))
         assert plain and [step for step, _ in plain] == [step for step, _ in found]
         assert [loss for _, loss in found] == pytest.approx([loss for _, loss in plain], rel=1e-6)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from lightning_mllm.vision.source import OpenClipSource
+from lightning_mllm.weights.files import TensorFiles
 from tests.vision.models import CONFIG, MEAN, STD, write_folder
 
 
@@ -24,6 +25,15 @@ def test_weights_may_lie_elsewhere_and_be_wrapped(tmp_path: Path) -> None:
     file = tmp_path / "elsewhere.safetensors"
     save_file({"module.visual.proj": torch.ones(2)}, file)
     assert list(dict(OpenClipSource("ViT-B-32", str(file), None).tensors() or ())) == ["visual.proj"]
+
+
+def test_what_is_not_asked_for_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path)
+    read: list[str] = []
+    own = TensorFiles.__getitem__
+    monkeypatch.setattr(TensorFiles, "__getitem__", lambda self, name: read.append(name) or own(self, name))
+    found = [name for name, _ in OpenClipSource(str(tmp_path), "", None).tensors("visual.") or ()]
+    assert found == read and found and all(name.startswith("visual.") for name in found)
 
 
 def test_fresh_has_no_tensors() -> None:
