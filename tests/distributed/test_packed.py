@@ -1,0 +1,95 @@
+"""LLaVA packed, dealt by a budget to two ranks and by workers, learns what it learns from padded rows on one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from data_modules.module import MultimodalDataModule
+from data_modules.sources.source import Source
+from lightning_mllm.architectures.llava import LLaVA
+from lightning_mllm.contracts import Sample, Turn
+from lightning_mllm.training.checkpoints import newest
+from tests.distributed.ranks import on_two_ranks
+from tests.distributed.test_two_ranks import STRATEGIES
+from tests.training.data import Drawn
+from tests.training.runs import losses, settings, trainer, weights
+from tests.training.test_restarts import StopIn, Stopped
+
+BATCH, STEPS = 12, 3
+
+
+class Questions(Source):
+    """Two questions an image, and every fifth about none, with answers of one to six words."""
+
+    def load(self) -> None: ...
+
+    def __len__(self) -> int:
+        return 30
+
+    def has_image(self, index: int) -> bool:
+        return index % 5 != 4
+
+    def image_key(self, index: int) -> int | None:
+        return index // 2 if self.has_image(index) else None
+
+    def length(self, index: int) -> int:
+        return 3 + index * 7 % 6
+
+    def sample(self, index: int, generator: torch.Generator) -> Sample:
+        seen = self.has_image(index)
+        image = Drawn(f"{index // 2}", (index // 2 * 15, 99, 255 - index // 2))
+        turns = (
+            Turn(role="user", text=("<image>\n" if seen else "") + f"say {index}"),
+            Turn(role="assistant", text="a red square " * (1 + index * 7 % 6)),
+        )
+        return Sample(id=f"q{index}", turns=turns, images=(image,) if seen else ())
+
+
+def run(folder: Path, *, resume: bool = False, data: Any, **arguments: Any) -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    stage = settings("instruct", global_batch=BATCH, steps=STEPS, reduction="micro_batch_mean", per_device_batch=4)
+    module = LLaVA.tiny(stage=stage, chat="vicuna_v1")
+    source: dict[str, Any] = {"questions": Questions()}
+    datamodule = MultimodalDataModule(train=source, steps=STEPS, global_batch=BATCH, processor=module.processor, **data)
+    own = trainer(folder, **arguments)
+    own.accumulate_grad_batches = datamodule.accumulation(own.world_size)
+    own.fit(module, datamodule=datamodule, ckpt_path=newest(folder / "checkpoints") if resume else None)
+    return weights(module)
+
+
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Losses and final weights, by the order of the samples."""
+    folder = tmp_path_factory.mktemp("padded")
+    runs = {group: run(folder / group, data={"micro_batch": BATCH, "group": group}) for group in ("none", "image")}
+    return {group: (found, losses(folder / group)) for group, found in runs.items()}
+
+
+def same(found: dict[str, Tensor], folder: Path, expected: Any) -> None:
+    tensors, curve = expected
+    assert [loss for _, loss in losses(folder)] == pytest.approx([loss for _, loss in curve], rel=1e-5)
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-6, msg=name)
+
+
+def test_one_process_that_stops_and_goes_on(padded: Any, tmp_path: Path) -> None:
+    data = {"pack": True, "token_budget": 300, "group": "image", "workers": 1}
+    with pytest.raises(Stopped):
+        run(tmp_path, data=data, callbacks=[StopIn(4, "after")])
+    same(run(tmp_path, data=data, resume=True), tmp_path, padded["image"])
+
+
+def test_two_ranks(padded: Any, tmp_path: Path) -> None:
+    def work(rank: int) -> list[dict[str, Tensor]]:
+        data = {"pack": True, "token_budget": 200}
+        given = {name: {"strategy": make(), "devices": 2} for name, make in STRATEGIES.items()}
+        return [run(tmp_path / name, data=data, **each) for name, each in given.items()]
+
+    (found, _) = on_two_ranks(work)
+    for name, each in zip(STRATEGIES, found, strict=True):
+        same(each, tmp_path / name, padded["none"])
