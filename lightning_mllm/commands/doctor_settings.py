@@ -73,14 +73,15 @@ def batches(subject: Subject) -> Iterator[Line]:
     world = trainer["devices"] * trainer["num_nodes"] if isinstance(trainer["devices"], int) else 1
     rows = at_once(stage["micro_batch"], hardware["micro_batch"])
     alone = partial(accumulation, "stage.global_batch", stage["global_batch"], rows)
+    times = getattr(data, "accumulation", alone)
     trained = [each for each in subject.sets if each.split == "train"]
     loaded, budget = bool(trained) and all(each in subject.loaded for each in trained), hardware["token_budget"]
     told = f"{stage['global_batch']} samples a step"
     try:
         if budget is None:
-            told += f" = {getattr(data, 'accumulation', alone)(world)} x {rows} x {world}"
+            told += f" = {times(world)} x {rows} x {world}"
         elif loaded:  # the lengths of samples decide
-            told += f" in {data.accumulation(world)} x {world} rows of {budget} tokens"
+            told += f" in {times(world)} x {world} rows of {budget} tokens"
     except ValueError as error:
         remedy = f"--hardware.micro_batch=N with N x {world} processes a divisor of {stage['global_batch']}"
         remedy = remedy if budget is None else "a larger --hardware.token_budget, or fewer processes"
