@@ -130,9 +130,10 @@ class Prompts:
             for layer in self._layers:
                 layer.keep(torch.tensor(shared.owners, device=embeds.device))
         # Where something stands before it, a row sees that too, and causally itself.
-        mask = None if shared is None else _behind(start, width - start, embeds.device)
+        seen = None if shared is None else _behind(start, width - start, embeds.device)
         mine = None if kinds is None else kinds[:, start:]
-        self.hidden = self._pass(embeds[:, start:], mask, positions[:, start:], mine)[rows, lengths - 1 - start]
+        hidden = self._pass(embeds[:, start:], seen, positions[:, start:], mine)
+        self.hidden = hidden[rows, lengths - 1 - start]
 
     def step(self, embeds: Float[Tensor, "B D"], number: int) -> Float[Tensor, "B D"]:
         """Reads the token `number`, from 0, behind each prompt; what the head reads there."""
