@@ -25,6 +25,7 @@ from torch.utils.checkpoint import (
     checkpoint,
     create_selective_checkpoint_contexts,
 )
+from transformers import PreTrainedConfig
 
 from lightning_mllm.training.compute_copies import compute_in_bf16
 
@@ -196,13 +197,35 @@ PRODUCTS = ("aten::mm", "aten::addmm")
 def _checkpoint(block: nn.Module, how: Checkpointing) -> None:
     # transformers' own checkpointing passes over modules in eval mode, as a frozen language model is.
     context: dict[str, Any] = {"context_fn": _selective_contexts} if how == "selective" else {}
-    block.forward = partial(_recomputed, block.forward, partial(checkpoint, use_reentrant=False, **context))
+    configs = (getattr(module, "config", None) for module in block.modules())
+    config = next((each for each in configs if hasattr(each, "_attn_implementation")), None)
+    block.forward = partial(_recomputed, block.forward, partial(checkpoint, use_reentrant=False, **context), config)
 
 
 def _recomputed(
-    forward: Callable[..., Any], checkpointed: Callable[..., Any], *args: object, **kwargs: object
+    forward: Callable[..., Any],
+    checkpointed: Callable[..., Any],
+    config: PreTrainedConfig | None,
+    *args: object,
+    **kwargs: object,
 ) -> object:
-    return checkpointed(forward, *args, **kwargs) if torch.is_grad_enabled() else forward(*args, **kwargs)
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    kernel = None if config is None else config._attn_implementation
+    return checkpointed(partial(_attending_by, forward, config, kernel), *args, **kwargs)
+
+
+def _attending_by(
+    forward: Callable[..., Any], config: PreTrainedConfig | None, kernel: str | None, *args: object, **kwargs: object
+) -> object:
+    # The backward pass computes again what the forward pass did under a kernel that held for it alone (lm_loss.py).
+    if config is None or (own := config._attn_implementation) == kernel:
+        return forward(*args, **kwargs)
+    config._attn_implementation = kernel
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        config._attn_implementation = own
 
 
 def _selective_contexts() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:

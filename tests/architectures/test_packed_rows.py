@@ -18,6 +18,7 @@ from lightning_mllm.architectures.sphinx import Sphinx
 from lightning_mllm.contracts import Batch, Documents, Sample
 from lightning_mllm.language.supervised_rows import select_supervised_rows
 from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.training.parallelize import ParallelPlan
 from tests.architectures.blip2s import INSTRUCTED, LANGUAGES, OPT
 from tests.architectures.samples import ONE, OTHER, TEXT, TWO, gradients, sample
 from tests.architectures.sphinxes import FIVE
@@ -122,3 +123,20 @@ def test_an_encoder_decoder_is_refused() -> None:
     rows = [module.processor.encode(ONE)]
     with pytest.raises(ValueError, match=r"hardware.pack: found decoder tokens .* expected false"):
         module.processor.collate(rows, packed=True)
+
+
+@pytest.mark.parametrize("how", ["full", "selective"])
+def test_blocks_are_computed_again_by_the_same_attention(how: Any) -> None:
+    """The backward pass comes when the model's own attention is set again."""
+
+    def checkpointed() -> MultimodalModule:
+        module = LLaVA.tiny()
+        module.parallel = ParallelPlan(language_checkpointing=how)
+        return module
+
+    plain, again = built(LLaVA.tiny), built(checkpointed)
+    again.net.load_state_dict(plain.net.state_dict())
+    assert "full" in again.checkpointing.values() or "selective" in again.checkpointing.values()
+    _, batch = both(plain, *BATCHES["an image with several questions"])
+    for (name, found), expected in zip(gradients(again, batch).items(), gradients(plain, batch).values(), strict=True):
+        assert torch.equal(found, expected), name
