@@ -17,7 +17,7 @@ from functools import partial
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 MATRICES = (nn.Linear, nn.Conv2d)
 """Modules that autocast computes in bfloat16. `nn.MultiheadAttention` is left to it: torch's fast path for towers in
@@ -50,11 +50,32 @@ class ComputeCopies:
             if not weight.requires_grad and id(weight) not in shared:
                 weight.data = weight.data.to(torch.bfloat16)
         self._net, self._inside = net, False
+        self._copies: dict[int, Tensor] = {}
+        """Of the last pass, by the identity of the parameter."""
 
     def _weights(self) -> list[nn.Parameter]:
         """The matrices in float32, one that two modules share once."""
         found = [parameters[name] for parameters, name in self._slots]
         return list({id(each): each for each in found if each is not None and each.dtype == torch.float32}.values())
+
+    def enter(self, entries: Iterable[str]) -> None:
+        """Lets `forward` and other methods of the net compute with copies, in place.
+
+        Args:
+            entries: Methods beside `forward` that use parameters and are called from outside.
+        """
+        for entry in ("forward", *entries):
+            setattr(self._net, entry, partial(self._pass, getattr(self._net, entry)))
+
+    def _pass(self, method: Callable[..., object], *args: object, **kwargs: object) -> object:
+        with self():
+            return method(*args, **kwargs)
+
+    def again(self, forward: Callable[..., object], *args: object, **kwargs: object) -> object:
+        """`forward` of a block that is computed again in the backward pass, by the copies of its pass: the checkpoint
+        of a block expects the same operations."""
+        with self._held():
+            return forward(*args, **kwargs)
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -62,36 +83,26 @@ class ComputeCopies:
         if self._inside:
             yield
             return
-        weights = self._weights()
-        copies = {id(weight): weight.to(torch.bfloat16) for weight in weights}
-        held = [(own, name, weight) for own, name in self._slots if id(weight := own[name]) in copies]
+        self._copies = {id(weight): weight.to(torch.bfloat16) for weight in self._weights()}
+        device = next(self._net.parameters()).device.type
+        with self._held(), torch.autocast(device, torch.bfloat16, cache_enabled=False):
+            yield
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        if self._inside:
+            yield
+            return
+        held = [(own, name, weight) for own, name in self._slots if id(weight := own[name]) in self._copies]
         self._inside = True
         try:
             for own, name, weight in held:
-                own[name] = cast(nn.Parameter, copies[id(weight)])
-            with torch.autocast(next(self._net.parameters()).device.type, torch.bfloat16, cache_enabled=False):
-                yield
+                own[name] = cast(nn.Parameter, self._copies[id(weight)])
+            yield
         finally:
             for own, name, weight in held:
                 own[name] = weight
             self._inside = False
-
-
-def compute_in_bf16(net: nn.Module, entries: Iterable[str]) -> None:
-    """Lets `forward` and other methods of a net compute with copies, in place: after freezing, before values are read.
-
-    Args:
-        net: Of which autograd sees the parameters.
-        entries: Methods beside `forward` that use parameters and are called from outside.
-    """
-    copies = ComputeCopies(net)
-    for entry in ("forward", *entries):
-        setattr(net, entry, partial(_with_copies, copies, getattr(net, entry)))
-
-
-def _with_copies(copies: ComputeCopies, method: Callable[..., object], *args: object, **kwargs: object) -> object:
-    with copies():
-        return method(*args, **kwargs)
 
 
 def _matrices(net: nn.Module) -> Iterator[nn.Module]:

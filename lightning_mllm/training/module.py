@@ -229,7 +229,9 @@ class MultimodalModule(EvaluatedModule):
         self.net = self._make_net(**built)
         self.trained = freeze(self.net, self.table)
         blocks = {name: spec.blocks(built[name]) for name, spec in self.components.items()}
-        self.checkpointing = {name: self.parallel.checkpointing(name, found) for name, found in blocks.items() if found}
+        self.checkpointing = {
+            name: self.parallel.checkpointing(name, found, mesh is not None) for name, found in blocks.items() if found
+        }
         parallelize(self.net, blocks, self.parallel, mesh, self.net.entries)
 
     def train(self, mode: bool = True) -> MultimodalModule:

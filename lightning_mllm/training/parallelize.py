@@ -27,7 +27,8 @@ from torch.utils.checkpoint import (
 )
 from transformers import PreTrainedConfig
 
-from lightning_mllm.training.compute_copies import compute_in_bf16
+from lightning_mllm.training.compilation import compiled
+from lightning_mllm.training.compute_copies import ComputeCopies
 
 Precision = Literal["fp32", "bf16"]
 Checkpointing = Literal["auto", "none", "selective", "full"]
@@ -54,8 +55,9 @@ class ParallelPlan:
     language_checkpointing: Checkpointing = "auto"
     """Activation checkpointing of the language model's blocks. "full" keeps the input of a block and computes the rest
     again in the backward pass (0.78 of a forward pass); "selective" also keeps the outputs of attention and of every
-    second matrix product (0.39); "none" keeps everything. "auto" is "none" in fp32; in bf16 it is "selective" where
-    at least a tenth of the blocks trains, and "full" where gradients only pass through them (LoRA included)."""
+    second matrix product (0.39); "none" keeps everything. "auto" is "none" in fp32 and without sharded parameters; else
+    it is "selective" where at least a tenth of the blocks trains, and "full" where gradients only pass through them
+    (LoRA included)."""
     vision_checkpointing: Checkpointing = "auto"
     """The same for the blocks of all other components; "auto" is "selective" in bf16 where they train. A frozen tower
     keeps no activations in any case."""
@@ -97,14 +99,14 @@ class ParallelPlan:
         bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         return bf16 if self.precision == "bf16" else MixedPrecisionPolicy()
 
-    def checkpointing(self, component: str, blocks: Iterable[nn.Module]) -> Checkpointing:
+    def checkpointing(self, component: str, blocks: Iterable[nn.Module], sharded: bool = True) -> Checkpointing:
         """ "none", "selective" or "full" for the blocks of a component, after freezing."""
         chosen = self.language_checkpointing if component == LANGUAGE else self.vision_checkpointing
         if chosen != "auto":
             return chosen
         parameters = [p for block in blocks for p in block.parameters()]
         trained = sum(p.numel() for p in parameters if p.requires_grad)
-        if self.precision == "fp32" or (component != LANGUAGE and not trained):
+        if self.precision == "fp32" or not sharded or (component != LANGUAGE and not trained):
             return "none"
         return "selective" if 10 * trained > sum(p.numel() for p in parameters) else "full"
 
@@ -144,16 +146,19 @@ def parallelize(
     half = {name for name in blocks if name != LANGUAGE and _computes_in_float16(net.get_submodule(name))}
     if plan.precision == "bf16" and mesh is not None:
         _store_in_bf16(net, [net.get_submodule(name) for name in half])
+    copies = ComputeCopies(net) if plan.precision == "bf16" and mesh is None else None
     for name, found in blocks.items():
-        checkpointing = plan.checkpointing(name, found)
+        checkpointing = plan.checkpointing(name, found, mesh is not None)
         for block in found:
             if checkpointing != "none":
+                if copies is not None and not plan.compile:
+                    block.forward = partial(copies.again, block.forward)
                 _checkpoint(block, checkpointing)
             if plan.compile:
-                block.forward = torch.compile(block.forward)
+                block.forward = compiled(block.forward)
     if mesh is None:
-        if plan.precision == "bf16":
-            compute_in_bf16(net, entries)
+        if copies is not None:
+            copies.enter(entries)
         return
     for name, found in blocks.items():
         policy = MixedPrecisionPolicy() if name in half else plan.policy

@@ -18,6 +18,7 @@ from tests.training.test_parallelize import STAGES, built, learned
 
 BF16 = ParallelPlan(precision="bf16", language_checkpointing="none", vision_checkpointing="none")
 FULL = ParallelPlan(precision="bf16", language_checkpointing="full", vision_checkpointing="full")
+SELECTIVE = ParallelPlan(precision="bf16", language_checkpointing="selective", vision_checkpointing="selective")
 
 
 def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
@@ -73,13 +74,18 @@ def test_losses_and_gradients_are_those_of_float32_within_rounding(stage: str) -
 
 @pytest.mark.parametrize("stage", ["llava, instruct", "cogvlm, chat", "blip2 of t5, caption"])
 def test_checkpointed_blocks_compute_the_same_again(stage: str) -> None:
-    plain, module = built(stage, BF16), built(stage, FULL)
+    plain = built(stage, BF16)
     batch = batch_of(plain, ONE, OTHER)
     loss, gradients = learned(plain, batch)
-    found = learned(module, batch)
-    assert found[0] == loss
-    for name, gradient in gradients.items():
-        assert torch.equal(found[1][name], gradient), name
+    for plan in (FULL, SELECTIVE):
+        found = learned(built(stage, plan), batch)
+        assert found[0] == loss
+        for name, gradient in gradients.items():
+            assert torch.equal(found[1][name], gradient), name
+
+
+def test_a_net_on_one_device_is_not_checkpointed_unless_told_to() -> None:
+    assert set(built("llava, instruct", ParallelPlan(precision="bf16")).checkpointing.values()) == {"none"}
 
 
 def test_parameters_are_back_after_an_error() -> None:

@@ -205,7 +205,7 @@ def test_compiled_blocks_compute_the_same_under_the_same_names(monkeypatch: pyte
         graphs.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(plans.torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     data = {"steps": 2}
     plain = fit(tmp_path / "plain", data=data)
     plan = ParallelPlan(language_checkpointing="full", compile=True)

@@ -13,6 +13,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 
 from lightning_mllm.contracts import Batch
 from lightning_mllm.evaluation.flops import CountedProducts, measured_peak, peak_flops
+from lightning_mllm.training.compilation import graphs_compiled
 
 GB, TERA = 1e9, 1e12
 COUNTED_STEPS = 3
@@ -52,6 +53,7 @@ class Throughput(Callback):
     throughput/mfu                    these, as a share of what the data sheet promises for bfloat16 without sparsity;
                                       on a GPU that is listed (`peak_flops`)
     throughput/mfu_measured           these, as a share of `measured_peak` in the dtype of the plan, measured once
+    throughput/graphs_compiled        since the process began, with hardware.compile
     memory/device_gb                  peak of rank 0's allocator, in 10^9 bytes; on a GPU
     memory/host_gb                    peak of the resident memory of rank 0's process, without its workers
 
@@ -68,7 +70,7 @@ class Throughput(Callback):
         self._counted, self._read, self._left = 0.0, 0, COUNTED_STEPS
         """Operations of the steps that are counted, the tokens that they read, and how many are left."""
         self._counter: CountedProducts | None = None
-        self._peak = 0.0
+        self._peak, self._compiles = 0.0, False
         self._ranks = 1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -79,6 +81,7 @@ class Throughput(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         plan = getattr(pl_module, "parallel", None)
+        self._compiles = bool(getattr(plan, "compile", False))
         half = "bf16" in (str(trainer.precision) + getattr(plan, "precision", ""))
         device = trainer.strategy.root_device
         self._peak = measured_peak(device, torch.bfloat16 if half else torch.float32)
@@ -135,6 +138,8 @@ class Throughput(Callback):
             if (peak := peak_flops(torch.cuda.get_device_name(device))) is not None:
                 found["throughput/mfu"] = operations / peak
             found["memory/device_gb"] = torch.cuda.max_memory_allocated(device) / GB
+        if self._compiles:
+            found["throughput/graphs_compiled"] = float(graphs_compiled())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         found["memory/host_gb"] = peak * (1 if sys.platform == "darwin" else 1024) / GB
         self._restart()
