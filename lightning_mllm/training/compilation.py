@@ -32,7 +32,8 @@ def _bounded(forward: Callable[..., object], *args: object, **kwargs: object) ->
     except FailOnRecompileLimitHit as error:
         raise ValueError(
             f"hardware.compile: found more than {torch._dynamo.config.recompile_limit} kinds of inputs of one block,"
-            " each compiled anew, expected batches of few shapes (a token budget), or hardware.compile=false; TORCH_LOGS=recompiles tells them"
+            " each compiled anew, expected batches of few shapes (a token budget), or hardware.compile=false;"
+            " TORCH_LOGS=recompiles tells them"
         ) from error
 
 
