@@ -8,9 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch._dynamo.config
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
+from transformers import AttentionInterface
+
+from lightning_mllm.language.attention import SPANS, span_attention
 
 MOST = 64
 """Graphs of one function: a pyramid's blocks have a few each, and a Q-Former's layers one for each of its passes."""
@@ -21,6 +25,8 @@ def compiled(forward: Callable[..., object]) -> Callable[..., object]:
 
     The second length is compiled for all lengths. Raises ValueError in use, at the graph beyond `MOST`.
     """
+    # Traced, its spans are numbers of the graph: each packed batch would be compiled anew.
+    AttentionInterface.register(SPANS, torch.compiler.disable(span_attention))
     torch._dynamo.config.recompile_limit = MOST
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     return partial(_bounded, torch.compile(forward))
