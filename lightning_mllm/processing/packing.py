@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lightning_mllm.contracts import IGNORE, Documents, Encoded, Sample, TokenKind
@@ -24,7 +24,7 @@ def pack(
     tokenizer: TextTokenizer,
     begin: list[int],
     most: int,
-    images: UInt8[Tensor, "0 3 H W"],
+    images: UInt8[Tensor, "0 3 H W"] | Float[Tensor, "0 F"],
 ) -> Encoded:
     """The sample's documents after one another until the row is full; what does not fit is left out.
 

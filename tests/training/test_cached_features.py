@@ -21,7 +21,7 @@ from lightning_mllm.architectures.language_model import LanguageModelPretraining
 from lightning_mllm.architectures.llava import TINY, LLaVA
 from lightning_mllm.architectures.sphinx import Sphinx
 from lightning_mllm.connectors.mixed import MixedConnector
-from lightning_mllm.contracts import ParamGroup, Sample
+from lightning_mllm.contracts import Documents, ParamGroup, Sample
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.training.cached_features import (
     _described,
@@ -90,6 +90,29 @@ def test_losses_and_gradients_are_those_of_the_tower(stage: str, tmp_path: Path)
             assert_close(own[name], gradient, rtol=0, atol=1e-6 + 1e-5 * float(gradient.abs().max()), msg=name)
     assert without.freeze_rows() == plain.freeze_rows()
     assert without.provenance == plain.provenance
+
+
+@pytest.mark.parametrize("stage", ["llava, instruct", "sphinx, five views"])
+def test_packed_rows_and_documents(stage: str, tmp_path: Path) -> None:
+    """In one row, two samples of one image behind one another; and plain text."""
+    written(STAGES[stage](), tmp_path)
+    plain, without = STAGES[stage](), cached(STAGES[stage](), tmp_path)
+    plain.configure_model()
+    again = replace(ONE, id="again", turns=(ONE.turns[0], replace(ONE.turns[1], text="A box.")))
+    text = Sample(id="text", documents=Documents(texts=("Plain text.", "And more.")))
+    for samples, packed in (((ONE, again, TWO, TEXT), True), ((text,), False)):
+        found = []
+        for module in (plain, without):
+            rows = [module.processor.encode(each) for each in samples]
+            batch = module.processor.collate(rows, packed=packed)
+            module.zero_grad()
+            (loss := module(batch).loss).backward()
+            own = {n: p.grad.clone() for n, p in module.net.named_parameters() if n in module.trained}
+            found.append((loss.detach(), own))
+        (loss, gradients), (other, own) = found
+        assert_close(other, loss, rtol=1e-6, atol=0)
+        for name, gradient in gradients.items():
+            assert_close(own[name], gradient, rtol=0, atol=1e-6 + 1e-5 * float(gradient.abs().max()), msg=name)
 
 
 def test_pairs_of_two_ranks(tmp_path: Path) -> None:
