@@ -2,8 +2,9 @@
 
     q f[B,H,T,D]   k, v f[B,G,T,D]   --cut into spans (spans.py)-->   causal attention of each   -->  f[B,T,H,D]
 
-On a GPU in 16 bits all spans are one call of torch's varlen attention; elsewhere each is one of SDPA. For a name of its
-own (`AttentionInterface.register`) transformers makes no mask, and hands the keyword `spans` down to the blocks.
+On a GPU in 16 bits all spans are one call of torch's varlen attention; on a CPU they are cut into blocks of like sizes
+(blocked_attention.py); elsewhere each is one call of SDPA. For a name of its own (`AttentionInterface.register`)
+transformers makes no mask, and hands the keyword `spans` down to the blocks.
 
 Legend: B rows, T tokens a row, H heads, G heads of keys and values, D width of a head.
 """
@@ -76,6 +77,8 @@ def span_attention(
     q, k, v = (each.transpose(1, 2).flatten(0, 1).to(value.dtype) for each in (query, key, value))
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and not dropout:
         found = _varlen(q, k, v, spans, scaling)
+    elif q.device.type == "cpu" and not dropout:
+        found = _blocked(q, k, v, spans, scaling)
     else:
         found = _by_span(q, k, v, spans, scaling, dropout)
     return found.unflatten(0, (query.shape[0], query.shape[2])), None
@@ -93,6 +96,15 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scaling: float | None
     )
     assert isinstance(found, Tensor)
     return found
+
+
+def _blocked(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scaling: float | None) -> Tensor:
+    from lightning_mllm.language.blocked_attention import blocked_attention, blocks_of
+
+    known = vars(spans)  # blocks are found once for all layers
+    if "blocks" not in known:
+        known["blocks"] = blocks_of(spans)
+    return blocked_attention(q, k, v, known["blocks"], scaling)
 
 
 def _by_span(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scaling: float | None, dropout: float) -> Tensor:
