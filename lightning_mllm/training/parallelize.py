@@ -153,7 +153,7 @@ def parallelize(
             if checkpointing != "none":
                 if copies is not None and not plan.compile:
                     block.forward = partial(copies.again, block.forward)
-                _checkpoint(block, checkpointing)
+                _checkpoint(block, checkpointing, traced=plan.compile)
             if plan.compile:
                 block.forward = compiled(block.forward)
     if mesh is None:
@@ -199,11 +199,12 @@ ATTENTION = (
 PRODUCTS = ("aten::mm", "aten::addmm")
 
 
-def _checkpoint(block: nn.Module, how: Checkpointing) -> None:
+def _checkpoint(block: nn.Module, how: Checkpointing, traced: bool) -> None:
     # transformers' own checkpointing passes over modules in eval mode, as a frozen language model is.
     context: dict[str, Any] = {"context_fn": _selective_contexts} if how == "selective" else {}
     configs = (getattr(module, "config", None) for module in block.modules())
-    config = next((each for each in configs if hasattr(each, "_attn_implementation")), None)
+    # A compiled block has its kernel in its graph, and could not be traced through a change of it.
+    config = None if traced else next((each for each in configs if hasattr(each, "_attn_implementation")), None)
     block.forward = partial(_recomputed, block.forward, partial(checkpoint, use_reentrant=False, **context), config)
 
 
@@ -216,15 +217,16 @@ def _recomputed(
 ) -> object:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    kernel = None if config is None else config._attn_implementation
-    return checkpointed(partial(_attending_by, forward, config, kernel), *args, **kwargs)
+    if config is None:
+        return checkpointed(forward, *args, **kwargs)
+    return checkpointed(partial(_attending_by, forward, config, config._attn_implementation), *args, **kwargs)
 
 
 def _attending_by(
-    forward: Callable[..., Any], config: PreTrainedConfig | None, kernel: str | None, *args: object, **kwargs: object
+    forward: Callable[..., Any], config: PreTrainedConfig, kernel: str | None, *args: object, **kwargs: object
 ) -> object:
     # The backward pass computes again what the forward pass did under a kernel that held for it alone (lm_loss.py).
-    if config is None or (own := config._attn_implementation) == kernel:
+    if (own := config._attn_implementation) == kernel:
         return forward(*args, **kwargs)
     config._attn_implementation = kernel
     try:
