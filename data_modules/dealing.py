@@ -227,7 +227,7 @@ def fewest_passes(
     )
 
 
-def _may_fail(totals: Any, longest: Any, number: int, budget: int) -> Any:
+def _may_fail(totals: np.ndarray | int, longest: np.ndarray | int, number: int, budget: int) -> np.ndarray | bool:
     """Whether `number` packs might not hold a step: where this is False, whatever is dealt last still finds room."""
     return totals - longest > number * (budget - longest)
 

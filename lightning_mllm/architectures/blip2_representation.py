@@ -61,6 +61,7 @@ class Blip2Representation(MultimodalModule):
     net: Blip2RepresentationNet  # pyright: ignore[reportIncompatibleVariableOverride]
 
     read_by_scoring: ClassVar[tuple[str, ...]] = ("decoding", "rerank", "retrieval_length")
+    packs = False
     stages: ClassVar[dict[str, Stage]] = {
         "representation": Stage(
             train={"ln_vision.*": ParamGroup(), "qformer.*": ParamGroup(), "heads.*": ParamGroup()}

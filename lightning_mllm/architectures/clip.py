@@ -37,6 +37,7 @@ class ClipPretraining(MultimodalModule):
 
     net: ClipNet  # pyright: ignore[reportIncompatibleVariableOverride]
 
+    packs = False
     stages: ClassVar[dict[str, Stage]] = {"contrast": Stage(train={"clip.*": ParamGroup()})}
 
     def __init__(

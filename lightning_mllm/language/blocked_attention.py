@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from lightning_mllm.spans import Spans
 
@@ -65,7 +65,7 @@ def _batched(items: Sequence[tuple[list[int], list[int], int]]) -> Blocks:
     q, k = max(len(item[0]) for item in items), max(len(item[1]) for item in items)
     queries = torch.tensor([own + own[:1] * (q - len(own)) for own, _, _ in items])
     keys = torch.tensor([own + own[:1] * (k - len(own)) for _, own, _ in items])
-    own, seen = (torch.tensor([len(item[i]) for item in items]) for i in (0, 1))
+    own, seen = (torch.tensor([len(each) for each in some]) for some in ([i[0] for i in items], [i[1] for i in items]))
     past = torch.tensor([item[2] for item in items])
     row, column = torch.arange(q)[None, :, None], torch.arange(k)[None, None]
     real = row < own[:, None, None]
@@ -111,9 +111,15 @@ def _add(tokens: Tensor, index: Tensor, block: Tensor) -> None:
     tokens.index_add_(0, index.flatten(), block.transpose(1, 2).flatten(0, 1))
 
 
+class _Context(FunctionCtx):
+    blocks: Sequence[Blocks]
+    scaling: float
+    saved_tensors: tuple[Tensor, ...]
+
+
 class _Blocked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Blocks], scaling: float) -> Tensor:
+    def forward(ctx: _Context, q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Blocks], scaling: float) -> Tensor:
         found, weights = torch.empty(q.shape, dtype=q.dtype), []
         for each in blocks:
             scores = (_taken(q, each.queries) * scaling) @ _taken(k, each.keys).transpose(-1, -2)
@@ -125,7 +131,7 @@ class _Blocked(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         q, k, v, found, *weights = ctx.saved_tensors
         to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)

@@ -89,6 +89,8 @@ class MultimodalModule(EvaluatedModule):
     """There after `configure_model`."""
 
     stages: ClassVar[dict[str, Stage]] = {}
+    packs: ClassVar[bool] = True
+    """Whether samples may share a row (`hardware.pack`): not where those of a micro-batch are compared."""
     keys_to_ignore_on_load: ClassVar[tuple[str, ...]] = ()
     """Glob patterns of tensors that `stage.init_from` may have and the net has not."""
 
@@ -252,8 +254,17 @@ class MultimodalModule(EvaluatedModule):
         if (clip := self.trainer.gradient_clip_val) is not None:
             raise ValueError(f"trainer.gradient_clip_val: found {clip}, expected it to be set as stage.gradient_clip")
         if stage == "fit":
+            if getattr(getattr(self.trainer, "datamodule", None), "packing", None) and (why := self._unpacked):
+                raise ValueError(f"hardware.pack: found true, expected false for {self._title}, {why}")
             take_whole_steps(self.trainer)
         super().setup(stage)
+
+    @property
+    def _unpacked(self) -> str:
+        """Why samples cannot share a row; empty where they can."""
+        if not self.packs:
+            return "which compares the samples of a micro-batch"
+        return "whose language model is an encoder-decoder" if getattr(self.processor, "seq2seq", False) else ""
 
     def on_fit_start(self) -> None:
         assert self.stage is not None, "training needs a stage"

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -199,3 +202,13 @@ def test_without_a_trainer_the_net_answers(tmp_path: Path) -> None:
     batch = next(iter(ToyData().test_dataloader()[0]))
     assert len(module.answers(batch)) == 3
     assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", ["clip.ClipPretraining", "blip2_representation.Blip2Representation"])
+def test_nets_that_compare_samples_are_not_packed(name: str) -> None:
+    module, _, cls = name.partition(".")
+    net = getattr(import_module(f"lightning_mllm.architectures.{module}"), cls).tiny()
+    net.trainer = cast(Any, SimpleNamespace(precision="32-true", strategy=None, gradient_clip_val=None))
+    net.trainer.datamodule = SimpleNamespace(packing=object())
+    with pytest.raises(ValueError, match=r"hardware.pack: found true, expected false .* compares the samples"):
+        net.setup("fit")
