@@ -67,6 +67,27 @@ def test_loop_overhead(tmp_path: Path) -> None:
     assert found["share"] == found["overhead_ms"] / found["share_of_ms"]
 
 
+def test_llava_on_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All stages and contenders, and FLOPs by hand."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    script = runpy.run_path(str(BENCHMARKS / "llava_on_gpu.py"))
+    found = script["main"](["--tiny", "--batch", "2", "--steps", "1", "--to", str(tmp_path)])
+    rows = {(each["stage"], each["layers"], each["name"]): each for each in found["rows"]}
+    stages = [("align", 2), ("instruct_lora", 2), ("instruct", 1), ("instruct", 2), ("instruct, scaled", 2)]
+    for stage in stages:
+        for name in ("ours", "HF Trainer"):
+            numbers = [value for value in rows[*stage, name].values() if isinstance(value, float)]
+            assert len(numbers) >= 4 and all(math.isfinite(value) and value > 0 for value in numbers)
+    assert json.loads((tmp_path / "llava_on_gpu.json").read_text(encoding="utf-8")) == json.loads(json.dumps(found))
+
+    work = script["Workload"]("tiny", "instruct", [(3, 2)], batch=2, steps=1, warmup=0, random=True)
+    tokens, supervised, layer = 2 * (1 + 4 + 5), 2 * 2, 4 * 32 * 32 + 3 * 32 * 64
+    language = 2 * 2 * layer * tokens + 2 * 32 * 2 * (2 * 10**2) + 2 * 32 * 300 * supervised
+    connector = 2 * (32 * 32 + 32 * 32) * 2 * 4
+    tower = 2 * 2 * (2 * 12 * 32**2 * 5 + 4 * 32 * 5**2)
+    assert script["useful_flops"](work) == 3 * language + 3 * connector + tower
+
+
 def test_losses_that_differ_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from contest.turns import Contender, _compared  # pyright: ignore[reportMissingImports]
