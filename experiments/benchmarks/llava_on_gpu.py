@@ -28,6 +28,7 @@ from typing import Any
 import contest.hf_trainer
 import contest.ours  # noqa: F401  imported once, before contenders are forked
 import torch
+from contest.flops import useful_flops
 from contest.report import draw_values, machine, write_json
 from contest.turns import Contender, apart, race
 from contest.workload import Workload, read_lengths
@@ -40,22 +41,6 @@ CONTENDERS = [
     Contender("HF Trainer", "hf_trainer", HF),
     Contender("ours compiled", "ours", {**OURS, "compile": True}),
 ]
-
-
-def useful_flops(workload: Workload) -> float:
-    """Of a mean counted step."""
-    sizes, counts = workload.sizes, workload.counts()
-    layer = 4 * sizes.width**2 + 3 * sizes.width * sizes.inner
-    images = workload.batch * workload.images
-    # A frozen weight has no gradient of its own; adapters are left out.
-    passes = 3 if workload.stage == "instruct" else 2
-    attention = 2 * sizes.width * sizes.layers * counts["squares"]
-    language = 2 * layer * sizes.layers * counts["tokens"] + attention
-    head = 2 * sizes.width * sizes.vocabulary * counts["supervised"]
-    connector = 2 * (sizes.tower_width + sizes.width) * sizes.width * sizes.slots * images
-    vectors = sizes.slots + 1
-    block = 2 * 12 * sizes.tower_width**2 * vectors + 4 * sizes.tower_width * vectors**2
-    return passes * (language + head) + 3 * connector + (sizes.tower_layers - 1) * block * images
 
 
 def measured(workload: Workload, contender: Contender, fastest: float) -> dict[str, Any]:

@@ -6,7 +6,8 @@ Every contender runs in a process of its own with the loop that its users have, 
 from the same weights, and they take turns step by step. Counted is the whole cycle of a step, loader and bookkeeping
 included, in CPU-seconds of the process; wall-clock seconds stand beside. Memory is the peak of the process in its
 steps, less what the imported libraries take, which is the same for all. Losses must agree step by step with those of
-the first contender: 1e-5 relative in float32, 1e-3 in bfloat16.
+the first contender: 1e-5 relative in float32, 1e-3 in bfloat16. The last column is what useful work takes at the speed
+of a product of large matrices in the same precision, of what the step took.
 
 Nets: S (tower 6 x 256, language model 6 x 256, 4,096 words), M (8 x 512, 32,000 words), tiny. Written to FOLDER:
 training_speed.json and training_speed.svg.
@@ -15,6 +16,7 @@ training_speed.json and training_speed.svg.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any
 
 import contest.hf_trainer
 import contest.ours  # noqa: F401  imported once, before contenders are forked
+from contest.flops import matmul_flops_per_cpu_second, useful_flops
 from contest.report import draw_bars, machine, table, write_json
 from contest.turns import Contender, apart, race
 from contest.weights import write_weights
@@ -86,8 +89,23 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         apart(lambda: write_weights(workload, folder))
+        file, names = folder / "peaks.json", {each.precision for each in contenders}
+        rate = matmul_flops_per_cpu_second
+        apart(lambda: write_json(file, {name: rate(name, given.threads) for name in names}))
+        peaks = json.loads(file.read_text(encoding="utf-8"))
         rows = race(workload, contenders, folder, given.threads)
-    about = {"net": given.net, "stage": given.stage, "per_image": given.per_image, **workload.counts()}
+    flops = useful_flops(workload)
+    for each, contender in zip(rows, contenders, strict=True):
+        if "absent" not in each:
+            each["share_of_matmul"] = flops / each["median_cpu_s"] / peaks[contender.precision]
+    about = {
+        "flops": flops,
+        "matmul_flops_per_cpu_second": peaks,
+        "net": given.net,
+        "stage": given.stage,
+        "per_image": given.per_image,
+        **workload.counts(),
+    }
     found = {"machine": before, "load_after": machine(given.threads)["load"], "workload": about, "contenders": rows}
     given.to.mkdir(parents=True, exist_ok=True)
     write_json(given.to / "training_speed.json", found)

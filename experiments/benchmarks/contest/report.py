@@ -38,7 +38,7 @@ def write_json(file: Path, found: Mapping[str, Any]) -> None:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Of contenders, as `race` gives them."""
-    lines = [f"{'':30}{'CPU s':>8}{'x':>7}{'wall s':>8}{'GB':>7}{'x':>6}{'loss':>10}"]
+    lines = [f"{'':30}{'CPU s':>8}{'x':>7}{'wall s':>8}{'GB':>7}{'x':>6}{'loss':>10}{'matmul':>8}"]
     for each in rows:
         if "absent" in each:
             lines.append(f"{each['name']:30}  {each['absent']}")
@@ -46,7 +46,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         peak = f"{each['own'] / 1e9:7.2f}{each['memory_ratio']:6.2f}" if each["memory_ratio"] else ""
         loss = "own order" if each["loss_difference"] is None else f"{each['loss_difference']:.1e}"
         time = f"{each['median_cpu_s']:8.3f}{each['speedup']:7.2f}{each['median_wall_s']:8.3f}"
-        lines.append(f"{each['name']:30}{time}{peak:13}{loss:>10}{'' if each['agrees'] else '  differs'}")
+        ending = f"{each['share_of_matmul']:8.0%}{'' if each['agrees'] else '  differs'}"
+        lines.append(f"{each['name']:30}{time}{peak:13}{loss:>10}{ending}")
     return "\n".join(lines)
 
 
