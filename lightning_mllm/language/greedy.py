@@ -59,7 +59,7 @@ def greedy(
             answers.add(tokens[:, seen : step + 1].tolist())
             seen, going = step + 1, bool(answers.open) and step + 1 < most
             if not (_anywhere(going, device) if synced else going):
-                return answers.rows()
+                return answers.found
             if (kept := answers.dropped()) is not None:
                 tokens = tokens[prompts.keep(kept)]
         if step + 1 < most:
@@ -68,7 +68,7 @@ def greedy(
     prompts.behind(words(tokens[:, -1:]))
     while _anywhere(False, device):
         prompts.behind(words(tokens[:, -1:]))
-    return answers.rows()
+    return answers.found
 
 
 def look_every(end: AnswerEnd, synced: bool, device: torch.device) -> int:
@@ -99,26 +99,25 @@ class _Answers:
     """What is known on the host."""
 
     def __init__(self, count: int, end: AnswerEnd) -> None:
-        self.end, self.found = end, [[] for _ in range(count)]
+        self.end = end
+        self.found: list[list[int]] = [[] for _ in range(count)]
+        """All answers, without end tokens."""
         self.lines = list(range(count))
         """The answer of each row of the batch, some of which may have ended."""
         self.open = set(self.lines)
-        self.whole: set[int] = set()
-        """Ended by a text, which is a part of them."""
 
     def add(self, new: list[list[int]]) -> None:
         """The next tokens of each row of the batch."""
         for number, tokens in zip(self.lines, new, strict=True):
             for token in tokens if number in self.open else ():
-                row = self.found[number]
-                row.append(token)
-                if self.end.text is not None and self.end.text(row[-self.end.text.window :]):
-                    self.open.discard(number)
-                    self.whole.add(number)
-                    break
-                if token in self.end.tokens:
-                    self.open.discard(number)
-                    break
+                # An end token is no part of an answer, also where it completes the text that ends one.
+                if token not in self.end.tokens:
+                    row = self.found[number]
+                    row.append(token)
+                    if self.end.text is None or not self.end.text(row[-self.end.text.window :]):
+                        continue
+                self.open.discard(number)
+                break
 
     def dropped(self) -> list[int] | None:
         """Rows of the batch that go on, where others have ended; None where none leaves the batch."""
@@ -128,14 +127,6 @@ class _Answers:
             return None
         self.lines = [self.lines[row] for row in kept]
         return kept
-
-    def rows(self) -> list[list[int]]:
-        """All answers, without end tokens."""
-        ends = self.end.tokens
-        return [
-            row[:-1] if row and row[-1] in ends and number not in self.whole else row
-            for number, row in enumerate(self.found)
-        ]
 
 
 def _anywhere(here: bool, device: torch.device) -> bool:

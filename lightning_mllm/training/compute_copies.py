@@ -83,6 +83,8 @@ class ComputeCopies:
         if self._inside:
             yield
             return
+        # Those of the pass before are released first.
+        self._copies = {}
         self._copies = {id(weight): weight.to(torch.bfloat16) for weight in self._weights()}
         device = next(self._net.parameters()).device.type
         with self._held(), torch.autocast(device, torch.bfloat16, cache_enabled=False):

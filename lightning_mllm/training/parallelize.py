@@ -51,7 +51,7 @@ class ParallelPlan:
     precision: Precision = "fp32"
     """bf16: weights are computed with in bfloat16; what is trained is stored in float32, what is frozen in bfloat16.
     With `ShardedStrategy` the copy of a block lasts while it runs (large nets, on one GPU too); without, copies of all
-    last to the end of the backward pass, and norms and what blocks add up stay in float32."""
+    last until the next pass, and norms and what blocks add up stay in float32."""
     language_checkpointing: Checkpointing = "auto"
     """Activation checkpointing of the language model's blocks. "full" keeps the input of a block and computes the rest
     again in the backward pass (0.78 of a forward pass); "selective" also keeps the outputs of attention and of every

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -57,6 +58,51 @@ def test_answers_are_those_of_transformers(
     found = generate(model, embeds, mask, how, end)
     assert found == by_transformers(monkeypatch, model, embeds, mask, how, end)
     assert len({*map(len, found)}) > 1
+
+
+@pytest.mark.parametrize("lengths", [(1,), (5,), (1, 1, 1), (6, 6, 6)], ids=str)
+@pytest.mark.parametrize("kind", ["opt", "llama"])
+def test_few_rows_short_prompts_and_rows_that_all_end_at_once(
+    kind: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = KINDS[kind]()
+    embeds, mask = prompts(model, *lengths)
+    firsts = generate(model, embeds, mask, Decoding(max_new_tokens=1), AnswerEnd(tokens=(VOCAB,), pad=PAD))
+    for tokens, settings in (
+        ((VOCAB,), {}),
+        (tuple(row[0] for row in firsts), {}),
+        (tuple(range(60)), SETTINGS["least"]),
+    ):
+        how, end = Decoding(max_new_tokens=7, **settings), AnswerEnd(tokens=tokens, pad=PAD)
+        found = generate(model, embeds, mask, how, end)
+        assert found == by_transformers(monkeypatch, model, embeds, mask, how, end)
+        assert all(not row for row in found) is (tokens != (VOCAB,) and not settings)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """A text that any of some tokens completes."""
+
+    tokens: tuple[int, ...]
+    window: int = 2
+
+    def __call__(self, tokens: Sequence[int]) -> bool:
+        return any(token in self.tokens for token in tokens[-self.window :])
+
+
+def test_a_token_that_is_an_end_and_completes_the_text_is_no_part_of_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """OPT's line break is both for BLIP-2; other texts are a part."""
+    model = KINDS["opt"]()
+    embeds, mask = prompts(model, 3, 9, 6, 1, 9, 4, 2, 7)
+    how, free = Decoding(max_new_tokens=8), AnswerEnd(tokens=(VOCAB,), pad=PAD)
+    written = generate(model, embeds, mask, how, free)
+    both, text = written[0][2], written[1][1]
+    end = AnswerEnd(tokens=(both,), pad=PAD, text=Ends((both, text)))
+    found = generate(model, embeds, mask, how, end)
+    assert found == by_transformers(monkeypatch, model, embeds, mask, how, end)
+    assert all(both not in row for row in found) and any(text in row[-1:] for row in found)
 
 
 def test_hosts_of_accelerators_look_at_tokens_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
