@@ -117,7 +117,8 @@ def facts_of(module: MultimodalModule, earlier: InitialTensors) -> Facts:
     """
     check_still(module)
     spec, policy = module.components[VISION], module.processor.image
-    image = {each.name: getattr(policy, each.name) for each in fields(policy) if each.name not in DRAWS}
+    image = {"class": _class_of(policy)}
+    image |= {each.name: getattr(policy, each.name) for each in fields(policy) if each.name not in DRAWS}
     return _plain({"tower": _described(spec), "weights": _digest(spec, earlier), "image": image})
 
 
@@ -137,13 +138,17 @@ def _described(value: object) -> object:
         return [_described(each) for each in value]
     if not is_dataclass(value) or isinstance(value, type):
         return value
-    found: dict[str, object] = {"class": f"{type(value).__module__}.{type(value).__qualname__}"}
+    found: dict[str, object] = {"class": _class_of(value)}
     found |= {each.name: _described(getattr(value, each.name)) for each in fields(value) if each.name != "weights"}
     found |= {name: _described(getattr(value, name)) for name in ("mean", "std") if hasattr(value, name)}
     source: Any = getattr(value, "source", None)
     if hasattr(source, "read"):
         found |= {"model": source.read()["model_cfg"], "config": None}
     return found
+
+
+def _class_of(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _digest(spec: ComponentSpec, earlier: InitialTensors) -> str:
@@ -265,7 +270,13 @@ def opened(module: MultimodalModule, cache: Path) -> FeatureStore:
             f"{SETTING}: found no features of this tower in {cache}{_nearest(facts, cache)}, expected {folder.name};"
             " mllm cache writes them"
         )
-    return FeatureStore(folder)
+    store = FeatureStore(folder)
+    if module.parallel.precision == "fp32" and (found := store.facts["computed_in"]) != "fp32":
+        raise ValueError(
+            f"{SETTING}: found features in {folder} that a tower computed in {found}, expected fp32, as"
+            " hardware.precision is; write them in fp32 to another folder"
+        )
+    return store
 
 
 def _nearest(facts: Facts, cache: Path) -> str:

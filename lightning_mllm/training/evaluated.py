@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,7 +45,8 @@ class EvaluatedModule(LightningModule):
         self._predictions: Predictions | None = None
         self._started = 0.0
         self.encoded_images: EncodedImages | None = None
-        """Of the sets that are answered, while their weights are the same."""
+        """Within a step of an evaluation: what was encoded in its earlier steps, by the same weights."""
+        self._encoded_images: EncodedImages | None = None
 
     @property
     def scores(self) -> Sequence[Scores | Retrieval | TextScores]:
@@ -106,7 +108,16 @@ class EvaluatedModule(LightningModule):
 
     def _answer_anew(self) -> None:
         sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
-        self.encoded_images = EncodedImages(0) if sharded else EncodedImages()
+        self._encoded_images = EncodedImages(0) if sharded else EncodedImages()
+
+    @contextmanager
+    def _step(self) -> Iterator[None]:
+        # An evaluation that is interrupted leaves nothing to those who ask later, when weights may be others.
+        self.encoded_images = self._encoded_images
+        try:
+            yield
+        finally:
+            self.encoded_images = None
 
     def _scores_of(self, evaluation: Evaluation) -> Scores | Retrieval | TextScores:
         if evaluation.task == "retrieval":
@@ -126,7 +137,7 @@ class EvaluatedModule(LightningModule):
             scores.update(batch, self.answers(batch, scores.evaluation.part))
 
     def _log_scores(self, split: str) -> None:
-        self.encoded_images = None
+        self._encoded_images = None
         self.log("step", float(self.trainer.global_step))
         for scores in self._scores:
             # Retrieval runs the net here, outside of the steps, to which Lightning gives their precision.
@@ -139,7 +150,8 @@ class EvaluatedModule(LightningModule):
         self._begin("val")
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, dataloader_idx)
+        with self._step():
+            self._evaluate(batch, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
@@ -148,7 +160,8 @@ class EvaluatedModule(LightningModule):
         self._begin("test")
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, dataloader_idx)
+        with self._step():
+            self._evaluate(batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         self._log_scores("test")
@@ -176,11 +189,12 @@ class EvaluatedModule(LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, str]]:
         assert self._predictions is not None
         part = self._predictions.sets[dataloader_idx].part
-        return self._predictions.update(batch, self.answers(batch, part), dataloader_idx)
+        with self._step():
+            return self._predictions.update(batch, self.answers(batch, part), dataloader_idx)
 
     def on_predict_epoch_end(self) -> None:
         assert self._predictions is not None
-        self.encoded_images = None
+        self._encoded_images = None
         main = self.trainer.is_global_zero
         path, count = self._predictions.write(Path(self.trainer.default_root_dir), main=main)
         if main:

@@ -107,8 +107,8 @@ def writing(folder: Path, facts: Mapping[str, Any], blank: Float[Tensor, "V F"])
         blank: What the tower makes of the blank image, now; a store has it from its beginning.
 
     Raises:
-        ValueError: Another process writes there, or what is there was made in another dtype or by a tower that gives
-            other features of the same image.
+        ValueError: Another process writes there, or what is there was made in another dtype or precision, or by a
+            tower that gives other features of the same image.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as lock:
@@ -118,8 +118,15 @@ def writing(folder: Path, facts: Mapping[str, Any], blank: Float[Tensor, "V F"])
             raise ValueError(f"{folder}: is being written by another process, expected one at a time") from None
         if not (folder / FACTS).is_file():
             write_text(folder / FACTS, json.dumps(facts, indent=2) + "\n")
-        if (found := read_facts(folder)["dtype"]) != facts["dtype"]:
+        known = read_facts(folder)
+        if (found := known["dtype"]) != facts["dtype"]:
             raise ValueError(f"{folder}: found features in {found}, expected {facts['dtype']}; delete the folder")
+        if (found := known.get("computed_in")) != facts.get("computed_in"):
+            # Rows of both would stand beside one another.
+            raise ValueError(
+                f"{folder}: found features that a tower computed in {found}, expected {facts.get('computed_in')}, as"
+                " hardware.precision is; write them to another folder"
+            )
         store = _whole_rows(folder)
         opened = ((folder / name).open("ab") for name in (FEATURES, IMAGES, FILES))
         with next(opened) as features, next(opened) as images, next(opened) as files:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -153,6 +153,11 @@ def test_the_tower_speaks_as_it_would_in_bf16(tmp_path: Path) -> None:
     assert store.dtype == torch.bfloat16 and store.facts["computed_in"] == "bf16"
     use_cached_features(module, data_of(module), tmp_path)
     assert module.components["vision"].build()(store.blank).dtype == torch.bfloat16
+    plain = STAGES["llava, align"]()
+    with pytest.raises(ValueError, match=r"that a tower computed in bf16, expected fp32, as hardware\.precision is"):
+        use_cached_features(plain, data_of(plain), tmp_path)
+    with pytest.raises(ValueError, match="that a tower computed in bf16, expected fp32"):
+        written(STAGES["llava, align"](), tmp_path, dtype="bfloat16")
     assert [(row.part, row.dtype) for row in module.left_out] == [("vision", "bfloat16")]
 
 
@@ -204,6 +209,11 @@ def key(module: Any) -> str:
     return key_of(facts_of(module, earlier_vision(module, module.stage.init_from)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Otherwise(ImagePolicy):
+    """A policy of the same fields that does something else."""
+
+
 def test_the_key_holds_what_decides_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
     vision, policy = TINY["vision"], ImagePolicy(size=16, fit="crop")
     config = {**vision.config, "vision_cfg": {**vision.config["vision_cfg"], "layers": 4}}
@@ -224,6 +234,7 @@ def test_the_key_holds_what_decides_the_features(monkeypatch: pytest.MonkeyPatch
         "fit": make(image=replace(policy, fit="squash")),
         "colour": make(image=replace(policy, mean=(0.0, 0.0, 0.0))),
         "decode": make(image=replace(policy, decode="stored")),
+        "policy": make(image=Otherwise(size=16, fit="crop")),
     }
     keys = {name: key(module) for name, module in others.items()}
     assert len(set(keys.values())) == len(keys), keys

@@ -17,6 +17,7 @@ from data_modules.module import MultimodalDataModule
 from lightning_mllm.contracts import Batch, Sample, Turn
 from lightning_mllm.evaluation.retrieval import Side
 from lightning_mllm.language.generation import Decoding
+from lightning_mllm.nets.encoded_images import EncodedImages
 from lightning_mllm.training.sharding import ShardedStrategy
 from tests.distributed.ranks import on_two_ranks
 from tests.toy import END, Toy, ToyNet, ToyProcessor
@@ -226,3 +227,32 @@ def test_two_ranks_score_as_one(strategy: str, tmp_path: Path) -> None:
     for each in (first, second):
         found = {name: value for scores in each for name, value in scores.items()}
         assert found == pytest.approx(expected, abs=1e-6)
+
+
+class Noting(Seer):
+    """Notes what is known of images while it answers, and is interrupted in its sixth batch."""
+
+    noted: list[EncodedImages | None]
+
+    def answers(self, batch: Batch, part: str = "") -> list[str]:
+        self.noted.append(self.encoded_images)
+        if len(self.noted) == 6:
+            raise RuntimeError("interrupted")
+        return super().answers(batch, part)
+
+
+def test_images_are_encoded_anew_for_other_weights(tmp_path: Path) -> None:
+    """Known within one evaluation alone, also where one is interrupted."""
+    torch.manual_seed(0)
+    module = Noting(stage=settings("instruct"))
+    known = module.noted = []
+    sets = {"written": EvaluationSet(source=Squares(10), task="exact")}
+    data = MultimodalDataModule(val=sets, eval_batch=3, processor=ToyProcessor())
+    runs = trainer(tmp_path, logger=False, callbacks=[], limit_val_batches=None)
+    runs.validate(module, datamodule=data, verbose=False)
+    assert module.encoded_images is None
+    with pytest.raises(RuntimeError, match="interrupted"):
+        runs.validate(module, datamodule=data, verbose=False)
+    assert module.encoded_images is None, "left by the interrupted one"
+    assert None not in known and [each is known[0] for each in known] == [True] * 4 + [False] * 2
+    assert known[4] is known[5]
