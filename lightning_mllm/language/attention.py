@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lightning_mllm.contracts import Batch
@@ -25,17 +25,28 @@ SDPA, SPANS = "sdpa_mask_as_given", "spans"
 """Implementations of attention. For a name of its own transformers makes no mask, and so reads none from the device: of
 `SDPA` a mask that is given reaches the kernel, and where none is given attention is causal. `SPANS` is also the keyword
 by which spans travel through a decoder to its blocks."""
+MASKED = ("nemotron", "stablelm")
+"""Types of models whose blocks hand no keyword to attention: of segments they are given a mask."""
+SEGMENTED = {"full_attention", "sliding_attention"}
+"""Kinds of layers in which a token reads its own segment alone; a convolution, say, reads the whole row."""
 
 
 def attention_of(
-    config: PreTrainedConfig, batch: Batch, dtype: torch.dtype
+    model: PreTrainedModel, batch: Batch, dtype: torch.dtype
 ) -> tuple[Tensor | None, str, dict[str, object]]:
     """Of rows with several segments, or left padding, or longer than a window: mask, implementation, keywords.
 
     Raises:
-        ValueError: A segment of packed rows is longer than the sliding window of a model that has one.
+        ValueError: Packed rows for a model whose layers read whole rows, or with a segment that is longer than the
+            sliding window of a model that has one.
     """
-    spans, length = batch.layout.spans, batch.tokens.shape[1]
+    config, spans, length = model.config, batch.layout.spans, batch.tokens.shape[1]
+    layers = set(getattr(config, "layer_types", None) or ())
+    if batch.layout.packed and (model._is_stateful or layers - SEGMENTED):
+        raise ValueError(
+            f"language: found packed rows (samples {batch.ids[:5]}) for a {config.model_type!r} model, whose layers"
+            " read across segments, expected one segment a row (hardware.pack=false, no data.text)"
+        )
     own = config._attn_implementation or SDPA
     window, longest = getattr(config, "sliding_window", None), length if spans is None else spans.longest[1]
     if window and longest > window:
@@ -48,6 +59,8 @@ def attention_of(
         return (batch.segments > 0).long(), own, {}
     if own == "eager":
         return block_mask(batch.segments, dtype, spans), own, {}
+    if config.model_type in MASKED:
+        return block_mask(batch.segments, dtype, spans), SDPA, {}
     return None, SPANS, {SPANS: spans}
 
 
@@ -68,7 +81,8 @@ def span_attention(
     Raises:
         ValueError: The decoder hands the spans not down, or the block wants more than plain attention.
     """
-    if spans is None or attention_mask is not None or others.get("softcap") or others.get("position_bias") is not None:
+    more = any(others.get(name) is not None for name in ("softcap", "position_bias", "s_aux"))
+    if spans is None or attention_mask is not None or more:
         raise ValueError(
             f"language: found {type(module).__name__}, which attends by other rules than whole segments, expected"
             " hardware.pack=false for it"

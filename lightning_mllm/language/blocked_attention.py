@@ -28,6 +28,10 @@ SPARE = 1.25
 """Keys of the longest block of a batched product, by those of the shortest."""
 
 
+Item = tuple[list[int], list[int], int]
+"""A block of queries: theirs, its keys, and how many of these stand before the first query."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
     """Blocks of queries that are one batched product."""
@@ -45,7 +49,7 @@ class Blocks:
 
 def blocks_of(spans: Spans) -> list[Blocks]:
     """The blocks of a batch, by their sizes; on the host."""
-    items: list[tuple[list[int], list[int], int]] = []
+    items: list[Item] = []
     for (start, end), (before, after) in zip(spans.own, spans.prefixes, strict=True):
         for first in range(start, end, BLOCK):
             last = min(first + BLOCK, end)
@@ -55,13 +59,16 @@ def blocks_of(spans: Spans) -> list[Blocks]:
     found: list[Blocks] = []
     while items:
         most = max(len(items[0][1]) * SPARE, len(items[0][1]) + 8)
-        fits = [item for item in items if len(item[1]) <= most and len(item[0]) * SPARE + 8 >= len(items[0][0])]
-        items = [item for item in items if not any(item is other for other in fits)]
+        fits, others = list[Item](), list[Item]()
+        for item in items:
+            like = len(item[1]) <= most and len(item[0]) * SPARE + 8 >= len(items[0][0])
+            (fits if like else others).append(item)
+        items = others
         found.append(_batched(fits))
     return found
 
 
-def _batched(items: Sequence[tuple[list[int], list[int], int]]) -> Blocks:
+def _batched(items: Sequence[Item]) -> Blocks:
     q, k = max(len(item[0]) for item in items), max(len(item[1]) for item in items)
     queries = torch.tensor([own + own[:1] * (q - len(own)) for own, _, _ in items])
     keys = torch.tensor([own + own[:1] * (k - len(own)) for _, own, _ in items])

@@ -91,7 +91,7 @@ def lm_hidden_states(
     mask, implementation = None, SDPA
     window, eager = getattr(model.config, "sliding_window", None), model.config._attn_implementation == "eager"
     if layout.spans is not None or eager or embeds.shape[1] > (window or math.inf):
-        mask, implementation, more = attention_of(model.config, batch, embeds.dtype)
+        mask, implementation, more = attention_of(model, batch, embeds.dtype)
         keywords |= more
     if positions is not None and hasattr(model, SELECTS):
         keywords[SUPERVISED] = positions

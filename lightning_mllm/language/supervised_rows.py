@@ -35,10 +35,13 @@ class _Selection:
         if self.positions is None:
             return None
         (x,) = args
-        self.shape = x.shape
-        if (switch := getattr(module, "switch", None)) is not None:
-            # A text token follows every image, so that none of these rows is an expert's (visual_expert.py).
+        switch = getattr(module, "switch", None)
+        if switch is not None and switch.plan is not None:
+            if not switch.plan.closed:  # some of these rows may be an expert's (visual_expert.py)
+                self.positions = None
+                return None
             switch.plan = None
+        self.shape = x.shape
         return (x.flatten(0, -2).index_select(0, self.positions)[None],)
 
     def scatter(self, module: nn.Module, args: tuple[Tensor], written: Tensor) -> Tensor | None:

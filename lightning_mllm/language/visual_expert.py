@@ -66,6 +66,9 @@ class Plan:
     """Tokens of each run; their sum is B x T."""
     vision: int
     """The first run of vision, 0 or 1."""
+    closed: bool
+    """Whether an IMAGE_END, which is language's, stands behind every run of vision, so that no word is predicted from
+    one of vision's tokens."""
 
     def runs(self, vision: bool) -> slice:
         """Where the runs of one expert stand among all."""
@@ -80,7 +83,10 @@ def plan_of(runs: Sequence[tuple[int, int]]) -> Plan | None:
     ]
     if not any(vision for vision, _ in parts):
         return None
-    return Plan(tuple(length for _, length in parts), 0 if parts[0][0] else 1)
+    kinds = [kind for kind, _ in runs]
+    ends = {after for kind, after in zip(kinds, [*kinds[1:], None], strict=True) if kind in OF_EXPERT}
+    closed = ends <= {*OF_EXPERT, TokenKind.IMAGE_END}
+    return Plan(tuple(length for _, length in parts), 0 if parts[0][0] else 1, closed)
 
 
 def keywords_of_runs(runs: Sequence[tuple[int, int]]) -> dict[str, object]:

@@ -27,14 +27,14 @@ def distinct_images(batch: Batch) -> DistinctImages | None:
     """Of images of one file (`Batch.image_ids`) those with the same pixels, which augmentation makes differ.
 
     Returns:
-        None where all differ as far as the host knows, and where to look at pixels would make training wait for a
-        device.
+        None where all differ as far as the host knows, where images have several views, and where to look at pixels
+        would make training wait for a device.
     """
     images = batch.images
-    several = batch.image_ids is not None and batch.num_files < batch.num_images == len(images)
-    if not several or (images.device.type != "cpu" and torch.is_grad_enabled()):
+    if batch.image_ids is None or not batch.num_files < batch.num_images == len(images) == len(batch.image_ids):
+        return None  # several views of an image have one number
+    if images.device.type != "cpu" and torch.is_grad_enabled():
         return None
-    assert batch.image_ids is not None
     found: dict[int, int] = {}
     first = [found.setdefault(number, place) for place, number in enumerate(batch.image_ids.tolist())]
     same = (images == images[first]).flatten(1).all(1).tolist()

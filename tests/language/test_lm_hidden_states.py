@@ -10,7 +10,7 @@ from lightning_mllm.language.attention import block_mask
 from lightning_mllm.language.causal import CausalLM
 from lightning_mllm.language.lm_loss import head, lm_hidden_states
 from tests.language.batches import batch_of
-from tests.language.models import LLAMA, small
+from tests.language.models import LLAMA, perturbed, small
 
 LENGTHS = (5, 3, 4)
 
@@ -102,6 +102,27 @@ def test_a_sliding_window_that_is_narrower_than_a_row_is_kept() -> None:
     assert_close(packed[:, :3], whole[:, :3], atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match=r"packed rows with a segment of 4 tokens .* sliding_window = 3, expected"):
         lm_hidden_states(model, embeds, batch_of(torch.tensor([[1, 1, 1, 1, 2, 2]]), batch.positions))
+
+
+def test_blocks_that_hand_no_keyword_to_attention_are_given_a_mask() -> None:
+    torch.manual_seed(0)
+    model = perturbed(CausalLM(config={**LLAMA, "model_type": "stablelm"}).build())
+    embeds, segments = torch.randn(1, 6, 32), torch.tensor([[0, 1, 1, 2, 2, 2]])
+    found = lm_hidden_states(model, embeds, batch_of(segments, torch.tensor([[0, 0, 1, 0, 1, 2]])))
+    for part in (slice(1, 3), slice(3, 6)):
+        length = part.stop - part.start
+        alone = batch_of(torch.ones(1, length).long(), torch.arange(length)[None])
+        assert_close(found[:, part], lm_hidden_states(model, embeds[:, part], alone), atol=1e-5, rtol=0)
+
+
+def test_packed_rows_are_refused_where_layers_read_across_segments() -> None:
+    """A convolution, which would read the segment before."""
+    config = {**LLAMA, "model_type": "lfm2", "layer_types": ["conv", "full_attention"]}
+    model = CausalLM(config=config).build().eval()
+    embeds, positions = torch.randn(1, 6, 32), torch.tensor([[0, 1, 2, 0, 1, 2]])
+    with pytest.raises(ValueError, match=r"found packed rows .* a 'lfm2' model, .* expected one segment a row"):
+        lm_hidden_states(model, embeds, batch_of(torch.tensor([[1, 1, 1, 2, 2, 2]]), positions))
+    assert lm_hidden_states(model, embeds, batch_of(torch.ones(1, 6).long(), torch.arange(6)[None])).isfinite().all()
 
 
 def test_what_the_head_reads_gives_the_models_logits() -> None:

@@ -67,9 +67,9 @@ def test_positions_are_shared_by_an_images_vectors(row: str, positions: list[int
 
 def test_plan() -> None:
     assert plan_of(runs(TEXT, TEXT)) is None
-    assert plan_of(runs(ONE, "IITTTTTT")) == Plan((1, 4, 3, 2, 6), vision=1)
-    assert plan_of(runs("BIET", "TTTT")) == Plan((2, 6), vision=0)
-    assert plan_of(runs("TI", "IT")) == Plan((1, 2, 1), vision=1)
+    assert plan_of(runs(ONE, "IITTTTTT")) == Plan((1, 4, 3, 2, 6), vision=1, closed=False)
+    assert plan_of(runs("BIET", "TTTT")) == Plan((2, 6), vision=0, closed=True)
+    assert plan_of(runs("TI", "IT")) == Plan((1, 2, 1), vision=1, closed=False)
 
 
 # ---- what an expert changes, and what not ---------------------------------------------------------------------------

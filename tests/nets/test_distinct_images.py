@@ -65,3 +65,12 @@ def test_training_does_not_wait_for_a_device() -> None:
     module = built(Blip2, **INSTRUCTED)
     batch = collated(module, ONE, AGAIN).to("meta")
     assert batch.num_files < batch.num_images and distinct_images(batch) is None
+
+
+def test_views_of_an_image_are_encoded_one_by_one() -> None:
+    """They have one number together."""
+    module = built(Blip2, language=OPT, image=replace(Blip2.tiny(language=OPT).processor.image, views=5))
+    batch = collated(module, ONE, AGAIN)
+    assert batch.num_images == 10 and distinct_images(batch) is None
+    _, _, seen = of(module, batch)
+    assert seen == [10]
