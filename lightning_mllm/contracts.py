@@ -237,12 +237,12 @@ class Batch:
 
 @dataclass(kw_only=True)
 class Term:
-    """One term of a loss, row by row, so that `stage.reduction` can weigh rows and terms apart."""
+    """One term of a loss, sample by sample, so that `stage.reduction` can weigh samples and terms apart."""
 
-    losses: Float[Tensor, " B"]
-    """Of each row, summed over its items."""
-    tokens: Int[Tensor, " B"] | None = None
-    """Items of each row where they are its supervised tokens; None where each row is one item (a pair, say)."""
+    losses: Float[Tensor, " K"]
+    """Of each sample, summed over its items."""
+    tokens: Int[Tensor, " K"] | None = None
+    """Items of each sample where they are its supervised tokens; None where each is one item (a pair, say)."""
     weight: float = 1.0
     """What the term's mean is multiplied by in the loss; 0 for what is only reported."""
 

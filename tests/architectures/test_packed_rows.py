@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import PreTrainedModel
 
 from lightning_mllm.architectures.blip2 import Blip2
 from lightning_mllm.architectures.cogvlm import CogVLM
@@ -52,7 +53,9 @@ def built(make: Callable[[], MultimodalModule]) -> MultimodalModule:
     torch.manual_seed(0)
     module = make()
     module.configure_model()
-    select_supervised_rows(module.net.language)  # as in a stage
+    language = module.net.language
+    assert isinstance(language, PreTrainedModel)
+    select_supervised_rows(language)  # as in a stage
     with torch.no_grad():
         for parameter in module.net.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
@@ -107,14 +110,14 @@ def test_captions_of_one_image_are_predicted_from_its_last_vector() -> None:
         assert_close(ours[key], value, atol=2e-5 * max(1.0, float(value.abs().max())), rtol=0)
 
 
-def test_documents_are_packed_behind_images() -> None:
-    module = LanguageModelPretraining.tiny()
-    module.configure_model()
+@pytest.mark.parametrize("make", [LanguageModelPretraining.tiny, LLaVA.tiny, CogVLM.tiny])
+def test_documents_are_packed_beside_other_samples(make: Callable[[], MultimodalModule]) -> None:
+    module = built(make)
     texts = (("one text", "another"), ("a third",))
-    samples = [Sample(id=each[0], documents=Documents(texts=each)) for each in texts]
-    rows = [module.processor.encode(each) for each in samples]
-    apart, packed = module.processor.collate(rows), module.processor.collate(rows, packed=True)
-    assert packed.segments.max() == 3
+    first, last = (Sample(id=each[0], documents=Documents(texts=each)) for each in texts)
+    shown = () if isinstance(module, LanguageModelPretraining) else (ONE, *SAME, TEXT)
+    apart, packed = both(module, first, *shown, last)
+    assert packed.segments.max() == 3 + len(shown) and len(packed.layout.supervised.counts) == 2 + len(shown)
     assert_close(module(packed).terms["language"].losses, module(apart).terms["language"].losses, **CLOSE)
 
 
