@@ -17,7 +17,7 @@ from data_modules.geometry import check_frames
 from data_modules.lengths import LengthIndex
 from data_modules.loader import Collate, ResumableLoader, optimizer_steps
 from data_modules.mixture_sampler import Group, MixtureSampler, seeded
-from data_modules.packed_shares import Packing
+from data_modules.packed_shares import packing_of
 from data_modules.sources.plain_text import TextSource
 from data_modules.sources.source import Source
 from data_modules.sources_table import sources_table
@@ -101,7 +101,7 @@ class MultimodalDataModule(EvaluatedDataModule):
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.text_micro_batch, self.seed = text_micro_batch, seed
         self.per_device_batch = per_device_batch
-        self.packing = Packing(token_budget, image_cost) if pack else None
+        self.packing = packing_of(pack, token_budget, image_cost)
         if group == "source" and per_device_batch is None:
             raise ValueError(
                 "data.group: found 'source', expected stage.per_device_batch to say how many samples share one"

@@ -64,3 +64,19 @@ class Packing:
         if self.budget is None:
             dealing = replace(dealing, passes=share.micro_batches(world))
         return replace(share, dealing=dealing)
+
+
+def packing_of(pack: bool, budget: int | None, image_cost: int) -> Packing | None:
+    """What a data module's settings say; None where samples are padded.
+
+    Raises:
+        ValueError: as `Packing`; or a setting of packed rows without them.
+    """
+    if pack:
+        return Packing(budget, image_cost)
+    if budget is not None or image_cost:
+        raise ValueError(
+            f"{BUDGET}: found {budget} (hardware.image_cost {image_cost}) with samples that are padded, expected none,"
+            " or hardware.pack: true"
+        )
+    return None

@@ -242,6 +242,12 @@ def test_wrong_settings() -> None:
         InstructionDataModule().setup("fit")
 
 
+@pytest.mark.parametrize("settings", [{"token_budget": 60}, {"image_cost": 5}])
+def test_settings_of_packed_rows_without_them_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"^hardware\.token_budget: found .* padded, expected none, or hardware\.pack"):
+        data(**settings)
+
+
 def test_sources_are_balanced_by_the_square_root_of_their_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     """InstructBLIP, sec. 2.4: p_d = sqrt(S_d) / sum sqrt(S_i), then factors by hand."""
     sources = {"big": Numbers(400, "big"), "middle": Numbers(100, "mid"), "small": Numbers(25, "s")}
