@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from itertools import chain, groupby
 from typing import get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -30,9 +31,10 @@ from lightning_mllm.processing.packed_rows import pack_samples
 from lightning_mllm.processing.packing import pack
 from lightning_mllm.processing.published_masks import keeps_labels
 from lightning_mllm.processing.query_text import QueryText
+from lightning_mllm.processing.segment_tokenizer import text_tokenizer
 from lightning_mllm.processing.special_tokens import padding_token, tokens_around
 from lightning_mllm.processing.stopping import StopRule, StopText
-from lightning_mllm.processing.text_tokenizer import Piece, TextTokenizer, check_characters
+from lightning_mllm.processing.text_tokenizer import Piece, check_characters
 
 
 class Processor:
@@ -81,8 +83,7 @@ class Processor:
             raise ValueError(
                 f"found the slow tokenizer {type(tokenizer).__name__}, expected a fast one (tokenizer.json)"
             )
-        one = isinstance(vectors_per_image, int)
-        vectors = [vectors_per_image] * image.num_views if one else list(vectors_per_image)
+        vectors = [each] * image.num_views if isinstance(each := vectors_per_image, int) else list(each)
         if max_length < 1 or min(vectors) < 0:
             raise ValueError(
                 f"found max_length {max_length} and vectors_per_image {vectors_per_image}, expected at least 1 and 0"
@@ -110,8 +111,7 @@ class Processor:
         self.prefix: list[int] = [] if chat.writes_bos else self.begin
         self.mark_rows = {mark: mark_row(mark, image_boundary, vectors, vocabulary, self.pad_id) for mark in MARKS}
         """What stands in a row where a mark does."""
-        # A tokenizer's own template writes a whole string, as transformers tokenises it.
-        self.text = TextTokenizer(tokenizer, begins=isinstance(chat, ChatTemplate))
+        self.text = text_tokenizer(tokenizer, begins=isinstance(chat, ChatTemplate))
         self.special_in_turns = special_in_turns
 
     def encode(
@@ -175,9 +175,9 @@ class Processor:
             notes.append("nothing learned")
         return Encoded(
             id=sample.id,
-            tokens=torch.tensor(tokens, dtype=torch.long),
-            labels=torch.tensor(labels, dtype=torch.long),
-            kinds=torch.tensor(kinds, dtype=torch.uint8),
+            tokens=torch.from_numpy(np.array(tokens, dtype=np.int64)),
+            labels=torch.from_numpy(np.array(labels, dtype=np.int64)),
+            kinds=torch.from_numpy(np.array(kinds, dtype=np.uint8)),
             images=torch.cat(views) if views else self._blank(0),
             targets=targets,
             query_text=query_text,
@@ -243,7 +243,7 @@ class Processor:
 
     def _tokenize_run(self, run: Sequence[Piece]) -> Row:
         """A run of text between images, tokenised as a whole."""
-        tokens, learned = self.text([piece._replace(special=piece.special or self.special_in_turns) for piece in run])
+        tokens, learned = self.text([piece._replace(special=True) for piece in run] if self.special_in_turns else run)
         labels = [token if learn else IGNORE for token, learn in zip(tokens, learned, strict=True)]
         return tokens, labels, [int(TokenKind.TEXT)] * len(tokens)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain, repeat
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerFast
@@ -54,30 +55,29 @@ class TextTokenizer:
         Raises:
             ValueError: A turn holds the text of a stand-in.
         """
-        text, learned = "", []
-        for piece in pieces:
-            written = self._written(piece)
-            text += written
-            learned += [piece.learn] * len(written)
+        text, learned = self.joined(pieces)
         begin = self._begin.match(text).end() if self._begin else 0  # pyright: ignore[reportOptionalMemberAccess]
-        tokens, marks = [], []
-        for start, stop in ((0, begin), (begin, len(text))):
-            coded = self._backend.encode(text[start:stop], add_special_tokens=False)
-            for token, (first, end) in zip(coded.ids, coded.offsets, strict=True):
-                if (mark := text.find(STAND_IN, start + first, start + end)) >= 0:
-                    # A special token may hold the white space behind it (`rstrip`).
-                    end = mark + len(STAND_IN) - start
-                tokens.append(self._ids.get(token, token))
-                # The end is 0 for a token that stands for no character: a space put before the first one.
-                marks.append(learned[start + max(end - 1, 0)])
-        return tokens, marks
+        (first, places), (tokens, others) = self.coded(text[:begin]), self.coded(text[begin:])
+        return first + tokens, [learned[place] for place in places] + [learned[begin + place] for place in others]
+
+    def joined(self, pieces: Sequence[Piece]) -> tuple[str, list[bool]]:
+        """Their text with stand-ins, and for each character whether it is learned."""
+        written = [(self._written(piece), piece.learn) for piece in pieces]
+        learned = list(chain.from_iterable(repeat(learn, len(text)) for text, learn in written))
+        return "".join(text for text, _ in written), learned
+
+    def coded(self, text: str) -> tuple[list[int], list[int]]:
+        """Tokens of a text with stand-ins, and where the last character of each stands."""
+        coded = self._backend.encode(text, add_special_tokens=False)
+        # A special token may hold the white space behind it (`rstrip`); a token that stands for no character ends at 0.
+        places = [text.find(STAND_IN, start, end) + 1 or max(end - 1, 0) for start, end in coded.offsets]
+        return [self._ids.get(token, token) for token in coded.ids], places
 
     def _written(self, piece: Piece) -> str:
         if STAND_IN in piece.text:
             raise ValueError(f"found the noncharacters {STAND_IN!a} in a text, expected none")
-        if not (piece.special and self._special):
-            return piece.text
-        return self._special.sub(lambda found: found[0] + STAND_IN, piece.text)
+        special = piece.special and self._special
+        return special.sub(lambda found: found[0] + STAND_IN, piece.text) if special else piece.text
 
 
 def check_characters(text: str) -> None:

@@ -13,29 +13,23 @@ import re
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from lightning_mllm.contracts import IMAGE_MARK, LITERAL_MARK, Turn
 from lightning_mllm.processing.chat_template import count_marks, join_pieces, mark_pieces, split_system
+from lightning_mllm.processing.jinja_renderer import GENERATION_MARK, JinjaRenderer, Messages, Rendered, Spans
 from lightning_mllm.processing.marks import MARKS
 from lightning_mllm.processing.stopping import stop_of
 from lightning_mllm.processing.text_tokenizer import Piece
-
-GENERATION_MARK = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 
 PROTECTED = re.compile("\ufdd2([0-9]+)\ufdd3")
 """What stands for a special token of a turn while a template is rendered; noncharacters of Unicode."""
 
 ASKED, ANSWERED = "What is asked?", "What is answered."
 """Stand for a question and an answer where a template is asked what it writes around them."""
-
-Spans = list[tuple[int, int]]
-Messages = list[dict[str, Any]]
-"""Turns as templates read them, special tokens in them protected."""
 
 
 class Probe(NamedTuple):
@@ -80,7 +74,7 @@ class TokenizerTemplate:
     @cached_property
     def trims(self) -> bool:
         """Whether the generation prompt ends with a space, which is left out: it belongs to an answer's first token."""
-        return self._jinja(self._messages((Turn(role="user", text=ASKED),)), generate=True)[0].endswith(" ")
+        return self._jinja(self._messages((Turn(role="user", text=ASKED),)), generate=True).text.endswith(" ")
 
     @property
     def unmarked(self) -> str:
@@ -100,7 +94,8 @@ class TokenizerTemplate:
         """
         split_system(turns, generate)
         messages = self._messages(turns)
-        text, marked = self._jinja(messages, generate)
+        rendered = self._jinja(messages, generate)
+        text = rendered.text
         for mark in MARKS:
             found, marks = text.count(mark), sum(count_marks(turn, mark) for turn in turns)
             if found != marks:
@@ -108,7 +103,7 @@ class TokenizerTemplate:
         text = text.rstrip(" ") if generate else text
         pieces, end = [], 0
         learned = {i for i, turn in enumerate(turns) if turn.learn}
-        for start, stop in [*self._spans(messages, text, marked, learned), (len(text), len(text))]:
+        for start, stop in [*self._spans(messages, rendered, learned), (len(text), len(text))]:
             pieces += [*self._read(text[end:start], False), *self._read(text[start:stop], True)]
             end = stop
         return join_pieces(pieces)
@@ -117,41 +112,49 @@ class TokenizerTemplate:
         """As `ChatTemplate.answer`."""
         return self.render((Turn(role="user", text="a"), Turn(role="assistant", text=text)))
 
-    def _spans(
-        self, messages: Messages, text: str, marked: Spans, learned: Container[int]
-    ) -> Iterator[tuple[int, int]]:
+    def _spans(self, messages: Messages, rendered: Rendered, learned: Container[int]) -> Iterator[tuple[int, int]]:
         """Where in the text of a conversation those of its answers stand that are learned, each with its end."""
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if answers and not self.stop:
             tail = self._probe.tail
             raise ValueError(f"the tokenizer's template writes {tail!r} behind an answer, expected what ends it")
-        starts = [len(self._prompt(messages[:i], text).rstrip(" ")) for i in answers]
+        text = rendered.text
+        starts = [len(text[: self._asked(messages, i, rendered)].rstrip(" ")) for i in answers]
         for i, start, limit in zip(answers, starts, [*starts[1:], len(text)], strict=False):
-            end = self._marked_end(text, marked, start, limit) if marked else self._end(messages, i + 1, text)
+            if rendered.marked:
+                end = self._marked_end(text, rendered.marked, start, limit)
+            else:
+                end = self._end(messages, i + 1, rendered)
             if end > start and i in learned:
                 yield start, end
 
-    def _prompt(self, messages: Messages, text: str) -> str:
-        """What is written where an answer to `messages` is asked for; `text` begins with it."""
-        prompt, _ = self._jinja(messages, generate=True)
+    def _asked(self, messages: Messages, count: int, rendered: Rendered) -> int:
+        """Where what is written ends where an answer to the first messages is asked for; the text begins with it."""
+        text, ends = rendered.text, rendered.ends
+        if ends is not None and text.startswith(self._renderer.prompt.text, ends[count]):
+            return ends[count] + len(self._renderer.prompt.text)
+        prompt = self._jinja(messages[:count], generate=True).text
         if not text.startswith(prompt):
             at = next(i for i in range(len(prompt)) if not text.startswith(prompt[: i + 1]))
             raise ValueError(
-                f"the tokenizer's template writes {text[at : at + 20]!r} before the answer in turn {len(messages) + 1}"
+                f"the tokenizer's template writes {text[at : at + 20]!r} before the answer in turn {count + 1}"
                 f" and {prompt[at : at + 20]!r} where it is asked for, expected the same"
             )
-        return prompt
+        return len(prompt)
 
     def _marked_end(self, text: str, marked: Spans, start: int, limit: int) -> int:
         end = max((stop for _, stop in marked if start < stop <= limit), default=0)
         # A last answer may end as earlier ones do not.
         return end + len(self._probe.unmarked) if end and text.startswith(self._probe.unmarked, end) else end
 
-    def _end(self, messages: Messages, count: int, text: str) -> int:
+    def _end(self, messages: Messages, count: int, rendered: Rendered) -> int:
         """Where in the text of all messages the first of them end."""
+        text = rendered.text
         if count == len(messages):
             return len(text)
-        answered, _ = self._jinja(messages[:count], generate=False)
+        if rendered.ends is not None:
+            return rendered.ends[count]
+        answered = self._jinja(messages[:count], generate=False).text
         if not text.startswith(answered):
             raise ValueError(
                 f"the tokenizer's template rewrites what stands before turn {count} as turns are added,"
@@ -162,7 +165,7 @@ class TokenizerTemplate:
     @cached_property
     def _probe(self) -> Probe:
         turns = Turn(role="user", text=ASKED), Turn(role="assistant", text=ANSWERED)
-        text, marked = self._jinja(self._messages(turns), generate=False)
+        text, marked, _ = self._jinja(self._messages(turns), generate=False)
         before, found, tail = text.rpartition(ANSWERED)
         if not found:
             raise ValueError(f"the tokenizer's template does not write the answer {ANSWERED!r}, expected it to")
@@ -175,6 +178,9 @@ class TokenizerTemplate:
 
     def _read(self, text: str, learn: bool) -> Iterator[Piece]:
         """Rendered text as pieces: what stands for special tokens of a turn is text again."""
+        if "\ufdd2" not in text and (learn or not any(mark in text for mark in (*MARKS, LITERAL_MARK))):
+            yield Piece(text, learn, special=True)
+            return
         for i, part in enumerate(PROTECTED.split(text)):
             if i % 2:
                 yield Piece(self._protected[int(part)], learn)
@@ -212,7 +218,7 @@ class TokenizerTemplate:
     def lists(self) -> bool:
         """Whether the template reads turns as lists of images and texts: the words of a plain text would be lost."""
         try:
-            return ASKED not in self._render([{"role": "user", "content": ASKED}], generate=True)[0]
+            return ASKED not in self._renderer([{"role": "user", "content": ASKED}], generate=True).text
         except (TemplateError, TypeError):
             return True
 
@@ -231,26 +237,13 @@ class TokenizerTemplate:
     def _messages(self, turns: Sequence[Turn]) -> Messages:
         return [{"role": turn.role, "content": self._content(turn)} for turn in turns]
 
-    def _jinja(self, messages: Messages, generate: bool) -> tuple[str, Spans]:
-        """A conversation as text, and where its generation marks stand."""
+    def _jinja(self, messages: Messages, generate: bool) -> Rendered:
+        """A conversation as text; special tokens in its turns are protected."""
         try:
-            return self._render(messages, generate)
+            return self._renderer(messages, generate)
         except (TemplateError, TypeError) as error:
             raise ValueError(f"the tokenizer's template refuses the conversation ({error})") from error
 
     @cached_property
-    def _tokens(self) -> dict[str, Any]:
-        """What a template calls `bos_token`, `eos_token` and so on."""
-        return dict(self.tokenizer.special_tokens_map)
-
-    def _render(self, messages: Messages, generate: bool) -> tuple[str, Spans]:
-        # Declared to return a str; it returns the texts and, for each text, the spans between generation marks.
-        rendered: Any = render_jinja_template(
-            conversations=[messages],
-            chat_template=self.jinja,
-            return_assistant_tokens_mask=GENERATION_MARK.search(self.jinja) is not None,
-            add_generation_prompt=generate,
-            **self._tokens,
-        )
-        texts, spans = rendered
-        return texts[0], [(start, stop) for start, stop in spans[0]] if spans else []
+    def _renderer(self) -> JinjaRenderer:
+        return JinjaRenderer(self.jinja, dict(self.tokenizer.special_tokens_map))
