@@ -83,7 +83,7 @@ class Processor:
             raise ValueError(
                 f"found the slow tokenizer {type(tokenizer).__name__}, expected a fast one (tokenizer.json)"
             )
-        vectors = [each] * image.num_views if isinstance(each := vectors_per_image, int) else list(each)
+        vectors = [vectors_per_image] * image.num_views if isinstance(vectors_per_image, int) else [*vectors_per_image]
         if max_length < 1 or min(vectors) < 0:
             raise ValueError(
                 f"found max_length {max_length} and vectors_per_image {vectors_per_image}, expected at least 1 and 0"

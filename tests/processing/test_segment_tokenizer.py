@@ -6,8 +6,7 @@ import pickle
 from collections.abc import Callable
 
 import pytest
-from tokenizers import AddedToken
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from lightning_mllm.processing import segment_tokenizer
 from lightning_mllm.processing.segment_tokenizer import SegmentTokenizer, text_tokenizer
