@@ -66,37 +66,43 @@ class EvaluatedDataModule(TalliedDataModule):
             yield name, chosen.evaluations(twins=False)[0], samples
 
     def val_dataloader(self) -> list[DataLoader]:
-        return self._evaluation_loaders(self.val, twins=False)
+        return self._evaluation_loaders("val", self.val, twins=False)
 
     def test_dataloader(self) -> list[DataLoader]:
-        return self._evaluation_loaders(self.test, twins=True)
+        return self._evaluation_loaders("test", self.test, twins=True)
 
     def predict_dataloader(self) -> list[DataLoader]:
         """Of the test sets that are answered."""
         answered = {name: each for name, each in self.test.items() if each.evaluations(twins=False)[0].answered}
-        return self._evaluation_loaders(answered, twins=False)
+        return self._evaluation_loaders("predict", answered, twins=False)
 
-    def _evaluation_loaders(self, sets: dict[str, EvaluationSet], *, twins: bool) -> list[DataLoader]:
+    def _evaluation_loaders(self, what: str, sets: dict[str, EvaluationSet], *, twins: bool) -> list[DataLoader]:
         if not sets:
             # Lightning asks whether no loader at all was meant; it was.
             warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
         return [
-            self._loader(chosen, blind=each.blind)
+            self._loader(chosen, blind=each.blind, whole=self._whole(what))
             for chosen in sets.values()
             for each in chosen.evaluations(twins=twins)
         ]
 
-    def _loader(self, chosen: EvaluationSet, *, blind: bool) -> DataLoader:
+    def _loader(self, chosen: EvaluationSet, *, blind: bool, whole: bool) -> DataLoader:
         rank, world = self._rank_and_world()
         samples = EvaluationSamples(chosen, self._processor(), blind=blind, rank=rank, world=world)
         # Plain arguments only: to predict, Lightning builds each loader anew from its attributes.
         return SampleLoader(
             samples,
             batch_size=self.eval_batch,
-            sampler=samples.order(self.eval_batch),
+            # The first batches alone would be those of the longest samples.
+            sampler=samples.order(self.eval_batch) if whole else list(range(len(samples))),
             collate_fn=Collate(self._processor(), "right" if chosen.task == "loss" else "left"),
             **loading(self.workers),
         )
+
+    def _whole(self, what: str) -> bool:
+        """Whether all batches are answered: no `trainer.limit_val_batches` and the like."""
+        limit = getattr(self.trainer, f"limit_{what}_batches", 1.0)
+        return isinstance(limit, float) and limit == 1  # 1 is one batch
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from data_modules.evaluation import EvaluationSamples, EvaluationSet
+from data_modules.module import MultimodalDataModule
 from data_modules.sources import CocoCaptions, KarpathyCaptions, Source
 from lightning_mllm.contracts import Evaluation, ImageFile, Sample, Turn
 from tests.data_modules.files import Echo, Numbers, touch, write
@@ -200,3 +202,13 @@ def test_a_blind_twin_is_answered_by_the_images_that_it_shows() -> None:
     shown = [(row + 6) % 12 // 3 for row in order]
     assert sorted(order) == list(range(12)) and len({*zip(shown[::3], shown[1::3], shown[2::3], strict=True)}) == 4
     assert all(len({*shown[k : k + 3]}) == 1 for k in range(0, 12, 3))
+
+
+@pytest.mark.parametrize(("limit", "whole"), [(1.0, True), (1, False), (2, False), (0.5, False)])
+def test_where_batches_are_limited_they_are_the_first_of_the_set(limit: float, whole: bool) -> None:
+    chosen = EvaluationSet(source=Shown(12), task="vqa")
+    data = MultimodalDataModule(val={"shown": chosen}, eval_batch=4, processor=Echo())
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, limit_val_batches=limit)  # pyright: ignore
+    (loader,) = data.val_dataloader()
+    order = EvaluationSamples(chosen, Echo(), blind=False).order(4)
+    assert order != list(range(12)) and list(loader.sampler) == (order if whole else list(range(12)))
