@@ -110,14 +110,16 @@ class _Answers:
         """The next tokens of each row of the batch."""
         for number, tokens in zip(self.lines, new, strict=True):
             for token in tokens if number in self.open else ():
-                # An end token is no part of an answer, also where it completes the text that ends one.
-                if token not in self.end.tokens:
-                    row = self.found[number]
-                    row.append(token)
-                    if self.end.text is None or not self.end.text(row[-self.end.text.window :]):
-                        continue
-                self.open.discard(number)
-                break
+                row = self.found[number]
+                row.append(token)
+                # A stream counts by its text the tokens of an answer, of which the end token is one.
+                ended = self.end.text is not None and self.end.text(row[-self.end.text.window :])
+                if token in self.end.tokens:
+                    ended = True
+                    row.pop()
+                if ended:
+                    self.open.discard(number)
+                    break
 
     def dropped(self) -> list[int] | None:
         """Rows of the batch that go on, where others have ended; None where none leaves the batch."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -81,12 +81,14 @@ def test_few_rows_short_prompts_and_rows_that_all_end_at_once(
 
 @dataclass(frozen=True)
 class Ends:
-    """A text that any of some tokens completes."""
+    """A text that any of some tokens completes, and what it was shown last."""
 
     tokens: tuple[int, ...]
     window: int = 2
+    shown: set[int] = field(default_factory=set)
 
     def __call__(self, tokens: Sequence[int]) -> bool:
+        self.shown.add(tokens[-1])
         return any(token in self.tokens for token in tokens[-self.window :])
 
 
@@ -99,8 +101,9 @@ def test_a_token_that_is_an_end_and_completes_the_text_is_no_part_of_the_answer(
     how, free = Decoding(max_new_tokens=8), AnswerEnd(tokens=(VOCAB,), pad=PAD)
     written = generate(model, embeds, mask, how, free)
     both, text = written[0][2], written[1][1]
-    end = AnswerEnd(tokens=(both,), pad=PAD, text=Ends((both, text)))
+    end = AnswerEnd(tokens=(both,), pad=PAD, text=(shown := Ends((both, text))))
     found = generate(model, embeds, mask, how, end)
+    assert both in shown.shown, "a stream counts it"
     assert found == by_transformers(monkeypatch, model, embeds, mask, how, end)
     assert all(both not in row for row in found) and any(text in row[-1:] for row in found)
 
