@@ -33,7 +33,7 @@ class SegmentTokenizer(TextTokenizer):
         super().__init__(tokenizer, begins)
         special = "|".join(map(re.escape, special_texts(tokenizer)))
         self._starts = re.compile(f"(?:{special}){STAND_IN}")
-        self._kept: dict[str, tuple[list[int], list[int]]] = {}
+        self._kept: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self._held = 0
 
     def __call__(self, pieces: Sequence[Piece]) -> tuple[list[int], list[bool]]:
@@ -53,12 +53,14 @@ class SegmentTokenizer(TextTokenizer):
             start = found.start()
         yield text[start:]
 
-    def _coded(self, segment: str) -> tuple[list[int], list[int]]:
+    def _coded(self, segment: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if self._held > KEPT:
             self._kept.clear()
             self._held = 0
         self._held += len(segment)
-        return self._kept.setdefault(segment, self.coded(segment))
+        ids, places = self.coded(segment)
+        # Tuples of integers, unlike lists, are none that the garbage collector visits.
+        return self._kept.setdefault(segment, (tuple(ids), tuple(places)))
 
 
 def segments_stand_alone(tokenizer: PreTrainedTokenizerFast) -> bool:
