@@ -30,6 +30,7 @@ mllm: train, test, ask and export multimodal language models.
   mllm data convert FILE --to F     conversations of any dialect and file as those of another
   mllm data list                    the published data sets that the sources read
   mllm data shares STAGE.yaml       what each training source counts for in the loss
+  mllm cache EXPERIMENT             what frozen towers make of images, written once for training to read
   mllm bench NAME                   a benchmark, such as training_speed beside other trainers; alone, their list
 
   mllm fit --config F [--config F]  train one stage
