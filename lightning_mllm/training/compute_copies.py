@@ -11,7 +11,7 @@ with `Tensor.to`, so gradients arrive in the float32 parameter; while a pass las
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import cast
@@ -24,15 +24,22 @@ MATRICES = (nn.Linear, nn.Conv2d)
 eval mode takes float32, and what comes in its place is seven times as slow."""
 
 
-def has_bf16(device: str) -> bool:
+FAST_BF16 = ("avx512_bf16", "amx_bf16")
+"""Instructions by which a CPU multiplies bfloat16 about twice as fast as float32."""
+
+
+def has_bf16(device: str, instructions: Sequence[str] = ()) -> bool:
     """Whether a type of device has instructions for products of bfloat16; a GPU is asked by `mllm doctor`.
 
     A CPU has them as AVX512_BF16 or AMX, or as Arm's BF16; one without computes them more slowly than float32.
+
+    Args:
+        instructions: One of which a CPU must have; of none given, any.
     """
     if device != "cpu":
         return True
     known = torch.cpu.get_capabilities()
-    return any(bool(value) for name, value in known.items() if name.endswith("bf16"))
+    return any(bool(known.get(name)) for name in instructions or [each for each in known if each.endswith("bf16")])
 
 
 class ComputeCopies:

@@ -28,9 +28,9 @@ from torch.utils.checkpoint import (
 from transformers import PreTrainedConfig
 
 from lightning_mllm.training.compilation import compiled
-from lightning_mllm.training.compute_copies import ComputeCopies
+from lightning_mllm.training.compute_copies import FAST_BF16, ComputeCopies, has_bf16
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "auto"]
 Checkpointing = Literal["auto", "none", "selective", "full"]
 Reduce = Literal["auto", "micro_batch", "step"]
 
@@ -51,7 +51,8 @@ class ParallelPlan:
     precision: Precision = "fp32"
     """bf16: weights are computed with in bfloat16; what is trained is stored in float32, what is frozen in bfloat16.
     With `ShardedStrategy` the copy of a block lasts while it runs (large nets, on one GPU too); without, copies of all
-    last until the next pass, and norms and what blocks add up stay in float32."""
+    last until the next pass, and norms and what blocks add up stay in float32. "auto" is for runs on a CPU: bf16 where
+    it has AVX512_BF16 or AMX, else fp32."""
     language_checkpointing: Checkpointing = "auto"
     """Activation checkpointing of the language model's blocks. "full" keeps the input of a block and computes the rest
     again in the backward pass (0.78 of a forward pass); "selective" also keeps the outputs of attention and of every
@@ -87,6 +88,8 @@ class ParallelPlan:
         ):
             if (found := getattr(self, name)) not in get_args(choices):
                 raise ValueError(f"hardware.{name}: found {found!r}, expected one of {', '.join(get_args(choices))}")
+        if self.precision == "auto":
+            object.__setattr__(self, "precision", "bf16" if has_bf16("cpu", FAST_BF16) else "fp32")
         if self.shard is not None and self.shard < 1:
             raise ValueError(f"hardware.shard: found {self.shard}, expected at least 1")
         if self.prefetch < 0:

@@ -119,3 +119,12 @@ def test_checkpoints_and_weights_are_those_of_a_float32_run_in_form(tmp_path: Pa
         assert [(n, t.dtype, t.shape) for n, t in found.items()] == [(n, t.dtype, t.shape) for n, t in expected.items()]
     a, b = losses(tmp_path / "bf16"), losses(tmp_path / "fp32")
     assert a != b and [v for _, v in a] == pytest.approx([v for _, v in b], rel=1e-3)
+
+
+@pytest.mark.parametrize(("instruction", "precision"), [("avx512_bf16", "bf16"), ("bf16", "fp32"), ("avx2", "fp32")])
+def test_auto_is_bf16_where_a_cpu_is_fast_at_it(
+    monkeypatch: pytest.MonkeyPatch, instruction: str, precision: str
+) -> None:
+    """Arm's BF16 (`bf16`) is taken where it is asked for, and not by itself."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instruction: True})
+    assert ParallelPlan(precision="auto").precision == precision
