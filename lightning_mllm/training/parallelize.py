@@ -27,6 +27,7 @@ from torch.utils.checkpoint import (
 )
 from transformers import PreTrainedConfig
 
+from lightning_mllm.language.attention import SPANS
 from lightning_mllm.training.compilation import compiled
 from lightning_mllm.training.compute_copies import FAST_BF16, ComputeCopies, has_bf16
 
@@ -206,21 +207,23 @@ def _checkpoint(block: nn.Module, how: Checkpointing, traced: bool) -> None:
     # transformers' own checkpointing passes over modules in eval mode, as a frozen language model is.
     context: dict[str, Any] = {"context_fn": _selective_contexts} if how == "selective" else {}
     configs = (getattr(module, "config", None) for module in block.modules())
-    # A compiled block has its kernel in its graph, and could not be traced through a change of it.
-    config = None if traced else next((each for each in configs if hasattr(each, "_attn_implementation")), None)
-    block.forward = partial(_recomputed, block.forward, partial(checkpoint, use_reentrant=False, **context), config)
+    config = next((each for each in configs if hasattr(each, "_attn_implementation")), None)
+    again = partial(checkpoint, use_reentrant=False, **context)
+    block.forward = partial(_recomputed, block.forward, again, config, traced)
 
 
 def _recomputed(
     forward: Callable[..., Any],
     checkpointed: Callable[..., Any],
     config: PreTrainedConfig | None,
+    traced: bool,
     *args: object,
     **kwargs: object,
 ) -> object:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    if config is None:
+    # A compiled block has its kernel in its graph, but that of spans, which is not compiled (compilation.py).
+    if config is None or (traced and config._attn_implementation != SPANS):
         return checkpointed(forward, *args, **kwargs)
     return checkpointed(partial(_attending_by, forward, config, config._attn_implementation), *args, **kwargs)
 

@@ -57,6 +57,17 @@ def test_losses_and_gradients_are_those_of_uncompiled_blocks(stage: str) -> None
     assert 0 < graphs_compiled() - before <= 32
 
 
+def test_packed_rows_are_computed_again_by_the_attention_of_their_forward_pass() -> None:
+    """Which is not compiled, so that the blocks' recomputation is no graph either."""
+    stage, plan = CHEAP[0], ParallelPlan(compile=True, language_checkpointing="full")
+    plain, module = built(stage), built(stage, plan)
+    batch = plain.processor.collate([plain.processor.encode(each) for each in (ONE, OTHER)], packed=True)
+    (loss, gradients), found = learned(plain, batch), learned(module, batch)
+    assert_close(found[0], loss, rtol=1e-5, atol=0)
+    for name, gradient in gradients.items():
+        assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_more_graphs_than_the_bound_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "MOST", 2)
     block = compiled(lambda x, kind: x + len(kind))

@@ -163,7 +163,8 @@ class Products(TorchDispatchMode):
 
 
 def test_how_much_is_computed_again() -> None:
-    """Of the seven products of each of Llama's two blocks: none, every second, all but the last (early stop)."""
+    """Of the seven products of each of Llama's two blocks: none, every second, all but the last (early stop). The last
+    block keeps where its supervised rows stand behind its last product, which is so computed again (of these rows)."""
     counts = {}
     for name, plan in {"none": ParallelPlan(), "selective": SELECTIVE, "full": FULL}.items():
         module = built("llava, instruct", plan)
@@ -172,7 +173,7 @@ def test_how_much_is_computed_again() -> None:
             loss.backward()
         counts[name] = seen.count
     assert counts["selective"] - counts["none"] == 2 * 3
-    assert counts["full"] - counts["none"] == 2 * 6
+    assert counts["full"] - counts["none"] == 6 + 7
 
 
 def test_adapters_under_a_frozen_embedding_learn() -> None:
