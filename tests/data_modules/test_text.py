@@ -253,9 +253,10 @@ def test_documents_to_answer(tmp_path: Path) -> None:
     ((batch,),) = ([*loader] for loader in module.test_dataloader())
     assert batch.tasks == ["perplexity"] * 5 and batch.segments.max() == 1
     used: Processor = module.processor
-    for row, id in enumerate(batch.ids):
-        text = answered.source.sample(row, torch.Generator()).documents.texts[0]  # pyright: ignore
-        assert id == answered.source.name(row)  # pyright: ignore
+    assert sorted(batch.indices) == [0, 1, 2, 3, 4], "long ones first"
+    for row, (id, index) in enumerate(zip(batch.ids, batch.indices, strict=True)):
+        text = answered.source.sample(index, torch.Generator()).documents.texts[0]  # pyright: ignore
+        assert id == answered.source.name(index)  # pyright: ignore
         words = batch.labels[row][batch.labels[row] >= 0]
         assert words.tolist()[:-1] == used.tokenizer(text, add_special_tokens=False)["input_ids"]
 

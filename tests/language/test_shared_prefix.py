@@ -36,9 +36,10 @@ NETS: dict[str, tuple[Any, dict[str, Any]]] = {
 def built(tiny: Any, settings: dict[str, Any]) -> Any:
     module = tiny(**settings)
     module.configure_model()
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # larger weights, so that answers differ
         for parameter in module.net.language.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
     return module.eval()
 
 

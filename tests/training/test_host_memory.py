@@ -13,7 +13,7 @@ import torch
 from lightning_mllm.training.host_memory import keep_freed_blocks
 
 def faults():
-    for rounds in (2, 6):
+    for rounds in (30, 6):  # neighbouring free blocks have to meet first
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(rounds):
             torch.ones(12 << 20)
