@@ -4,8 +4,8 @@
     blocks    q 128, k 128    q 128, k 256   q 40, k 296
 
 Half of a square of scores is never computed, and no block's scores are larger than BLOCK times the keys. torch's own
-kernels take one span at a time, whose slices cost more in the backward pass than their products (measured in
-`mllm bench training_speed`: a step in bfloat16 takes 0.6 of the time).
+kernels take one span at a time, whose slices cost much in the backward pass: 20 spans of 40 to 300 tokens, 4 heads of
+64, forward and backward, take 38 CPU-milliseconds here and 83 there in bfloat16, 63 and 71 in float32.
 
 Legend: T tokens, H heads, G heads of keys and values, D width of a head, n blocks, q queries, k keys of a block.
 """
