@@ -1,5 +1,6 @@
 # make quickstart   train, test and report a tiny LLaVA on the small world (CPU, minutes)
 # make test         lint, types, tests
+# make test-faults  what runs survive, at full numbers: kills, full disks, NaN, damaged files; prints a table
 # make env          the locked environment in .venv (every target makes it first)
 # make backbones    rebuild the tiny pretrained backbones that ship with the package
 # make lock         resolve pyproject.toml anew into requirements.lock
@@ -8,7 +9,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .ONESHELL:
-.PHONY: quickstart test env backbones lock world
+.PHONY: quickstart test test-faults env backbones lock world
 
 PYTHON ?= python3
 VENV := .venv
@@ -30,6 +31,9 @@ test: env
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-faults: env
+	MLLM_FULL=1 $(BIN)/python -m pytest -m fault --numprocesses 2 --dist loadfile --timeout 3600
 
 env: $(VENV)/.stamp
 

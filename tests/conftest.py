@@ -17,6 +17,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -39,3 +40,21 @@ def quiet_lightning() -> None:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fault_row(record_property: Callable[[str, object], None]) -> Callable[[str, str, str], None]:
+    """Adds a row to the table of `make test-faults`: number of the fault (T3), figure (12 of 12), what was measured."""
+    return lambda number, figure, what: record_property("fault", (number, figure, what))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The table of faults, where they are what was asked for."""
+    if config.option.markexpr != "fault":
+        return
+    reports = [each for state in ("passed", "failed") for each in terminalreporter.getreports(state)]
+    rows = [(*value, each.outcome) for each in reports for name, value in each.user_properties if name == "fault"]
+    terminalreporter.section("faults")
+    terminalreporter.line("T | figure | what")
+    for number, figure, what, outcome in sorted(rows, key=lambda row: (int(row[0][1:]), row[2])):
+        terminalreporter.line(f"{number} | {figure}{'' if outcome == 'passed' else ' FAILED'} | {what}")
