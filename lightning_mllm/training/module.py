@@ -62,6 +62,7 @@ from lightning_mllm.training.parallelize import (
 )
 from lightning_mllm.training.precision import check_precision
 from lightning_mllm.training.reduction import MicroBatchWeights, step_weights
+from lightning_mllm.training.resuming import check_stage, note_stage
 from lightning_mllm.training.sharding import ShardedStrategy, full_tensor, to_local
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.training.step_row import losses_of_sources, means_of_sources, rates, reduced, sources_of
@@ -421,14 +422,8 @@ class MultimodalModule(EvaluatedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = self.checkpoint_tensors()
-        checkpoint["stage"] = None if self.stage is None else asdict(self.stage)
+        note_stage(checkpoint, self.trainer, self.stage)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        found, expected = checkpoint.get("stage"), None if self.stage is None else asdict(self.stage)
-        if found != expected and found and expected:
-            changed = next(key for key in {**expected, **found} if found.get(key) != expected.get(key))
-            raise ValueError(
-                f"the checkpoint was written with stage.{changed} = {found.get(changed)!r}, expected"
-                f" {expected.get(changed)!r} as configured now; delete it to start the stage anew"
-            )
+        check_stage(checkpoint, self.trainer, self.stage)
         restore(checkpoint, self.checkpoint_tensors(), with_optimizer=self.trainer.state.fn == TrainerFn.FITTING)

@@ -1,0 +1,69 @@
+"""What a checkpoint says of its stage, and how a stage goes on that is now cut into other micro-batches.
+
+Lightning counts micro-batches, a checkpoint lies between optimizer steps: on another number of ranks, or with other
+micro-batches, what is counted is as many steps of the new number of micro-batches. The data go on by themselves, for
+their position counts samples (data_modules/stream.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from lightning import Trainer
+
+from lightning_mllm.training.stage import StageSettings
+
+STAGE, ACCUMULATION, LIMIT = "stage", "accumulation", "limit"
+"""Entries of a checkpoint: the stage's settings; micro-batches of a step; optimizer steps that the Trainer allows."""
+
+
+def note_stage(checkpoint: dict[str, Any], trainer: Trainer, stage: StageSettings | None) -> None:
+    """Writes into a checkpoint what `check_stage` reads."""
+    checkpoint[STAGE] = None if stage is None else asdict(stage)
+    checkpoint[ACCUMULATION] = trainer.accumulate_grad_batches
+    checkpoint[LIMIT] = _limit(trainer)
+
+
+def check_stage(checkpoint: dict[str, Any], trainer: Trainer, stage: StageSettings | None) -> None:
+    """Compares the stage with that of a checkpoint, and counts its micro-batches as they are cut now.
+
+    Raises:
+        ValueError: The stage has other settings, or its end would come after another number of optimizer steps.
+    """
+    found, expected = checkpoint.get(STAGE), None if stage is None else asdict(stage)
+    if found != expected and found and expected:
+        changed = next(key for key in {**expected, **found} if found.get(key) != expected.get(key))
+        raise ValueError(
+            f"the checkpoint was written with stage.{changed} = {found.get(changed)!r}, expected"
+            f" {expected.get(changed)!r} as configured now; delete it to start the stage anew"
+        )
+    now, before = trainer.accumulate_grad_batches, checkpoint.get(ACCUMULATION)
+    if before in (None, now) or "loops" not in checkpoint:
+        return
+    if (limit := _limit(trainer)) != checkpoint.get(LIMIT):
+        raise ValueError(
+            f"trainer.limit_train_batches: found {trainer.limit_train_batches} micro-batches, which are {limit}"
+            f" optimizer steps now, expected the {checkpoint.get(LIMIT)} of the checkpoint, whose steps took {before}"
+            f" micro-batches and not {now}; change it with them"
+        )
+    loop = checkpoint["loops"]["fit_loop"]
+    loop["epoch_loop.batch_progress"] = _recounted(loop["epoch_loop.batch_progress"], before, now)
+
+
+def _limit(trainer: Trainer) -> int | None:
+    """Optimizer steps that `limit_train_batches` allows where it is a number of micro-batches."""
+    limit = trainer.limit_train_batches
+    return limit // trainer.accumulate_grad_batches if isinstance(limit, int) else None
+
+
+def _recounted(progress: Mapping[str, Any], before: int, now: int) -> dict[str, Any]:
+    """Lightning's counters of micro-batches, at the same optimizer step."""
+    found = dict(progress)
+    for name in ("total", "current"):
+        counts = progress[name]
+        ready = counts["ready"] // before * now
+        # `completed` is one behind where the checkpoint was written in the last micro-batch.
+        found[name] = {key: ready - (counts["ready"] - value) for key, value in counts.items()}
+    return found
