@@ -289,7 +289,7 @@ class MultimodalModule(EvaluatedModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             # Lightning would do it between the forward and the backward pass, where memory is scarcest.
-            self.zero_grad()
+            self.trainer.optimizers[0].zero_grad()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:  # pyright: ignore
         """Nothing: see `on_train_batch_start`."""

@@ -20,6 +20,8 @@ COUNTED_STEPS = 3
 """Optimizer steps whose operations are counted; a compiled block runs uncompiled in them."""
 FETCH = "train_dataloader_next"
 """How Lightning's name for taking the next batch from the loader ends."""
+MEMORY_EVERY = 1.0
+"""Seconds between two readings of the host's memory, which can take half a millisecond."""
 
 
 class FetchClock(PassThroughProfiler):
@@ -55,7 +57,8 @@ class Throughput(Callback):
     throughput/mfu_measured           these, as a share of `measured_peak` in the dtype of the plan, measured once
     throughput/graphs_compiled        since the process began, with hardware.compile
     memory/device_gb                  peak of rank 0's allocator, in 10^9 bytes; on a GPU
-    memory/host_gb                    peak of the resident memory of rank 0's process, without its workers
+    memory/host_gb                    peak of the resident memory of rank 0's process, without its workers, read once a
+                                      second
 
     Validation and the time between two processes are not counted. After the steps whose operations are counted, nothing
     waits for the device: what it has counted is read with the losses, once a step. The time a step takes is that
@@ -71,6 +74,7 @@ class Throughput(Callback):
         """Operations of the steps that are counted, the tokens that they read, and how many are left."""
         self._counter: CountedProducts | None = None
         self._peak, self._compiles = 0.0, False
+        self._host, self._host_read = 0.0, float("-inf")
         self._ranks = 1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -140,9 +144,11 @@ class Throughput(Callback):
             found["memory/device_gb"] = torch.cuda.max_memory_allocated(device) / GB
         if self._compiles:
             found["throughput/graphs_compiled"] = float(graphs_compiled())
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found["memory/host_gb"] = peak * (1 if sys.platform == "darwin" else 1024) / GB
         self._restart()
+        if self._began - self._host_read >= MEMORY_EVERY:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            self._host, self._host_read = peak * (1 if sys.platform == "darwin" else 1024) / GB, self._began
+        found["memory/host_gb"] = self._host
         return found
 
     def _restart(self) -> None:
