@@ -6,7 +6,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+
+from lightning_mllm import signals
 
 HELP = """\
 mllm: train, test, ask and export multimodal language models.
@@ -208,6 +211,9 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "predict": _predict,
 }
 
+SAVING = ("fit", "run", "validate", "test", "predict")
+"""The verbs whose end by a signal is an orderly one."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb; what a user got wrong is told in one sentence, with exit code 2."""
@@ -228,15 +234,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Own classes that a YAML or the record of a run names; last, so that none stands in for an installed package.
         sys.path.append(here)
     try:
-        VERBS[given[0]](given)
+        with signals.installed() if given[0] in SAVING else nullcontext():
+            VERBS[given[0]](given)
     except KeyboardInterrupt:
-        # Before training or behind it; what a stage that trains keeps is told by its StageCheckpoint.
         print("mllm: stopped", file=sys.stderr)
         raise SystemExit(130) from None
-    except SystemExit as left:
-        # Lightning leaves with 1 where it was interrupted.
-        if isinstance(left.__context__, KeyboardInterrupt):
-            raise SystemExit(130) from None
+    except signals.Stopped as stopped:
+        # What a stage that trains keeps is told by its StageSignals.
+        if not stopped.told:
+            print(f"mllm: stopped by {stopped.name}", file=sys.stderr)
         raise
     except BrokenPipeError:
         # Who reads what is printed has seen enough, as `head` has.

@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lightning_mllm.contracts": {"lightning_mllm.layout", "lightning_mllm.stages"},
     "lightning_mllm.boxes": set(),
     "lightning_mllm.collectives": set(),
+    "lightning_mllm.signals": set(),
     "lightning_mllm.component": set(),
     "lightning_mllm.weights": {"lightning_mllm.contracts", "lightning_mllm.component"},
     "lightning_mllm.processing": {f"lightning_mllm.{name}" for name in ("contracts", "boxes", "layout", "spans")},

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from contextvars import copy_context
@@ -24,6 +22,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lightning_mllm import signals
 from lightning_mllm.commands.command_line import SETTINGS, read_command_line
 from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.commands.finished import checkpoint_of, clear, is_done, note_test
@@ -31,6 +30,7 @@ from lightning_mllm.commands.hardware import Hardware, at_once
 from lightning_mllm.commands.help import asks_for_help, show_help
 from lightning_mllm.commands.lock import locked
 from lightning_mllm.commands.loggers import fill_run_dir, loggers_of
+from lightning_mllm.commands.quiet import quieten
 from lightning_mllm.commands.recipe import recipe_of, test_settings
 from lightning_mllm.commands.secrets import recorded, revealed
 from lightning_mllm.commands.wrong_values import in_one_sentence, refused_by_trainer
@@ -43,6 +43,7 @@ from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.callbacks.progress import StageProgress
 from lightning_mllm.training.callbacks.record import StageRecord
 from lightning_mllm.training.callbacks.rng import RandomStates
+from lightning_mllm.training.callbacks.signals import StageSignals
 from lightning_mllm.training.callbacks.throughput import Throughput
 from lightning_mllm.training.callbacks.tracking import Tracking
 from lightning_mllm.training.checkpoints import MANIFEST
@@ -244,7 +245,8 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         given = self._get(self.config_init, "trainer")
-        callbacks = [*(given["callbacks"] or []), RandomStates(), StageCheckpoint(self.settings.checkpoint_every)]
+        callbacks = [*(given["callbacks"] or []), RandomStates()]
+        callbacks += [StageCheckpoint(self.settings.checkpoint_every), StageSignals()]
         if self.subcommand == "fit":
             callbacks += [StageRecord(self.recipe), Throughput(), FeatureCheck()]
         tracking = next((each for each in callbacks if isinstance(each, Tracking)), None)
@@ -289,6 +291,9 @@ class CLI(LightningCLI):
             clear(self.run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         write_text(self.run_dir / "config.yaml", self.record)
+
+    def after_fit(self) -> None:
+        signals.release()
 
     @rank_zero_only
     def after_test(self) -> None:
@@ -339,7 +344,7 @@ def compose(arguments: Sequence[str], kind: type[CLI] = CLI) -> CLI:
     overwrite = config.flags.get("overwrite")
     if overwrite not in (None, "true", "false") or (overwrite is not None and arguments[0] != "fit"):
         raise ConfigError(f"--overwrite: found '{overwrite}', expected true or false, and mllm fit or mllm run")
-    _quieten()
+    quieten()
     try:
         return kind([arguments[0], f"--config={DEFAULTS}", *told], overwrite=overwrite == "true")
     except (jsonargparse.ArgumentError, ValueError, KeyError) as error:
@@ -357,21 +362,6 @@ def run_and_release(arguments: Sequence[str]) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _quieten() -> None:
-    """Leave out what Lightning says on every run: devices found, tips, deprecations inside its own code."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*LeafSpec.*",
-        ".*does not have many workers.*",
-        ".*across ranks is zero.*",
-        ".*litlogger.*",
-        ".*in eval mode.*",
-        ".*no `val_dataloader`.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lightning_mllm import signals
 from lightning_mllm.collectives import all_reduce
 from lightning_mllm.contracts import Batch, Output
 from lightning_mllm.training.reduction import held_out_loss
 
 SOURCE = "source "
+SIGNALS = "signals"
 TEXT = "data.text.tokens"
 """What loaders call the rows of plain text beside the global batch."""
 
@@ -41,11 +43,18 @@ def losses_of_sources(sources: Sequence[str], batch: Batch, output: Output) -> d
 
 
 def reduced(sums: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """The sums of all ranks; each of them has the same names and shapes."""
+    """The sums of all ranks; each of them has the same names and shapes.
+
+    On the way every rank hears of a signal that one of them has received (`signals.agreed`).
+    """
+    own = torch.tensor([float(signals.received() == each) for each in signals.SIGNALS])
+    sums = {**sums, SIGNALS: own.to(next(iter(sums.values())).device, non_blocking=True)}
     flat = all_reduce(torch.cat([sums[name].double().reshape(-1) for name in sorted(sums)])).tolist()
     found: dict[str, list[float]] = {}
     for name in sorted(sums):
         found[name], flat = flat[: sums[name].numel()], flat[sums[name].numel() :]
+    heard = zip(signals.SIGNALS, found.pop(SIGNALS), strict=True)
+    signals.agree(next((each for each, ranks in heard if ranks), 0))
     return found
 
 

@@ -72,13 +72,13 @@ class StageCheckpoint(Checkpoint):
         checkpoint_io(trainer).check()
         step, last = trainer.global_step, self._step
         self._step = step
-        if not (self.every_n_steps or self.every_seconds) or step == last or trainer.fast_dev_run:  # pyright: ignore
+        if not self.is_on(trainer) or step == last:
             return
         if self._is_due(step) or step >= trainer.estimated_stepping_batches or trainer.should_stop:
             # Who wants to stop may have no time for a validation.
-            self._waits = not trainer.should_stop and _is_validated_next(trainer)
+            self._waits = not trainer.should_stop and is_validated_next(trainer)
             if not self._waits:
-                self._save(trainer)
+                self.save(trainer)
 
     def _is_due(self, step: int) -> bool:
         if self.every_n_steps and step % self.every_n_steps == 0:
@@ -90,7 +90,12 @@ class StageCheckpoint(Checkpoint):
             dist.broadcast(due, src=0, group=self._group)
         return bool(due)
 
-    def _save(self, trainer: Trainer) -> None:
+    def is_on(self, trainer: Trainer) -> bool:
+        """Whether anything is saved."""
+        return bool(self.every_n_steps or self.every_seconds) and not trainer.fast_dev_run  # pyright: ignore
+
+    def save(self, trainer: Trainer) -> None:
+        """Saves the optimizer step that is over; all ranks call it."""
         step = trainer.global_step
         trainer.save_checkpoint(self.path / f"step-{step}", weights_only=False, storage_options=STEPS)
         self.saved_step, self._saved_at, self._waits = step, time.monotonic(), False
@@ -99,7 +104,7 @@ class StageCheckpoint(Checkpoint):
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._stop_after_a_step(trainer, trainer.fit_loop.epoch_loop.batch_idx)
             if self._waits:
-                self._save(trainer)
+                self.save(trainer)
 
     def _stop_after_a_step(self, trainer: Trainer, batch_idx: int) -> None:
         """Keeps a wish to stop until an optimizer step ends: what was learned of half a step would be lost."""
@@ -148,7 +153,7 @@ def checkpoint_io(trainer: Trainer) -> ShardedCheckpointIO:
     return io
 
 
-def _is_validated_next(trainer: Trainer) -> bool:
+def is_validated_next(trainer: Trainer) -> bool:
     """Whether the Trainer validates behind the micro-batch that has just been learned, and all ranks know it: not where
     an interval of time says when.
     """

@@ -65,7 +65,7 @@ class RandomStates(Callback):
             random.seed(seed)
         if self._saved is not None and rank < len(self._saved):
             write_state(self._saved[rank], self._device)
-        self._saved = None
+        self._saved = self._before_validation = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._before_validation = read_state(self._device)
@@ -76,7 +76,8 @@ class RandomStates(Callback):
             self._before_validation = None
 
     def state_dict(self) -> Values:
-        own = read_state(self._device)
+        # A validation that is stopped has drawn, and will be taken again.
+        own = self._before_validation or read_state(self._device)
         if not (dist.is_available() and dist.is_initialized()):
             return {"ranks": [own]}
         states: list[Any] = [None] * dist.get_world_size()
