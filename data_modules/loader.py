@@ -206,6 +206,12 @@ class ResumableLoader(SampleLoader):
         dealt = {"numbers": numbers, "together": together} if numbers else {}
         return batch.noted(sources=sources, own_mean=share.own_mean, **dealt)
 
+    def named(self, number: int) -> list[dict[str, Any]]:
+        """Source, index, and file and record of each sample of this rank's micro-batch `number`, from 0."""
+        step, within = divmod(number, self.accumulation)
+        place = getattr(self.dataset, "place", lambda sample: {"where": str(sample)})
+        return [place(each) for each in self._stream.cut(step).own[within].samples]
+
     def state_dict(self) -> dict[str, int]:
         return self._stream.state(self._handed_out)
 

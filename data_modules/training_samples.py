@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch.utils.data import Dataset
 
@@ -24,6 +24,8 @@ mask: What does not fit is left out of the row, and is not learned. A sample of 
 drop: The next sample of the source takes its place.
 stop: It is an error.
 """
+TEXT = "data.text"
+"""What rows of plain text are called where samples name their source."""
 
 
 class TrainingSamples(Dataset):
@@ -64,6 +66,13 @@ class TrainingSamples(Dataset):
             text = self.text
             return contained(lambda: self.processor.encode(text.sample(location)), str(location))
         return contained(lambda: self._encoded(location), str(location))
+
+    def place(self, location: SampleLocation | Row) -> dict[str, Any]:
+        """Source, index, and file and record of what stands at a location, without reading it."""
+        if isinstance(location, Row):
+            return {"source": TEXT, "index": location.position, "where": ""}
+        where = self.sources[location.source].where(location.index)
+        return {"source": location.source, "index": location.index, "where": where}
 
     def _encoded(self, location: SampleLocation) -> Encoded:
         found: list[BadSample] = []

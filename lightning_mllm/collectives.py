@@ -70,6 +70,16 @@ def cpu_group() -> dist.ProcessGroup | None:
     return cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
 
 
+def gather_objects(value: T) -> list[T]:
+    """The plain values of all ranks, in their order; all ranks call it together."""
+    world = rank_and_world()[1]
+    if world == 1:
+        return [value]
+    values: list[T | None] = [None] * world
+    dist.all_gather_object(values, value)
+    return cast("list[T]", values)
+
+
 def from_first_rank(value: T) -> T:
     """The plain value that rank 0 gives; all ranks call it together."""
     if rank_and_world()[1] == 1:

@@ -26,6 +26,7 @@ from lightning_mllm.commands.secrets import note
 from lightning_mllm.commands.signatures import parameters_of
 from lightning_mllm.commands.sweep_agent import as_yaml, options_of, trial_folder
 from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.training.skipped_steps import SkipLimits
 from lightning_mllm.training.stage import StageSettings
 
 SETTINGS: dict[str, object] = {
@@ -37,6 +38,7 @@ SETTINGS: dict[str, object] = {
     "run_dir": str,
     "runs": str,
     "checkpoint_every": int | str,
+    "skipped_steps": SkipLimits,
     "seed_everything": bool | int,
     "ckpt_path": str | None,
     "verbose": bool,

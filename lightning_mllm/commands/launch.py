@@ -50,15 +50,11 @@ from lightning_mllm.training.checkpoints import MANIFEST
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.precision import check_device, check_precision
 from lightning_mllm.training.sharding import ShardedStrategy
-from lightning_mllm.training.stage import StageSettings, together
+from lightning_mllm.training.skipped_steps import SkipLimits
+from lightning_mllm.training.stage import StageSettings, passes, together
 from lightning_mllm.weights.files import write_text
 
 DEFAULTS = Path(str(files("lightning_mllm") / "defaults" / "fit.yaml"))
-
-
-def passes(epochs: float | None) -> float:
-    """Over the data, where the stage gives no steps."""
-    return 1.0 if epochs is None else epochs
 
 
 def whole_numbers_first(parser: jsonargparse.ArgumentParser) -> None:
@@ -115,6 +111,7 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every", type=int | str, default=200, help="Optimizer steps or time (15m) between checkpoints."
         )
+        parser.add_argument("--skipped_steps", type=SkipLimits, default=SkipLimits(), help="How many, before it ends.")
         whole_numbers_first(parser)
         parser.link_arguments("stage", "model.init_args.stage")
         parser.link_arguments("stage.global_batch", "data.init_args.global_batch")
@@ -240,6 +237,7 @@ class CLI(LightningCLI):
         super().instantiate_classes()
         self.model.runs = self.settings.runs
         self.model.parallel = self._get(self.config_init, "hardware")
+        self.model.skipped.limits = self._get(self.config_init, "skipped_steps")
         if self.subcommand == "fit" and (cache := self.settings["hardware"]["feature_cache"]) is not None:
             use_cached_features(self.model, self.datamodule, Path(cache))
 

@@ -16,10 +16,12 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
+from lightning_mllm.collectives import all_reduce
 from lightning_mllm.component import ComponentSpec, PartlyFresh, ResizableComponent
 from lightning_mllm.language.lora import fresh_lora
 from lightning_mllm.training.freezing import nearest
-from lightning_mllm.training.sharding import copy_into_shard
+from lightning_mllm.training.sharding import copy_into_shard, to_local
+from lightning_mllm.weights.finite import is_finite
 from lightning_mllm.weights.stage_weights import InitialTensors, is_adapter
 
 Provenance = dict[str, str]
@@ -72,7 +74,7 @@ def initialise(
 
     Raises:
         ValueError: Naming a parameter that nothing initialises, a tensor that the net lacks, or two shapes that differ
-            and that the part's spec cannot resize.
+            and that the part's spec cannot resize, or a tensor that holds NaN or infinity.
     """
     targets = _Targets(module, parts)
     adapted = any(map(is_adapter, targets.tensors))
@@ -109,6 +111,7 @@ def initialise(
             )
     if left := targets.missing():
         raise ValueError(f"{left[0]}: found a parameter outside the parts {sorted(parts)}, expected none")
+    targets.refuse_non_finite()
     return targets.seen
 
 
@@ -174,6 +177,23 @@ class _Targets:
             if not any(fnmatchcase(tail, pattern) for tail in tails):
                 near = ", ".join(map(repr, nearest(pattern, tails, 2)))
                 raise ValueError(f"{part}, fresh: {pattern!r} matches no tensor, expected something like {near}")
+
+    def refuse_non_finite(self) -> None:
+        """Refuses first values that are none; all ranks know what any of them found in its shards.
+
+        Raises:
+            ValueError: Naming the first of these tensors.
+        """
+        names = sorted(self.seen)
+        wrong = [not is_finite(to_local(self.tensors[name])) for name in names]
+        device = next((to_local(self.tensors[name]).device for name in names), torch.device("cpu"))
+        flags = all_reduce(torch.tensor(wrong, dtype=torch.int32, device=device), "max").tolist()
+        broken = [name for name, flag in zip(names, flags, strict=True) if flag]
+        if broken:
+            raise ValueError(
+                f"{self.seen[broken[0]]}: tensor {broken[0]!r} ({len(broken)} such tensors) holds NaN or infinity,"
+                " expected finite numbers"
+            )
 
     def inherits(self, name: str) -> bool:
         """Whether an earlier stage has filled the tensor called `name`."""

@@ -14,7 +14,6 @@ of all rows, before the first backward:
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -38,7 +37,7 @@ from lightning_mllm.language.lora import Lora, adapted_layers, add_lora
 from lightning_mllm.language.supervised_rows import select_supervised_rows
 from lightning_mllm.nets.base import Net, VisionLanguageNet
 from lightning_mllm.nets.encoded_images import EncodedImages
-from lightning_mllm.training.callbacks.throughput import Throughput
+from lightning_mllm.training import step_row
 from lightning_mllm.training.checkpoints import restore
 from lightning_mllm.training.evaluated import EvaluatedModule
 from lightning_mllm.training.freezing import (
@@ -64,8 +63,8 @@ from lightning_mllm.training.precision import check_precision
 from lightning_mllm.training.reduction import MicroBatchWeights, step_weights
 from lightning_mllm.training.resuming import check_stage, note_stage
 from lightning_mllm.training.sharding import ShardedStrategy, full_tensor, to_local
+from lightning_mllm.training.skipped_steps import SkippedSteps
 from lightning_mllm.training.stage import StageSettings
-from lightning_mllm.training.step_row import losses_of_sources, means_of_sources, rates, reduced, sources_of
 from lightning_mllm.training.steps import optimizer_steps, take_whole_steps
 from lightning_mllm.weights.stage_weights import initial_tensors
 
@@ -127,6 +126,8 @@ class MultimodalModule(EvaluatedModule):
         self._sums: dict[str, Tensor] = {}
         self._weights: list[MicroBatchWeights] = []
         self._row: dict[str, float] = {}
+        self.skipped = SkippedSteps()
+        self._saw_image = False
         self._check: GradientCheck | None = None
 
     @classmethod
@@ -282,6 +283,7 @@ class MultimodalModule(EvaluatedModule):
     def on_train_start(self) -> None:
         self.train()
         self._sums, self._weights = {}, []
+        self.skipped.begin(self.trainer)
         # A validation before training leaves the outermost unit gathered; gradients belong to the shards.
         reshard(self.net)
         self._check = GradientCheck(self.net, self.net.unused_parameters())
@@ -298,11 +300,12 @@ class MultimodalModule(EvaluatedModule):
         weights = self._weights_of(batch)
         output: Output = self(batch)
         values = weights.values(output)
+        self.skipped.saw(batch, output)
         new = {f"train/{name}": value.detach().double() for name, value in values.items()}
         tokens = weights.tokens.sum().double()
         new |= {"tokens": tokens, "images": torch.full_like(tokens, batch.num_images), "wrong": weights.wrong(output)}
         new |= {"read": (batch.segments > 0).sum()}
-        new |= losses_of_sources(sources_of(getattr(self.trainer, "datamodule", None)), batch, output)
+        new |= step_row.losses_of_sources(step_row.sources_of(getattr(self.trainer, "datamodule", None)), batch, output)
         self._sums = {name: value + self._sums[name] for name, value in new.items()} if self._sums else new
         # What Lightning and the strategy divide by.
         return values["loss"] * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
@@ -324,11 +327,11 @@ class MultimodalModule(EvaluatedModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         assert self._check is not None
-        sums, self._sums = reduced(self._sums), {}
+        sums, self._sums = step_row.reduced(self._sums), {}
         means = {name: value for name, (value, *more) in sums.items() if not more}
         step = self.trainer.global_step + 1
         tokens, images, wrong, read = (means.pop(name) for name in ("tokens", "images", "wrong", "read"))
-        for each in self._throughputs():
+        for each in step_row.throughputs(self.trainer):
             each.count({"tokens": read, "supervised_tokens": tokens, "images": images})
         if tokens == 0:
             raise ValueError(f"optimizer step {step}: found no supervised item in the global batch, expected some")
@@ -339,16 +342,9 @@ class MultimodalModule(EvaluatedModule):
             )
         if len(means) == 2:  # the loss and its one term
             means = {"train/loss": means["train/loss"]}
-        if not all(abs(value) < float("inf") for value in means.values()):
-            raise ValueError(f"optimizer step {step}: found {means}, expected finite losses")
-        lr = rates(optimizer)
-        if not self._check.done:
-            self._check.look(saw_image=images > 0, moves=lr["train/lr"] > 0)
-        self._row = {**means, **means_of_sources(sums), **lr}
-        # What `self.log` would write there, in a twentieth of the time.
-        shown: Any = self.trainer
-        for metrics in (shown.callback_metrics, shown.progress_bar_metrics):
-            metrics["train/loss"] = torch.tensor(means["train/loss"])
+        self._row = {**means, **step_row.means_of_sources(sums), **step_row.rates(optimizer)}
+        self._saw_image = images > 0
+        step_row.show_loss(self.trainer, means["train/loss"])
 
     def configure_gradient_clipping(
         self,
@@ -356,26 +352,25 @@ class MultimodalModule(EvaluatedModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        assert self.stage is not None and gradient_clip_val is None, "refused in setup"
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        assert self.stage is not None and gradient_clip_val is None and self._check is not None, "refused in setup"
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [cast(Tensor, p.grad) for p in parameters]
         norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
+        if self.skipped.skips(self.trainer, self._row["train/loss"], norm.item(), self.optimizer_steps()):
+            # Without gradients the optimizer changes neither weights nor moments.
+            for parameter in parameters:
+                parameter.grad = None
+        else:
+            if not self._check.done:
+                self._check.look(saw_image=self._saw_image, moves=self._row["train/lr"] > 0)
+            if self.stage.gradient_clip > 0:
+                ratio = (self.stage.gradient_clip / (norm + 1e-6)).clamp(max=1.0)
+                torch._foreach_mul_([to_local(g) for g in gradients], ratio)
         step = self.trainer.global_step + 1
-        if not math.isfinite(norm.item()):
-            # The loss of the next step would tell, but a checkpoint, or the stage's weights, may come before.
-            raise ValueError(f"optimizer step {step}: found a gradient norm of {norm.item()}, expected a finite one")
-        if self.stage.gradient_clip > 0:
-            ratio = (self.stage.gradient_clip / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_([to_local(g) for g in gradients], ratio)
         if step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
             # Lightning writes its own log after a checkpoint is saved: a stop in between would lose the row.
-            row = {**self._row, "train/gradient_norm": float(norm)}
-            for each in self._throughputs():
-                row |= each.row(norm.device)
-            for logger in self.loggers:
-                logger.log_metrics(row, step=step)
-
-    def _throughputs(self) -> list[Throughput]:
-        return [each for each in self.trainer.callbacks if isinstance(each, Throughput)]  # pyright: ignore
+            row = {**self._row, "train/gradient_norm": float(norm), "train/skipped": float(self.skipped.total)}
+            step_row.log_row(self.trainer, row, step, norm.device)
 
     def configure_optimizers(self) -> Any:
         assert self.stage is not None
@@ -422,8 +417,10 @@ class MultimodalModule(EvaluatedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = self.checkpoint_tensors()
+        checkpoint["skipped"] = self.skipped.state_dict()
         note_stage(checkpoint, self.trainer, self.stage)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_stage(checkpoint, self.trainer, self.stage)
+        self.skipped.load_state_dict(checkpoint.get("skipped", {}))
         restore(checkpoint, self.checkpoint_tensors(), with_optimizer=self.trainer.state.fn == TrainerFn.FITTING)

@@ -17,6 +17,11 @@ def together(per_device_batch: int | None, micro_batch: int | None) -> int | Non
     return micro_batch if per_device_batch is None else per_device_batch
 
 
+def passes(epochs: float | None) -> float:
+    """Over the data, where the stage gives no steps."""
+    return 1.0 if epochs is None else epochs
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
     """One stage as published: the stage's name, its data order in samples, its optimiser and its schedule.

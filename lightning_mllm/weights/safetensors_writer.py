@@ -10,6 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from lightning_mllm.weights.finite import refuse_non_finite
+
 Layout = dict[str, tuple[torch.dtype, torch.Size]]
 """Name -> dtype and shape."""
 
@@ -68,6 +70,9 @@ def write_safetensors(path: Path, layout: Layout, read: Callable[[str], Iterable
 
     Args:
         read: Gives the tensor of a name, on the CPU, in pieces that follow one another; called once for each.
+
+    Raises:
+        ValueError: A value is NaN or infinite.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     names, end = writing_order(layout), 0
@@ -83,6 +88,7 @@ def write_safetensors(path: Path, layout: Layout, read: Callable[[str], Iterable
             left = size(layout[name])
             for piece in read(name):
                 assert piece.dtype == layout[name][0], (name, piece.dtype)
+                refuse_non_finite(name, piece)
                 stream.write(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data)
                 left -= piece.nbytes
             assert left == 0, (name, left)

@@ -112,6 +112,14 @@ def test_a_wrong_shape_is_refused() -> None:
         made({"a.first.bias": torch.zeros(4)}, a=Spec(source=ALL))
 
 
+def test_a_value_that_is_no_number_is_refused() -> None:
+    for source in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"stage\.init_from: tensor 'a\.first\.bias' \(1 such tensors\) holds NaN"):
+            made({"a.first.bias": torch.tensor([0.0, source, 0.0])}, a=Spec(source=ALL))
+        with pytest.raises(ValueError, match=r"pretrained: tensor 'a\.second\.weight' .* holds NaN or infinity"):
+            made(a=Spec(source=(*ALL[:2], ("second.weight", source))))
+
+
 def test_a_part_that_can_resizes_what_it_inherits() -> None:
     one = {"a.first.bias": torch.ones(1)}
     module, seen = made(one, a=Stretched(source=ALL))

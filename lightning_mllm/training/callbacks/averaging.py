@@ -4,6 +4,8 @@ EMA     average <- decay * average + (1 - decay) * weights        Polyak and Jud
 SWA     the mean of the weights since a step                      arXiv 1803.05407
 LAWA    the mean of the latest few snapshots                      arXiv 2209.14981
 
+A step that was skipped (training/skipped_steps.py) changed no weights: an update is due again once another step did.
+
 Every rank averages the shards of the trained parameters that it holds, in float32, and asks no other rank. The average
 replaces the weights in validation, in tests and in the stage's weights; checkpoints hold both, and a stage begun on
 eight ranks may end on one.
@@ -64,7 +66,8 @@ class Averaging(Callback):
         """This rank's shards; the average is the mean of the entries, and there is none before the first update."""
         self._raw: dict[str, Tensor] = {}
         self._start = 0
-        self._step = 0
+        self._step = self._taken = 0
+        """Of the last micro-batch; and the steps that had changed weights at the last update."""
 
     def _expect(self, fine: bool, name: str, found: object, expected: str) -> None:
         if not fine:
@@ -132,7 +135,7 @@ class Averaging(Callback):
                 f"trainer.callbacks: {type(self).__name__} averages from step {first} on, expected one of the {total}"
                 " steps of the stage"
             )
-        self.updates, self.held = 0, []
+        self.updates, self.held, self._taken = 0, [], 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
@@ -143,7 +146,10 @@ class Averaging(Callback):
         # Inside an accumulation window `global_step` stays.
         step, last = trainer.global_step, self._step
         self._step = step
-        if step > max(last, self._start) and (step - self._start) % self.update_every_n_steps == 0:
+        taken = step - cast(MultimodalModule, pl_module).skipped.total
+        due = step > max(last, self._start) and (step - self._start) % self.update_every_n_steps == 0
+        if due and taken > self._taken:
+            self._taken = taken
             self.update({name: to_local(tensor) for name, tensor in self._tensors(pl_module).items()})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -192,7 +198,8 @@ class Averaging(Callback):
                 for name, shard in each.items()
             }
         )
-        checkpoint[KEY] = {"settings": self.settings, "updates": self.updates, "held": len(self.held)}
+        counts = {"updates": self.updates, "taken": self._taken, "held": len(self.held)}
+        checkpoint[KEY] = {"settings": self.settings, **counts}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Values) -> None:
         kept, own = checkpoint.get(KEY), self.settings
@@ -208,7 +215,7 @@ class Averaging(Callback):
             return
         saved: SavedTensors = checkpoint[TENSORS]
         tensors, targets = self._tensors(pl_module), {}
-        self.updates, self.held = kept["updates"], []
+        self.updates, self._taken, self.held = kept["updates"], kept.get("taken", 0), []
         for number in range(kept["held"]):
             if odd := sorted(set(saved.named(_saved_name(number))) ^ set(tensors)):
                 raise ValueError(f"the checkpoint's average and the net differ in {odd[0]!r}, expected the same names")

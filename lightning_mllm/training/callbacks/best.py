@@ -82,7 +82,7 @@ class BestWeights(Callback):
                 f"trainer.callbacks: BestWeights found no score {self.monitor!r}, expected one of {', '.join(known)}"
             )
         score = float(scores[self.monitor])
-        if math.isnan(score) or (self.step and not self._better(score)):
+        if not math.isfinite(score) or (self.step and not self._better(score)):
             return
         self.score, self.step = score, trainer.global_step
         net = cast(MultimodalModule, pl_module)
@@ -123,6 +123,7 @@ def best(trainer: Trainer) -> BestWeights | None:
     callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     chosen = next((each for each in callbacks if isinstance(each, BestWeights)), None)
     if chosen is not None and not chosen.step:
-        tell(trainer, f"{trainer.default_root_dir}: no validation took place, the last weights are handed over")
+        told = f"{trainer.default_root_dir}: no validation gave a finite {chosen.monitor}"
+        tell(trainer, f"{told}, the last weights are handed over")
         return None
     return chosen

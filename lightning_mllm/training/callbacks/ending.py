@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
@@ -28,7 +29,11 @@ class Ending(NamedTuple):
 
 
 def ending_of(trainer: Trainer) -> Ending:
-    """What ended the training of this Trainer."""
+    """What ended the training of this Trainer.
+
+    Raises:
+        ValueError: EarlyStopping did, because its score is no number: a stage that has learned enough is another thing.
+    """
     if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
         return Ending("fast_dev_run")
     if trainer.global_step >= trainer.estimated_stepping_batches:
@@ -36,6 +41,12 @@ def ending_of(trainer: Trainer) -> Ending:
     callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     stopping = next((each for each in callbacks if isinstance(each, EarlyStopping) and _has_stopped(each)), None)
     if stopping is not None:
+        if stopping.stopping_reason == EarlyStoppingReason.NON_FINITE_METRIC:
+            raise ValueError(
+                f"{trainer.default_root_dir}: found {stopping.monitor} = {trainer.callback_metrics[stopping.monitor]:g}"
+                f" after step {trainer.global_step}, expected a finite number, so the stage is not done;"
+                " EarlyStopping.check_finite: false goes on without one"
+            )
         return Ending("EarlyStopping", stopping.monitor)
     timers = [each.time_remaining() for each in callbacks if isinstance(each, Timer)]
     if any(left is not None and left <= 0 for left in timers):

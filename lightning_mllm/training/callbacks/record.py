@@ -19,6 +19,7 @@ from lightning_mllm.training.initialise import summary
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.sharding import GatheredTensors
 from lightning_mllm.weights.files import reading_order
+from lightning_mllm.weights.finite import refuse_non_finite
 from lightning_mllm.weights.stage_weights import write_stage
 
 
@@ -79,6 +80,7 @@ class StageRecord(Callback):
                 "seconds": self.seconds(),
                 "average": average,
                 "ended_by": str(ended),
+                "skipped_steps": module.skipped.total,
             }
             write_stage(
                 Path(trainer.default_root_dir),
@@ -91,8 +93,10 @@ class StageRecord(Callback):
                 lora_scale=None if module.lora is None else module.lora.alpha / module.lora.r,
             )
         elif chosen is None:
+            # What rank 0 refuses to write is refused by all.
             for name in reading_order(gathered.layout()):
-                list(gathered.pieces(name))
+                for piece in gathered.pieces(name):
+                    refuse_non_finite(name, piece)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Values) -> None:
         if KEY in checkpoint and not any(isinstance(each, Averaging) for each in trainer.callbacks):  # pyright: ignore

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,37 @@ def test_a_test_may_ask_for_the_loss_and_its_blind_twin(tmp_path: Path) -> None:
     scores = {name: value for each in found for name, value in each.items()}
     assert {"test/loss", "test/loss_blind"} <= set(scores)
     assert json.loads((tmp_path / "test.json").read_text())["samples"] == {"loss": 7, "loss_blind": 7}
+
+
+class Scores(Callback):
+    """Logs `val/own`, one value after another."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = values
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.log("val/own", self.values[trainer.global_step - 1])
+
+
+@pytest.mark.fault
+def test_a_score_that_is_no_number_is_never_the_best_and_ends_no_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault_row: Callable[[str, str, str], None]
+) -> None:
+    monkeypatch.setattr(Toy, "monitored", (*Toy.monitored, "val/own"))
+    nan, inf = float("nan"), float("inf")
+    cases: list[tuple[Any, tuple[float, ...], int]] = [
+        ("min", (nan, 3.0, -inf, 2.0, nan, 2.5), 4),
+        ("max", (inf, 3.0, nan, 2.0, inf, 3.5), 6),
+        ("min", (nan,) * 6, 0),
+    ]
+    for number, (mode, values, expected) in enumerate(cases):
+        folder, best = tmp_path / str(number), BestWeights("val/own", mode)
+        run(folder, Scores(*values), best)
+        facts = json.loads((folder / "weights" / "stage.json").read_text())
+        found = facts["settings"]["best"]
+        assert best.step == expected == (found["step"] if found else 0) and facts["steps"] == STEPS
+    with pytest.raises(ValueError, match=r"found val/own = nan after step 2, .*so the stage is not done"):
+        run(tmp_path / "ends", Scores(3.0, nan), EarlyStopping("val/own"))
+    assert not (tmp_path / "ends" / "weights").exists()
+    run(tmp_path / "goes on", Scores(3.0, nan, nan, 2.0, 2.0, 2.0), EarlyStopping("val/own", check_finite=False))
+    fault_row("T8", "5 of 5", "scores that are no number: never the best, never the end of a stage")
