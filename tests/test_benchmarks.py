@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import runpy
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_mllm.cli import main
 from lightning_mllm.commands.bench import benchmarks
@@ -33,11 +40,14 @@ def test_an_unknown_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_training_speed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both loops train the same: from the same weights, on the same samples, their losses agree."""
     given = ["--net", "tiny", "--batch", "3", "--steps", "2", "--warmup", "1", "--to", str(tmp_path)]
-    main(["bench", "training_speed", *given, "--peers", "HF Trainer", "--settings", "ours padded"])
-    assert "ours padded" in capsys.readouterr().out
+    main(["bench", "training_speed", *given, "--peers", "HF Trainer,TRL SFTTrainer", "--settings", "ours padded"])
+    said = capsys.readouterr().out
+    assert "ours padded" in said
     found = json.loads((tmp_path / "training_speed.json").read_text(encoding="utf-8"))
     assert found.keys() == {"machine", "load_after", "workload", "contenders"}
-    theirs, ours = found["contenders"]
+    theirs, trl, ours = found["contenders"]
+    left_out = "TRL SFTTrainer is left out: it needs trl, which is not installed"
+    assert trl["agrees"] if find_spec("trl") else left_out in said.splitlines()
     assert [theirs["name"], ours["name"]] == ["HF Trainer", "ours padded"]
     for each in (theirs, ours):
         assert len(each["losses"]) == 3 and len(each["cpu_s"]) == len(each["wall_s"]) == 2
@@ -47,6 +57,24 @@ def test_training_speed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5) and ours["loss_difference"] < 1e-5
     assert found["workload"]["padded_tokens"] > found["workload"]["tokens"] > found["workload"]["supervised"] > 0
     assert (tmp_path / "training_speed.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_texts_of_a_processor_are_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What TRL's collator is given, as tokens and pixels."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from contest.hf_llava import Rows  # pyright: ignore[reportMissingImports]
+    from contest.hf_processor import processor_of, rows_of  # pyright: ignore[reportMissingImports]
+    from contest.workload import Workload  # pyright: ignore[reportMissingImports]
+
+    workload = Workload("tiny", "align", [(0, 3), (4, 2)], batch=2, steps=1, warmup=0, images=2)
+    processor, rows = processor_of(workload), Rows(workload)
+    for number, text in enumerate(rows_of(workload)):
+        one = processor(images=text["images"], text=f"{text['prompt']} {text['completion']}", return_tensors="pt")
+        assert one["input_ids"][0].tolist() == rows[number]["input_ids"].tolist()
+        torch.testing.assert_close(one["pixel_values"], rows[number]["pixel_values"], rtol=0, atol=1e-6)
+        answer = processor(text=text["completion"])["input_ids"][0]
+        assert answer == [token for token in rows[number]["labels"].tolist() if token >= 0]
+    assert number == 3
 
 
 def test_training_scaling(tmp_path: Path) -> None:
@@ -88,14 +116,104 @@ def test_llava_on_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert script["useful_flops"](work) == 3 * language + 3 * connector + tower
 
 
-def test_losses_that_differ_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from contest.turns import Contender, _compared  # pyright: ignore[reportMissingImports]
+def played(losses: list[float], tokens: int | None = None, before: Callable[[int], object] = bool) -> ModuleType:
+    """A runner of the contest that trains nothing and has these losses; does something before a step."""
 
-    one = {"median_cpu_s": 1.0, "median_wall_s": 1.0, "cpu_s": [1.0], "own": 1, "peak": 2}
-    first, other = {**one, "losses": [2.0, 2.0]}, {**one, "losses": [2.0, 2.0001]}
-    assert not _compared(dict(other), first, Contender("a", "ours"))["agrees"]
-    assert _compared(dict(other), first, Contender("a", "ours", precision="bf16"))["agrees"]
+    def run(workload: object, settings: object, folder: object, gate: Any) -> None:
+        for number, loss in enumerate([None, *losses]):
+            before(number)
+            gate.passed(loss, tokens)
+
+    module = ModuleType("played")
+    vars(module)["run"] = run
+    return module
+
+
+def killed(number: int) -> None:
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def raced(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, runners: Mapping[str, ModuleType], **settings: Any
+) -> list[dict[str, Any]]:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from contest.turns import Contender, race  # pyright: ignore[reportMissingImports]
+    from contest.workload import Workload  # pyright: ignore[reportMissingImports]
+
+    for name, module in runners.items():
+        monkeypatch.setitem(sys.modules, f"contest.{name}", module)
+    contenders = [Contender(name, name, **settings.get(name, {})) for name in (*runners, "lost")]
+    workload = Workload("tiny", "instruct", [(3, 2)], batch=2, steps=2, warmup=1)
+    return race(workload, contenders, folder, 1)
+
+
+def test_a_contender_that_cannot_train_is_left_out_and_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever it is, the first one too; and whenever it ends."""
+
+    def raises(error: BaseException, at: int) -> Callable[[int], None]:
+        def before(number: int) -> None:
+            if number == at:
+                raise error
+
+        return before
+
+    losses, no = [2.0, 2.0, 2.0], ModuleNotFoundError("could not import 'SFTTrainer'")
+    no.__cause__ = ModuleNotFoundError("No module named 'trl'", name="trl")
+    runners = {
+        "absent": played(losses, before=raises(no, 0)),
+        "refused": played(losses, before=raises(ValueError("found bf16,\n  expected fp32"), 0)),
+        "broken": played(losses, before=raises(ImportError("accelerate>=1.1 is required"), 0)),
+        "first": played(losses),
+        "killed": played(losses, before=killed),
+        "late": played(losses, before=raises(MemoryError(), 2)),
+        "gone": played(losses, before=lambda number: os._exit(3)),
+        "second": played([2.0, 2.0, 2.00001]),
+    }
+    found = {each["name"]: each for each in raced(monkeypatch, tmp_path, runners)}
+    why = {name: each.get("absent") for name, each in found.items()}
+    assert why == {
+        "absent": "it needs trl, which is not installed",
+        "refused": "it was refused: found bf16, expected fp32",
+        "broken": "ImportError: accelerate>=1.1 is required",
+        "first": None,
+        "killed": "its process was ended by SIGKILL, expected a step",
+        "late": "MemoryError",
+        "gone": "its process ended with exit code 3, expected a step",
+        "second": None,
+        "lost": "it needs contest.lost, which is not installed",
+    }
+    assert "MemoryError" in found["late"]["log"] and len(found["first"]["cpu_s"]) == 2
+    assert [found[name]["beside"] for name in ("first", "second")] == ["first", "first"]
+    assert found["second"]["loss_difference"] == pytest.approx(5e-6) and found["second"]["agrees"]
+
+
+def test_no_contender_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as caught:
+        raced(monkeypatch, tmp_path, {"one": played([], before=lambda number: 1 / 0)})
+    assert str(caught.value).splitlines() == [
+        "one is left out: ZeroDivisionError: division by zero",
+        "lost is left out: it needs contest.lost, which is not installed",
+    ]
+
+
+def test_losses_that_differ_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of another order, whose time is that of as many tokens."""
+    own = {"own_order": True}
+    runners = {
+        "own": played([9.0, 9.0, 9.0], tokens=40),
+        "first": played([2.0, 2.0, 2.0]),
+        "differs": played([2.0, 2.0, 2.0001]),
+        "bf16": played([2.0, 2.0, 2.0001]),
+    }
+    rows = raced(monkeypatch, tmp_path, runners, own=own, bf16={"precision": "bf16"})
+    found = {each["name"]: each for each in rows}
+    assert [found[name]["agrees"] for name in runners] == [True, True, False, True]
+    assert {found[name]["beside"] for name in runners} == {"first"} and found["own"]["loss_difference"] is None
+    # Two steps of 40 tokens; those of the workload have 2 * (1 + 4 + 5).
+    assert found["own"]["median_cpu_s"] == pytest.approx(sum(found["own"]["cpu_s"]) * 20 / 80)
 
 
 def test_lengths_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import contest.hf_trainer
-import contest.ours  # noqa: F401  imported once, before contenders are forked
 import torch
 from contest.flops import useful_flops
 from contest.report import draw_values, machine, write_json

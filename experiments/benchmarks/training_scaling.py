@@ -17,8 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import contest.ours  # noqa: F401  imported once, before contenders are forked
-from contest.report import draw_series, machine, write_json
+from contest.report import draw_series, machine, sentence, write_json
 from contest.turns import Contender, apart, race
 from contest.weights import write_weights
 from contest.workload import SIZES, Workload
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     series: dict[str, list[Mapping[str, Any]]] = {each: [] for each in given.series}
     for (name, value), one, contender in zip(points, found, contenders, strict=True):
         if "absent" in one:
-            raise SystemExit(f"training_scaling: {one['absent']}")
+            raise SystemExit(f"training_scaling: {sentence(one)}")
         counts = (contender.workload or workload).counts()
         used, took = one["median_cpu_s"], one["median_wall_s"]
         series[name].append({"value": value, "cpu_s": used, "wall_s": took, "own": one["own"], **counts})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import time
@@ -21,9 +22,10 @@ class Gate:
     Args:
         steps: After so many the process ends.
         told: A byte for each step that may be taken.
-        says: Takes a line of JSON for each step: cpu and wall in seconds, loss; peak and own, in bytes, are the most
-            that was resident since the first passage, and that without what was there when this was made and without
-            libraries and other files; on a GPU both are the peak of torch's allocator.
+        says: Takes a line of JSON for each step: cpu (of loader workers too) and wall in seconds, loss, tokens (None:
+            those of the workload); peak and own, in bytes, are the most that was resident since the first passage, and
+            that without what was there when this was made and without libraries and other files; on a GPU both are the
+            peak of torch's allocator.
         device: cpu or cuda, which is waited for.
     """
 
@@ -37,8 +39,8 @@ class Gate:
         self._says.write(json.dumps(what).encode() + b"\n")
         self._says.flush()
 
-    def passed(self, loss: float | None) -> None:
-        """Before a step; `loss` is that of the step before. Ends the process behind the last one."""
+    def passed(self, loss: float | None, tokens: int | None = None) -> None:
+        """Before a step; `loss` and `tokens` are those of the step before. Ends the process behind the last one."""
         if self._device == "cuda":
             torch.cuda.synchronize()
         cpu, wall = self._used() - self._begin[0], time.perf_counter() - self._begin[1]
@@ -46,7 +48,7 @@ class Gate:
             self._forget()
             self.say(state="ready")
         else:
-            self.say(state="step", cpu=cpu, wall=wall, loss=loss, **self._memory())
+            self.say(state="step", cpu=cpu, wall=wall, loss=loss, tokens=tokens, **self._memory())
             self._left -= 1
         if not self._left or not self._told.read(1):
             end(self.others)
@@ -56,7 +58,10 @@ class Gate:
         self._begin = self._used(), time.perf_counter()
 
     def _used(self) -> float:
-        return time.process_time() + sum(used(each) for each in self.others)
+        ended = os.times()
+        workers = [each.pid for each in multiprocessing.active_children() if each.pid]
+        children = ended.children_user + ended.children_system + sum(used(each) for each in (*self.others, *workers))
+        return time.process_time() + children
 
     def _memory(self) -> dict[str, int]:
         if self._device == "cuda":
@@ -79,7 +84,7 @@ class OtherGate(Gate):
     def __init__(self) -> None:
         pass
 
-    def passed(self, loss: float | None) -> None:
+    def passed(self, loss: float | None, tokens: int | None = None) -> None:
         dist.barrier()
 
     def say(self, **what: object) -> None:

@@ -36,12 +36,17 @@ def write_json(file: Path, found: Mapping[str, Any]) -> None:
     beside.replace(file)
 
 
+def sentence(absent: Mapping[str, Any]) -> str:
+    """Of a contender that is left out."""
+    return f"{absent['name']} is left out: {absent['absent']}"
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Of contenders, as `race` gives them."""
     lines = [f"{'':30}{'CPU s':>8}{'x':>7}{'wall s':>8}{'GB':>7}{'x':>6}{'loss':>10}{'matmul':>8}"]
     for each in rows:
         if "absent" in each:
-            lines.append(f"{each['name']:30}  {each['absent']}")
+            lines.append(sentence(each))
             continue
         peak = f"{each['own'] / 1e9:7.2f}{each['memory_ratio']:6.2f}" if each["memory_ratio"] else ""
         loss = "own order" if each["loss_difference"] is None else f"{each['loss_difference']:.1e}"

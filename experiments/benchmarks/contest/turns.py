@@ -9,6 +9,7 @@ import statistics
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -17,18 +18,19 @@ from typing import Any, NoReturn
 import torch
 
 from contest.gate import Gate, OtherGate
-from contest.ranks import Ranks
+from contest.ranks import Ranks, end
+from contest.report import sentence
 from contest.workload import Workload
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
-"""Of the loss of a step, relative to that of the first contender."""
+"""Of the loss of a step, relative to that of the contender that others are compared with."""
 
 
 @dataclass(frozen=True)
 class Contender:
     name: str
     runner: str
-    """A module of this package."""
+    """A module of this package. What it cannot import is told, and the others go on."""
     settings: dict[str, Any] = field(default_factory=dict)
     precision: str = "fp32"
     own_order: bool = False
@@ -50,6 +52,7 @@ class Process:
         self.contender = contender
         self.folder = folder / contender.name.replace(" ", "_")
         self.folder.mkdir()
+        self.log, self._ended = self.folder / "log.txt", False
         (told, self._tell), (self._hear, says) = os.pipe(), os.pipe()
         self.id = os.fork()
         if not self.id:
@@ -66,9 +69,10 @@ class Process:
         self._says = os.fdopen(self._hear)
 
     def _run(self, workload: Workload, threads: int, gate: Gate) -> NoReturn:
-        log = os.open(self.folder / "log.txt", os.O_CREAT | os.O_WRONLY)
+        log = os.open(self.log, os.O_CREAT | os.O_WRONLY)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        sys.stdout, sys.stderr = (os.fdopen(each, "w", 1, closefd=False) for each in (1, 2))
         try:
             torch.set_num_threads(threads)
             ranks = Ranks(workload.ranks)
@@ -77,34 +81,35 @@ class Process:
             gate.others = ranks.others
             runner = import_module(f"contest.{self.contender.runner}")
             runner.run(workload, self.contender.settings, self.folder, gate)
-        except ModuleNotFoundError as error:
-            gate.say(state="absent", why=f"needs {error.name}, which is not installed")
-        except ValueError as error:
-            gate.say(state="absent", why=f"refused: {error}")
-        except BaseException:
+        except BaseException as error:
             traceback.print_exc()
+            gate.say(state="absent", why=reason(error))
+            end(gate.others)
         finally:
             sys.stderr.flush()
             os._exit(1)
 
     def hear(self) -> dict[str, Any]:
-        """What it says next.
+        """What it says next; where it ended, the state absent, and why."""
+        if line := self._says.readline():
+            return json.loads(line)
+        return {"state": "absent", "why": f"its process {self._ending()}, expected a step"}
 
-        Raises:
-            SystemExit: It ended.
-        """
-        if not (line := self._says.readline()):
-            last = (self.folder / "log.txt").read_text(encoding="utf-8", errors="replace")[-3000:]
-            raise SystemExit(f"{self.contender.name}: its process ended, expected a step\n{last}")
-        return json.loads(line)
+    def _ending(self) -> str:
+        """How it ended; waits until it did."""
+        code = os.waitstatus_to_exitcode(os.waitpid(self.id, 0)[1])
+        self._ended = True
+        return f"ended with exit code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
 
     def step(self) -> dict[str, Any]:
-        os.write(self._tell, b"1")
+        with suppress(BrokenPipeError):  # it ended, and hearing tells how
+            os.write(self._tell, b"1")
         return self.hear()
 
     def close(self) -> None:
-        os.kill(self.id, signal.SIGKILL)
-        os.waitpid(self.id, 0)
+        if not self._ended:
+            os.kill(self.id, signal.SIGKILL)
+            os.waitpid(self.id, 0)
         os.close(self._tell)
         self._says.close()
 
@@ -129,56 +134,119 @@ def apart(work: Callable[[], object]) -> None:
         raise SystemExit("a process ended with an error")
 
 
+def reason(error: BaseException) -> str:
+    """Why a contender is left out, in a part of a sentence."""
+    while isinstance(error, ImportError) and error.__cause__:  # transformers imports when a name is asked for
+        error = error.__cause__
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"it needs {error.name}, which is not installed"
+    said = " ".join(str(error).split())
+    short = said if len(said) <= 200 else f"{said[:200]} ..."
+    kind = type(error).__name__
+    return f"it was refused: {short}" if isinstance(error, ValueError) else f"{kind}: {short}" if short else kind
+
+
+def unusable(contenders: Sequence[Contender]) -> dict[str, str]:
+    """Runners that cannot be imported, and why.
+
+    Imported here, once, before contenders are forked: the memory of libraries then counts alike for all.
+    """
+    found = {}
+    for runner in dict.fromkeys(each.runner for each in contenders):
+        try:
+            import_module(f"contest.{runner}")
+        except Exception as error:
+            found[runner] = reason(error)
+    return found
+
+
 def race(workload: Workload, contenders: Sequence[Contender], folder: Path, threads: int) -> list[dict[str, Any]]:
-    """Of each contender what its counted steps took, beside the first one.
+    """Of each contender what its counted steps took, beside one of them.
+
+    That is the first one that is not left out and keeps the order of the samples.
 
     Args:
         folder: Holds the weights; each contender gets a folder there.
 
     Returns:
-        name, settings; `absent`, why it cannot train here; or else cpu_s and
-        wall_s of each step, their medians, `speedup` (CPU-seconds of the first / of this one), losses,
-        `loss_difference` (the largest relative one of a step), `agrees`; peak and own in bytes (`Gate`),
-        `memory_ratio` (own of this one / of the first).
+        name, settings; `absent`, why it cannot train here, and `log`, the end of what it printed; or else cpu_s and
+        wall_s of each step, their medians (in an order of its own: their means, at the mean number of tokens of the
+        workload's steps), `beside`, the one that it is compared with, `speedup` (CPU-seconds of that one / of this
+        one), losses, `loss_difference` (the largest relative one of a step), `agrees`; peak and own in bytes (`Gate`),
+        `memory_ratio` (own of this one / of that one).
+
+    Raises:
+        SystemExit: No contender is left; says why each is.
     """
-    processes: list[Process] = []
+    processes: list[Process | None] = []
+    found: list[dict[str, Any]] = []
+    missing = unusable(contenders)
+
+    def heard(process: Process, one: dict[str, Any], said: dict[str, Any]) -> None:
+        if said["state"] == "absent":
+            one.pop("steps")
+            log = process.log.read_text(encoding="utf-8", errors="replace")[-3000:]
+            one.update(absent=said["why"], log=log)
+        elif said["state"] == "step":
+            one["steps"].append(said)
+
     try:
-        found = []
         for contender in contenders:
-            processes.append(process := Process(contender, workload, folder, threads, processes))
-            # One after the other: what one compiles is not to disturb another.
-            first = process.hear()
             one: dict[str, Any] = {"name": contender.name, "settings": contender.settings}
-            found.append({**one, **({"steps": []} if first["state"] == "ready" else {"absent": first["why"]})})
+            found.append(one)
+            if contender.runner in missing:
+                one["absent"] = missing[contender.runner]
+                processes.append(None)
+                continue
+            others = [each for each in processes if each]
+            processes.append(process := Process(contender, workload, folder, threads, others))
+            one["steps"] = []
+            # One after the other: what one compiles is not to disturb another.
+            heard(process, one, process.hear())
         for number in range(workload.all_steps):
             turn = list(zip(processes, found, strict=True))
             for process, one in turn if number % 2 else turn[::-1]:
-                if "steps" in one:
-                    one["steps"].append(process.step())
+                if process and "steps" in one:
+                    heard(process, one, process.step())
     finally:
         for process in processes:
-            process.close()
-    summed = [_summary(one, workload.warmup) if "steps" in one else one for one in found]
-    return [_compared(one, summed[0], contender) for one, contender in zip(summed, contenders, strict=True)]
+            if process:
+                process.close()
+    pairs = list(zip(found, contenders, strict=True))
+    for one, contender in pairs:
+        if "steps" in one:
+            _sum_up(one, contender.workload or workload, contender)
+    left = [pair for pair in pairs if "absent" not in pair[0]]
+    if not left:
+        raise SystemExit("\n".join(sentence(one) for one in found))
+    first = min(left, key=lambda pair: pair[1].own_order)
+    for one, contender in left:
+        _compare(one, contender, *first)
+    return found
 
 
-def _summary(one: dict[str, Any], warmup: int) -> dict[str, Any]:
+def _sum_up(one: dict[str, Any], workload: Workload, contender: Contender) -> None:
     steps = one.pop("steps")
+    counted = steps[workload.warmup :]
     for name in ("cpu", "wall"):
-        one[f"{name}_s"] = [each[name] for each in steps[warmup:]]
-        one[f"median_{name}_s"] = statistics.median(one[f"{name}_s"])
-    return {**one, "losses": [each["loss"] for each in steps], "peak": steps[-1]["peak"], "own": steps[-1]["own"]}
+        took = one[f"{name}_s"] = [each[name] for each in counted]
+        one[f"median_{name}_s"] = statistics.median(took)
+        if contender.own_order and counted[0]["tokens"]:
+            # Batches of samples of like length differ widely: a median step is none of the mean length.
+            tokens = sum(each["tokens"] for each in counted)
+            one[f"median_{name}_s"] = sum(took) * workload.counts()["tokens"] / tokens
+    one.update(losses=[each["loss"] for each in steps], peak=steps[-1]["peak"], own=steps[-1]["own"])
 
 
-def _compared(one: dict[str, Any], first: dict[str, Any], contender: Contender) -> dict[str, Any]:
-    if "absent" in one:
-        return one
-    one["speedup"] = first["median_cpu_s"] / one["median_cpu_s"]
-    one["speedup_wall"] = first["median_wall_s"] / one["median_wall_s"]
-    one["speedup_total"] = sum(first["cpu_s"]) / sum(one["cpu_s"])
+def _compare(one: dict[str, Any], contender: Contender, first: dict[str, Any], reference: Contender) -> None:
+    one["beside"] = first["name"]
+    for name in ("cpu", "wall"):
+        one["speedup" if name == "cpu" else "speedup_wall"] = first[f"median_{name}_s"] / one[f"median_{name}_s"]
     one["memory_ratio"] = one["own"] / first["own"] if first["own"] else None
-    if contender.own_order:
-        return {**one, "loss_difference": None, "agrees": True}
+    if contender.own_order or reference.own_order:
+        one.update(loss_difference=None, agrees=True)
+        return
     pairs = zip(one["losses"], first["losses"], strict=True)
-    one["loss_difference"] = max(abs(mine - other) / abs(other) for mine, other in pairs)
-    return {**one, "agrees": one["loss_difference"] <= TOLERANCE[contender.precision]}
+    difference = max(abs(mine - other) / abs(other) for mine, other in pairs)
+    tolerance = max(TOLERANCE[contender.precision], TOLERANCE[reference.precision])
+    one.update(loss_difference=difference, agrees=difference <= tolerance)

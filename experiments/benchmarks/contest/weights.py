@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from contest.hf_trainer import config_of
+from contest.hf_llava import config_of
 from contest.ours import llava
 from contest.workload import Workload
 from lightning_mllm.interop.format import TrainedNet
