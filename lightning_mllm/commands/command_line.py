@@ -39,6 +39,7 @@ SETTINGS: dict[str, object] = {
     "runs": str,
     "checkpoint_every": int | str,
     "skipped_steps": SkipLimits,
+    "checkpoint_keep": int,
     "seed_everything": bool | int,
     "ckpt_path": str | None,
     "verbose": bool,

@@ -24,8 +24,8 @@ PICTURES = 16
 GB = 10**9
 SCALARS = 3
 """Float32 numbers that a checkpoint keeps of a trained parameter: its value and both moments of AdamW."""
-WRITTEN_AT_ONCE = 2
-"""Checkpoints on the disk while a new one replaces the last."""
+WRITTEN_AT_ONCE = 3
+"""Checkpoints on the disk while one is written: it and the two that are kept (`checkpoint_keep`)."""
 FILES = (".safetensors", ".bin", ".pt", ".pth", ".json", ".model")
 """How files of weights and words end."""
 NAMED = ("model", "weights", "reader", "tokenizer")

@@ -12,12 +12,13 @@ import yaml
 from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.commands.recipe import Recipe, differences
 from lightning_mllm.evaluation.results import write_json
-from lightning_mllm.training.checkpoints import newest
+from lightning_mllm.training.checkpoints.finding import must_have
 from lightning_mllm.weights.lineage import RECORD, WEIGHTS
 
 MADE_BY_TRAINING = (
     "weights",
     "checkpoints",
+    "checkpoints.json",
     "metrics.csv",
     "test.json",
     "test_answers.jsonl",
@@ -60,18 +61,19 @@ def refuse_changed_source(run_dir: Path) -> None:
 
 
 def checkpoint_of(run_dir: Path, recipe: Recipe) -> Path | None:
-    """The newest complete checkpoint, from which a stopped stage goes on; None where there is none.
+    """The folder of checkpoints, from whose newest whole one a stopped stage goes on; None where none was written.
 
     Raises:
-        ConfigError: It was written under another recipe; names the keys that differ.
+        ConfigError: They were written under another recipe; names the keys that differ.
+        ValueError: One was written, and none is there.
     """
-    last, config = newest(run_dir / "checkpoints"), run_dir / "config.yaml"
-    if last is None:
+    folder, config = run_dir / "checkpoints", run_dir / "config.yaml"
+    if not must_have(folder):
         return None
     if config.is_file():
         known = yaml.safe_load(config.read_text(encoding="utf-8"))
         _refuse_another(run_dir, known, recipe, "a checkpoint written")
-    return last
+    return folder
 
 
 def _refuse_another(run_dir: Path, known: Recipe, recipe: Recipe, found: str) -> None:

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_mllm import signals
+from lightning_mllm.commands import places
 from lightning_mllm.commands.command_line import SETTINGS, read_command_line
 from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.commands.finished import checkpoint_of, clear, is_done, note_test
@@ -37,7 +38,6 @@ from lightning_mllm.commands.wrong_values import in_one_sentence, refused_by_tra
 from lightning_mllm.contracts import accumulation
 from lightning_mllm.evaluation.checks import check_sets, check_training
 from lightning_mllm.training.cached_features import use_cached_features
-from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
 from lightning_mllm.training.callbacks.feature_check import FeatureCheck
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.callbacks.progress import StageProgress
@@ -46,7 +46,6 @@ from lightning_mllm.training.callbacks.rng import RandomStates
 from lightning_mllm.training.callbacks.signals import StageSignals
 from lightning_mllm.training.callbacks.throughput import Throughput
 from lightning_mllm.training.callbacks.tracking import Tracking
-from lightning_mllm.training.checkpoints import MANIFEST
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.precision import check_device, check_precision
 from lightning_mllm.training.sharding import ShardedStrategy
@@ -112,6 +111,7 @@ class CLI(LightningCLI):
             "--checkpoint_every", type=int | str, default=200, help="Optimizer steps or time (15m) between checkpoints."
         )
         parser.add_argument("--skipped_steps", type=SkipLimits, default=SkipLimits(), help="How many, before it ends.")
+        parser.add_argument("--checkpoint_keep", type=int, default=2, help="How many checkpoints stay on the disk.")
         whole_numbers_first(parser)
         parser.link_arguments("stage", "model.init_args.stage")
         parser.link_arguments("stage.global_batch", "data.init_args.global_batch")
@@ -178,10 +178,10 @@ class CLI(LightningCLI):
         return not self.overwrite and is_done(self.run_dir, self.recipe)
 
     def checkpoint(self) -> Path | None:
-        """From where this stage goes on, if it was stopped.
+        """The folder of checkpoints from which this stage goes on, if it was stopped.
 
         Raises:
-            ConfigError: The checkpoint was written under other settings.
+            ConfigError: They were written under other settings, or are gone.
         """
         return None if self.overwrite else checkpoint_of(self.run_dir, self.recipe)
 
@@ -189,12 +189,8 @@ class CLI(LightningCLI):
         _ = self.recipe
         revealed(self.settings)
         fill_run_dir(self.settings, str(self.run_dir))
-        ckpt_path = self.settings.get("ckpt_path")
-        if ckpt_path and not (Path(ckpt_path) / MANIFEST).is_file():
-            raise ConfigError(
-                f"ckpt_path: found no {MANIFEST} in {ckpt_path}, expected a checkpoint of this stage such as"
-                " checkpoints/step-200"
-            )
+        places.check_ckpt_path(self.settings.get("ckpt_path"))
+        places.check_places(self.run_dir, self.verb)
         if self.subcommand == "fit":
             self._held.enter_context(locked(self.run_dir))
             self._go_on()
@@ -212,7 +208,7 @@ class CLI(LightningCLI):
         last = self.checkpoint()
         if last is not None and not self.settings.get("ckpt_path"):
             self.settings["ckpt_path"] = str(last)
-            say(f"{self.run_dir} goes on from {last.relative_to(self.run_dir)}")
+        places.say_what_is_ignored(self.run_dir)
 
     def _own_weights(self, sources: dict[str, float]) -> dict[str, float]:
         """Validate and test what this run has trained; before it has, what the stage would start from."""
@@ -244,7 +240,7 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         given = self._get(self.config_init, "trainer")
         callbacks = [*(given["callbacks"] or []), RandomStates()]
-        callbacks += [StageCheckpoint(self.settings.checkpoint_every), StageSignals()]
+        callbacks += [places.stage_checkpoint(self.settings, self.verb), StageSignals()]
         if self.subcommand == "fit":
             callbacks += [StageRecord(self.recipe), Throughput(), FeatureCheck()]
         tracking = next((each for each in callbacks if isinstance(each, Tracking)), None)
@@ -259,6 +255,7 @@ class CLI(LightningCLI):
             trainer = super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
         except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
             raise ConfigError(f"{refused_by_trainer(given)}: {' '.join(str(error).split())}") from error
+        places.load_nothing_unasked(trainer, self.settings.get("ckpt_path"))
         sharded = isinstance(trainer.strategy, ShardedStrategy)
         hardware = self._get(self.config_init, "hardware")
         check_precision(str(trainer.precision), sharded, hardware)

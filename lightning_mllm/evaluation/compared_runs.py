@@ -27,7 +27,10 @@ SEED = re.compile(r"seed-\d+")
 """How the folder of one seed is called."""
 SEED_SETTING = "seed_everything"
 NOT_SET = "(not set)"
-ELSEWHERE = ("run_dir", "runs", "ckpt_path", "weights_only", "checkpoint_every", "trainer.default_root_dir")
+ELSEWHERE = (
+    *("run_dir", "runs", "ckpt_path", "weights_only", "checkpoint_every", "checkpoint_keep"),
+    "trainer.default_root_dir",
+)
 """Settings that say where a run is kept, and change nothing of it."""
 
 Settings = Mapping[str, object]

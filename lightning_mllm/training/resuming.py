@@ -37,7 +37,7 @@ def check_stage(checkpoint: dict[str, Any], trainer: Trainer, stage: StageSettin
         changed = next(key for key in {**expected, **found} if found.get(key) != expected.get(key))
         raise ValueError(
             f"the checkpoint was written with stage.{changed} = {found.get(changed)!r}, expected"
-            f" {expected.get(changed)!r} as configured now; delete it to start the stage anew"
+            f" {expected.get(changed)!r} as configured now; another run folder starts the stage anew"
         )
     now, before = trainer.accumulate_grad_batches, checkpoint.get(ACCUMULATION)
     if before in (None, now) or "loops" not in checkpoint:

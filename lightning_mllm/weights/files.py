@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lightning_mllm.weights.disk import writing
 from lightning_mllm.weights.safetensors_writer import Layout, size, write_safetensors, writing_order
 
 SHARD_BYTES = 4 * 1024**3
@@ -67,17 +67,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a small file under another name and renames it, so that a reader never sees half of it."""
+    """Writes a small file under another name and renames it, so that a reader never sees half of it.
+
+    Raises:
+        NotWritten: It cannot be written; what was there before stays.
+    """
     beside = _beside(path)
-    try:
-        with beside.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.rename(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with writing(path, len(content)):
+        try:
+            with beside.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            beside.rename(path)
+        finally:
+            beside.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
 
 def write_tensors(
@@ -176,6 +181,8 @@ class TensorFiles(Mapping[str, Tensor]):
         index = next((path / name for name in INDEXES if (path / name).is_file()), None)
         for file in tensor_files(path):
             self._locations |= dict.fromkeys(self._names(file), file)
+        if not self._locations:
+            raise ValueError(f"{path}: found a file without tensors, expected some")
         if index is not None:
             for name, file in _weight_map(index).items():
                 if self._locations.get(name) != path / file:
@@ -286,7 +293,7 @@ def _shards(source: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[s
 
 
 def _save(beside: Path, total: int, path: Path, save: Callable[[Path], None]) -> int:
-    try:
+    with writing(path, total):
         # safetensors writes for its owner alone; the mode of any other file is what the user's mask leaves of it.
         beside.touch()
         mode = beside.stat().st_mode & 0o777
@@ -294,9 +301,6 @@ def _save(beside: Path, total: int, path: Path, save: Callable[[Path], None]) ->
         beside.chmod(mode)
         with beside.open("rb") as stream:
             os.fsync(stream.fileno())
-    except (SafetensorError, OSError) as error:
-        free = shutil.disk_usage(path.parent).free
-        raise OSError(f"{path}: cannot write {total} bytes, {free} are free ({error})") from error
     return total
 
 

@@ -257,11 +257,11 @@ def test_a_prompt_that_breaks_parity(sound: Subject, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(("times", "level"), [(0.9, "red"), (1.5, "yellow"), (3.0, "green")])
 def test_a_disk_that_is_too_small(sound: Subject, times: float, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = sum(each.numel() for each in sound.net.parameters() if each.requires_grad)
-    free = SimpleNamespace(free=times * 28 * trained)
+    free = SimpleNamespace(free=times * 40 * trained)
     monkeypatch.setattr(doctor_files.shutil, "disk_usage", lambda folder: free)
     (line,) = doctor_files.disk(sound)
     assert line.level == level
-    assert f"{28 * trained / 10**6:,.1f} MB for checkpoints and weights" in line.found
+    assert f"{40 * trained / 10**6:,.1f} MB for checkpoints and weights" in line.found
     assert ("--runs" in line.remedy) == (line.level != "green")
 
 

@@ -18,7 +18,7 @@ from torch.distributed.tensor import Shard, zeros
 
 from lightning_mllm.training.callbacks import checkpoint
 from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
-from lightning_mllm.training.checkpoints import _Writer
+from lightning_mllm.training.checkpoints.writing import Writer
 from lightning_mllm.training.parallelize import ParallelPlan
 from lightning_mllm.training.sharding import copy_into_shard, to_local
 from lightning_mllm.weights import lineage
@@ -136,20 +136,20 @@ def mapped_bytes() -> int:
 
 def test_a_rank_that_cannot_write_ends_all_and_the_old_checkpoint_stays(tmp_path: Path) -> None:
     def work(rank: int) -> str:
-        write = _Writer.write_data
+        write = Writer.write_data
 
-        def full(self: _Writer, *arguments: Any) -> Any:
+        def full(self: Writer, *arguments: Any) -> Any:
             if rank == 1 and self.final.name == "step-2":
                 raise OSError(28, "No space left on device")
             return write(self, *arguments)
 
-        _Writer.write_data = full  # type: ignore[method-assign]
+        Writer.write_data = full  # type: ignore[method-assign]
         with pytest.raises(OSError) as error:
             run(tmp_path, "fsdp2")
         return str(error.value)
 
     for told in on_two_ranks(work):
-        assert "step-2: cannot write the checkpoint" in told and "No space left on device" in told
+        assert "step-2: cannot write" in told and "No space left on device" in told
     assert [each.name for each in (tmp_path / "checkpoints").iterdir()] == ["step-1"]
 
 
@@ -159,9 +159,9 @@ def test_training_goes_on_while_both_ranks_write(tmp_path: Path) -> None:
     fit(tmp_path / "whole", data={"steps": 4, "micro_batch": 4}, callbacks=[steps])
 
     def work(rank: int) -> None:
-        write, release = _Writer.write_data, threading.Event()
+        write, release = Writer.write_data, threading.Event()
 
-        def late(self: _Writer, *arguments: Any) -> Any:
+        def late(self: Writer, *arguments: Any) -> Any:
             assert release.wait(60)
             return write(self, *arguments)
 
@@ -170,7 +170,7 @@ def test_training_goes_on_while_both_ranks_write(tmp_path: Path) -> None:
                 if trainer.global_step == 3:
                     threading.Timer(0.3 * rank, release.set).start()
 
-        _Writer.write_data = late  # type: ignore[method-assign]
+        Writer.write_data = late  # type: ignore[method-assign]
         with pytest.raises(Stopped):
             run(tmp_path, "fsdp2", Release(), StopIn(3, "before"), every_n_steps=2)
 

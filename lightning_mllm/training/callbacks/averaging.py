@@ -209,7 +209,7 @@ class Averaging(Callback):
                 if found.get(name) != own[name]:
                     raise ValueError(
                         f"the checkpoint was written with {_named(name, found)} for an average, expected"
-                        f" {_named(name, own)} as configured now; delete it to start the stage anew"
+                        f" {_named(name, own)} as configured now; another run folder starts the stage anew"
                     )
         if kept is None:
             return

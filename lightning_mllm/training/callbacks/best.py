@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_mllm.training.callbacks.averaging import averaged
 from lightning_mllm.training.callbacks.checkpoint import checkpoint_io
 from lightning_mllm.training.callbacks.ending import tell
-from lightning_mllm.training.checkpoints import WEIGHTS, SavedWeights, Values, newest, read_state
+from lightning_mllm.training.checkpoints import WEIGHTS, Replaced, SavedWeights, Values, newest, read_state
 from lightning_mllm.training.module import MultimodalModule
 
 BEST = "best-*"
@@ -89,7 +89,7 @@ class BestWeights(Callback):
         with averaged(trainer, net):
             tensors = {f"{WEIGHTS}{name}": tensor for name, tensor in net.checkpoint_tensors().items()}
             path = self.folder / BEST.replace("*", str(self.step))
-            checkpoint_io(trainer).save(path, tensors, self.facts(), replaces=BEST)
+            checkpoint_io(trainer).save(path, tensors, self.facts(), replaces=Replaced(BEST))
 
     def _better(self, score: float) -> bool:
         return score < self.score if self.mode == "min" else score > self.score
@@ -113,7 +113,7 @@ class BestWeights(Callback):
             if state_dict[name] != getattr(self, name):
                 raise ValueError(
                     f"the checkpoint was written with BestWeights.{name} = {state_dict[name]!r}, expected"
-                    f" {getattr(self, name)!r} as configured now; delete it to start the stage anew"
+                    f" {getattr(self, name)!r} as configured now; another run folder starts the stage anew"
                 )
         self.score, self.step = state_dict["score"], state_dict["step"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from pathlib import Path
@@ -14,18 +15,17 @@ from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_mllm.collectives import cpu_group
+from lightning_mllm.training.callbacks.disk_room import check_disk
 from lightning_mllm.training.callbacks.ending import signal_name, tell
-from lightning_mllm.training.checkpoints import ShardedCheckpointIO, Values, newest
-
-STEPS = "step-*"
-"""The checkpoints of a stage; the newest one replaces the others."""
+from lightning_mllm.training.checkpoints import Replaced, ShardedCheckpointIO, Values, newest
+from lightning_mllm.training.checkpoints.finding import STEPS
 
 
 class StageCheckpoint(Checkpoint):
     """Saves `checkpoints/step-N` in the run folder every few optimizer steps or minutes, and after the last step.
 
-    The step that follows is taken while the checkpoint is written; an earlier one is removed when the new one is
-    complete.
+    The step that follows is taken while the checkpoint is written; the last few are kept, and an earlier one is removed
+    when the new one is complete.
 
     The last one is also that at which the time is up (`trainer.max_time`) or a callback wants to stop: whoever wants it
     waits for the end of the optimizer step that has begun. Where the step is validated, it is saved after that: a run
@@ -35,14 +35,20 @@ class StageCheckpoint(Checkpoint):
     Args:
         every: Optimizer steps between two savings, 0 for none; or a time by the clock of rank 0: `90s`, `15m`, `2h`.
         folder: Where; None is `checkpoints` in the Trainer's `default_root_dir`.
+        keep: How many checkpoints stay on the disk.
+        resume: What the Trainer is told to go on from: all ranks choose it before the net is built.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: An argument is out of range.
     """
 
-    def __init__(self, every: int | str = 200, folder: str | None = None) -> None:
+    def __init__(
+        self, every: int | str = 200, folder: str | None = None, keep: int = 2, resume: str | None = None
+    ) -> None:
         self.every_n_steps, self.every_seconds = _interval(every)
-        self.folder = folder
+        if keep < 1:
+            raise ValueError(f"checkpoint_keep: found {keep}, expected at least 1")
+        self.folder, self.keep, self.resume = folder, keep, resume
         self.path = Path()
         """The folder of checkpoints."""
         self.saved_step = 0
@@ -55,7 +61,26 @@ class StageCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.path = Path(self.folder or Path(trainer.default_root_dir) / "checkpoints")
-        checkpoint_io(trainer)
+        self._agree(trainer, checkpoint_io(trainer))
+
+    def _agree(self, trainer: Trainer, io: ShardedCheckpointIO) -> None:
+        """All ranks go on from the same checkpoint, or none does.
+
+        Raises:
+            ValueError: Some ranks see no checkpoint, or none that is whole; by all ranks.
+        """
+        if trainer.world_size > 1:
+            seen: list[bool] = [False] * trainer.world_size
+            dist.all_gather_object(seen, self.resume is not None)
+            if any(seen) != all(seen):
+                has, has_none = seen.index(True), seen.index(False)
+                raise ValueError(
+                    f"{self.resume or self.path}: found a checkpoint on the disk of rank {has} and none on that of rank"
+                    f" {has_none}, expected a folder that all nodes share"
+                )
+        if self.resume is not None:
+            chosen = io.choose(self.resume)
+            tell(trainer, f"{trainer.default_root_dir} goes on from {chosen.parent.name}/{chosen.name}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Inside an accumulation window `global_step` stays: without this, the first micro-batch after a restart would
@@ -64,6 +89,17 @@ class StageCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
         self._stopping = self._waits = False
         self._group = cpu_group() if self.every_seconds else None
+        if not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            check_disk(trainer, pl_module, self.path, self._copies(trainer))
+
+    def _copies(self, trainer: Trainer) -> int:
+        """Checkpoints that may be on the disk at once: those that are kept, and one that is being written."""
+        if not (self.every_n_steps or self.every_seconds):
+            return 0
+        if self.every_seconds:
+            return self.keep + 1
+        left = trainer.estimated_stepping_batches - trainer.global_step
+        return min(self.keep + 1, math.ceil(left / self.every_n_steps) + (trainer.global_step > 0))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
@@ -97,7 +133,9 @@ class StageCheckpoint(Checkpoint):
     def save(self, trainer: Trainer) -> None:
         """Saves the optimizer step that is over; all ranks call it."""
         step = trainer.global_step
-        trainer.save_checkpoint(self.path / f"step-{step}", weights_only=False, storage_options=STEPS)
+        trainer.save_checkpoint(
+            self.path / f"step-{step}", weights_only=False, storage_options=Replaced(STEPS, self.keep)
+        )
         self.saved_step, self._saved_at, self._waits = step, time.monotonic(), False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -101,8 +101,8 @@ class StageRecord(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Values) -> None:
         if KEY in checkpoint and not any(isinstance(each, Averaging) for each in trainer.callbacks):  # pyright: ignore
             raise ValueError(
-                "trainer.callbacks: found no average, expected the one that the checkpoint was written with; delete it"
-                " to start the stage anew"
+                "trainer.callbacks: found no average, expected the one that the checkpoint was written with;"
+                " another run folder starts the stage anew"
             )
 
     def seconds(self) -> float:

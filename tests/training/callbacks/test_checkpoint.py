@@ -17,7 +17,7 @@ def test_checkpoints_hold_what_is_trained_and_plain_values(tmp_path: Path) -> No
     expected = {f"weights.{name}" for name in (*module.trained, "language.scale")}
     expected |= {f"{moment}.{name}" for moment in ("exp_avg", "exp_avg_sq") for name in module.trained}
     assert set(tensors) == expected
-    assert [each.name for each in (tmp_path / "checkpoints").iterdir()] == ["step-8"]
+    assert sorted(each.name for each in (tmp_path / "checkpoints").iterdir()) == ["step-6", "step-8"]
     assert {"torch", "numpy", "numpy_rest", "python", "python_rest"} == set(
         kept["callbacks"]["RandomStates"]["ranks"][0]
     )
@@ -56,3 +56,9 @@ def test_what_is_no_interval_is_refused(wrong: int | str) -> None:
         ValueError, match=rf"checkpoint_every: found {wrong!r}, expected optimizer steps such as 200 or"
     ):
         StageCheckpoint(wrong)
+
+
+@pytest.mark.parametrize("wrong", [0, -2])
+def test_fewer_than_one_checkpoint_is_refused(wrong: int) -> None:
+    with pytest.raises(ValueError, match=rf"checkpoint_keep: found {wrong}, expected at least 1"):
+        StageCheckpoint(keep=wrong)
