@@ -35,6 +35,8 @@ class Hardware(ParallelPlan):
     feature_cache: str | None = None
     """The folder in which `mllm cache` has written what the frozen tower makes of images; training then reads that, and
     does not build the tower. It changes no result but by the rounding of the dtype that was asked for."""
+    requeue: bool = True
+    """Whether a job of SLURM that is told that it will be ended (SIGUSR1, SIGUSR2) is queued again when it has saved."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,6 +33,7 @@ from lightning_mllm.commands.lock import locked
 from lightning_mllm.commands.loggers import fill_run_dir, loggers_of
 from lightning_mllm.commands.quiet import quieten
 from lightning_mllm.commands.recipe import recipe_of, test_settings
+from lightning_mllm.commands.requeue import requeued
 from lightning_mllm.commands.secrets import recorded, revealed
 from lightning_mllm.commands.wrong_values import in_one_sentence, refused_by_trainer
 from lightning_mllm.contracts import accumulation
@@ -85,7 +86,7 @@ class CLI(LightningCLI):
 
     def __init__(self, arguments: Sequence[str], overwrite: bool = False) -> None:
         self.verb, self.overwrite = arguments[0], overwrite
-        with ExitStack() as self._held:
+        with requeued(lambda: not hasattr(self, "config") or self.settings.hardware.requeue), ExitStack() as self._held:
             super().__init__(
                 MultimodalModule,
                 LightningDataModule,
