@@ -36,7 +36,7 @@ class Hardware(ParallelPlan):
     """The folder in which `mllm cache` has written what the frozen tower makes of images; training then reads that, and
     does not build the tower. It changes no result but by the rounding of the dtype that was asked for."""
     requeue: bool = True
-    """Whether a job of SLURM that is told that it will be ended (SIGUSR1, SIGUSR2) is queued again when it has saved."""
+    """Whether a job of SLURM that is told of its end (SIGUSR1, SIGUSR2) is queued again when it has saved."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
