@@ -21,6 +21,8 @@ PIECE = 64 << 20
 BLOCK = 1 << 22
 MAX_RECORD = 1 << 28
 """Bytes; a record with pictures in it has some megabytes."""
+LONGEST = 4 * MAX_RECORD
+"""Bytes of a line without an end, at which the file is given up."""
 BLANKS = b" \t\r\n"
 MARK = codecs.BOM_UTF8
 
@@ -129,6 +131,8 @@ def _borders(piece: Piece) -> Iterator[tuple[Int[np.ndarray, " L"], Int[np.ndarr
         place += len(block)
         if begin < 0 and len(ends):
             begin, ends = int(ends[0]) + 1, ends[1:]
+        if not len(ends) and place - max(begin, piece.begin) > LONGEST:
+            raise ValueError(f"{piece.path}: found a line of more than {LONGEST} bytes, expected lines of JSON")
         if begin < 0:
             if place >= piece.end:
                 return

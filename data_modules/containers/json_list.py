@@ -19,6 +19,8 @@ WINDOW = 1 << 22
 BLANK_END = 4096
 """Bytes at the end of a file, among which a list's bracket is looked for."""
 _BLANK = re.compile(r"[ \t\n\r]*")
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"|["\[\]{}]', re.DOTALL)
+"""Texts, in which brackets are none, and brackets; a quotation mark alone begins a text without an end."""
 _KINDS = {"{": "an object", '"': "a text", "": "nothing"}
 
 
@@ -60,7 +62,7 @@ def records_of(file: Listed) -> Arrays:
     """Where the records of a file begin and how long they are."""
     offsets, ends, left_out = list[int](), list[int](), list[str]()
     try:
-        for begin, end in split(file.path):
+        for begin, end in split(file.path, damaged=file.cut == "use"):
             offsets.append(begin)
             ends.append(end)
     except _Damaged as damage:
@@ -96,15 +98,18 @@ def _sentence(path: Path, number: int, damage: _Damaged) -> str:
     return f"{path}: record {number}: {at}: {kind}expected JSON ({damage.reason})"
 
 
-def split(path: Path) -> Iterator[tuple[int, int]]:
+def split(path: Path, damaged: bool = False) -> Iterator[tuple[int, int]]:
     """First byte of each record of a JSON list, and the byte behind its last.
+
+    Args:
+        damaged: whether records that are no JSON are among them, where their brackets say where they end.
 
     Raises:
         ValueError: the file is no list, or no JSON.
     """
     try:
         with open(path, "rb") as stream:
-            yield from _records(path, _Text(stream))
+            yield from _records(path, _Text(stream, damaged))
     except FileNotFoundError:
         raise not_found(path) from None
     except OSError as error:
@@ -114,8 +119,9 @@ def split(path: Path) -> Iterator[tuple[int, int]]:
 class _Text:
     """Some of a file, each byte as one character: all that is JSON's own is ASCII, in UTF-8 too."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream, self.text, self.base, self.at, self.ended = stream, "", 0, 0, False
+    def __init__(self, stream: BinaryIO, damaged: bool) -> None:
+        self.stream, self.damaged = stream, damaged
+        self.text, self.base, self.at, self.ended = "", 0, 0, False
         self._scan = json.JSONDecoder().raw_decode
 
     @property
@@ -151,12 +157,32 @@ class _Text:
             except json.JSONDecodeError as error:
                 reason, place = error.msg, error.pos
             except RecursionError:
-                raise _Damaged(self.offset, "lists in lists too deep to read") from None
+                reason = "lists in lists too deep to read"
             except ValueError:
                 reason = "a number that is too long"
+            if reason and self.damaged and (end := self._behind_brackets()):
+                self.at = end
+                return
+            if reason.startswith("lists"):
+                raise _Damaged(self.offset, reason)
             if self.ended or len(self.text) - self.at > MAX_RECORD:
                 raise _Damaged(self.base + place, reason or "no end")
             self.more()
+
+    def _behind_brackets(self) -> int:
+        """Where the record ends by its brackets, if another one or the list's end follows there; else 0."""
+        depth = 0
+        if self.text[self.at : self.at + 1] != "{":
+            return 0
+        for found in _BRACKETS.finditer(self.text, self.at):
+            if found[0] == '"':
+                return 0
+            depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(found[0], 0)
+            if not depth:
+                blanks = _BLANK.match(self.text, found.end())
+                assert blanks is not None
+                return found.end() if self.text[blanks.end() : blanks.end() + 1] in (",", "]") else 0
+        return 0
 
 
 def _records(path: Path, text: _Text) -> Iterator[tuple[int, int]]:

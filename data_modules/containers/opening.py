@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import get_args
 from data_modules.containers.json_lines import JsonLines
 from data_modules.containers.json_list import JsonList
 from data_modules.containers.protocol import Cut, Records
-from data_modules.containers.reading import look_at, not_found
+from data_modules.containers.reading import look_at, not_found, regular
 from data_modules.containers.tar import Tars
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".tar")
@@ -57,7 +58,7 @@ def expanded(patterns: Sequence[str | Path]) -> list[Path]:
     for pattern in map(str, patterns):
         named = _numbered(pattern)
         each = [path for name in named for path in ([name] if not glob.has_magic(name) else sorted(glob.glob(name)))]
-        if not each or not Path(each[0]).exists():
+        if not each or not os.path.lexists(each[0]):
             raise not_found(each[0] if each else pattern)
         found += map(Path, each)
     if not found:
@@ -91,11 +92,12 @@ def bytes_of(patterns: Sequence[str | Path]) -> int:
 
 
 def _reader(path: Path) -> Callable[[Sequence[Path], Cut], Records]:
-    if not path.exists():
-        raise not_found(path)
     suffix = path.suffix.lower()
     if path.is_dir() and not any((path / name).exists() for name in SAVED):
         raise ValueError(f"{path}: found a folder, expected files of records, or a folder that `datasets` saved")
+    for each in path.rglob("*") if path.is_dir() else [path]:
+        if not each.is_dir():
+            regular(each)
     if path.is_dir() or suffix == ".arrow":
         return _dataset
     if suffix in (".jsonl", ".ndjson"):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from io import FileIO
 from itertools import pairwise
 from pathlib import Path
@@ -39,6 +41,41 @@ def not_found(path: str | Path) -> ValueError:
         if above == "data" and name in WORLDS:
             return ValueError(f"{path} not found; make it with: mllm world {Path(*parts[: i + 2])}{WORLDS[name]}")
     return ValueError(f"{path} not found")
+
+
+KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+"""What is no regular file, as error messages call it."""
+
+
+def regular(path: str | Path) -> os.stat_result:
+    """What is known of a file without opening it, which waits at a pipe and never ends at a device.
+
+    Raises:
+        ValueError: it is missing, is no regular file, or one that the kernel makes while it is read (/proc, /sys).
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        raise not_found(path) from None
+    except (OSError, ValueError) as error:  # a link to itself, a name that is too long, a zero byte in it
+        raise ValueError(f"{path}: cannot read the file ({getattr(error, 'strerror', error)})") from None
+    kind = KINDS.get(stat.S_IFMT(found.st_mode))
+    if kind is None and found.st_dev in _made_by_the_kernel():
+        kind = "a file of the kernel"
+    if kind is not None:
+        raise ValueError(f"{path}: found {kind}, expected a regular file")
+    return found
+
+
+@cache
+def _made_by_the_kernel() -> frozenset[int]:
+    return frozenset(os.stat(each).st_dev for each in ("/proc", "/sys") if os.path.ismount(each))
 
 
 def _no_constant(name: str) -> None:

@@ -19,9 +19,10 @@ import pyarrow
 import pyarrow.parquet
 from jaxtyping import Int
 
+from data_modules.containers.damage import DAMAGED, damage, damage_of_rows, opened_parquet, reason
 from data_modules.containers.offset_index import fingerprint, key_of
 from data_modules.containers.protocol import Cut, FilesOfRecords
-from data_modules.containers.reading import not_found
+from data_modules.containers.reading import RecordError, not_found
 from data_modules.shard_order import AT_ONCE
 from lightning_mllm.contracts import ImageRef
 
@@ -65,7 +66,10 @@ class CellImage:
         return place if self.number is None else f"{place}/{self.number}"
 
     def read(self, max_bytes: int) -> bytes:
-        cell = self.table.cell(self.index, self.column)
+        try:
+            cell = self.table.cell(self.index, self.column)
+        except RecordError as rule:
+            raise ValueError(f"{self.name}: {rule}") from None
         if self.number is not None:
             assert isinstance(cell, list), "a number is one of a list"
             cell = cell[self.number]
@@ -96,13 +100,27 @@ class Tables(FilesOfRecords):
     def _rows(self, index: int, columns: Sequence[str]) -> pyarrow.Table:
         """The columns of record `index`, in a table of one row."""
 
+    def _sound(self, index: int, columns: Sequence[str]) -> pyarrow.Table:
+        """As `_rows`. RecordError for a row that is damaged: pyarrow would read anywhere in memory, and end."""
+        table = self._rows(index, columns)
+        if not self._is_whole(index, columns) and (wrong := damage_of_rows(table)):
+            raise RecordError(f"found a damaged row ({wrong}), expected a whole one")
+        return table
+
+    @abstractmethod
+    def _is_whole(self, index: int, columns: Sequence[str]) -> bool:
+        """Whether all rows beside record `index` are sound, which is looked at once; a row alone costs as much."""
+
     def cell(self, index: int, column: str) -> object:
         """What stands in a column of record `index`."""
-        return self._rows(index, [column]).column(0)[0].as_py()
+        return self._sound(index, [column]).column(0)[0].as_py()
 
     def __getitem__(self, index: int) -> object:
         self._located(index)
-        record = self._rows(index, self._columns).to_pylist()[0] if self._columns else {}
+        try:
+            record = self._sound(index, self._columns).to_pylist()[0] if self._columns else {}
+        except (UnicodeDecodeError, OverflowError) as error:
+            raise RecordError(f"found a damaged row ({error}), expected a whole one") from None
         for column in self._pictures:
             record[column] = self._named(index, column)
         return {name: record[name] for name in self.schema.names}
@@ -126,7 +144,7 @@ class Tables(FilesOfRecords):
                 return True if cell["bytes"].is_valid else cell["path"].as_py() if "path" in cell else None
             return True
 
-        return kind(self._rows(index, [column]).column(0)[0])
+        return kind(self._sound(index, [column]).column(0)[0])
 
     def images(self, index: int) -> Mapping[str, ImageRef]:
         found: dict[str, ImageRef] = {}
@@ -155,20 +173,21 @@ class Parquet(Tables):
         counts, groups, schema = list[int](), list[np.ndarray](), None
         for path in paths:
             try:
-                with pyarrow.parquet.ParquetFile(path) as file:
+                with opened_parquet(path) as file:
                     meta, found = file.metadata, file.schema_arrow
+                    names, _ = found.names, str(found)  # which reads the names of parts of columns, too
             except FileNotFoundError:
                 raise not_found(path) from None
-            except (OSError, pyarrow.ArrowException) as error:
-                sentence = f"{path}: found no table ({str(error).splitlines()[0]}), expected a whole .parquet file"
+            except DAMAGED as error:
+                sentence = f"{path}: found no table ({reason(error)}), expected a whole .parquet file"
                 if cut == "refuse":
                     raise ValueError(sentence) from None
                 self.left_out.append(f"{sentence}; it is left out")
                 continue
             schema = schema or found
-            if alike and found.names != schema.names:
+            if alike and names != schema.names:
                 raise ValueError(
-                    f"{path}: found the columns {', '.join(found.names)}, expected {', '.join(schema.names)} as in"
+                    f"{path}: found the columns {', '.join(names)}, expected {', '.join(schema.names)} as in"
                     f" {self.paths[0]}"
                 )
             if alike and (column := _otherwise(schema, found)):
@@ -188,6 +207,7 @@ class Parquet(Tables):
         self._groups = [np.concatenate([[0], np.cumsum(each)]) for each in groups]
         """Of each file the number of the first row of each row group."""
         self._held: OrderedDict[tuple[int, int, tuple[str, ...]], pyarrow.Table] = OrderedDict()
+        self._whole: dict[tuple[int, int, tuple[str, ...]], bool] = {}
         self._complete: dict[tuple[int, int, str], bool] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -204,11 +224,14 @@ class Parquet(Tables):
     def _always_stored(self, file: int, group: int, column: str) -> bool:
         """Whether each row of a group has a picture, as far as the group's directory tells."""
         if (file, group, column) not in self._complete:
-            with pyarrow.parquet.ParquetFile(self.paths[file]) as opened:
-                meta = opened.metadata.row_group(group)
-            chunks = [meta.column(k) for k in range(meta.num_columns)]
-            told = [each.statistics for each in chunks if each.path_in_schema in (column, f"{column}.bytes")]
-            nulls = [each.null_count if each and each.has_null_count else 1 for each in told]
+            try:
+                with opened_parquet(self.paths[file]) as opened:
+                    meta = opened.metadata.row_group(group)
+                chunks = [meta.column(k) for k in range(meta.num_columns)]
+                told = [each.statistics for each in chunks if each.path_in_schema in (column, f"{column}.bytes")]
+                nulls = [each.null_count if each and each.has_null_count else 1 for each in told]
+            except DAMAGED:
+                nulls = []  # what is damaged is said where the rows are read
             self._complete[file, group, column] = nulls == [0]
         return self._complete[file, group, column]
 
@@ -233,8 +256,13 @@ class Parquet(Tables):
             self._held.move_to_end(key)
             return table.slice(number, 1)
         self._held[key] = table = self.group(file, group, columns)
+        if key not in self._whole:
+            self._whole[key] = not damage(table)
         self._drop()
         return table.slice(number, 1)
+
+    def _is_whole(self, index: int, columns: Sequence[str]) -> bool:
+        return self._whole[(*self._group_of(index)[:2], tuple(columns))]
 
     def _drop(self) -> None:
         """Row groups that were not read for the longest time, where too many are kept."""
@@ -247,11 +275,11 @@ class Parquet(Tables):
         """Some columns of a row group."""
         path = self.paths[file]
         try:
-            with pyarrow.parquet.ParquetFile(path) as opened:
+            with opened_parquet(path) as opened:
                 return opened.read_row_group(group, list(columns), use_threads=False)
-        except (OSError, pyarrow.ArrowException) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{path}: row group {group}: cannot read it ({reason}), expected a whole table") from None
+        except DAMAGED as error:
+            sentence = f"{path}: row group {group}: cannot read it ({reason(error)}), expected a whole table"
+            raise ValueError(sentence) from None
 
 
 def _otherwise(one: pyarrow.Schema, other: pyarrow.Schema) -> str:
@@ -286,14 +314,29 @@ class Dataset(Tables):
         try:
             read = datasets.Dataset.load_from_disk if path.is_dir() else datasets.Dataset.from_file
             table: datasets.Dataset = read(str(path))
-        except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{path}: found no dataset ({reason}), expected one that `datasets` saved") from None
+        except DAMAGED as error:
+            raise ValueError(
+                f"{path}: found no dataset ({reason(error)}), expected one that `datasets` saved"
+            ) from None
         self._table = table.with_format("arrow")
         self.schema = table.data.schema
         files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
         self.key = key_of("dataset", 1, [fingerprint(each) for each in files])
         self._counted([len(table)])
+        sizes = [batch.num_rows for batch in table.data.table.to_batches()]
+        self._batches = np.cumsum([0, *sizes], dtype=np.int64)
+        """The number of the first row of each batch."""
+        self._whole: dict[tuple[int, tuple[str, ...]], bool] = {}
+
+    def _is_whole(self, index: int, columns: Sequence[str]) -> bool:
+        if self._table._indices is not None:
+            return False  # rows are in another order than they are stored
+        batch = int(np.searchsorted(self._batches, index, side="right")) - 1
+        key = batch, tuple(columns)
+        if key not in self._whole:
+            begin, end = self._batches[batch : batch + 2].tolist()
+            self._whole[key] = not damage(self._table.data.table.select(list(columns)).slice(begin, end - begin))
+        return self._whole[key]
 
     def _rows(self, index: int, columns: Sequence[str]) -> pyarrow.Table:
         rows: Any = self._table[index : index + 1]

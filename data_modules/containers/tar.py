@@ -22,8 +22,8 @@ TEXTS = ("caption", "cls", "text", "transcript", "txt")
 """Extensions of members that are texts."""
 MAX_MEMBER = 1 << 26
 """Bytes of a .json or text member."""
-END, BLOCK = 512, 1 << 20
-"""Bytes of zeros at the end of a tar, and of what is read at once behind it."""
+END, BLOCK, PADDING = 512, 1 << 20, 1 << 28
+"""Bytes of zeros at the end of a tar, of what is read at once behind it, and of all that may be there."""
 
 
 class Member(NamedTuple):
@@ -196,6 +196,8 @@ def _read(path: Path) -> Iterator[Member]:
         raise ValueError(f"{path}: cannot read the file ({error.strerror or error})") from None
     if size < end + END or FILES.read(path, end, END).strip(b"\0"):
         raise _Cut(f"{path}: found a tar without its end at offset {end}")
+    if size - end > PADDING:
+        raise ValueError(f"{path}: found {size - end} bytes behind the end of the tar, expected at most {PADDING}")
     for place in range(end, size, BLOCK):
         if FILES.read(path, place, min(BLOCK, size - place)).strip(b"\0"):
             raise ValueError(

@@ -14,6 +14,7 @@ import numpy as np
 
 from data_modules.containers.offset_index import fingerprint, key_of, texts, texts_in
 from data_modules.containers.opening import bytes_of
+from data_modules.sources.image_folder import image_roots
 from lightning_mllm import boxes, contracts
 
 HERE = Path(__file__).parent
@@ -35,7 +36,7 @@ class Given:
         bound = inspect.signature(cls.__init__).bind(self, *self._given[0], **self._given[1])
         bound.apply_defaults()
         settings = sorted((name, repr(value)) for name, value in bound.arguments.items() if name != "self")
-        return key_of(f"{cls.__module__}.{cls.__qualname__}", code_key(cls), settings)
+        return key_of(f"{cls.__module__}.{cls.__qualname__}", code_key(cls), settings, image_roots())
 
     def given_bytes(self) -> int:
         """The size of the files of records that the settings name."""

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from data_modules.containers.reading import not_found, regular
 from data_modules.sources.files import BadRecords
-from data_modules.sources.records import not_found
 from data_modules.sources.source import Source
 from lightning_mllm.contracts import Documents, Sample
 
@@ -60,8 +60,10 @@ class TextSource(Source):
             return
         for pattern in self.files:
             found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
-            if not found or not Path(found[0]).is_file():
+            if not found:
                 raise not_found(pattern)
+            for each in found:
+                regular(each)
             self.paths += map(Path, found)
         self._index()
         if not len(self.sizes):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ import numpy as np
 from data_modules.containers.reading import WORLDS as WORLDS
 from data_modules.containers.reading import RecordError as RecordError
 from data_modules.containers.reading import located as located
-from data_modules.containers.reading import look_at
+from data_modules.containers.reading import look_at, regular
 from data_modules.containers.reading import not_found as not_found
 from data_modules.containers.reading import parse as parse
 from data_modules.containers.values import MAX_TEXT as MAX_TEXT
@@ -25,7 +23,10 @@ from data_modules.containers.values import kind_of as kind_of
 from data_modules.containers.values import one_of as one_of
 from data_modules.containers.values import text_of as text_of
 from data_modules.containers.values import texts_of as texts_of
+from data_modules.sources.image_folder import ImageFolder as ImageFolder
 
+MAX_FILE = 1 << 33
+"""Bytes of a file of annotations that is read whole; the largest published one (Visual Genome's regions) has 0.7 GB."""
 MAX_CAPTION = 10_000
 """Characters; the longest caption of the published sets has a few hundred."""
 
@@ -40,7 +41,8 @@ def refused(path: str | Path, place: str, record: object, rule: object, key: str
     if record is None and isinstance(rule, RecordError):
         record = rule.record
     id = record.get(key) if isinstance(record, dict) else None
-    return ValueError(f"{located(path, place)}{'' if id is None else f' ({key} {id})'}: {rule}")
+    sentence = f"{located(path, place)}{'' if id is None else f' ({key} {str(id)[:200]})'}: {rule}"
+    return ValueError(sentence.encode("utf-8", "backslashreplace").decode())  # half of a character cannot be printed
 
 
 def unique_id(id: str, known: dict[str, int]) -> str:
@@ -60,10 +62,10 @@ def unique_id(id: str, known: dict[str, int]) -> str:
 def read_bytes(path: str | Path) -> bytes:
     """The bytes of a data file; ValueError if it is missing or cannot be read."""
     look_at(path)
+    if (size := regular(path).st_size) > MAX_FILE:
+        raise ValueError(f"{path}: found {size} bytes, expected at most {MAX_FILE} of a file that is read whole")
     try:
         return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise not_found(path) from None
     except OSError as error:
         raise ValueError(f"{path}: cannot read the file ({error.strerror})") from None
 
@@ -119,57 +121,6 @@ def keyed_records_in(path: str | Path, key: str) -> Iterator[tuple[str, object]]
         raise ValueError(f"{path}: found {kind_of(content)}, expected an object of records by id")
     for id, record in content.items():
         yield f"record '{id}'", {**record, key: id} if isinstance(record, dict) else record
-
-
-class ImageFolder:
-    """A folder of images, listed once for each subfolder instead of asked once for each file."""
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-        self._names: dict[str, set[str]] = {}
-
-    @property
-    def listed(self) -> list[str]:
-        """The folders that were looked into."""
-        return list(self._names)
-
-    def check(self, name: str) -> str:
-        """`name` relative to the folder, if that file exists; RecordError otherwise."""
-        if not self.root:
-            raise RecordError(f"names the image '{name}', expected none because no images folder is given")
-        path = PurePosixPath(name)
-        if not path.name or path.is_absolute() or ".." in path.parts or "\0" in name:
-            raise RecordError(f"image is '{name}', expected a path inside {self.root}")
-        folder = os.path.join(self.root, path.parent)
-        if folder not in self._names and not os.path.isdir(self.root):
-            raise not_found(self.root)
-        if path.name not in self._listed(folder):
-            raise RecordError(f"image {os.path.join(self.root, name)} not found{self._near(path)}")
-        return str(path)
-
-    def _listed(self, folder: str) -> set[str]:
-        if folder not in self._names:
-            self._names[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        return self._names[folder]
-
-    def _near(self, path: PurePosixPath) -> str:
-        """The file whose name differs in case or in the form of its letters (NFC, NFD) alone, for the error."""
-        found = PurePosixPath()
-        for part in path.parts:
-            names = self._listed(os.path.join(self.root, found))
-            near = [part] if part in names else sorted(each for each in names if _folded(each) == _folded(part))
-            if not near:
-                return ""
-            found /= near[0]
-        same = unicodedata.normalize("NFC", str(found)) == unicodedata.normalize("NFC", str(path))
-        return f", but {found} is: the names differ in {'their Unicode form (NFC, NFD)' if same else 'case'} alone"
-
-    def path(self, name: str) -> Path:
-        return Path(self.root, name)
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def packed(value: object) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from data_modules.sources.records import MAX_TEXT, RecordError, parse, refused, 
 LONGEST_LINE = 8 * MAX_TEXT
 """Bytes: a text of MAX_TEXT characters with every character escaped has fewer."""
 BLOCK = 1 << 20
+LARGEST = 1 << 30
+"""Bytes of a file that is one document."""
 
 
 class TextFiles(TextSource):
@@ -150,6 +153,8 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _whole(path: Path) -> Iterator[tuple[int, int]]:
     """The one document of a file: where it begins and how many bytes it has."""
+    if (size := os.path.getsize(path)) > LARGEST:
+        raise ValueError(f"{path}: found a document of {size} bytes, expected at most {LARGEST}")
     decoder, begin, blank = codecs.getincrementaldecoder("utf-8")(), 0, True
     with open(path, "rb") as stream:
         while True:

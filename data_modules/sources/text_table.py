@@ -68,15 +68,22 @@ class TextTable(TextSource):
         """Bytes of each text of a row group."""
         import pyarrow.compute
 
+        from data_modules.containers.damage import damage
+
         column = self._table.group(group.file, group.number, [self.field]).column(0)
         lengths: Any = pyarrow.compute.call_function("binary_length", [column])
         sizes = lengths.fill_null(0).to_numpy().astype(np.int64)
+        bad = {row: f"'{self.field}' is empty, expected a text" for row in np.flatnonzero(sizes == 0).tolist()}
+        if damage(column):
+            told = ((row, damage(column.slice(row, 1))) for row in range(len(column)))
+            bad |= {row: f"found a damaged text ({reason}), expected UTF-8" for row, reason in told if reason}
+            sizes[list(bad)] = 0
         first, skipped = self._table.first_of(group.file, group.number), list[str]()
-        for row in (np.flatnonzero(sizes == 0) + first).tolist():
-            empty = f"{self._table.paths[group.file]}: row {row}: '{self.field}' is empty, expected a text"
+        for row, rule in sorted(bad.items()):
+            sentence = f"{self._table.paths[group.file]}: row {first + row}: {rule}"
             if self.bad_records == "refuse":
-                raise ValueError(empty)
-            skipped.append(empty)
+                raise ValueError(sentence)
+            skipped.append(sentence)
         return {"size": sizes, "empty": np.array([bool(skipped)]), "skipped": texts(skipped)}
 
     def _row(self, index: int) -> int:

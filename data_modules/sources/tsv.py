@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from data_modules.containers.reading import look_at
-from data_modules.sources.records import not_found
+from data_modules.containers.reading import look_at, regular
 
-csv.field_size_limit(1 << 28)
+LONGEST = 1 << 28
+"""Bytes of a line, and characters of a cell."""
+csv.field_size_limit(LONGEST)
 
 
 class TsvRow(NamedTuple):
@@ -36,6 +37,7 @@ def tsv_rows(path: str | Path) -> Iterator[TsvRow]:
         ValueError: the file is missing, is not UTF-8, has no header, or a row has more cells than the header.
     """
     look_at(path)
+    regular(path)
     try:
         with open(path, "rb") as file:
             source = _Lines(file)
@@ -51,8 +53,8 @@ def tsv_rows(path: str | Path) -> Iterator[TsvRow]:
                     texts = dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=True))
                     yield TsvRow(line, start, source.read - start, texts)
                 start, line = source.read, source.count + 1
-    except FileNotFoundError:
-        raise not_found(path) from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read the file ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: found a byte that is not UTF-8 ({error.reason}), expected UTF-8 text") from None
     except csv.Error as error:
@@ -66,7 +68,9 @@ class _Lines:
         self.file, self.read, self.count = file, 0, 0
 
     def __iter__(self) -> Iterator[str]:
-        for line in self.file:
+        while line := self.file.readline(LONGEST):
+            if len(line) == LONGEST:
+                raise csv.Error(f"line {self.count + 1} has {LONGEST} bytes or more")
             text = line.decode("utf-8-sig" if not self.count else "utf-8")
             self.read, self.count = self.read + len(line), self.count + 1
             yield text

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from data_modules.containers import open_records
+from data_modules.containers.reading import RecordError
 from tests.data_modules.containers.test_opening import Write, lines, listed, parquet, tarred
 
 FULL = bool(os.environ.get("MLLM_FULL"))
@@ -18,8 +20,11 @@ CUTS = 10 if FULL else 3
 ROWS = [{"id": k, "text": "words é " * (k % 7)} for k in range(20_000 if FULL else 60)]
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("write", [lines, listed, tarred], ids=lambda each: each.__name__)
-def test_the_records_before_a_cut_are_used_or_the_file_is_refused(write: Write, tmp_path: Path) -> None:
+def test_the_records_before_a_cut_are_used_or_the_file_is_refused(
+    write: Write, tmp_path: Path, fault_row: Callable[[str, str, str], None]
+) -> None:
     whole = write(tmp_path, ROWS)
     content, random = whole.read_bytes(), Random(1)
     records = open_records(whole)
@@ -45,6 +50,8 @@ def test_the_records_before_a_cut_are_used_or_the_file_is_refused(write: Write, 
         else:  # cut behind a whole line
             assert write is lines and len(open_records(path)) == len(found)
         assert not FULL or used < 10  # T21, of one core
+    kind = "JSON lines" if write is lines else "a JSON list" if write is listed else "a tar"
+    fault_row("T21", f"{CUTS} of {CUTS}", f"{kind} cut: the records before the cut, or a sentence")
 
 
 def ends(path: Path, content: bytes, write: Write) -> list[int]:
@@ -87,10 +94,19 @@ def test_a_tar_keeps_its_last_record_where_it_has_all_members(tmp_path: Path) ->
         assert len(open_records(path, cut="use")) == kept, blocks
 
 
-def test_a_list_damaged_within_is_refused_whatever_is_said_of_cuts(tmp_path: Path) -> None:
+def test_a_list_damaged_within_is_refused_or_one_record_of_it_is(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[{"id": 1}, {"id": }, {"id": 3}]')
     with pytest.raises(ValueError, match=r"a.json: record 1: line 1, column 20: expected JSON \(Expecting value\)$"):
-        open_records(tmp_path / "a.json", cut="use")
+        open_records(tmp_path / "a.json")
+    records = open_records(tmp_path / "a.json", cut="use")
+    assert len(records) == 3 and records[2] == {"id": 3}
+    with pytest.raises(RecordError, match=r"expected JSON \(Expecting value\)$"):
+        records[1]
+    # Where brackets do not tell where it ends, no record behind it is guessed.
+    for bad in ('{"id": [}', '{"id": "}', '{"id": 2} 3', "2 3"):
+        (tmp_path / "a.json").write_text(f'[{{"id": 1}}, {bad}, {{"id": 3}}]')
+        with pytest.raises(ValueError, match=r"a.json: record [12]: .*expected JSON"):
+            open_records(tmp_path / "a.json", cut="use")
 
 
 def test_a_list_may_be_cut_behind_a_bracket_of_a_record(tmp_path: Path) -> None:

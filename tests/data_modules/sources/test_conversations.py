@@ -269,8 +269,8 @@ def test_folders_are_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     import os
 
     listed: list[str] = []
-    original = os.listdir
-    monkeypatch.setattr(os, "listdir", lambda path: (listed.append(str(path)), original(path))[1])
+    original = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(str(path)), original(path))[1])
     load(tmp_path, GOOD * 20)
     assert len([path for path in listed if "images" in path]) == 2
 
