@@ -1,0 +1,51 @@
+"""What a processor does to samples, as short digests: its tokenizer, its chat template, its images."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+
+import torch
+
+from lightning_mllm.contracts import Sample
+
+
+def processor_digests(processor: object) -> dict[str, str]:
+    """Of each part that a processor has, what it is.
+
+    Pixels do not count: those of another release of the image library differ in rounding.
+    """
+    found: dict[str, object] = {}
+    if callable(vocabulary := getattr(tokenizer := getattr(processor, "tokenizer", None), "get_vocab", None)):
+        found["tokenizer"] = sorted(vocabulary().items())
+        found["chat template"] = getattr(tokenizer, "chat_template", None)
+    parts = {"chat": "chat template", "image": "images", "max_length": "max_length", "masks": "masks"}
+    for name, part in parts.items():
+        value = getattr(processor, name, None)
+        # Objects that say nothing but where they are in memory are known by the samples that they make.
+        written = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "", _written(value))
+        found[part] = f"{found.get(part, '')}{written}"
+    return {part: _digest(str(value)) for part, value in found.items()}
+
+
+def _written(value: object) -> str:
+    tokenizer = getattr(value, "tokenizer", None)
+    return type(value).__name__ if tokenizer is not None else repr(value)
+
+
+def encoded_digest(processor: object, samples: Iterable[tuple[Sample, torch.Generator]]) -> str:
+    """Of the tokens and labels that some samples become."""
+    digest = hashlib.blake2b(digest_size=8)
+    for sample, generator in samples:
+        try:
+            encoded = processor.encode(sample, random=generator)  # pyright: ignore[reportAttributeAccessIssue]
+        except ValueError:
+            continue
+        for tensor in (encoded.tokens, encoded.labels):
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
