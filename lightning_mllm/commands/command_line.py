@@ -50,6 +50,8 @@ SETTINGS: dict[str, object] = {
 EXPECTED = ("model", "data", "stage", "hardware", "trainer", "run_dir", "seed_everything", "ckpt_path")
 FLAGS = {"print_config": "", "overwrite": "true"}
 """Options that need no value, and what they mean without one."""
+DRIFT = ("allow_drift", "allow-drift")
+"""The option that names differences with which a stage goes on all the same; it may stand several times."""
 
 Options = list[tuple[str, str]]
 """Name and value of each option, in order."""
@@ -115,6 +117,9 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, ob
         if name in FLAGS:
             config.flags[name] = text
             continue
+        if name in DRIFT:
+            config.flags[DRIFT[0]] = ",".join(filter(None, [config.flags.get(DRIFT[0]), text]))
+            continue
         if name.removesuffix("+").removesuffix(".class_path") == "trainer.logger":
             text = _logger_option(name, text)
             options[position] = name.removesuffix(".class_path"), text
@@ -147,7 +152,7 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, ob
             options = [*options, ("run_dir", str(file.parent))]
         elif ("run_dir",) not in config.locations:
             options = [*options, ("run_dir", str(default_run_dir(configs, runs)))]
-    told += [f"--{name}={value}" for name, value in options if name not in FLAGS]
+    told += [f"--{name}={value}" for name, value in options if name not in (*FLAGS, *DRIFT)]
     told += ["--print_config" + (f"={value}" if value else "") for name, value in options if name == "print_config"]
     return told, tree, config
 

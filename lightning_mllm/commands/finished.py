@@ -15,15 +15,15 @@ from lightning_mllm.commands.identity import (
     read_identity,
     refuse,
 )
+from lightning_mllm.commands.lock import LOCK
 from lightning_mllm.commands.recipe import Recipe, differences
 from lightning_mllm.commands.run_files import read_config, read_record
 from lightning_mllm.evaluation.results import write_json
-from lightning_mllm.training.checkpoints.finding import must_have
+from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
+from lightning_mllm.training.checkpoints.finding import candidates, must_have
 from lightning_mllm.weights.lineage import RECORD, WEIGHTS
 
 MADE_BY_TRAINING = (
-    "weights",
-    "checkpoints",
     "checkpoints.json",
     "metrics.csv",
     "test.json",
@@ -33,6 +33,14 @@ MADE_BY_TRAINING = (
     IDENTITY,
 )
 """What there is no more of once the stage is trained anew; what W&B keeps of the earlier run is that run's."""
+FOLDERS = {
+    WEIGHTS: ("*.safetensors", "*.safetensors.index.json", ".*.writing"),
+    "checkpoints": ("step-*", ".step-*"),
+}
+"""The same of folders, in which something else may lie."""
+OURS_BEFORE = (LOCK, "wandb", "bad_samples.jsonl")
+LOGS = (".log", ".out", ".err", ".writing", ".part")
+"""What may be in the folder of a run that has not begun: what a launcher writes there, or a run that was stopped."""
 
 
 def is_done(run_dir: Path, recipe: Recipe, allowed: Sequence[str] = ()) -> bool:
@@ -44,8 +52,8 @@ def is_done(run_dir: Path, recipe: Recipe, allowed: Sequence[str] = ()) -> bool:
     Raises:
         ConfigError: It has, under another one, or from other data; names what differs.
     """
-    stage_file = run_dir / WEIGHTS / RECORD
-    if not stage_file.is_file():
+    refuse_foreign(run_dir)
+    if not (run_dir / WEIGHTS / RECORD).is_file():
         return False
     known = _trained(run_dir)["settings"]["config"]
     if isinstance(known, Mapping) and set(known) == {"mix"}:
@@ -79,6 +87,7 @@ def checkpoint_of(run_dir: Path, recipe: Recipe, allowed: Sequence[str] = ()) ->
         ValueError: One was written, and none is there.
     """
     folder, config = run_dir / "checkpoints", run_dir / "config.yaml"
+    _check_metrics(run_dir)
     if not must_have(folder):
         return None
     if known := read_config(config, "delete it to go on with the settings that are given now, or say --overwrite"):
@@ -144,12 +153,57 @@ def _trained(run_dir: Path) -> dict:
     return found
 
 
+def _check_metrics(run_dir: Path) -> None:
+    """Raises ConfigError where `metrics.csv`, to which a run appends, is damaged; a last line that was cut is not."""
+    try:
+        MetricsCsv(str(run_dir / "metrics.csv")).rows()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def refuse_foreign(run_dir: Path) -> None:
+    """Raises ConfigError where a folder holds files and no run of ours: nothing in it is replaced then."""
+    if not run_dir.exists():
+        return
+    if not run_dir.is_dir():
+        raise ConfigError(f"run_dir: found a file at {run_dir}, expected a folder of a run, or none")
+    names = sorted(each.name for each in run_dir.iterdir())
+    foreign = [name for name in names if name not in OURS_BEFORE and not name.endswith(LOGS)]
+    if not foreign or _is_ours(run_dir):
+        return
+    more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+    raise ConfigError(
+        f"run_dir: found {foreign[0]}{more} in {run_dir}, which is no folder of a run, expected an empty folder, a new"
+        " one, or that of a run; name another"
+    )
+
+
+def _is_ours(run_dir: Path) -> bool:
+    config = run_dir / "config.yaml"
+    if (run_dir / IDENTITY).is_file() or (run_dir / WEIGHTS / RECORD).is_file() or candidates(run_dir / "checkpoints"):
+        return True
+    if "scores" in _tested(run_dir):
+        return True  # what it would start from was tested there
+    return config.is_file() and bool(read_config(config, "delete it if it is that of a run, or name another --run_dir"))
+
+
 def clear(run_dir: Path) -> None:
-    """Removes what an earlier training left in the folder, the record of its weights first."""
+    """Removes what an earlier training left in the folder, the record of its weights first; files that no training
+    writes stay where they are.
+
+    Raises:
+        ConfigError: No run of ours made the folder.
+    """
+    refuse_foreign(run_dir)
     (run_dir / WEIGHTS / RECORD).unlink(missing_ok=True)
     for name in MADE_BY_TRAINING:
-        path = run_dir / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        (run_dir / name).unlink(missing_ok=True)
+    for folder, ours in FOLDERS.items():
+        for pattern in ours:
+            for path in (run_dir / folder).glob(pattern):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        if (run_dir / folder).is_dir() and not any((run_dir / folder).iterdir()):
+            (run_dir / folder).rmdir()

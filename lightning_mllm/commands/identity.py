@@ -7,7 +7,7 @@
  "processor": {"tokenizer", "chat template", "images", "encoded", ...},
  "ancestors": {"align": "9f86d0..."},                                             SHA-256 of the weights it began from
  "precision": {"trainer": "32-true", "hardware": "fp32"},
- "drift":     [{"names": ["data.train.captions.images"], "checkpoint": "step-200"}]}   what `--allow-drift` let pass
+ "drift":     [{"names": ["data.train.captions.images"], "found": "..."}]}           what `--allow-drift` let pass
 
 Files and folders are those that the settings of the model and of the data name; a data set that was moved has the same
 digests, so that its new place is no change. Of each source 1,000 samples are looked at, spread evenly. A finished stage
@@ -20,7 +20,6 @@ Ranks and micro-batches, and where things are kept, belong to no identity.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -125,11 +124,21 @@ def moved_folders(run_dir: Path, recipe: Tree, keys: Sequence[str]) -> set[str]:
 
 
 def identity_of(
-    recipe: Tree, datamodule: object, processor: object, init_from: Mapping[str, float], runs: Path, like: Tree
+    recipe: Tree,
+    datamodule: object,
+    processor: object,
+    init_from: Mapping[str, float],
+    runs: Path,
+    begun_in: Path | None,
+    *,
+    precision: Mapping[str, str],
 ) -> dict[str, object]:
-    """What a stage is begun with; folders are looked at as in `like`, an identity or nothing."""
-    known = like.get("folders", {})
-    assert isinstance(known, Mapping)
+    """What a stage is begun with.
+
+    Args:
+        begun_in: The run folder that it goes on from, whose folders of data are looked at in the same way.
+    """
+    known = read_identity(begun_in).get("folders", {}) if begun_in is not None else {}
     folders, seen = {}, dict[tuple[Path, bool], dict[str, object]]()
     for key, folder in folders_of(recipe).items():
         place = (folder.resolve(), key in known)
@@ -146,6 +155,7 @@ def identity_of(
         "samples": samples,
         "processor": {**processor_digests(processor), "encoded": encoded_digest(processor, shown)},
         "ancestors": {source: InitSource.find(source, runs).digest for source in init_from},
+        "precision": dict(precision),
     }
 
 
@@ -209,7 +219,7 @@ def drift(known: Tree, now: Tree) -> dict[str, str]:
     return found
 
 
-def _both(known: Tree, now: Tree, name: str) -> Iterator[tuple[str, object, object]]:
+def _both(known: Tree, now: Tree, name: str) -> Iterator[tuple[str, dict, dict]]:
     before, after = known.get(name), now.get(name)
     assert isinstance(before, Mapping) and isinstance(after, Mapping)
     return ((str(key), before[key], after[key]) for key in before if key in after)
@@ -250,11 +260,14 @@ def is_allowed(name: str, allowed: Sequence[str]) -> bool:
     return any(name == each or name.startswith(f"{each}.") for each in allowed)
 
 
-def check_identity(run_dir: Path, now: Tree, *, resumed: str, allowed: Sequence[str]) -> list[str]:
+def check_identity(
+    run_dir: Path, now: Tree, *, begun_in: Path | None, settings: Sequence[str], allowed: Sequence[str]
+) -> list[str]:
     """Compares a stage that goes on with what it was begun with, and writes `identity.json`.
 
     Args:
-        resumed: The checkpoint's name; empty where the stage begins.
+        begun_in: The run folder that it goes on from; None where it begins.
+        settings: The settings that differ and were allowed.
         allowed: Names of differences that it goes on with.
 
     Returns:
@@ -263,15 +276,16 @@ def check_identity(run_dir: Path, now: Tree, *, resumed: str, allowed: Sequence[
     Raises:
         ConfigError: It differs, in something that is not allowed.
     """
-    known = read_identity(run_dir) if resumed else {}
+    known = {} if begun_in is None else read_identity(begun_in)
     told, passed = [], list(known.get("drift", []))
-    if resumed and not known:
-        told.append(f"{run_dir}: found no {IDENTITY}, so that nobody knows whether the data are those of {resumed}")
+    if begun_in is not None and not known:
+        told.append(f"{run_dir}: found no {IDENTITY}, so whether the data are the same was not looked at")
     found = drift(known, now) if known else {}
     refuse(run_dir, {name: what for name, what in found.items() if not is_allowed(name, allowed)})
+    found = {**dict.fromkeys([name for name in settings if is_allowed(name, allowed)], ""), **found}
     if found:
-        passed.append({"names": sorted(found), "checkpoint": resumed})
-        told.append(f"{run_dir} goes on with {in_words(found)}, as --allow-drift says")
+        passed.append({"names": sorted(found), "found": in_words(found)})
+        told.append(f"{run_dir} goes on with another {in_words(found)}, as --allow-drift says; {IDENTITY} records it")
     write_json(run_dir / IDENTITY, {**now, "drift": passed})
     return told
 

@@ -24,9 +24,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_mllm import signals
 from lightning_mllm.commands import places
+from lightning_mllm.commands.beginning import begin
 from lightning_mllm.commands.command_line import SETTINGS, read_command_line
 from lightning_mllm.commands.config import ConfigError
-from lightning_mllm.commands.finished import checkpoint_of, clear, is_done, note_test
+from lightning_mllm.commands.finished import allowed_names, checkpoint_of, clear, is_done, note_test
 from lightning_mllm.commands.hardware import Hardware, at_once
 from lightning_mllm.commands.help import asks_for_help, show_help
 from lightning_mllm.commands.lock import locked
@@ -84,8 +85,8 @@ class CLI(LightningCLI):
     Precedence: package defaults < `--config` files from left to right < command line.
     """
 
-    def __init__(self, arguments: Sequence[str], overwrite: bool = False) -> None:
-        self.verb, self.overwrite = arguments[0], overwrite
+    def __init__(self, arguments: Sequence[str], overwrite: bool = False, allowed: Sequence[str] = ()) -> None:
+        self.verb, self.overwrite, self.allowed = arguments[0], overwrite, allowed
         with requeued(lambda: not hasattr(self, "config") or self.settings.hardware.requeue), ExitStack() as self._held:
             super().__init__(
                 MultimodalModule,
@@ -176,7 +177,7 @@ class CLI(LightningCLI):
         Raises:
             ConfigError: They were trained under other settings.
         """
-        return not self.overwrite and is_done(self.run_dir, self.recipe)
+        return not self.overwrite and is_done(self.run_dir, self.recipe, self.allowed)
 
     def checkpoint(self) -> Path | None:
         """The folder of checkpoints from which this stage goes on, if it was stopped.
@@ -184,7 +185,7 @@ class CLI(LightningCLI):
         Raises:
             ConfigError: They were written under other settings, or are gone.
         """
-        return None if self.overwrite else checkpoint_of(self.run_dir, self.recipe)
+        return None if self.overwrite else checkpoint_of(self.run_dir, self.recipe, self.allowed)
 
     def before_instantiate_classes(self) -> None:
         _ = self.recipe
@@ -276,6 +277,8 @@ class CLI(LightningCLI):
         if (every := stage["validate_every"]) is not None:
             self.trainer.val_check_interval = every * self.trainer.accumulate_grad_batches
             self.trainer.check_val_every_n_epoch = None
+        if not self.overwrite:
+            self.model.drift = allowed_names(self.run_dir, self.allowed)
         self.write_config()
 
     @rank_zero_only
@@ -286,6 +289,7 @@ class CLI(LightningCLI):
         if self.overwrite:
             clear(self.run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
+        begin(self.run_dir, self.recipe, self.settings, self.trainer, self.model, self.datamodule, self.allowed)
         write_text(self.run_dir / "config.yaml", self.record)
 
     def after_fit(self) -> None:
@@ -342,7 +346,8 @@ def compose(arguments: Sequence[str], kind: type[CLI] = CLI) -> CLI:
         raise ConfigError(f"--overwrite: found '{overwrite}', expected true or false, and mllm fit or mllm run")
     quieten()
     try:
-        return kind([arguments[0], f"--config={DEFAULTS}", *told], overwrite=overwrite == "true")
+        allowed = tuple(filter(None, config.flags.get("allow_drift", "").split(",")))
+        return kind([arguments[0], f"--config={DEFAULTS}", *told], overwrite=overwrite == "true", allowed=allowed)
     except (jsonargparse.ArgumentError, ValueError, KeyError) as error:
         told_so = in_one_sentence(error, tree, SETTINGS, config)
         if told_so is None:

@@ -98,6 +98,7 @@ def plan(
     runs: Path = Path("runs"),
     overrides: Sequence[str] = (),
     seed: int | None = None,
+    allow_drift: Sequence[str] = (),
 ) -> Plan:
     """Resolve every stage of an experiment; the arguments are those of `run_experiment`.
 
@@ -116,7 +117,8 @@ def plan(
     arguments = {}
     for stage in chosen:
         own, located = ["--config", str(folder / f"{stage}.yaml")], [f"--runs={runs}", f"--run_dir={run / stage}"]
-        arguments[stage] = [*shared, *own, *machine, *located, *settings[stage]]
+        allowed = [f"--allow-drift={name}" for name in allow_drift]
+        arguments[stage] = [*shared, *own, *machine, *located, *settings[stage], *allowed]
     parsed = {stage: compose(["fit", *arguments[stage]], ParsedCLI) for stage in chosen}
     return Plan(run=run, folder=folder, last=stages[-1], settings=settings, arguments=arguments, parsed=parsed)
 
@@ -130,6 +132,7 @@ def run_experiment(
     overrides: Sequence[str] = (),
     overwrite: bool = False,
     seed: int | None = None,
+    allow_drift: Sequence[str] = (),
 ) -> Path:
     """Train what is not trained yet, test every stage that has test sets, write the report; gives the run's folder.
 
@@ -142,12 +145,14 @@ def run_experiment(
         overrides: Settings as on the command line; `--STAGE.key=value` is one of a single stage.
         overwrite: Train anew what has been trained.
         seed: One of several seeds, each with a folder of its own in the run's; None for the settings' own.
+        allow_drift: Names of what may differ from what a stage was begun with (commands/identity.py).
 
     Raises:
         ConfigError: Something in the files or on the command line is wrong.
     """
     started = time.monotonic()
-    planned = plan(folder, hardware=hardware, only=only, runs=runs, overrides=overrides, seed=seed)
+    named = {"overrides": overrides, "seed": seed, "allow_drift": allow_drift}
+    planned = plan(folder, hardware=hardware, only=only, runs=runs, **named)
     run, parsed, chosen = planned.run, planned.parsed, list(planned.parsed)
     anew = ["--overwrite"] if overwrite else []
     waiting = [stage for stage in chosen if overwrite or not parsed[stage].is_done()]
@@ -224,6 +229,9 @@ def parser() -> Arguments:
     found.add_argument("--only", metavar="STAGE", help="this stage alone")
     found.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are kept (runs)")
     found.add_argument("--overwrite", action="store_true", help="train anew what is there already")
+    found.add_argument(
+        "--allow-drift", metavar="NAME", action="append", default=[], help="go on with data or a setting that changed"
+    )
     found.add_argument("--seeds", metavar="0,1,2", help="a run of each seed, in a folder of its own, then compared")
     return found
 
@@ -239,6 +247,7 @@ def main(arguments: Sequence[str]) -> None:
         runs=given.runs,
         overrides=overrides,
         overwrite=given.overwrite,
+        allow_drift=given.allow_drift,
     )
     if given.seeds is None:
         run()

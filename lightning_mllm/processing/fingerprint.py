@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from lightning_mllm.contracts import Sample
 
@@ -17,9 +18,10 @@ def processor_digests(processor: object) -> dict[str, str]:
     Pixels do not count: those of another release of the image library differ in rounding.
     """
     found: dict[str, object] = {}
-    if callable(vocabulary := getattr(tokenizer := getattr(processor, "tokenizer", None), "get_vocab", None)):
-        found["tokenizer"] = sorted(vocabulary().items())
-        found["chat template"] = getattr(tokenizer, "chat_template", None)
+    tokenizer = getattr(processor, "tokenizer", None)
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        found["tokenizer"] = sorted(tokenizer.get_vocab().items())
+        found["chat template"] = tokenizer.chat_template
     parts = {"chat": "chat template", "image": "images", "max_length": "max_length", "masks": "masks"}
     for name, part in parts.items():
         value = getattr(processor, name, None)
@@ -40,7 +42,7 @@ def encoded_digest(processor: object, samples: Iterable[tuple[Sample, torch.Gene
     for sample, generator in samples:
         try:
             encoded = processor.encode(sample, random=generator)  # pyright: ignore[reportAttributeAccessIssue]
-        except ValueError:
+        except (ValueError, OSError):  # told when it is trained on, or replaced
             continue
         for tensor in (encoded.tokens, encoded.labels):
             digest.update(tensor.numpy().tobytes())

@@ -116,6 +116,8 @@ class MultimodalModule(EvaluatedModule):
         self.table, self.lora = self._plan(stage)
         self.trained: dict[str, str] = {}
         self.provenance: Provenance = {}
+        self.drift: tuple[str, ...] = ()
+        """Names of settings that may differ from those of the checkpoint (`--allow-drift`)."""
         self.left_out: list[FreezeRow] = []
         """Frozen parts that are not built, for their outputs are known (`training/cached_features.py`)."""
         self.strict_loading = (
@@ -421,6 +423,6 @@ class MultimodalModule(EvaluatedModule):
         note_stage(checkpoint, self.trainer, self.stage)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_stage(checkpoint, self.trainer, self.stage)
+        check_stage(checkpoint, self)
         self.skipped.load_state_dict(checkpoint.get("skipped", {}))
         restore(checkpoint, self.checkpoint_tensors(), with_optimizer=self.trainer.state.fn == TrainerFn.FITTING)

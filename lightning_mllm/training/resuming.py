@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 from lightning import Trainer
 
@@ -26,19 +26,40 @@ def note_stage(checkpoint: dict[str, Any], trainer: Trainer, stage: StageSetting
     checkpoint[LIMIT] = _limit(trainer)
 
 
-def check_stage(checkpoint: dict[str, Any], trainer: Trainer, stage: StageSettings | None) -> None:
+class Resumed(Protocol):
+    """The module of a stage that goes on."""
+
+    stage: StageSettings | None
+    drift: tuple[str, ...]
+
+    @property
+    def trainer(self) -> Trainer: ...
+
+    def configure_optimizers(self) -> Any: ...
+
+    def optimizer_steps(self) -> int: ...
+
+
+def check_stage(checkpoint: dict[str, Any], module: Resumed) -> None:
     """Compares the stage with that of a checkpoint, and counts its micro-batches as they are cut now.
 
     Raises:
         ValueError: The stage has other settings, or its end would come after another number of optimizer steps.
     """
+    trainer, stage = module.trainer, module.stage
     found, expected = checkpoint.get(STAGE), None if stage is None else asdict(stage)
     if found != expected and found and expected:
-        changed = next(key for key in {**expected, **found} if found.get(key) != expected.get(key))
-        raise ValueError(
-            f"the checkpoint was written with stage.{changed} = {found.get(changed)!r}, expected"
-            f" {expected.get(changed)!r} as configured now; another run folder starts the stage anew"
-        )
+        changed = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]
+        for key in changed:
+            if not any(f"stage.{key}" == name or name.startswith(f"stage.{key}.") for name in (*module.drift,)):
+                if "stage" in module.drift:
+                    continue
+                raise ValueError(
+                    f"the checkpoint was written with stage.{key} = {found.get(key)!r}, expected"
+                    f" {expected.get(key)!r} as configured now; --allow-drift stage.{key} goes on with it, another run"
+                    " folder starts the stage anew"
+                )
+        _take_settings(checkpoint, module)
     now, before = trainer.accumulate_grad_batches, checkpoint.get(ACCUMULATION)
     if before in (None, now) or "loops" not in checkpoint:
         return
@@ -50,6 +71,22 @@ def check_stage(checkpoint: dict[str, Any], trainer: Trainer, stage: StageSettin
         )
     loop = checkpoint["loops"]["fit_loop"]
     loop["epoch_loop.batch_progress"] = _recounted(loop["epoch_loop.batch_progress"], before, now)
+
+
+def _take_settings(checkpoint: dict[str, Any], module: Resumed) -> None:
+    """Puts the optimizer's and the schedule's settings as they are now in place of those in a checkpoint."""
+    if not checkpoint.get("optimizer_states") or module.stage is None:
+        return
+    new = module.configure_optimizers()["optimizer"].param_groups
+    factor = module.stage.lr_factor(checkpoint["global_step"], module.optimizer_steps())
+    (state,) = checkpoint["optimizer_states"]
+    if len(new) != len(state["param_groups"]):
+        return  # other parameters train: told where they are read
+    for group, settings in zip(state["param_groups"], new, strict=True):
+        group.update({name: settings[name] for name in ("initial_lr", "betas", "eps", "weight_decay")})
+        group["lr"] = settings["initial_lr"] * factor
+    for schedule in checkpoint.get("lr_schedulers", ()):
+        schedule["base_lrs"] = [settings["initial_lr"] for settings in new]
 
 
 def _limit(trainer: Trainer) -> int | None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+REMEDY = "mend it, or move it away: the training goes on without the curves of its first steps"
+
 
 class MetricsCsv(Logger):
     """Appends to `metrics.csv` as values come; a new metric adds a column.
@@ -63,22 +65,42 @@ class MetricsCsv(Logger):
             self._write(kept)
 
     def rows(self) -> dict[int, dict[str, float]]:
-        """Step -> what the file has of it."""
+        """Step -> what the file has of it.
+
+        Raises:
+            ValueError: The file is damaged; names the line. A last line that was cut off is no damage.
+        """
         found: dict[int, dict[str, float]] = {}
-        for row in self._read()[1]:
+        for number, row in enumerate(self._read()[1], 2):
             if row["step"].isdigit():
-                values = {name: float(cell) for name, cell in row.items() if name != "step" and cell}
+                try:
+                    values = {name: float(cell) for name, cell in row.items() if name != "step" and cell}
+                except ValueError as error:
+                    raise ValueError(f"{self.path}:{number}: found {error}, expected numbers; {REMEDY}") from None
                 found.setdefault(int(row["step"]), {}).update(values)
         return found
 
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
         if not self.path.exists():
             return [], []
-        text = self.path.read_text(encoding="utf-8")
+        try:
+            text = self.path.read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path}: found no text ({error.reason}), expected metrics; {REMEDY}") from None
         lines = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
-        reader = csv.DictReader(lines)
-        rows = list(reader)
-        return list(reader.fieldnames or []), rows
+        try:
+            columns, *rows = csv.reader(lines, strict=True) if lines else ([],)
+        except csv.Error as error:
+            raise ValueError(f"{self.path}: found no table ({error}), expected metrics; {REMEDY}") from None
+        if columns and (columns[0] != "step" or len(set(columns)) < len(columns)):
+            raise ValueError(f"{self.path}: found {lines[0][:60]!r}, expected columns, 'step' first; {REMEDY}")
+        for number, row in enumerate(rows, 2):
+            if len(row) != len(columns):
+                raise ValueError(
+                    f"{self.path}:{number}: found {len(row)} cells, expected one for each of {len(columns)} columns;"
+                    f" {REMEDY}"
+                )
+        return columns, [dict(zip(columns, row, strict=True)) for row in rows]
 
     def _write(self, rows: list[dict[str, str]]) -> None:
         assert self.columns is not None
