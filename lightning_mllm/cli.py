@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from lightning_mllm import signals
+from lightning_mllm.commands.trust import trusted_by
 
 HELP = """\
 mllm: train, test, ask and export multimodal language models.
@@ -235,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.path.append(here)
     try:
         with signals.installed() if given[0] in SAVING else nullcontext():
-            VERBS[given[0]](given)
+            VERBS[given[0]](trusted_by(given))
     except KeyboardInterrupt:
         print("mllm: stopped", file=sys.stderr)
         raise SystemExit(130) from None

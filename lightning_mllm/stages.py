@@ -20,6 +20,10 @@ class ParamGroup:
     """Patterns of names that stay out: frozen, or another pattern's; each matches some name of the pattern's."""
 
     def __post_init__(self) -> None:
+        if self.lr is not None and not self.lr > 0:
+            raise ValueError(f"stage.train: found lr {self.lr}, expected a number above 0")
+        if self.weight_decay is not None and not self.weight_decay >= 0:
+            raise ValueError(f"stage.train: found weight_decay {self.weight_decay}, expected at least 0")
         if not self.lr_scale > 0:
             raise ValueError(f"stage.train: found lr_scale {self.lr_scale}, expected a number above 0")
         if not 0 < self.layer_decay <= 1:

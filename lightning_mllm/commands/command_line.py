@@ -10,7 +10,6 @@ key=value                        the same as --key=value, as sweep agents pass i
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from lightning_mllm.commands.merge import merged
 from lightning_mllm.commands.secrets import note
 from lightning_mllm.commands.signatures import parameters_of
 from lightning_mllm.commands.sweep_agent import as_yaml, options_of, trial_folder
+from lightning_mllm.commands.trust import add_folders
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.skipped_steps import SkipLimits
 from lightning_mllm.training.stage import StageSettings
@@ -48,6 +48,8 @@ SETTINGS: dict[str, object] = {
 }
 """What a stage file may say at its top, beside what LightningCLI itself adds."""
 EXPECTED = ("model", "data", "stage", "hardware", "trainer", "run_dir", "seed_everything", "ckpt_path")
+GROUPS = ("model", "data", "stage", "hardware", "trainer")
+"""Of these, those that are settings of a class."""
 FLAGS = {"print_config": "", "overwrite": "true"}
 """Options that need no value, and what they mean without one."""
 DRIFT = ("allow_drift", "allow-drift")
@@ -230,8 +232,8 @@ def replaced_length(lengths: Sequence[set[str]]) -> set[str]:
 
 
 def add_to_path(configs: Sequence[Path]) -> None:
-    """Make modules importable that lie beside a file or beside its folder `experiments`; `main` of `mllm` adds the
-    working directory.
+    """Make modules importable that lie beside a file or beside its folder `experiments`, as far as they are trusted;
+    `main` of `mllm` adds the working directory.
 
     They come last, so that none of them stands in for an installed package.
     """
@@ -239,7 +241,7 @@ def add_to_path(configs: Sequence[Path]) -> None:
     for each in configs:
         folder = each.resolve().parent
         folders += [folder, *(above.parent for above in (folder, *folder.parents) if above.name == "experiments")]
-    sys.path += [str(each) for each in dict.fromkeys(folders) if str(each) not in sys.path]
+    add_folders(dict.fromkeys(folders))
 
 
 def _nearest_setting(key: str) -> str:
@@ -273,4 +275,6 @@ def check_tree(
                 f"{config.head((str(key),))}: found an unknown key, expected one of {', '.join(EXPECTED)}"
                 f"{_nearest_setting(str(key))}"
             )
+        if value is None and key in GROUPS:
+            raise ConfigError(f"{config.head((str(key),))}: found nothing, expected a mapping")
         tree[key] = merged(tree.get(key), value, SETTINGS[key], config, (key,), dotted)

@@ -18,9 +18,15 @@ from typing import Any
 import yaml
 
 from lightning_mllm.commands.secrets import hidden
+from lightning_mllm.commands.yaml_text import YamlError, parsed, read_text
 
 COMMAND_LINE = "command line"
 EXTENDS = "extends"
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*:/")
+"""As it is, and as `Path` writes it."""
+LONG = re.compile(r"[^\s:/]{400,}")
+"""A word that nobody reads."""
 
 KeyPath = tuple[str, ...]
 """Keys from the top down, without the `init_args` in between."""
@@ -30,21 +36,8 @@ class ConfigError(ValueError):
     """A wrong configuration, told in one sentence, without secrets."""
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(hidden(sentence))
-
-
-class Loader(yaml.SafeLoader):
-    """YAML as jsonargparse reads it: 1e-3 is a number, 2023-11-06 a text."""
-
-
-_OTHER = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
-Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in known if tag not in _OTHER]
-    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_FLOAT = r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?|[-+]?\.[0-9_]+([eE][-+]?[0-9]+)?"
-_FLOAT = rf"(?:(?![-+]?[0-9_]+$)(?:{_FLOAT})|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-Loader.add_implicit_resolver(_OTHER[0], re.compile(_FLOAT), list("-+0123456789."))
+        short = LONG.sub(lambda found: f"{found[0][:60]}...", hidden(sentence))
+        super().__init__("".join(each if each.isprintable() else repr(each)[1:-1] for each in short))
 
 
 @dataclass(kw_only=True)
@@ -99,7 +92,7 @@ def layers(
         if other.resolve() in chain:
             raise ConfigError(f"{where}: found {name}, which extends this file, expected no circle")
         if not other.is_file():
-            raise ConfigError(f"{where}: found no file {other}, expected one{_nearest_file(other)}")
+            raise ConfigError(f"{where}: found no file {other}, expected one{nearest_file(other)}")
         yield from layers(other, config, under, chain)
     if not under and not isinstance(tree, dict):
         found = "a list" if isinstance(tree, list) else f"'{tree}'"
@@ -121,20 +114,15 @@ def read_yaml(path: Path, config: Config) -> dict[str, Any]:
 
 def _parsed(path: Path) -> tuple[yaml.Node, object]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"{path}: cannot read the configuration file ({reason}){_nearest_file(path)}") from None
-    try:
-        node = yaml.compose(text, Loader=Loader)
-        if node is None:
-            raise ConfigError(f"{path}: found an empty file, expected a mapping such as stage: {{lr: 1.0e-3}}")
-        return node, yaml.load(text, Loader=Loader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{path}:{line}: found no valid YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: found no valid YAML: {' '.join(str(error).split())}") from None
+        node, tree = parsed(read_text(path))
+    except OSError as error:
+        reason = f"cannot read the configuration file ({error.strerror}){nearest_file(path)}"
+        raise ConfigError(f"{path}: {reason}") from None
+    except YamlError as error:
+        raise ConfigError(f"{path}{f':{error.line}' if error.line else ''}: {error}") from None
+    if node is None:
+        raise ConfigError(f"{path}: found an empty file, expected a mapping such as stage: {{lr: 1.0e-3}}")
+    return node, tree
 
 
 def _note_locations(node: yaml.Node | None, path: KeyPath, file: str, config: Config) -> None:
@@ -154,7 +142,10 @@ def _note_locations(node: yaml.Node | None, path: KeyPath, file: str, config: Co
             _note_locations(value, inner, file, config)
 
 
-def _nearest_file(path: Path) -> str:
+def nearest_file(path: Path) -> str:
+    """A clause naming the YAML file beside which `path` was perhaps meant; of an address, what to do with it."""
+    if ADDRESS.match(str(path)):
+        return "; nothing is read from an address: download it and name the file"
     siblings = [each.name for each in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
     return nearest(path.name, siblings)
 
@@ -167,9 +158,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def option_tree(dotted: str, text: str) -> dict[str, object]:
     """`--model.vision.layer=-1` as nested mappings, so that options are checked like files."""
+    tree: object
     try:
-        tree: object = yaml.load(text, Loader=Loader)
-    except yaml.YAMLError:
+        tree = parsed(text)[1]
+    except YamlError as error:
+        if error.is_yaml:
+            raise ConfigError(f"{COMMAND_LINE}: {dotted}: {error}") from None
         tree = text
     if dotted in ("model", "data") and isinstance(tree, str) and not tree.endswith(".yaml"):
         tree = {"class_path": tree}

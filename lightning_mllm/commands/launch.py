@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning_mllm import signals
 from lightning_mllm.commands import places
 from lightning_mllm.commands.beginning import begin
+from lightning_mllm.commands.checked_settings import check_settings, check_sources
 from lightning_mllm.commands.command_line import SETTINGS, read_command_line
 from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.commands.finished import allowed_names, checkpoint_of, clear, is_done, note_test
@@ -36,6 +37,7 @@ from lightning_mllm.commands.quiet import quieten
 from lightning_mllm.commands.recipe import recipe_of, test_settings
 from lightning_mllm.commands.requeue import requeued
 from lightning_mllm.commands.secrets import recorded, revealed
+from lightning_mllm.commands.trust import restrict_imports
 from lightning_mllm.commands.wrong_values import in_one_sentence, refused_by_trainer
 from lightning_mllm.contracts import accumulation
 from lightning_mllm.evaluation.checks import check_sets, check_training
@@ -133,6 +135,7 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Sequence[str]) -> None:  # pyright: ignore
         self.config = parser.parse_args(args)
+        check_settings(self.settings)
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would merge hyper-parameters found in the checkpoint over the YAML; config.yaml is the record.
@@ -200,6 +203,7 @@ class CLI(LightningCLI):
         if self.subcommand != "fit" and not self.settings.get("ckpt_path"):
             sources = self._own_weights(sources)
         sources = {self._sibling(name): weight for name, weight in sources.items()}
+        check_sources(sources, Path(self.settings.runs))
         self.settings["stage"]["init_from"] = sources
         self.settings["model"]["init_args"]["stage"]["init_from"] = sources
 
@@ -340,6 +344,7 @@ def compose(arguments: Sequence[str], kind: type[CLI] = CLI) -> CLI:
         ConfigError: The configuration is wrong; nothing has been built then.
         StageIsDone: The run folder holds what `fit` would train.
     """
+    restrict_imports()
     told, tree, config = read_command_line(arguments[1:])
     overwrite = config.flags.get("overwrite")
     if overwrite not in (None, "true", "false") or (overwrite is not None and arguments[0] != "fit"):

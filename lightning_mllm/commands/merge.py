@@ -10,12 +10,22 @@ jsonargparse reads the result; what is wrong with a value is told by `wrong_valu
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path, PurePath
 
-from lightning_mllm.commands.config import COMMAND_LINE, Config, ConfigError, KeyPath, layers, nearest
+from lightning_mllm.commands.config import (
+    COMMAND_LINE,
+    Config,
+    ConfigError,
+    KeyPath,
+    layers,
+    nearest,
+    nearest_file,
+)
 from lightning_mllm.commands.signatures import (
+    called,
     entries_of,
     fits,
     import_class,
@@ -27,6 +37,9 @@ from lightning_mllm.commands.signatures import (
     settings_class,
 )
 from lightning_mllm.commands.wrong_values import accepts
+
+LIKE_A_NUMBER = re.compile(r"[-+]?(?:0[0-9_]+|[0-9]+(?::[0-9]+)+)")
+"""Which older YAML reads as one: 0123 as 83, and 1:30 as 90."""
 
 
 def merged(old: object, new: object, hint: object, config: Config, path: KeyPath = (), dotted: int = 0) -> object:
@@ -51,9 +64,18 @@ def merged(old: object, new: object, hint: object, config: Config, path: KeyPath
     if isinstance(new, str) and new.endswith(".yaml") and any(map(is_composed, options)):
         where = config.location(path)
         folder = Path(where.rpartition(":")[0]).parent if where != COMMAND_LINE else Path()
+        if not (folder / new).is_file():
+            raise ConfigError(f"{config.head(path)}: found no file {new}, expected one{nearest_file(folder / new)}")
         for _, tree in layers(folder / new, config, path):
             old = merged(old, tree, hint, config, path)
         return old
+    if (
+        isinstance(new, str)
+        and LIKE_A_NUMBER.fullmatch(new)
+        and options
+        and all(each in (int, float) for each in options)
+    ):
+        raise ConfigError(f"{config.head(path)}: found '{new}', expected {called(hint)}")
     if isinstance(new, str) and _names_a_class(new, options):
         import_class(new, config.head(path))
     elif isinstance(new, int | float) and all_composed:
@@ -62,7 +84,7 @@ def merged(old: object, new: object, hint: object, config: Config, path: KeyPath
         item = items_of(hint)
         if item is None and all_composed:
             raise ConfigError(f"{config.head(path)}: found a list, expected a mapping")
-        return [merged(None, each, item, config, (*path, str(i))) if item else each for i, each in enumerate(new)]
+        return [merged(None, each, item or object, config, (*path, str(i))) for i, each in enumerate(new)]
     return new
 
 
@@ -91,7 +113,9 @@ def _mapping(
             given = {key: value for key, value in given.items() if key in known and accepts(value, known[key])}
         if not name:
             return _arguments(given, new, cls, config, path, dotted)
-        arguments = _arguments(given, stated, cls, config, path, dotted) if isinstance(stated, Mapping) else given
+        if stated is not None and not isinstance(stated, Mapping):
+            raise ConfigError(f"{config.head(path)}: found '{stated}' as init_args, expected a mapping")
+        arguments = given if stated is None else _arguments(given, stated, cls, config, path, dotted)
         more = {"dict_kwargs": new["dict_kwargs"]} if "dict_kwargs" in new else {}
         return {"class_path": name, "init_args": arguments, **more}
     if "init_args" in new:

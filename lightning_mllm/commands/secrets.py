@@ -55,7 +55,7 @@ def recorded(tree: object) -> object:
     note(tree)
     known = {**_of_environment(), **_seen}
 
-    def written(value: str) -> str:
+    def written(value: str, path: str) -> str:
         if value in known:
             return f"${{oc.env:{known[value]}}}"
         for secret in sorted(known, key=len, reverse=True):
@@ -72,12 +72,14 @@ def revealed(tree: object) -> object:
         ValueError: There is no such variable; names the setting.
     """
 
-    def read(value: str) -> str:
+    def read(value: str, path: str) -> str:
         found = FORM.fullmatch(value)
+        if found is None and "${" in value:
+            raise ValueError(f"{path}: found '{value}', expected ${{oc.env:NAME}} alone, or a text without ${{")
         if found is None:
             return value
         if not (text := os.environ.get(found[1])):
-            raise ValueError(f"{value}: found no environment variable {found[1]}, expected it to hold this setting")
+            raise ValueError(f"{path}: found no environment variable {found[1]}, expected it to hold this setting")
         return text
 
     for name, value in _leaves(tree):
@@ -107,13 +109,19 @@ def _leaves(tree: object, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, tree
 
 
-def _changed(tree: object, change: Callable[[str], str]) -> object:
+def _changed(tree: object, change: Callable[[str, str], str], path: str = "") -> object:
+    """The tree with other texts; `change` is told the key of each, without the `init_args` in between."""
     if isinstance(tree, jsonargparse.Namespace):
         for name, value in vars(tree).items():
-            setattr(tree, name, _changed(value, change))
+            setattr(tree, name, _changed(value, change, _below(path, name)))
         return tree
     if isinstance(tree, Mapping):
-        return {name: _changed(value, change) for name, value in cast(Mapping[str, object], tree).items()}
+        known = cast(Mapping[str, object], tree)
+        return {name: _changed(value, change, _below(path, name)) for name, value in known.items()}
     if isinstance(tree, list):
-        return [_changed(value, change) for value in tree]
-    return change(tree) if isinstance(tree, str) else tree
+        return [_changed(value, change, path) for value in tree]
+    return change(tree, path) if isinstance(tree, str) else tree
+
+
+def _below(path: str, name: str) -> str:
+    return path if name == "init_args" else f"{path}.{name}".lstrip(".")

@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import Any, Literal, Union
 
 from lightning_mllm.commands.config import ConfigError, nearest
+from lightning_mllm.commands.trust import allow, refusal
 
 WORDS = (str, int, float, bool, Enum, PurePath)
 """Types that are written as one word."""
@@ -22,9 +23,11 @@ def import_class(name: str, where: str) -> type:
     """The class with the dotted name `name`.
 
     Raises:
-        ConfigError: There is none; names the closest one in its module.
+        ConfigError: There is none, or its package is not trusted; names the closest one in its module.
     """
     module, _, leaf = name.rpartition(".")
+    if reason := refusal(name):
+        raise ConfigError(f"{where}: found class '{name}', {reason}")
     try:
         found = importlib.import_module(module) if module.strip(".") else None
     except ModuleNotFoundError as error:
@@ -43,6 +46,9 @@ def import_class(name: str, where: str) -> type:
         names = [each for each, value in vars(found).items() if isinstance(value, type)] if found else []
         wanted = "expected a dotted path such as package.module.Class" if not found else f"'{module}' has no such class"
         raise ConfigError(f"{where}: found class '{name}', but {wanted}{nearest(leaf, names)}")
+    if reason := refusal(f"{result.__module__}.{result.__qualname__}"):
+        raise ConfigError(f"{where}: found class '{name}', {reason}")
+    allow(name)
     return result
 
 
@@ -100,6 +106,11 @@ def defaults_of(cls: type) -> dict[str, object]:
 def options_of(hint: object) -> list[object]:
     """The members of a union other than None; of another type that itself."""
     return [each for each in _union(hint) if each is not type(None)]
+
+
+def takes_nothing(hint: object) -> bool:
+    """Whether null is a value of this type."""
+    return type(None) in _union(hint) or hint in (object, Any, None) or isinstance(hint, typing.TypeVar)
 
 
 def _union(hint: object) -> tuple[object, ...]:

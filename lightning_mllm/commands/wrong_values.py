@@ -22,6 +22,7 @@ from lightning_mllm.commands.signatures import (
     items_of,
     parameters_of,
     settings_class,
+    takes_nothing,
 )
 
 Wrong = tuple[KeyPath, str]
@@ -30,6 +31,8 @@ Wrong = tuple[KeyPath, str]
 
 def accepts(value: object, hint: object) -> bool:
     """Whether jsonargparse takes a value, as in YAML, for a setting of this type."""
+    if value is None:  # which a parser takes for nothing said
+        return takes_nothing(hint)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     try:
         parser.add_argument("--value", type=hint)  # pyright: ignore[reportArgumentType]
@@ -102,11 +105,17 @@ def _explain(tree: Mapping[str, object], settings: Mapping[str, object], config:
 
 
 def placed(sentence: str, settings: Mapping[str, object], config: Config) -> str:
-    """A sentence of our own that begins with a key, with the file and the line of the key before it."""
+    """A sentence of our own that begins with a key, or the end of one, with the file and the line before it."""
     head, colon, rest = sentence.partition(": ")
     key = tuple(head.split("."))
-    if not colon or key[0] not in settings:
+    if not colon or not head:
         return sentence
+    if key[0] not in settings:
+        # Who raised it does not know below which key it stands.
+        known = [each for each in config.locations if each[-len(key) :] == key]
+        if len(known) != 1:
+            return sentence
+        key = known[0]
     return f"{config.head(key)}: {rest}"
 
 

@@ -112,11 +112,12 @@ class StageSettings:
             raise ValueError(f"stage.epochs: found {self.epochs}, expected a finite number above 0")
         if self.validate_every is not None and self.validate_every < 1:
             raise ValueError(f"stage.validate_every: found {self.validate_every}, expected at least 1")
-        if self.lr <= 0:
-            raise ValueError(f"stage.lr: found {self.lr}, expected a number above 0")
+        for name in ("lr", "eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"stage.{name}: found {getattr(self, name)}, expected a finite number above 0")
         for name in ("weight_decay", "warmup", "warmup_lr", "min_lr", "steps_before", "steps_after", "gradient_clip"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"stage.{name}: found {getattr(self, name)}, expected at least 0")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"stage.{name}: found {getattr(self, name)}, expected at least 0 and finite")
         if self.min_lr > self.lr:
             raise ValueError(f"stage.min_lr: found {self.min_lr}, expected at most stage.lr = {self.lr}")
         if self.warmup_lr > self.lr:

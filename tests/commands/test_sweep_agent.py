@@ -13,10 +13,11 @@ import wandb.wandb_agent
 import yaml
 
 from lightning_mllm.cli import main
-from lightning_mllm.commands.config import ConfigError, Loader
+from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.commands.launch import ParsedCLI, compose
 from lightning_mllm.commands.run import plan
 from lightning_mllm.commands.sweep_agent import agents_run, as_yaml, options_of, trial_folder
+from lightning_mllm.commands.yaml_text import Loader
 from tests.commands.conftest import TOY
 
 MACROS = ("${args}", "${args_no_hyphens}", "${args_json}")
