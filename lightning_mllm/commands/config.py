@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from lightning_mllm.commands.secrets import hidden
-from lightning_mllm.commands.yaml_text import YamlError, parsed, read_text
+from lightning_mllm.commands.yaml_text import Loader, YamlError, as_yaml_errors, composed, read_text
 
 COMMAND_LINE = "command line"
 EXTENDS = "extends"
@@ -114,7 +114,8 @@ def read_yaml(path: Path, config: Config) -> dict[str, Any]:
 
 def _parsed(path: Path) -> tuple[yaml.Node, object]:
     try:
-        node, tree = parsed(read_text(path))
+        text = read_text(path)
+        node, tree = composed(text), _loaded(text)
     except OSError as error:
         reason = f"cannot read the configuration file ({error.strerror}){nearest_file(path)}"
         raise ConfigError(f"{path}: {reason}") from None
@@ -123,6 +124,12 @@ def _parsed(path: Path) -> tuple[yaml.Node, object]:
     if node is None:
         raise ConfigError(f"{path}: found an empty file, expected a mapping such as stage: {{lr: 1.0e-3}}")
     return node, tree
+
+
+def _loaded(text: str) -> object:
+    """The values of a text that was composed, and so is within bounds."""
+    with as_yaml_errors():
+        return yaml.load(text, Loader=Loader)
 
 
 def _note_locations(node: yaml.Node | None, path: KeyPath, file: str, config: Config) -> None:
@@ -160,7 +167,8 @@ def option_tree(dotted: str, text: str) -> dict[str, object]:
     """`--model.vision.layer=-1` as nested mappings, so that options are checked like files."""
     tree: object
     try:
-        tree = parsed(text)[1]
+        composed(text)
+        tree = _loaded(text)
     except YamlError as error:
         if error.is_yaml:
             raise ConfigError(f"{COMMAND_LINE}: {dotted}: {error}") from None

@@ -10,6 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,22 +96,30 @@ def read_text(path: Path) -> str:
         raise YamlError(0, "cannot read the configuration file (it is not UTF-8 text)") from None
 
 
-def parsed(text: str) -> tuple[yaml.Node | None, object]:
-    """The text as nodes, which know their lines, and as values; None and None where nothing is said.
-
-    Raises:
-        YamlError: It is no YAML, has a tag, or is more than the bounds allow.
-    """
+@contextmanager
+def as_yaml_errors() -> Iterator[None]:
+    """Raises YamlError for what YAML raises."""
     try:
-        _check_bounds(text)
-        node = yaml.compose(text, Loader=Loader)
-        _check_scalars(node, "")
-        return node, yaml.load(text, Loader=Loader)
+        yield
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise YamlError(line, f"found no valid YAML: {error.problem or error.context}", is_yaml=False) from None
+        told = f"found no valid YAML: {error.problem or error.context}"
+        raise YamlError(line, told, is_yaml=False) from None
     except yaml.YAMLError as error:
         raise YamlError(0, f"found no valid YAML: {' '.join(str(error).split())}", is_yaml=False) from None
+
+
+def composed(text: str) -> yaml.Node | None:
+    """The text as nodes, which know their lines; None where nothing is said.
+
+    Raises:
+        YamlError: It is no YAML, or more than the bounds allow.
+    """
+    with as_yaml_errors():
+        _check_bounds(text)
+        node = yaml.compose(text, Loader=Loader)
+    _check_scalars(node, "")
+    return node
 
 
 def _check_bounds(text: str) -> None:
