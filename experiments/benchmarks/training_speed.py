@@ -38,7 +38,6 @@ PEERS = [
     Contender("HF Trainer grouped", "hf_trainer", GROUPED, own_order=True),
     Contender("HF Trainer bf16 grouped", "hf_trainer", {**GROUPED, "bf16": True}, "bf16", own_order=True),
     Contender("HF Trainer tuned", "hf_trainer", {**GROUPED, **WORKERS, "bf16": True}, "bf16", own_order=True),
-    Contender("HF Trainer bf16 compiled", "hf_trainer", {"bf16": True, "torch_compile": True}, "bf16"),
     Contender("TRL SFTTrainer", "trl_sft", precision="bf16"),
     Contender("TRL SFTTrainer tuned", "trl_sft", {**WORKERS, "gradient_checkpointing": False}, "bf16"),
 ]

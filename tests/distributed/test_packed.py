@@ -1,7 +1,8 @@
-"""LLaVA packed, dealt by a budget to two ranks and by workers, learns what it learns from padded rows on one."""
+"""A net packed, dealt by a budget to two ranks and by workers, learns what it learns from padded rows on one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,14 @@ from torch import Tensor
 
 from data_modules.module import MultimodalDataModule
 from data_modules.sources.source import Source
+from lightning_mllm.architectures.cogvlm import CogVLM
 from lightning_mllm.architectures.llava import LLaVA
+from lightning_mllm.architectures.sphinx import Sphinx
 from lightning_mllm.contracts import Sample, Turn
 from lightning_mllm.training.checkpoints import newest
+from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.training.stage import StageSettings
+from tests.architectures.sphinxes import POOLED
 from tests.distributed.ranks import on_two_ranks
 from tests.distributed.test_two_ranks import STRATEGIES
 from tests.training.data import Drawn
@@ -50,12 +56,22 @@ class Questions(Source):
         return Sample(id=f"q{index}", turns=turns, images=(image,) if seen else ())
 
 
-def run(folder: Path, *, resume: bool = False, data: Any, **arguments: Any) -> dict[str, Tensor]:
+NETS: dict[str, tuple[str, Callable[[StageSettings], MultimodalModule]]] = {
+    "llava": ("instruct", lambda stage: LLaVA.tiny(stage=stage, chat="vicuna_v1")),
+    "sphinx": ("instruct", lambda stage: Sphinx.tiny(stage=stage, **POOLED)),
+    "cogvlm": ("chat_lm", lambda stage: CogVLM.tiny(stage=stage)),
+}
+"""Stage, and what makes the net for it."""
+
+
+def run(
+    folder: Path, *, net: str = "llava", steps: int = STEPS, resume: bool = False, data: Any, **arguments: Any
+) -> dict[str, Tensor]:
     torch.manual_seed(3)
-    stage = settings("instruct", global_batch=BATCH, steps=STEPS, reduction="micro_batch_mean", per_device_batch=4)
-    module = LLaVA.tiny(stage=stage, chat="vicuna_v1")
+    stage, tiny = NETS[net]
+    module = tiny(settings(stage, global_batch=BATCH, steps=steps, reduction="micro_batch_mean", per_device_batch=4))
     source: dict[str, Any] = {"questions": Questions()}
-    datamodule = MultimodalDataModule(train=source, steps=STEPS, global_batch=BATCH, processor=module.processor, **data)
+    datamodule = MultimodalDataModule(train=source, steps=steps, global_batch=BATCH, processor=module.processor, **data)
     own = trainer(folder, **arguments)
     own.accumulate_grad_batches = datamodule.accumulation(own.world_size)
     own.fit(module, datamodule=datamodule, ckpt_path=newest(folder / "checkpoints") if resume else None)
@@ -93,3 +109,16 @@ def test_two_ranks(padded: Any, tmp_path: Path) -> None:
     (found, _) = on_two_ranks(work)
     for name, each in zip(STRATEGIES, found, strict=True):
         same(each, tmp_path / name, padded["none"])
+
+
+@pytest.mark.parametrize(("net", "budget"), [("sphinx", 1000), ("cogvlm", 400)])
+def test_views_and_experts_on_two_ranks(net: str, budget: int, tmp_path: Path) -> None:
+    """Several views of an image, parameters spread."""
+    expected = run(tmp_path / "padded", net=net, steps=2, data={"micro_batch": BATCH})
+
+    def work(rank: int) -> dict[str, Tensor]:
+        data = {"pack": True, "token_budget": budget}
+        return run(tmp_path / "packed", net=net, steps=2, data=data, strategy=STRATEGIES["fsdp2"](), devices=2)
+
+    found, _ = on_two_ranks(work)
+    same(found, tmp_path / "packed", (expected, losses(tmp_path / "padded")))
