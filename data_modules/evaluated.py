@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch.utils.data import DataLoader
 
 from data_modules.evaluation import EvaluationSamples, EvaluationSet
-from data_modules.loader import Collate, SampleLoader, loading
+from data_modules.loader import TIMEOUT, Collate, SampleLoader, loading
 from data_modules.processor import SampleProcessor
 from data_modules.tally import TalliedDataModule
 from lightning_mllm.contracts import Evaluation, Sample
@@ -23,6 +23,7 @@ class EvaluatedDataModule(TalliedDataModule):
         test: sets answered by a test, each with its blind twin unless it says otherwise; also those of predict.
         eval_batch: samples answered at once.
         workers: processes that read samples ahead, for each training process.
+        worker_timeout: seconds to wait for a batch of one of them; 0 waits without end.
         processor: turns samples into batches (`encode`, `collate`); may be set later.
 
     Raises:
@@ -39,10 +40,12 @@ class EvaluatedDataModule(TalliedDataModule):
         eval_batch: int,
         workers: int,
         processor: SampleProcessor | None,
+        worker_timeout: int = TIMEOUT,
     ) -> None:
         super().__init__()
         self.val, self.test = dict(val or {}), dict(test or {})
         self.eval_batch, self.workers, self.processor = eval_batch, workers, processor
+        self.worker_timeout = worker_timeout
         for name, sets in (("val", self.val), ("test", self.test)):
             _check_names(name, sets)
 
@@ -96,7 +99,7 @@ class EvaluatedDataModule(TalliedDataModule):
             # The first batches alone would be those of the longest samples.
             sampler=samples.order(self.eval_batch) if whole else list(range(len(samples))),
             collate_fn=Collate(self._processor(), "right" if chosen.task == "loss" else "left"),
-            **loading(self.workers),
+            **loading(self.workers, self.worker_timeout),
         )
 
     def _whole(self, what: str) -> bool:

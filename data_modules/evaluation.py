@@ -160,7 +160,10 @@ class EvaluationSamples(Dataset):
 
     def __getitem__(self, row: int) -> Encoded | Refusal:
         position = self.positions[row]
-        return contained(lambda: self._encoded(position), f"sample {self.indices[position]} of an evaluation set")
+        index = self.indices[position]
+        return contained(
+            lambda: self._encoded(position), lambda: self.source.where(index) or f"sample {index} of an evaluation set"
+        )
 
     def _encoded(self, position: int) -> Encoded:
         bad: list[str] = []

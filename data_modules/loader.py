@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, TypeVar, cast
@@ -20,12 +21,13 @@ from data_modules.mixture_sampler import SampleLocation
 from data_modules.processor import PackingProcessor, SampleProcessor
 from data_modules.sent_batch import SentBatch
 from data_modules.stream import SampleOrder, Share, Stream
+from data_modules.workers import WorkerPlaces, lost, place, watched
 from lightning_mllm.contracts import Batch, Encoded
 
 T = TypeVar("T")
 
 TIMEOUT = 60
-"""Seconds to wait for a batch of a worker: one that cannot send its error would otherwise be waited for without end."""
+"""Seconds to wait for a batch of a worker, where nothing is said."""
 
 TRIES = 100
 """Bad samples of a source in a row, at which something else is wrong."""
@@ -38,10 +40,15 @@ class Refusal:
     sentence: str
 
 
-def contained(make: Callable[[], T], name: str) -> T | Refusal:
-    """`make()`; in a worker its ValueError becomes a Refusal, and other errors one that can be pickled."""
+def contained(make: Callable[[], T], named: Callable[[], str]) -> T | Refusal:
+    """`make()`; in a worker its ValueError becomes a Refusal, and other errors one that can be pickled.
+
+    Args:
+        named: says in a worker what is made, for whoever asks what it was on.
+    """
     if get_worker_info() is None:
         return make()
+    place(name := named())
     try:
         return make()
     except ValueError as error:
@@ -67,13 +74,17 @@ class Collate:
     def __call__(self, rows: Sequence[Encoded | Refusal]) -> Batch | SentBatch | Refusal:
         refusal = next((row for row in rows if isinstance(row, Refusal)), None)
         good = [row for row in rows if not isinstance(row, Refusal)]
-        batch = refusal or contained(lambda: self._collated(good), "collate")
+        batch = refusal or contained(lambda: self._collated(good), lambda: _together(good))
         return SentBatch.of(batch) if get_worker_info() is not None and isinstance(batch, Batch) else batch
 
     def _collated(self, rows: Sequence[Encoded]) -> Batch:
         if not self.packed:
             return self.processor.collate(rows, padding=self.padding)
         return cast(PackingProcessor, self.processor).collate(rows, padding=self.padding, packed=True)
+
+
+def _together(rows: Sequence[object]) -> str:
+    return f"the batch of samples {', '.join(str(getattr(row, 'id', row)) for row in rows)}"
 
 
 def named(where: str, error: ValueError) -> ValueError:
@@ -85,10 +96,23 @@ class SampleLoader(DataLoader):
     """A DataLoader that says what is wrong with a sample in a sentence, with and without workers."""
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in super().__iter__():
-            if isinstance(batch, Refusal):
-                raise ValueError(batch.sentence)
-            yield batch.received() if isinstance(batch, SentBatch) else batch
+        batches = super().__iter__()
+        if isinstance(places := self.worker_init_fn, WorkerPlaces):
+            self._running = weakref.ref(batches)
+            batches = watched(batches, places, self.timeout)
+        try:
+            for batch in batches:
+                if isinstance(batch, Refusal):
+                    raise ValueError(batch.sentence)
+                yield batch.received() if isinstance(batch, SentBatch) else batch
+        finally:
+            if isinstance(batches, Generator):
+                batches.close()
+
+    def lost_worker(self) -> str:
+        """What became of a worker that has died, in a sentence; empty where none has."""
+        places, running = self.worker_init_fn, getattr(self, "_running", None)
+        return lost(running(), places) if running is not None and isinstance(places, WorkerPlaces) else ""
 
 
 def shown_ahead(step: Sequence[Batch]) -> list[Batch]:
@@ -117,13 +141,19 @@ class StepsAhead:
             yield from shown_ahead(step)
 
 
-def loading(workers: int) -> dict[str, Any]:
-    """The DataLoader arguments that all loaders share."""
+def loading(workers: int, timeout: float = TIMEOUT) -> dict[str, Any]:
+    """The DataLoader arguments that all loaders share.
+
+    Args:
+        workers: processes that read ahead.
+        timeout: seconds to wait for a batch of one of them; 0 waits without end.
+    """
     # Forked workers share the sources' memory; elsewhere than on Linux forking is not safe.
     fork = "fork" if workers and sys.platform == "linux" else None
     return {
         "num_workers": workers,
-        "timeout": TIMEOUT if workers else 0,
+        "timeout": timeout if workers else 0,
+        "worker_init_fn": WorkerPlaces(workers) if workers else None,
         "multiprocessing_context": fork,
         "pin_memory": torch.cuda.is_available(),
         # Without a generator each new iterator draws from the global one, and dropout differs after a resume.
@@ -158,6 +188,7 @@ class ResumableLoader(SampleLoader):
         rank: of this process, below `world`.
         world: number of processes.
         workers: processes that read ahead.
+        timeout: as in `loading`.
 
     Raises:
         ValueError: a batch is not a multiple of what the ranks take at once.
@@ -173,13 +204,14 @@ class ResumableLoader(SampleLoader):
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
+        timeout: float = TIMEOUT,
     ) -> None:
         assert 0 <= rank < world
         self._handed_out = 0
         self._stream = Stream(orders, steps, rank, world)
         self.accumulation = self._stream.accumulation
         """Micro-batches of one optimizer step."""
-        super().__init__(dataset, batch_sampler=self._stream, collate_fn=collate_fn, **loading(workers))
+        super().__init__(dataset, batch_sampler=self._stream, collate_fn=collate_fn, **loading(workers, timeout))
 
     def __len__(self) -> int:
         """Micro-batches of the whole stage, those before the current position included."""

@@ -15,7 +15,7 @@ from data_modules.evaluated import EvaluatedDataModule
 from data_modules.evaluation import EvaluationSet
 from data_modules.geometry import check_frames
 from data_modules.lengths import LengthIndex
-from data_modules.loader import Collate, ResumableLoader, optimizer_steps
+from data_modules.loader import TIMEOUT, Collate, ResumableLoader, optimizer_steps
 from data_modules.mixture_sampler import Group, MixtureSampler, seeded
 from data_modules.packed_shares import packing_of
 from data_modules.sources.plain_text import TextSource
@@ -58,7 +58,7 @@ class MultimodalDataModule(EvaluatedDataModule):
         token_budget: tokens of such a row, in place of a micro-batch; each step takes the fewest rows that hold it.
         image_cost: what an image costs the net beside its tokens, in tokens.
         eval_batch: samples answered at once.
-        workers: processes that read samples ahead, for each training process.
+        workers, worker_timeout: processes that read samples ahead for each training process; seconds to wait for one.
         seed: of the order and of all that is random about samples.
         processor: turns samples into batches (`encode`, `collate`); may be set later.
     """
@@ -87,20 +87,20 @@ class MultimodalDataModule(EvaluatedDataModule):
         image_cost: int = 0,
         eval_batch: int = 32,
         workers: int = 0,
+        worker_timeout: int = TIMEOUT,
         seed: int = 0,
         overlong: Overlong = "mask",
         bad_limits: BadLimits = BadLimits(),
         processor: Any = None,
     ) -> None:
-        super().__init__(val, test, eval_batch, workers, processor)
+        super().__init__(val, test, eval_batch, workers, processor, worker_timeout)
         self.overlong: Overlong = overlong
         self.bad_limits = bad_limits
         self.train = dict(train or {})
         self.weights, self.text, self.epochs, self.steps = weights, text, epochs, steps
         self.group: Group = group
         self.global_batch, self.micro_batch = global_batch, micro_batch
-        self.text_micro_batch, self.seed = text_micro_batch, seed
-        self.per_device_batch = per_device_batch
+        self.text_micro_batch, self.seed, self.per_device_batch = text_micro_batch, seed, per_device_batch
         self.packing = packing_of(pack, token_budget, image_cost)
         if group == "source" and per_device_batch is None:
             raise ValueError(
@@ -248,6 +248,7 @@ class MultimodalDataModule(EvaluatedDataModule):
             rank=rank,
             world=world,
             workers=self.workers,
+            timeout=self.worker_timeout,
         )
         if self.trainer is not None:
             expected = {"max_epochs": 1, "accumulate_grad_batches": loader.accumulation}

@@ -64,8 +64,14 @@ class TrainingSamples(Dataset):
         if isinstance(location, Row):
             assert self.text is not None
             text = self.text
-            return contained(lambda: self.processor.encode(text.sample(location)), str(location))
-        return contained(lambda: self._encoded(location), str(location))
+            return contained(
+                lambda: self.processor.encode(text.sample(location)), lambda: f"row {location.position} of {TEXT}"
+            )
+        return contained(lambda: self._encoded(location), lambda: self._named(location))
+
+    def _named(self, location: SampleLocation) -> str:
+        where = self.sources[location.source].where(location.index) or f"sample {location.index}"
+        return f"{where} of data.train.{location.source}"
 
     def place(self, location: SampleLocation | Row) -> dict[str, Any]:
         """Source, index, and file and record of what stands at a location, without reading it."""

@@ -30,6 +30,9 @@ class Hardware(ParallelPlan):
     patches / language parameters, a third of it where the tower is frozen and the language model trains."""
     workers: int = 0
     """Data loading processes per rank."""
+    worker_timeout: int = 60
+    """Seconds that a rank waits for a batch of one of them before it ends, naming the process and its sample; 0 waits
+    without end."""
     eval_batch: int = 64
     """Samples a rank answers at once."""
     feature_cache: str | None = None
@@ -41,7 +44,8 @@ class Hardware(ParallelPlan):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive = ("micro_batch", "text_micro_batch", "eval_batch", "token_budget")
-        for name, least in (*((name, 1) for name in positive), ("workers", 0), ("image_cost", 0)):
+        counts = ("workers", "worker_timeout", "image_cost")
+        for name, least in (*((each, 1) for each in positive), *((each, 0) for each in counts)):
             if (found := getattr(self, name)) is not None and found < least:
                 raise ValueError(f"hardware.{name}: found {found}, expected at least {least}")
         for name in ("token_budget", "image_cost"):

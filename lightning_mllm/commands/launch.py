@@ -127,7 +127,8 @@ class CLI(LightningCLI):
         parser.link_arguments(
             ("stage.per_device_batch", "stage.micro_batch"), "data.init_args.per_device_batch", compute_fn=together
         )
-        for name in ("text_micro_batch", "pack", "token_budget", "image_cost", "workers", "eval_batch"):
+        names = ("text_micro_batch", "pack", "token_budget", "image_cost", "workers", "worker_timeout", "eval_batch")
+        for name in names:
             parser.link_arguments(f"hardware.{name}", f"data.init_args.{name}")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("run_dir", "trainer.default_root_dir")

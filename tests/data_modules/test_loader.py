@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 from typing import Any
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from data_modules import loader as loader_module
 from data_modules.bad_samples import told
 from data_modules.loader import Collate, ResumableLoader, Share, StepsAhead, optimizer_steps
 from data_modules.mixture_sampler import MixtureSampler, SampleLocation
@@ -193,27 +191,9 @@ def test_an_error_that_cannot_be_pickled_does_not_hang() -> None:
         pass
 
     started = time.monotonic()
-    with pytest.raises(RuntimeError, match="source='b', index=2"):
+    with pytest.raises(RuntimeError, match=r"sample 2 of data\.train\.b"):
         list(make(workers=1, processor=Echo("b2", Local)))
     assert time.monotonic() - started < 20
-
-
-class Stuck(Echo):
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.how = how
-
-    def encode(self, sample: Sample, *, generate: bool = False, random: Any = None) -> Sample:
-        if sample.id == "b2":
-            os._exit(3) if self.how == "exits" else time.sleep(2.5)
-        return sample
-
-
-@pytest.mark.parametrize("how", ["exits", "sleeps"])
-def test_a_lost_worker_is_noticed(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader_module, "TIMEOUT", 1)
-    with pytest.raises(RuntimeError, match="DataLoader"):
-        list(make(workers=1, processor=Stuck(how)))
 
 
 class Scanned(Numbers):
