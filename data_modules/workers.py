@@ -36,7 +36,7 @@ class WorkerPlaces:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self._names = RawArray(ctypes.c_char, max(1, workers) * ROOM)
+        self._names: Any = RawArray(ctypes.c_char, max(1, workers) * ROOM)
 
     def __call__(self, worker: int) -> None:
         global _own
