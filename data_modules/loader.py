@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from data_modules.mixture_sampler import SampleLocation
 from data_modules.processor import PackingProcessor, SampleProcessor
@@ -98,6 +99,7 @@ class SampleLoader(DataLoader):
     def __iter__(self) -> Iterator[Any]:
         batches = super().__iter__()
         if isinstance(places := self.worker_init_fn, WorkerPlaces):
+            batches = cast(_MultiProcessingDataLoaderIter, batches)
             self._running = weakref.ref(batches)
             batches = watched(batches, places, self.timeout)
         try:
@@ -111,8 +113,9 @@ class SampleLoader(DataLoader):
 
     def lost_worker(self) -> str:
         """What became of a worker that has died, in a sentence; empty where none has."""
-        places, running = self.worker_init_fn, getattr(self, "_running", None)
-        return lost(running(), places) if running is not None and isinstance(places, WorkerPlaces) else ""
+        running = getattr(self, "_running", None)
+        batches = None if running is None else running()
+        return "" if batches is None else lost(batches, cast(WorkerPlaces, self.worker_init_fn))
 
 
 def shown_ahead(step: Sequence[Batch]) -> list[Batch]:

@@ -14,6 +14,7 @@ from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
 from torch.utils.data._utils.signal_handling import _remove_worker_pids
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 ROOM = 512
 """Bytes of a name."""
@@ -60,7 +61,7 @@ def place(name: str) -> None:
         )
 
 
-def watched(batches: Any, places: WorkerPlaces, timeout: float) -> Iterator[Any]:
+def watched(batches: _MultiProcessingDataLoaderIter, places: WorkerPlaces, timeout: float) -> Iterator[Any]:
     """The batches of a DataLoader's iterator; a worker that is lost is named with its sample, and none outlives it.
 
     Args:
@@ -89,9 +90,9 @@ def watched(batches: Any, places: WorkerPlaces, timeout: float) -> Iterator[Any]
         batches._shutdown_workers()
 
 
-def lost(batches: Any, places: WorkerPlaces) -> str:
+def lost(batches: _MultiProcessingDataLoaderIter, places: WorkerPlaces) -> str:
     """What became of the first worker that has died, in a sentence; empty where all are alive."""
-    for number, worker in enumerate(getattr(batches, "_workers", ())):
+    for number, worker in enumerate(batches._workers):
         if (code := worker.exitcode) is not None:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code}"
             memory = ", which is what Linux does where memory runs out" if code == -signal.SIGKILL else ""
@@ -99,7 +100,7 @@ def lost(batches: Any, places: WorkerPlaces) -> str:
     return ""
 
 
-def _stuck(batches: Any, places: WorkerPlaces, timeout: float) -> str:
+def _stuck(batches: _MultiProcessingDataLoaderIter, places: WorkerPlaces, timeout: float) -> str:
     # torch hands out batches in their order, and knows whose turn it is.
     number = batches._task_info[batches._rcvd_idx][0]
     return (
@@ -108,7 +109,7 @@ def _stuck(batches: Any, places: WorkerPlaces, timeout: float) -> str:
     )
 
 
-def _kill_all(batches: Any) -> None:
+def _kill_all(batches: _MultiProcessingDataLoaderIter) -> None:
     """What torch does at the end, without waiting for any: others may be stuck too, and one that was killed may hold
     what torch would wait for."""
     batches._shutdown = True
