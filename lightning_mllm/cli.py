@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -216,6 +217,10 @@ SAVING = ("fit", "run", "validate", "test", "predict")
 """The verbs whose end by a signal is an orderly one."""
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""A disk, or what one user may have of it."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb; what a user got wrong is told in one sentence, with exit code 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -278,6 +283,8 @@ def _meant_for_the_user(error: BaseException | None) -> str:
                 return sentence or f"{origin.name}:{frames[-1].lineno}: {frames[-1].line}"
         if isinstance(error, OSError) and error.filename is not None and error.strerror:
             return f"{error.filename}: {error.strerror}"
+        if isinstance(error, OSError) and error.errno in FULL:
+            return f"a file cannot be written ({error.strerror}); free some of the disk"
         if type(error).__name__ == "OutOfMemoryError":
             return f"{sentence}; hardware.micro_batch and hardware.eval_batch say how much is computed at once"
         error = error.__cause__ or error.__context__

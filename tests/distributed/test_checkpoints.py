@@ -195,9 +195,9 @@ def test_the_clock_of_rank_0_decides_for_all(tmp_path: Path) -> None:
                 return self.now
 
         class Watched(StageCheckpoint):
-            def _save(self, trainer: Any) -> None:
+            def save(self, trainer: Any) -> None:
                 steps.append(trainer.global_step)
-                super()._save(trainer)
+                super().save(trainer)
 
         checkpoint.time = Clock()  # type: ignore[assignment]
         run(tmp_path, "fsdp2", Watched("30s", folder=str(tmp_path / "own")), every_n_steps=0)

@@ -162,7 +162,7 @@ class StageCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         try:
             checkpoint_io(trainer).wait()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             tell(trainer, str(error), error=True)
         name = signal_name(exception)
         if not name or trainer.state.fn != TrainerFn.FITTING:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_mllm.weights.disk import NotWritten, writing
+from lightning_mllm.weights.files import write_text
 
 REMEDY = "mend it, or move it away: the training goes on without the curves of its first steps"
 
@@ -41,6 +45,11 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds a row.
+
+        Raises:
+            NotWritten: It cannot be written; the file holds the rows before it.
+        """
         row = {"step": "" if step is None else str(step), **{k: repr(float(v)) for k, v in sorted(metrics.items())}}
         row.pop("epoch", None)
         if len(row) == 1:
@@ -52,8 +61,13 @@ class MetricsCsv(Logger):
             self.columns += new
             self._write([*self._read()[1], row])
             return
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns, restval="").writerow(row)
+        size = self.path.stat().st_size
+        try:
+            with writing(self.path), open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self.columns, restval="").writerow(row)
+        except NotWritten:
+            os.truncate(self.path, size)  # half of a row
+            raise
 
     @rank_zero_only
     def truncate(self, step: int) -> None:
@@ -105,9 +119,8 @@ class MetricsCsv(Logger):
     def _write(self, rows: list[dict[str, str]]) -> None:
         assert self.columns is not None
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(f".{self.path.name}.part")
-        with open(beside, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(beside, self.path)
+        content = io.StringIO(newline="")
+        writer = csv.DictWriter(content, self.columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path, content.getvalue())

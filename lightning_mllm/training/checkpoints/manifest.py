@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lightning_mllm.weights.files import sha256, write_text
+from lightning_mllm.weights.finite import is_finite
 
 FORMAT = 2
 MANIFEST, STATE = "manifest.json", "state.pt"
@@ -127,7 +128,7 @@ def _first_not_finite(file: Path) -> str:
         with safe_open(file, framework="pt", device="cpu") as tensors:
             for name in tensors.keys():  # noqa: SIM118
                 tensor = tensors.get_tensor(name)
-                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                if not is_finite(tensor):
                     return name
     except SafetensorError as error:
         raise ValueError(f"{file.name} cannot be read as safetensors ({error})") from None

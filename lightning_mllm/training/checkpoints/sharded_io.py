@@ -133,9 +133,9 @@ class ShardedCheckpointIO(CheckpointIO):
             self._group = cpu_group()
         self._chosen.clear()
         writer = Writer(path, tensors, state_bytes(state), replaces)
-        staged = writer.stage(dict(tensors))
+        writer.staged = writer.stage(dict(tensors))
         executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending = writer, executor.submit(write, staged, writer, self._group if sharded else None)
+        self._pending = writer, executor.submit(write, writer, self._group if sharded else None)
         executor.shutdown(wait=False)
 
     def check(self) -> None:
@@ -152,6 +152,7 @@ class ShardedCheckpointIO(CheckpointIO):
 
         Raises:
             NotWritten: The checkpoint cannot be written; earlier ones are as they were.
+            ValueError: It holds a value that is no number, or something that could not be read again.
         """
         if self._pending is None:
             return
@@ -160,4 +161,6 @@ class ShardedCheckpointIO(CheckpointIO):
             if isinstance(error, CheckpointException):
                 # Of the ranks that failed, the first; the others waited for it.
                 error = next((each for each, _ in error.failures.values()), error)
+            if isinstance(error, ValueError):
+                raise ValueError(f"{writer.final}: not written, {error}; earlier checkpoints are whole") from error
             raise NotWritten(writer.final, error, writer.bytes, "; earlier checkpoints are whole") from error

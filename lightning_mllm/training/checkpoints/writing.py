@@ -25,6 +25,7 @@ from lightning_mllm.collectives import rank_and_world
 from lightning_mllm.training.checkpoints.finding import PART, REMOVED, STEPS, note_written, number_of
 from lightning_mllm.training.checkpoints.manifest import OLD, STATE, FileFacts, Values, load_plain, write_manifest
 from lightning_mllm.weights.files import sync_folder
+from lightning_mllm.weights.finite import refuse_non_finite
 
 FILE_BYTES = 2**29
 """What a rank writes into one file, if a tensor is not larger: so much is copied twice more while it writes."""
@@ -90,6 +91,8 @@ class Writer(HuggingFaceStorageWriter):
         self.state, self.replaces = state, replaces
         self.bytes = sum(each.nbytes for each in tensors.values()) + len(state)
         """Of all ranks together, about."""
+        self.staged: Mapping[str, Tensor] = {}
+        """What this rank writes, as it was when the save began."""
         super().__init__(str(self.beside), fqn_to_index_mapping=_file_numbers(tensors), save_distributed=True)
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
@@ -102,6 +105,8 @@ class Writer(HuggingFaceStorageWriter):
         return super().prepare_global_plan(plans)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        for name, tensor in self.staged.items():
+            refuse_non_finite(name, tensor.to_local() if isinstance(tensor, DTensor) else tensor)
         written = super().write_data(plan, planner).wait()
         # In this thread, which is not that of training; the file has just been written and is still in memory.
         names = {each.storage_data.relative_path for each in written}
@@ -168,15 +173,17 @@ def state_bytes(state: Values) -> bytes:
     return content.getvalue()
 
 
-def write(tensors: dict[str, Tensor], writer: Writer, group: dist.ProcessGroup | None) -> None:
+def write(writer: Writer, group: dist.ProcessGroup | None) -> None:
     """Writes and publishes; where it fails, nothing of it stays.
 
     Args:
-        tensors: What this rank holds, as `Writer.stage` copied it.
         group: Of all ranks, where each writes its part.
+
+    Raises:
+        ValueError: A tensor holds a value that is no number, or the state something that is no plain value.
     """
     try:
-        dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
+        dcp.save(dict(writer.staged), storage_writer=writer, process_group=group, no_dist=group is None)
     except BaseException:
         shutil.rmtree(writer.beside, ignore_errors=True)
         raise

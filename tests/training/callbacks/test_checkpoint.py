@@ -32,14 +32,14 @@ def test_checkpoints_at_an_interval_of_time(tmp_path: Path, monkeypatch: pytest.
         def monotonic(self) -> float:
             return self.now
 
-    clock, steps, save = Clock(), [], StageCheckpoint._save
+    clock, steps, save = Clock(), [], StageCheckpoint.save
 
     class Watched(StageCheckpoint):
         def on_train_batch_end(self, *arguments: object) -> None:
             clock.now += 20
             super().on_train_batch_end(*arguments)  # pyright: ignore[reportArgumentType]
 
-        def _save(self, trainer) -> None:
+        def save(self, trainer) -> None:
             steps.append(trainer.global_step)
             save(self, trainer)
 
