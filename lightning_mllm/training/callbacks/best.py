@@ -14,6 +14,8 @@ from lightning_mllm.training.callbacks.averaging import averaged
 from lightning_mllm.training.callbacks.checkpoint import checkpoint_io
 from lightning_mllm.training.callbacks.ending import tell
 from lightning_mllm.training.checkpoints import WEIGHTS, Replaced, SavedWeights, Values, newest, read_state
+from lightning_mllm.training.checkpoints.finding import REMEDY
+from lightning_mllm.training.checkpoints.manifest import damage
 from lightning_mllm.training.module import MultimodalModule
 
 BEST = "best-*"
@@ -57,14 +59,14 @@ class BestWeights(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         expected = self.step if trainer.global_step else 0
         found: Values | None = None
-        path = newest(self.folder, BEST) if trainer.is_global_zero else None
+        path, problem = newest(self.folder, BEST) if trainer.is_global_zero else None, ""
         if path is not None and trainer.global_step:
-            found = read_state(path)
-        found = trainer.strategy.broadcast(found)
+            problem = _problem(path)
+            found = None if problem else read_state(path)
+        found, problem = trainer.strategy.broadcast((found, problem))
         if expected and found is None:
-            raise ValueError(
-                f"{self.folder}/{BEST}: found no checkpoint, expected the weights of step {expected}; train anew"
-            )
+            problem = problem or f"{self.folder}/{BEST}: found no checkpoint"
+            raise ValueError(f"{problem}, expected the weights of step {expected}; {REMEDY}")
         if found is None:
             self.score, self.step = math.nan, 0
             if path is not None:
@@ -99,10 +101,16 @@ class BestWeights(Callback):
         return {"monitor": self.monitor, "mode": self.mode, "score": self.score, "step": self.step}
 
     def weights(self, trainer: Trainer) -> SavedWeights:
-        """Those of that validation, on rank 0."""
+        """Those of that validation, on rank 0.
+
+        Raises:
+            ValueError: They are damaged.
+        """
         checkpoint_io(trainer).wait()
         path = newest(self.folder, BEST)
         assert path is not None
+        if problem := _problem(path):
+            raise ValueError(f"{problem}, expected the weights of step {self.step}; {REMEDY}")
         return SavedWeights(path)
 
     def state_dict(self) -> Values:
@@ -116,6 +124,11 @@ class BestWeights(Callback):
                     f" {getattr(self, name)!r} as configured now; another run folder starts the stage anew"
                 )
         self.score, self.step = state_dict["score"], state_dict["step"]
+
+
+def _problem(path: Path) -> str:
+    reason = damage(path)
+    return f"{path}: found damaged weights ({reason})" if reason else ""
 
 
 def best(trainer: Trainer) -> BestWeights | None:
