@@ -119,7 +119,7 @@ def test_the_best_weights_are_checked_too(begun: Path, capsys: pytest.CaptureFix
     (kept,) = (begun / "checkpoints").glob("best-*")
     flip(shard(kept), -1)
     told = refused(capsys, *FIT, *more)
-    assert f"{kept.relative_to(Path.cwd())}: found damaged weights (shard-" in told and "put it back" in told
+    assert f"{kept.relative_to(Path.cwd())}: found damaged weights (shard-" in told and "put one back" in told
 
 
 # ---- what Lightning would load ---------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def dangling(name: str) -> Callable[[], None]:
     return link
 
 
-UNWRITABLE: dict[str, Callable[[], None]] = {
+UNWRITABLE: dict[str, Callable[[], object]] = {
     "the folder above the run": sealed("."),
     "the run folder": sealed("run"),
     "the folder of checkpoints": lambda: [opened("run"), sealed("run/checkpoints")()],
