@@ -5,7 +5,8 @@
 
 A template that reads the messages in one loop, whose body sees nothing but its own message, gives the same text for a
 turn wherever it stands. Its syntax tree tells (`writes_each_turn`), so that such texts are kept and put one behind the
-other; other templates are applied to the whole conversation. Jinja is always run by transformers, in its sandbox.
+other; other templates are applied to the whole conversation. Jinja is always run by transformers, in its sandbox, after
+a trial in a process of its own (`template_trial.py`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, TemplateSyntaxError, nodes
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from lightning_mllm.processing.template_trial import TemplateBoundsError, check_bounds
+
 GENERATION_MARK = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 
+LONG = 40
+"""Turns of a conversation that a template is tried on."""
 KEPT = 2_000_000
 """Characters of turns that are kept; where there are more, all are forgotten."""
 
@@ -63,13 +68,36 @@ class JinjaRenderer:
         self._marks = GENERATION_MARK.search(jinja) is not None
         self._turns: dict[tuple[str, object], Rendered] = {}
         self._held = 0
+        self._tried, self._beyond = False, ""
+
+    def _try(self) -> None:
+        """Applies the template to conversations that are short, long and none, of texts and of lists."""
+        text = "word " * 50
+        for content in (text, [{"type": "image"}, {"type": "text", "text": text}]):
+            for turns in (0, 1, 2, 3, LONG):
+                said = [{"role": "assistant" if i % 2 else "user", "content": content} for i in range(turns)]
+                try:
+                    self._apply([said], generate=turns % 2 == 1)
+                except MemoryError:
+                    raise
+                except Exception:
+                    continue
 
     def __call__(self, messages: Messages, generate: bool) -> Rendered:
         """The conversation and, with `generate`, the generation prompt behind it.
 
         Raises:
-            TemplateError, TypeError: what the template refuses.
+            TemplateBoundsError: it takes more time or memory than a template may.
+            Exception: what the template refuses, or what it is refused.
         """
+        if not self._tried:
+            self._tried = True
+            try:
+                check_bounds(self._try)
+            except TemplateBoundsError as error:
+                self._beyond = str(error)
+        if self._beyond:
+            raise TemplateBoundsError(self._beyond)
         if not self._each_turn:
             return self._apply([messages], generate)[0]
         text, marked, ends = self._opening.text, [*self._opening.marked], [len(self._opening.text)]

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, NamedTuple
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import IMAGE_MARK, LITERAL_MARK, Turn
@@ -23,6 +22,7 @@ from lightning_mllm.processing.chat_template import count_marks, join_pieces, ma
 from lightning_mllm.processing.jinja_renderer import GENERATION_MARK, JinjaRenderer, Messages, Rendered, Spans
 from lightning_mllm.processing.marks import MARKS
 from lightning_mllm.processing.stopping import stop_of
+from lightning_mllm.processing.template_trial import TemplateBoundsError
 from lightning_mllm.processing.text_tokenizer import Piece
 
 PROTECTED = re.compile("\ufdd2([0-9]+)\ufdd3")
@@ -219,7 +219,9 @@ class TokenizerTemplate:
         """Whether the template reads turns as lists of images and texts: the words of a plain text would be lost."""
         try:
             return ASKED not in self._renderer([{"role": "user", "content": ASKED}], generate=True).text
-        except (TemplateError, TypeError):
+        except TemplateBoundsError as error:
+            raise ValueError(f"the tokenizer's template{self._place} cannot be used: {error}") from None
+        except Exception:
             return True
 
     def _content(self, turn: Turn) -> str | list[dict[str, str]]:
@@ -241,8 +243,17 @@ class TokenizerTemplate:
         """A conversation as text; special tokens in its turns are protected."""
         try:
             return self._renderer(messages, generate)
-        except (TemplateError, TypeError) as error:
-            raise ValueError(f"the tokenizer's template refuses the conversation ({error})") from error
+        except TemplateBoundsError as error:
+            raise ValueError(f"the tokenizer's template{self._place} cannot be used: {error}") from None
+        except Exception as error:
+            # Templates reach every kind of exception: RecursionError, ZeroDivisionError, SyntaxError, ...
+            reason = " ".join((str(error) or type(error).__name__).split())[:300]
+            raise ValueError(f"the tokenizer's template{self._place} refuses the conversation ({reason})") from error
+
+    @property
+    def _place(self) -> str:
+        """Where the template is from, as errors say it."""
+        return f" of {self.tokenizer.name_or_path}" if self.tokenizer.name_or_path else ""
 
     @cached_property
     def _renderer(self) -> JinjaRenderer:
