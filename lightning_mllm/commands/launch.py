@@ -354,7 +354,7 @@ def compose(arguments: Sequence[str], kind: type[CLI] = CLI) -> CLI:
     try:
         allowed = tuple(filter(None, config.flags.get("allow_drift", "").split(",")))
         return kind([arguments[0], f"--config={DEFAULTS}", *told], overwrite=overwrite == "true", allowed=allowed)
-    except (jsonargparse.ArgumentError, ValueError, KeyError) as error:
+    except (jsonargparse.ArgumentError, ValueError, KeyError, NotImplementedError) as error:
         told_so = in_one_sentence(error, tree, SETTINGS, config)
         if told_so is None:
             raise

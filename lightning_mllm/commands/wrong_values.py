@@ -59,6 +59,8 @@ def in_one_sentence(
     Returns:
         None where the error is of no setting.
     """
+    if isinstance(error, NotImplementedError) and error.__context__ is not None:
+        error = error.__context__  # Lightning tears down what was not built yet
     first = _first(error)
     if _in_jsonargparse(first):
         return _explain(tree, settings, config, str(error))
