@@ -92,6 +92,7 @@ def test_loop_overhead(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "loop_overhead.json").read_text(encoding="utf-8"))
     assert found["loop_ms"] > 0 and found["bare_ms"] > 0 and found["tensors"] > 4
     assert found["overhead_ms"] == found["loop_ms"] - found["bare_ms"]
+    assert abs(found["guards_ms"]) < found["loop_ms"]
     assert found["share"] == found["overhead_ms"] / found["share_of_ms"]
 
 
