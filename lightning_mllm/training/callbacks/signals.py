@@ -6,12 +6,14 @@ an optimizer step (`step_row.reduced`), so that all of them leave behind the sam
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_mllm import signals
@@ -87,7 +89,13 @@ class StageSignals(Checkpoint):
             signals.note(number)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if not isinstance(exception, signals.Stopped) or exception.number != signals.agreed():
+        if not isinstance(exception, signals.Stopped):
+            return
+        launcher: Any = trainer.strategy.launcher
+        if exception.number != signals.agreed():
+            # Before training, or in a test: ranks that this process has started would wait for it.
+            if isinstance(launcher, _SubprocessScriptLauncher):
+                launcher.kill(exception.number)
             return
         saving = next((each for each in trainer.callbacks if isinstance(each, StageCheckpoint)), None)  # pyright: ignore
         if saving is not None and saving.is_on(trainer) and saving.saved_step < trainer.global_step:
@@ -97,7 +105,11 @@ class StageSignals(Checkpoint):
         exception.told = True
         # A rank that left before the files are whole would take the others with it.
         checkpoint_io(trainer).wait()
-        trainer.strategy.barrier("StageSignals")
+        started = getattr(launcher, "procs", [])
+        if trainer.strategy.broadcast(os.getpid() if started else 0) == os.getppid():
+            # The code of the process that started this rank is the run's. Another one than 0 here would have Lightning
+            # kill that process, perhaps before its loggers have sent what they hold.
+            exception.code = 0
 
     def state_dict(self) -> Values:
         return {"validates_first": self._validates}
