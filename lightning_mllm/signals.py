@@ -137,7 +137,7 @@ def _watch(here: _Signals, file: int) -> None:
 
 
 def _in_forked_child() -> None:
-    """A loader's worker ends with its parent. What is sent to all processes of a job is not for it."""
+    """A loader's worker works until its parent ends it: what is sent to all processes of a job is not for it."""
     global _signals
     if not _signals.installed:
         return
@@ -145,6 +145,16 @@ def _in_forked_child() -> None:
     signal.set_wakeup_fd(-1)
     for each in SIGNALS:
         signal.signal(each, signal.SIG_DFL if each == signal.SIGTERM else signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        # The thread alone learns who has sent it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_wait_for_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _wait_for_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 os.register_at_fork(after_in_child=_in_forked_child)

@@ -16,7 +16,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_mllm.cli import main
 from tests.training.callbacks.signalled import STAGE, code_of, forked
-from tests.training.callbacks.test_signals import FULL, before_micro_batch, checkpoints, same
+from tests.training.callbacks.test_signals import FULL, VALIDATED, before_micro_batch, checkpoints, in_validation, same
+
+KILLS = 10
 
 STRATEGIES = {
     "ddp": "--trainer.strategy={class_path: lightning.pytorch.strategies.DDPStrategy, init_args: "
@@ -65,31 +67,51 @@ def sent(name: str) -> Callable[[], None]:
     return lambda: signal.raise_signal(getattr(signal, name))
 
 
-@pytest.fixture(scope="module", params=STRATEGIES if FULL else ["ddp"])
+@pytest.fixture(scope="module", params=STRATEGIES)
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     folder, strategy = tmp_path_factory.mktemp("whole"), STRATEGIES[request.param]
-    assert codes(folder / "run", strategy) == [0, 0]
+    assert codes(folder / "run", strategy, *VALIDATED) == [0, 0]
     return strategy, folder / "run"
 
 
+CASES = {
+    "SIGTERM of rank 1": (1, before_micro_batch(1, sent("SIGTERM")), 143, 1),
+    "SIGTERM of rank 0": (0, before_micro_batch(5, sent("SIGTERM")), 143, 2),
+    "SIGINT of rank 1": (1, before_micro_batch(9, sent("SIGINT")), 130, 4),
+    "SIGUSR1 of rank 0": (0, before_micro_batch(11, sent("SIGUSR1")), 138, 4),
+    "SIGTERM of rank 1 in a validation": (1, in_validation("SIGTERM"), 143, 2),
+}
+"""Case -> the rank, how it gets the signal, the exit code of both, the step that is saved."""
+
+
+def stopped(run: Path, strategy: str, case: str) -> None:
+    rank, prepare, code, step = CASES[case]
+    before: list[Callable[[], object] | None] = [None, None]
+    before[rank] = prepare
+    began = time.monotonic()
+    assert codes(run, strategy, *VALIDATED, "--checkpoint_every=100", before=before) == [code, code]
+    assert checkpoints(run)[-1] == f"step-{step}" and time.monotonic() - began < 60
+    told = run.with_suffix(".log").read_text()
+    assert told.count(f" ended the training after step {step}; the same command goes on after step {step}") == 1
+
+
 @pytest.mark.fault
+def test_one_rank_alone_ends_both(tmp_path: Path, fault_row) -> None:
+    stopped(tmp_path / "run", STRATEGIES["ddp"], "SIGTERM of rank 1 in a validation")
+    fault_row("T3", "1 of 1", "one of two ranks signalled: both end with its code")
+
+
+@pytest.mark.fault
+@pytest.mark.skipif(not FULL, reason="make test-faults")
 def test_one_rank_alone_is_signalled(whole: tuple[str, Path], tmp_path: Path, fault_row) -> None:
     strategy, reference = whole
-    cases = [("SIGTERM", 1, 1, 143), ("SIGTERM", 0, 5, 143), ("SIGINT", 1, 9, 130), ("SIGUSR1", 0, 11, 138)]
-    for name, rank, index, code in cases if FULL else cases[:1]:
-        run = tmp_path / f"{name}-{rank}-{index}"
-        before: list[Callable[[], object] | None] = [None, None]
-        before[rank] = before_micro_batch(index, sent(name))
-        began = time.monotonic()
-        assert codes(run, strategy, "--checkpoint_every=100", before=before) == [code, code]
-        seconds = time.monotonic() - began
-        step = index // 3 + 1
-        assert checkpoints(run) == [f"step-{step}"] and seconds < 60
-        told = run.with_suffix(".log").read_text()
-        assert told.count(f"{name} ended the training after step {step}; the same command goes on") == 1
-        assert codes(run, strategy) == [0, 0] and same(run, reference)
-    tried = len(cases) if FULL else 1
-    fault_row("T3", f"{tried} of {tried}", f"one of two ranks signalled, {strategy_name(strategy)}: same bits")
+    for case in CASES:
+        run = tmp_path / case.replace(" ", "-")
+        stopped(run, strategy, case)
+        assert codes(run, strategy, *VALIDATED) == [0, 0] and same(run, reference)
+    fault_row(
+        "T3", f"{len(CASES)} of {len(CASES)}", f"one of two ranks signalled, {strategy_name(strategy)}: same bits"
+    )
 
 
 @pytest.mark.fault
@@ -100,29 +122,28 @@ def test_both_ranks_are_signalled(whole: tuple[str, Path], tmp_path: Path, fault
     for number, (first, second) in enumerate([(4, 4), (3, 5), (2, 3)]):
         run = tmp_path / str(number)
         before = [before_micro_batch(first, sent("SIGINT")), before_micro_batch(second, sent("SIGTERM"))]
-        found = codes(run, strategy, "--checkpoint_every=100", before=before)
-        assert found in ([143, 143], [130, 130]) and len(checkpoints(run)) == 1
-        assert codes(run, strategy) == [0, 0] and same(run, reference)
+        found = codes(run, strategy, *VALIDATED, "--checkpoint_every=100", before=before)
+        assert found in ([143, 143], [130, 130]) and checkpoints(run)
+        assert codes(run, strategy, *VALIDATED) == [0, 0] and same(run, reference)
     fault_row("T3", "3 of 3", f"both ranks signalled, {strategy_name(strategy)}: same bits")
 
 
 @pytest.mark.fault
+@pytest.mark.skipif(not FULL, reason="make test-faults")
 def test_a_rank_is_killed(whole: tuple[str, Path], tmp_path: Path, fault_row) -> None:
     strategy, reference = whole
     random.seed(1)
-    kills, run, longest = 0, tmp_path / "run", 0.0
-    due = 10 if FULL else 1
-    while kills < due:
+    longest = 0.0
+    for kills in range(KILLS):
         run = tmp_path / f"run-{kills}"
         rank, index = random.randrange(2), random.randrange(12)
         before: list[Callable[[], object] | None] = [None, None]
         before[rank] = before_micro_batch(index, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        pids = started(run, strategy, "--checkpoint_every=1", before=before)
+        pids = started(run, strategy, *VALIDATED, "--checkpoint_every=1", before=before)
         assert code_of(pids[rank]) == -signal.SIGKILL
         began = time.monotonic()
         assert code_of(pids[1 - rank]) not in (0, -signal.SIGKILL)
         longest = max(longest, time.monotonic() - began)
-        kills += 1
-        assert codes(run, strategy) == [0, 0] and same(run, reference)
-    fault_row("T11", f"{kills} of {due}", f"a killed rank: the other one ends within {longest:.1f} s; same bits")
+        assert codes(run, strategy, *VALIDATED) == [0, 0] and same(run, reference)
+    fault_row("T11", f"{KILLS} of {KILLS}", f"a killed rank: the other one ends within {longest:.1f} s; same bits")
     assert longest < 60

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lightning_mllm.cli import main
 from lightning_mllm.evaluation.scores import Scores
 from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
 from lightning_mllm.training.callbacks.record import StageRecord
@@ -28,13 +29,15 @@ VALIDATED = (
     "--data.val={squares: {source: {class_path: tests.training.data.Squares, init_args: {samples: 10}}, task: exact}}",
     "--stage.validate_every=2",
 )
+SCORE = "val/exact_match"
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing stops."""
     folder = tmp_path_factory.mktemp("whole")
-    assert mllm(folder / "log", "fit", *STAGE, f"--run_dir={folder / 'run'}") == 0
+    assert fit(folder / "run") == 0
+    assert [step for step, _ in losses(folder / "run", SCORE)] == [2, 4]
     return folder / "run"
 
 
@@ -44,15 +47,11 @@ def weights(run: Path) -> dict[str, Tensor]:
     }
 
 
-def same(run: Path, whole: Path, *columns: str) -> bool:
-    """Whether two runs have the same weights and the same rows, to the bit."""
+def same(run: Path, whole: Path) -> bool:
+    """Whether two runs have the same weights, losses and validations, to the bit."""
     found, expected = weights(run), weights(whole)
-    equal = all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    return (
-        set(found) == set(expected)
-        and equal
-        and all(losses(run, each) == losses(whole, each) for each in ("train/loss", *columns))
-    )
+    equal = set(found) == set(expected) and all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    return equal and all(losses(run, each) == losses(whole, each) for each in ("train/loss", SCORE))
 
 
 def checkpoints(run: Path) -> list[str]:
@@ -75,8 +74,23 @@ def before_micro_batch(index: int, send: Callable[[], object]) -> Callable[[], N
     return prepare
 
 
+def in_validation(name: str) -> Callable[[], None]:
+    """Makes the run of this process send a signal when the first batch of a validation is scored."""
+
+    def prepare() -> None:
+        update = Scores.update
+
+        def updated(self: Scores, batch, answers) -> None:
+            signal.raise_signal(getattr(signal, name))
+            update(self, batch, answers)
+
+        Scores.update = updated
+
+    return prepare
+
+
 def fit(run: Path, *more: str, before: Callable[[], object] = lambda: None) -> int:
-    return mllm(run.with_suffix(".log"), "fit", *STAGE, f"--run_dir={run}", *more, before=before)
+    return mllm(run.with_suffix(".log"), "fit", *STAGE, *VALIDATED, f"--run_dir={run}", *more, before=before)
 
 
 def raised(name: str) -> Callable[[], None]:
@@ -88,9 +102,10 @@ def told(run: Path) -> str:
 
 
 @pytest.mark.fault
+@pytest.mark.skipif(not FULL, reason="make test-faults")
 def test_a_signal_at_any_micro_batch(whole: Path, tmp_path: Path, fault_row) -> None:
     names = {"SIGTERM": 143, "SIGINT": 130}
-    cases = [(name, index) for name in names for index in range(POSITIONS)] if FULL else [("SIGINT", 4)]
+    cases = [(name, index) for name in names for index in range(POSITIONS)]
     good = 0
     for name, index in cases:
         run = tmp_path / f"{name}-{index}"
@@ -98,7 +113,7 @@ def test_a_signal_at_any_micro_batch(whole: Path, tmp_path: Path, fault_row) -> 
         began = time.monotonic()
         assert fit(run, RARE, before=before_micro_batch(index, raised(name))) == names[name]
         assert time.monotonic() - began < 60
-        assert checkpoints(run) == [f"step-{step}"] and not (run / "weights").exists()
+        assert checkpoints(run)[-1] == f"step-{step}" and not (run / "weights").exists()
         assert f"{name} ended the training after step {step}; the same command goes on after step {step}" in told(run)
         assert fit(run) == 0
         good += same(run, whole)
@@ -108,35 +123,36 @@ def test_a_signal_at_any_micro_batch(whole: Path, tmp_path: Path, fault_row) -> 
 
 @pytest.mark.fault
 def test_a_run_that_is_signalled_again_and_again(whole: Path, tmp_path: Path, fault_row) -> None:
-    """By what schedulers send, each at another place, the last micro-batch among them."""
+    """In and before validations too, which are taken by the run that goes on."""
     run = tmp_path / "run"
-    chain = [("SIGUSR1", 1, 138), ("SIGHUP", 3, 129), ("SIGUSR2", 8, 140), ("SIGTERM", 11, 143)]
-    chain = chain if FULL else chain[::3]
-    for name, index, code in chain:
-        assert fit(run, RARE, before=before_micro_batch(index, raised(name))) == code
+    chain = [
+        (138, before_micro_batch(1, raised("SIGUSR1")), 1),
+        (129, in_validation("SIGHUP"), 2),
+        (140, before_micro_batch(8, raised("SIGUSR2")), 3),
+        (143, before_micro_batch(11, raised("SIGTERM")), 4),
+        (130, in_validation("SIGINT"), 4),
+    ]
+    chain = chain if FULL else chain[1:4:2]
+    for code, before, step in chain:
+        assert fit(run, RARE, before=before) == code
+        assert checkpoints(run)[-1] == f"step-{step}" and not (run / "weights").exists()
     assert fit(run) == 0
-    what = f"{', '.join(name for name, *_ in chain)} in one run, one after the other: same bits"
-    fault_row("T3", f"{len(chain)} of {len(chain)}", what)
     assert same(run, whole)
+    fault_row("T3", f"{len(chain)} of {len(chain)}", "signals in one run, in and before validations too: same bits")
 
 
 @pytest.mark.fault
 def test_a_second_signal_ends_at_once(whole: Path, tmp_path: Path, fault_row) -> None:
     """While the first one waits for a micro-batch that never ends, in Python or in a library."""
-
-    def hang() -> None:
-        time.sleep(30)
-
     cases = [("SIGTERM", "SIGTERM", 143), ("SIGINT", "SIGINT", 130), ("SIGINT", "SIGTERM", 143)]
     for first, second, code in cases if FULL else cases[:1]:
         run = tmp_path / f"{first}-{second}"
-        pid = forked(
-            lambda run=run: (
-                before_micro_batch(7, lambda: ((run / "waits").touch(), hang()))(),
-                mllm_in_place("fit", *STAGE, f"--run_dir={run}", "--checkpoint_every=1"),
-            ),
-            run.with_suffix(".log"),
-        )
+
+        def work(run: Path = run) -> None:
+            before_micro_batch(7, lambda: ((run / "waits").touch(), time.sleep(30)))()
+            main(["fit", *STAGE, *VALIDATED, f"--run_dir={run}", "--checkpoint_every=1"])
+
+        pid = forked(work, run.with_suffix(".log"))
         while not (run / "waits").exists():
             time.sleep(0.05)
         os.kill(pid, getattr(signal, first))
@@ -145,51 +161,12 @@ def test_a_second_signal_ends_at_once(whole: Path, tmp_path: Path, fault_row) ->
         os.kill(pid, getattr(signal, second))
         assert code_of(pid) == code
         assert time.monotonic() - began < 2
-        assert checkpoints(run) == ["step-2"]
+        assert checkpoints(run)[-1] == "step-2"
         assert not FULL or (fit(run) == 0 and same(run, whole))
     fault_row("T3", f"{len(cases) if FULL else 1} of {len(cases) if FULL else 1}", "signalled twice: ended within 2 s")
 
 
-def mllm_in_place(*arguments: str) -> None:
-    from lightning_mllm.cli import main
-
-    main(arguments)
-
-
-@pytest.mark.fault
-def test_a_validation_that_a_signal_ends_is_taken_first(tmp_path: Path, fault_row) -> None:
-    """Due or half done: the run that goes on has the same validations and the same bits."""
-    whole = tmp_path / "whole"
-    assert fit(whole, *VALIDATED) == 0
-    assert [step for step, _ in losses(whole, "val/exact_match")] == [2, 4]
-
-    def in_validation(name: str) -> Callable[[], None]:
-        def prepare() -> None:
-            update = Scores.update
-
-            def updated(self: Scores, batch, answers) -> None:
-                signal.raise_signal(getattr(signal, name))
-                update(self, batch, answers)
-
-            Scores.update = updated
-
-        return prepare
-
-    cases = {
-        "due": before_micro_batch(4, raised("SIGTERM")),
-        "half done": in_validation("SIGTERM"),
-        "the last one, due": before_micro_batch(11, raised("SIGTERM")),
-    }
-    chosen = list(cases) if FULL else ["half done"]
-    for name in chosen:
-        run = tmp_path / name.replace(" ", "-").replace(",", "")
-        assert fit(run, RARE, *VALIDATED, before=cases[name]) == 143
-        assert checkpoints(run) == ["step-4" if "last" in name else "step-2"]
-        assert fit(run, *VALIDATED) == 0
-        assert same(run, whole, "val/exact_match"), name
-    fault_row("T3", f"{len(chosen)} of {len(chosen)}", "SIGTERM before and in a validation: taken again, same bits")
-
-
+@pytest.mark.skipif(not FULL, reason="make test-faults")
 def test_a_signal_behind_the_last_step_finishes_the_stage(whole: Path, tmp_path: Path) -> None:
     def prepare() -> None:
         end = StageRecord.on_train_end
@@ -218,5 +195,28 @@ def test_a_signal_while_a_checkpoint_is_written(whole: Path, tmp_path: Path) -> 
 
     run = tmp_path / "run"
     assert fit(run, "--checkpoint_every=2", before=prepare) == 143
-    assert checkpoints(run) == ["step-3"]
+    assert checkpoints(run)[-1] == "step-3"
     assert fit(run) == 0 and same(run, whole)
+
+
+@pytest.mark.fault
+def test_workers_are_signalled_too(whole: Path, tmp_path: Path, fault_row) -> None:
+    """As a terminal and schedulers do: all processes of the group, or of the job."""
+    names = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 138, "SIGHUP": 129}
+    chosen = list(names) if FULL else ["SIGTERM"]
+    for name in chosen:
+        run = tmp_path / name
+
+        def work(run: Path = run) -> None:
+            os.setpgid(0, 0)
+            before_micro_batch(4, lambda: ((run / "waits").touch(), time.sleep(1)))()
+            main(["fit", *STAGE, *VALIDATED, f"--run_dir={run}", RARE, "--hardware.workers=2"])
+
+        pid = forked(work, run.with_suffix(".log"))
+        while not (run / "waits").exists():
+            time.sleep(0.05)
+        os.killpg(pid, getattr(signal, name))
+        assert code_of(pid) == names[name], told(run)
+        assert checkpoints(run)[-1] == "step-2" and "Traceback" not in told(run)
+        assert not FULL or (fit(run) == 0 and same(run, whole))
+    fault_row("T3", f"{len(chosen)} of {len(chosen)}", "the whole process group signalled, two workers: same bits")
