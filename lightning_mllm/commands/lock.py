@@ -2,7 +2,9 @@
 
 The lock is `flock`, which the operating system gives back when its process dies. File systems between machines (NFS,
 Lustre, GPFS) hold it for all of them, so that a job which is queued again on another machine goes on; where one is
-mounted with locks of this machine alone, what another one left is refused until it is deleted by hand.
+mounted with locks of this machine alone, what another one left is refused until it is deleted by hand. There is no
+heartbeat: a run that is stopped for a while, or whose disk is slow, would be taken for dead, and the clocks of machines
+differ; the kernel knows.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ import fcntl
 import json
 import os
 import socket
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -27,6 +30,19 @@ LOCAL = {"nolock", "local_lock=all", "local_lock=flock", "localflock"}
 """Mount options that keep locks on one machine: of NFS (nfs(5)) and of Lustre (mount.lustre(8))."""
 
 
+_held: set[int] = set()
+"""Open files of this process; its children, such as loader workers, close theirs, so that the lock ends with it."""
+
+
+def _close_in_child() -> None:
+    for file in _held:
+        os.close(file)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
     """Holds the run folder for as long as this process trains in it; the ranks of one run share rank 0's lock.
@@ -38,63 +54,90 @@ def locked(run_dir: Path) -> Iterator[None]:
     if rank_zero_only.rank:
         yield
         return
-    new = not run_dir.exists()
-    run_dir.mkdir(parents=True, exist_ok=True)
-    file = _taken(run_dir / LOCK)
+    new, owner = not run_dir.exists(), os.getpid()
+    files = _taken(run_dir)
+    _held.update(files)
     try:
         yield
     finally:
-        (run_dir / LOCK).unlink(missing_ok=True)
-        os.close(file)
-        if new and not any(run_dir.iterdir()):
-            run_dir.rmdir()
+        if os.getpid() == owner:
+            (run_dir / LOCK).unlink(missing_ok=True)
+            if new and not any(run_dir.iterdir()):
+                run_dir.rmdir()
+            for file in files:
+                os.close(file)
+            _held.difference_update(files)
 
 
-def _taken(path: Path) -> int:
-    """The open lock file, ours now."""
+def _taken(run_dir: Path) -> list[int]:
+    """The open lock file, ours now, and the folder; that is held too, for a lock file can be deleted."""
+    path = run_dir / LOCK
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as opened:
+            try:
+                folder = _opened(opened, run_dir, os.O_RDONLY | os.O_DIRECTORY)
+                # What a link names is nobody's lock.
+                file = _opened(opened, path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                continue  # another process had made the folder, and removed it
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise ConfigError(f"run_dir: found {path}, which is no file, expected none")
             holder = _holder(file)
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            raise ConfigError(
-                f"run_dir: {path.parent} is being trained by {_named(holder)}, expected one run a folder"
-            ) from None
-        except OSError as error:
-            os.close(file)
-            raise ConfigError(
-                f"run_dir: found no lock for {path} ({error.strerror}), expected a file system with flock; name another"
-            ) from None
-        except BaseException:
-            os.close(file)
-            raise
-        # The holder may have removed the file, and another process made a new one, between opening and locking.
-        try:
-            current = os.stat(path).st_ino == os.fstat(file).st_ino
-        except FileNotFoundError:
-            current = False
-        if not current:
-            os.close(file)
-            continue
-        host = str(holder.get("host", ""))
-        if host not in ("", socket.gethostname()) and locks_are_local(path):
-            os.close(file)
-            raise ConfigError(
-                f"run_dir: {path.parent} is being trained by {_named(holder)}, expected one run a folder; if that"
-                f" process is gone, delete {path}"
-            )
-        os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
-        return file
+            # File systems between machines may have no locks of folders.
+            with suppress(OSError):
+                _flock(folder, run_dir, holder)
+            try:
+                _flock(file, run_dir, holder)
+            except OSError as error:
+                raise ConfigError(
+                    f"run_dir: found no lock for {path} ({error.strerror}), expected a file system with flock; name"
+                    " another"
+                ) from None
+            # The holder may have removed them, and another process made new ones, between opening and locking.
+            if not (_is_at(file, path) and _is_at(folder, run_dir)):
+                continue
+            host = str(holder.get("host", ""))
+            if host not in ("", socket.gethostname()) and locks_are_local(path):
+                raise ConfigError(
+                    f"run_dir: {run_dir} is being trained by {_named(holder)}, expected one run a folder; if that"
+                    f" process is gone, delete {path}"
+                )
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+            opened.pop_all()
+            return [file, folder]
+
+
+def _opened(opened: ExitStack, path: Path, flags: int) -> int:
+    file = os.open(path, flags, 0o644)
+    opened.callback(os.close, file)
+    return file
+
+
+def _flock(file: int, run_dir: Path, holder: dict[str, object]) -> None:
+    """Raises ConfigError where another process holds the file, OSError where there are no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            f"run_dir: {run_dir} is being trained by {_named(holder)}, expected one run a folder"
+        ) from None
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether the open file is still the one with this name."""
+    try:
+        return os.stat(path).st_ino == os.fstat(file).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _holder(file: int) -> dict[str, object]:
-    """Who wrote the lock; nothing where it is being written."""
+    """Who wrote the lock; nothing where it is being written, or was written by something else."""
     try:
         found = json.loads(os.pread(file, 4096, 0) or b"{}")
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -110,4 +153,6 @@ def locks_are_local(path: Path, mounts: Path = MOUNTS) -> bool:
 
 
 def _named(holder: dict[str, object]) -> str:
+    if not holder:
+        return "another process"
     return f"process {holder.get('pid', '?')} on {holder.get('host', 'this machine')}"

@@ -7,6 +7,9 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,90 @@ def test_a_second_run_is_refused_and_a_dead_ones_folder_is_taken_over(tmp_path: 
         with pytest.raises(ConfigError, match=f"process {os.getpid()}"), locked(tmp_path):
             pass
     assert not (tmp_path / LOCK).exists()
+
+
+def race(folder: Path, gate: Event, told: SimpleQueue[str], done: Event) -> None:
+    gate.wait()
+    try:
+        with locked(folder):
+            told.put("")
+            done.wait(60)
+    except BaseException as error:
+        told.put(f"{type(error).__name__}: {error}")
+
+
+@pytest.mark.fault
+def test_one_of_twelve_that_start_at_once_trains(tmp_path: Path, fault_row: Callable[[str, str, str], None]) -> None:
+    fork, right = multiprocessing.get_context("fork"), 0
+    runs = 12 if os.environ.get("MLLM_FULL") else 2
+    for number in range(runs):
+        gate, done, told = fork.Event(), fork.Event(), fork.SimpleQueue()
+        racers = [fork.Process(target=race, args=(tmp_path / str(number), gate, told, done)) for _ in range(12)]
+        for each in racers:
+            each.start()
+        gate.set()
+        heard = [told.get() for _ in racers]
+        done.set()
+        for each in racers:
+            each.join()
+        right += heard.count("") == 1 and sum("is being trained by" in each for each in heard) == 11
+        assert not (tmp_path / str(number)).exists(), "who made the folder, and wrote nothing, removes it"
+    fault_row(
+        "T9", f"{right} of {runs}", "twelve processes in one run folder: one trains, eleven are refused in a sentence"
+    )
+    assert right == runs
+
+
+@pytest.mark.parametrize(
+    "left",
+    [b"", b"\x00\xff garbage", b"[" * 4096, b"[1]", b'{"host": 3, "pid": "x"}', b"x" * 1_000_000, b'{"pid": 1}'],
+)
+def test_what_a_dead_process_left_is_taken_over_whatever_it_says(left: bytes, tmp_path: Path) -> None:
+    """A process id may be another's by now, as 1 is."""
+    (tmp_path / LOCK).write_bytes(left)
+    with locked(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_nothing_else_is_taken_for_a_lock(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    for name in ("link", "pipe", "folder"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link" / LOCK).symlink_to(tmp_path / "victim")
+    (tmp_path / "folder" / LOCK).mkdir()
+    os.mkfifo(tmp_path / "pipe" / LOCK)
+    for name, error in (("link", OSError), ("folder", OSError), ("pipe", ConfigError)):
+        with pytest.raises(error, match=rf"{name}/\.lock"), locked(tmp_path / name):
+            pass
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_lock_file_that_is_deleted_lets_nobody_in(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        (tmp_path / LOCK).unlink()
+        with pytest.raises(ConfigError, match="is being trained by another process"), locked(tmp_path):
+            pass
+
+
+def test_workers_that_outlive_their_process_hold_nothing(tmp_path: Path) -> None:
+    worker: list[int] = []
+    reading, writing = os.pipe()
+    if (process := os.fork()) == 0:
+        with locked(tmp_path):
+            if (own := os.fork()) == 0:
+                time.sleep(60)
+            os.write(writing, str(own).encode())
+            time.sleep(60)
+        os._exit(0)
+    worker.append(int(os.read(reading, 20)))
+    with pytest.raises(ConfigError, match=f"process {process} on"), locked(tmp_path):
+        pass
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    with locked(tmp_path):
+        os.kill(worker[0], 0)
+    os.kill(worker[0], signal.SIGKILL)
 
 
 def test_ranks_of_one_run_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
