@@ -33,7 +33,7 @@ def damage(table: pyarrow.Table | pyarrow.ChunkedArray) -> str:
 
 
 def damage_of_rows(table: pyarrow.Table) -> str:
-    """As `damage`, of the rows of a slice alone: of lists pyarrow itself looks at all rows, whichever are asked about."""
+    """As `damage`, of the rows of a slice alone: of lists pyarrow itself looks at all rows, whatever is asked."""
     try:
         for column in table.columns:
             for chunk in column.chunks:

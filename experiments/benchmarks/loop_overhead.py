@@ -26,8 +26,8 @@ from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
 from data_modules.loader import StepsAhead
-from lightning_mllm.architectures.llava import LLaVA
 from lightning_mllm import signals
+from lightning_mllm.architectures.llava import LLaVA
 from lightning_mllm.contracts import Batch, Output, Term
 from lightning_mllm.processing.full_rows import full_batch
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
