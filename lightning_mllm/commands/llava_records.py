@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.contracts import IMAGE_MARK
+from lightning_mllm.weights.plain_files import check_regular
 
 Json = dict[str, Any]
 
@@ -70,12 +71,13 @@ def named_in(path: Path) -> frozenset[str]:
         ConfigError: It is not there, holds something else, or names no picture.
     """
     try:
+        check_regular(path, None)
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
         listed = text.lstrip().startswith("[")
         rows = json.loads(text) if listed else [json.loads(line) for line in text.split("\n") if line.strip()]
         images = [row.get("image") or () for row in rows]
         known = frozenset(name for each in images for name in ([each] if isinstance(each, str) else each))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ConfigError(f"--except: {path}: {error}, expected LLaVA's records as a JSON list or as lines") from None
     if not known:
         raise ConfigError(f"--except: {path}: found no record with an image, expected some")

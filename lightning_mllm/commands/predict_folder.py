@@ -30,6 +30,7 @@ from lightning_mllm.commands.arguments import Arguments
 from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.commands.llava_records import named_in, write_records
 from lightning_mllm.commands.model import RUN, add_options, load_given
+from lightning_mllm.weights.plain_files import parse
 
 if TYPE_CHECKING:
     from lightning_mllm.inference.model import Model
@@ -200,7 +201,8 @@ class _Answered:
         for line in self.file:
             if not line.endswith(b"\n"):
                 break  # torn where the command was killed
-            found: dict[str, Any] = json.loads(line.decode("utf-8", errors="surrogateescape"))
+            told = line.decode("utf-8", errors="surrogateescape")
+            found = parse(told, f"{self.path}:{done + 1}", "an answer; delete the file to start anew")
             expected = {"image": next(names, None), **self.facts}
             if wrong := [key for key, value in expected.items() if found.get(key) != value]:
                 raise ConfigError(

@@ -6,7 +6,6 @@ out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from lightning_mllm.evaluation.metrics import Asked, DocumentLoss, Ranking, Rank
 from lightning_mllm.evaluation.metrics.recall import CUTS
 from lightning_mllm.evaluation.metrics.vqa_accuracy import normalise
 from lightning_mllm.evaluation.tasks import TASKS, check_task
+from lightning_mllm.weights.plain_files import lines, parse
 
 Id = tuple[str, int]
 """Of a sample in its set, and how many samples of the set before it have the same id."""
@@ -138,15 +138,8 @@ def read_answers(path: Path) -> dict[str, AnsweredSet]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict]]:
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number}: found {line.strip()[:40]!r}, expected a JSON object")
-            yield number, row
+    for number, line in lines(path):
+        yield number, parse(line, f"{path}:{number}", "a JSON object")
 
 
 def _sample(row: dict) -> AnsweredSample:

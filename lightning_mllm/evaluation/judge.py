@@ -7,7 +7,6 @@ How a judge is asked is data: `judges/NAME.yaml`, or a file of the same keys.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ import yaml
 
 from lightning_mllm.evaluation.bootstrap import metric_intervals
 from lightning_mllm.evaluation.metrics import SampleMetric
+from lightning_mllm.weights.plain_files import lines, parse, read_text
 
 Row = Mapping[str, Any]
 Grades = tuple[float, ...]
@@ -138,8 +138,8 @@ def read_rules(name: str, file: Path | None = None) -> Rules:
     """
     path = file or FOLDER / f"{name}.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: found no YAML ({' '.join(str(error).split())}), expected the rules") from None
     keys = list(Rules.__dataclass_fields__)
     if not isinstance(content, dict) or sorted(content) != sorted(keys):
@@ -164,16 +164,16 @@ def read_contexts(path: Path) -> dict[str, str]:
         ValueError: a line is neither.
     """
     found: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in lines(path):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record: Any = parse(line, f"{path}:{number}", "an image with its caption")
             captions = record["captions"] if "captions" in record else record["caption"]
             text = captions if isinstance(captions, str) else "\n".join(captions)
             boxes = [f"{each['category']}: {each['bbox']}" for each in record.get("instances", ())]
             found[record["image"]] = "\n\n".join([text, *(["\n".join(boxes)] if boxes else [])])
-        except (ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             raise ValueError(f"{path}:{number}: found {line[:40]!r}, expected an image with its caption") from None
     return found
 

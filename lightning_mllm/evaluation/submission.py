@@ -17,6 +17,7 @@ from typing import Any
 from lightning_mllm.evaluation.metrics.choice_letter import LETTERS, PASS
 from lightning_mllm.evaluation.metrics.vqa_accuracy import normalise
 from lightning_mllm.evaluation.xlsx import workbook
+from lightning_mllm.weights.plain_files import lines, parse
 
 Rows = Sequence[Mapping[str, Any]]
 """Of one set, or of several one after another: lines of `test_answers.jsonl`, or of `answers.jsonl`."""
@@ -249,11 +250,7 @@ def rows_of(path: Path, form: str, part: str | None) -> list[Mapping[str, Any]]:
 
 
 def _read(path: Path) -> list[Any]:
-    with open(path, encoding="utf-8") as file:
-        try:
-            return [json.loads(line) for line in file]
-        except ValueError:
-            raise ValueError(f"{path}: found a line that is no JSON, expected the answers of a stage") from None
+    return [parse(line, f"{path}:{number}", "the answers of a stage") for number, line in lines(path)]
 
 
 def _id(row: Mapping[str, Any], number: type) -> str | int:

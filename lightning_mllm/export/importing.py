@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,6 +16,7 @@ from lightning_mllm.interop.format import Format, folder_formats
 from lightning_mllm.language.generation import Decoding
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.weights.files import BESIDE, TensorFiles
+from lightning_mllm.weights.plain_files import check_folder, read_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,5 @@ def _config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder}: found no config.json, expected a folder of transformers")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: found no JSON ({error}), expected the configuration of a model") from None
+    check_folder(folder)
+    return read_object(file, "the configuration of a model")

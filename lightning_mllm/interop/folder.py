@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers import (
 from lightning_mllm.interop.format import NOTES, Settings, Tensors, TrainedNet
 from lightning_mllm.processing.images import ImagePolicy
 from lightning_mllm.processing.processor import Processor
+from lightning_mllm.weights.plain_files import read_object
 
 ROWS = 64
 """Embeddings are padded to a multiple of this, as in the published LLaVA folders (32000 -> 32064)."""
@@ -67,7 +67,7 @@ class FolderFacts:
             ValueError: It has no image settings, and there is no default.
         """
         file = folder / NOTES
-        notes = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        notes: dict[str, Any] = read_object(file, "notes of an export") if file.is_file() else {}
         images = image_settings(folder, default)
         mean, std = (_statistic(images[name]) for name in ("image_mean", "image_std"))
         policy = notes.get("image") or {"size": image_size, "fit": image_fit(images), "mean": mean}
@@ -113,9 +113,9 @@ def image_settings(folder: Path, default: Settings | None = None) -> dict[str, A
     """
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
-            found = json.loads((folder / name).read_text(encoding="utf-8"))
+            found: Any = read_object(folder / name, "image settings")
             found = found.get("image_processor", found)
-            if "image_mean" in found:
+            if isinstance(found, dict) and "image_mean" in found:
                 return found
     if default is None:
         raise ValueError(f"{folder}: found no image settings, expected preprocessor_config.json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from lightning_mllm.language.sentencepiece_tokenizer import pipeline, read_model
+from lightning_mllm.weights.plain_files import read_object
 
 LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
 OPTIONS = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces", "chat_template")
@@ -153,10 +153,4 @@ def read_settings(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: It holds something else.
     """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: found a {type(found).__name__}, expected settings by name")
-    return found
+    return read_object(file, "settings by name")

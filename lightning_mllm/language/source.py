@@ -18,7 +18,10 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from lightning_mllm.language.previous_token_heads import add_previous_token_heads
 from lightning_mllm.weights.files import TensorFiles, resource
 from lightning_mllm.weights.hub import tensors_at
+from lightning_mllm.weights.plain_files import check_folder, reason
 
+MOST_LAYERS = 10_000
+"""Of a configuration: more are a mistake, by which building would not end."""
 OLD_BUFFERS = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 """Tensors of old files that are computed today."""
 
@@ -87,13 +90,18 @@ class LanguageSource:
         return AutoConfig.for_model(kind, **settings)
 
     def _read(self) -> PreTrainedConfig:
+        folder = resource(self.model)
+        check_folder(folder)
         try:
-            return AutoConfig.from_pretrained(str(resource(self.model)), trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        except Exception as error:  # of files of strangers transformers raises every kind
             raise ValueError(
-                f"language.model: found {self.model!r}, expected {self._article} language model ({reason})"
+                f"language.model: found {self.model!r}, expected {self._article} language model ({reason(error)})"
             ) from None
+        layers = getattr(config, "num_hidden_layers", 0)
+        if isinstance(layers, int) and layers > MOST_LAYERS:
+            raise ValueError(f"language.model: {self.model}: found {layers} layers, expected at most {MOST_LAYERS}")
+        return config
 
     @property
     def width(self) -> int:
@@ -109,7 +117,11 @@ class LanguageSource:
         dtype = getattr(torch, self.dtype) if self.dtype else torch.get_default_dtype()
         # The model writes its dtype and attention into its config: two nets must not share one.
         config = type(self.hf_config).from_dict(self.hf_config.to_dict())
-        model = self.auto.from_config(config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False)
+        try:
+            model = self.auto.from_config(config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False)
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError) as error:
+            name = self.model or "config"
+            raise ValueError(f"language: {name}: found sizes that no model has ({reason(error)})") from error
         if self.previous_token_heads:
             add_previous_token_heads(model, self.previous_token_heads)
         return model

@@ -12,6 +12,7 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 from lightning_mllm.contracts import IMAGE_MARK
 from lightning_mllm.language.sentencepiece_folder import read_settings, sentencepiece_folder
 from lightning_mllm.weights.files import resource
+from lightning_mllm.weights.plain_files import check_folder, reason
 
 BEGIN, END, PAD = "<s>", "</s>", "<pad>"
 WRITE = "[DEC]"
@@ -54,27 +55,29 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
     if not model:
         return byte_tokenizer()
     place = str(resource(model))
+    check_folder(Path(place))
     try:
         tokenizer = sentencepiece_folder(place)
-    except (OSError, HFValidationError) as error:
+    except Exception as error:
+        if isinstance(error, ValueError) and not isinstance(error, HFValidationError):
+            raise  # a sentence of ours
         raise _unreadable(model, error) from None
     if tokenizer is None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False)
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # of files of strangers transformers raises every kind
             raise _unreadable(model, error) from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"{model}: found the slow tokenizer {type(tokenizer).__name__}, expected a fast one")
     # Where processors of transformers kept theirs before chat_template.jinja.
     file = Path(place) / "chat_template.json"
     if not tokenizer.chat_template and file.is_file():
-        tokenizer.chat_template = read_settings(file)["chat_template"]
+        tokenizer.chat_template = read_settings(file).get("chat_template")
     return tokenizer
 
 
 def _unreadable(model: str, error: Exception) -> ValueError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return ValueError(f"tokenizer: found {model!r}, expected a folder or a name on the hub ({reason})")
+    return ValueError(f"tokenizer: found {model!r}, expected a folder or a name on the hub ({reason(error)})")
 
 
 def folder_chat(folder: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_mllm.vision.encoder import Statistic
 from lightning_mllm.weights.files import PACKAGE, TensorFiles, resource
+from lightning_mllm.weights.plain_files import read_object
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 """What open_clip itself writes into, and reads from, a folder (`local-dir:`)."""
@@ -118,19 +119,13 @@ class OpenClipSource:
 def _read_json(model: str) -> dict[str, Any]:
     place = resource(model)
     file = place / CONFIG if place.is_dir() else place
-    if not file.is_file():
+    if not os.path.lexists(file):
         near = difflib.get_close_matches(model, open_clip.list_models(), n=1, cutoff=0.0)[0]
         raise ValueError(
             f"vision.model: found {model!r}, expected a name of open_clip (the nearest is {near!r}), "
             f"a JSON configuration or a folder with {CONFIG}"
         )
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: found no JSON ({error}), expected a configuration of open_clip") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: found a {type(found).__name__}, expected a configuration of open_clip")
-    return found
+    return read_object(file, "a configuration of open_clip")
 
 
 def _below(file: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -15,7 +15,6 @@ Legend: V vectors and D width of a group.
 
 from __future__ import annotations
 
-import json
 import os
 from hashlib import blake2b
 from pathlib import Path
@@ -27,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_mllm.contracts import ImageFile, ImageRef
+from lightning_mllm.weights.plain_files import read_object
 
 FACTS, FEATURES, IMAGES, FILES = "store.json", "features.bin", "images.bin", "files.bin"
 IMAGE = np.dtype([("digest", "<u8", 2), ("size", "<u4", 2)])
@@ -157,7 +157,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     file = folder / FACTS
     if not file.is_file():
         raise ValueError(f"{folder}: found no {FACTS}, expected features that mllm cache has written")
-    facts = json.loads(file.read_text(encoding="utf-8"))
+    facts: dict[str, Any] = read_object(file, "what features are of")
     if facts.get("format") != FORMAT:
         raise ValueError(f"{file}: found format {facts.get('format')!r}, expected {FORMAT}; delete the folder")
     return facts

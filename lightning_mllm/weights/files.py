@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_mllm.weights.disk import writing
+from lightning_mllm.weights.plain_files import check_regular, weight_map
 from lightning_mllm.weights.safetensors_writer import Layout, size, write_safetensors, writing_order
 
 SHARD_BYTES = 4 * 1024**3
@@ -184,7 +185,7 @@ class TensorFiles(Mapping[str, Tensor]):
         if not self._locations:
             raise ValueError(f"{path}: found a file without tensors, expected some")
         if index is not None:
-            for name, file in _weight_map(index).items():
+            for name, file in weight_map(index).items():
                 if self._locations.get(name) != path / file:
                     raise ValueError(f"{index}: names tensor {name!r}, expected to find it in {file}")
 
@@ -222,7 +223,7 @@ def tensor_files(path: Path) -> list[Path]:
         raise ValueError(f"{path}: not found, expected a file of tensors or a folder with one")
     for whole, index in zip(WHOLE, INDEXES, strict=True):
         if (path / index).is_file():
-            shards = [path / name for name in sorted(set(_weight_map(path / index).values()))]
+            shards = [path / name for name in sorted(set(weight_map(path / index).values()))]
             for shard in shards:
                 if not shard.is_file():
                     raise ValueError(f"{path / index}: names {shard.name}, which is not in the folder")
@@ -232,18 +233,8 @@ def tensor_files(path: Path) -> list[Path]:
     raise ValueError(f"{path}: found no tensors, expected one of {', '.join([*WHOLE, *INDEXES])}")
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        plain = all(Path(file).name == file for file in weight_map.values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index}: found {error!r}, expected JSON with a weight_map of names to files") from None
-    if not plain:
-        raise ValueError(f"{index}: found a file outside the folder, expected names of files beside the index")
-    return weight_map
-
-
 def _open_safetensors(file: Path) -> safe_open:
+    check_regular(file, None)
     try:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:

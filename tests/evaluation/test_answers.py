@@ -78,7 +78,7 @@ def test_samples_of_one_id_are_told_apart_by_their_order(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"answers.jsonl:1: found '\{', expected a JSON object"),
+        ("{", r"answers.jsonl:1: found no JSON \(.*\), expected a JSON object"),
         ("[1]", "expected a JSON object"),
         ('{"task": "vqa", "part": "", "id": "1"}', "answers.jsonl:1: found no 'cluster', expected an answer as mllm"),
         ('{"task": "vqb", "part": "", "id": "1"}', "answers.jsonl:1: found task is 'vqb', expected one of"),

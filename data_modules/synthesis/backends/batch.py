@@ -154,7 +154,7 @@ def _lines(path: Path) -> Iterator[tuple[str, object]]:
             if line.strip():
                 try:
                     yield f"{path}:{number}", json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     yield f"{path}:{number}", None
 
 

@@ -68,7 +68,7 @@ def answer_of(data: bytes | str) -> Answer:
     """
     try:
         body = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _incomplete(f"a body that is no JSON: {_short(data)}") from None
     if not isinstance(body, dict):
         raise _incomplete(f"a body that is no object: {_short(data)}")
@@ -105,7 +105,7 @@ def failure_of(status: int, data: bytes | str, headers: Mapping[str, str]) -> Re
     """
     try:
         body = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         body = {}
     error = body.get("error") if isinstance(body, dict) else None
     codes = {error.get("code"), error.get("type")} if isinstance(error, dict) else set()
