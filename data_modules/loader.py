@@ -48,7 +48,12 @@ def contained(make: Callable[[], T], named: Callable[[], str]) -> T | Refusal:
         named: says in a worker what is made, for whoever asks what it was on.
     """
     if get_worker_info() is None:
-        return make()
+        try:
+            return make()
+        except Exception as error:
+            if not isinstance(error, ValueError):
+                error.add_note(f"made of {named()}")
+            raise
     place(name := named())
     try:
         return make()
@@ -79,9 +84,12 @@ class Collate:
         return SentBatch.of(batch) if get_worker_info() is not None and isinstance(batch, Batch) else batch
 
     def _collated(self, rows: Sequence[Encoded]) -> Batch:
-        if not self.packed:
-            return self.processor.collate(rows, padding=self.padding)
-        return cast(PackingProcessor, self.processor).collate(rows, padding=self.padding, packed=True)
+        try:
+            if not self.packed:
+                return self.processor.collate(rows, padding=self.padding)
+            return cast(PackingProcessor, self.processor).collate(rows, padding=self.padding, packed=True)
+        except ValueError as error:
+            raise named(_together(rows), error) from error
 
 
 def _together(rows: Sequence[object]) -> str:
@@ -210,7 +218,8 @@ class ResumableLoader(SampleLoader):
         timeout: float = TIMEOUT,
     ) -> None:
         assert 0 <= rank < world
-        self._handed_out = 0
+        self._handed_out = self.reading = 0
+        """Micro-batches that were handed out; and the one that is being read, or would be next."""
         self._stream = Stream(orders, steps, rank, world)
         self.accumulation = self._stream.accumulation
         """Micro-batches of one optimizer step."""
@@ -226,7 +235,10 @@ class ResumableLoader(SampleLoader):
         while self._handed_out < len(self):
             self._stream.forget(self._handed_out // self.accumulation)
             left = self.accumulation - self._handed_out % self.accumulation
-            step = [self._known(batch) for batch in islice(batches, left)]
+            step, self.reading = list[Any](), self._handed_out
+            for batch in islice(batches, left):
+                step.append(self._known(batch))
+                self.reading += 1
             step = shown_ahead(step) if isinstance(step[0], Batch) else step
             while step:
                 self._handed_out += 1

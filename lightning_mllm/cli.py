@@ -258,7 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sentence = _meant_for_the_user(error)
         if not sentence or os.environ.get("MLLM_TRACEBACK"):
             raise
-        _refuse(sentence)
+        # What a traceback would show below the error.
+        _refuse("; ".join([sentence, *getattr(error, "__notes__", ())]))
 
 
 def _version() -> str:

@@ -15,6 +15,10 @@ from torch.autograd.function import FunctionCtx
 T = TypeVar("T")
 
 
+class AgreedError(ValueError):
+    """All ranks raise it at the same place, because of something that all of them know."""
+
+
 def rank_and_world() -> tuple[int, int]:
     """This process's number, and how many there are."""
     if dist.is_available() and dist.is_initialized():

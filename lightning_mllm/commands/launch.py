@@ -42,6 +42,7 @@ from lightning_mllm.commands.wrong_values import in_one_sentence, refused_by_tra
 from lightning_mllm.contracts import accumulation
 from lightning_mllm.evaluation.checks import check_sets, check_training
 from lightning_mllm.training.cached_features import use_cached_features
+from lightning_mllm.training.callbacks.failed_step import FailedStep
 from lightning_mllm.training.callbacks.feature_check import FeatureCheck
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.callbacks.progress import StageProgress
@@ -249,7 +250,7 @@ class CLI(LightningCLI):
         callbacks = [*(given["callbacks"] or []), RandomStates()]
         callbacks += [places.stage_checkpoint(self.settings, self.verb), StageSignals()]
         if self.subcommand == "fit":
-            callbacks += [StageRecord(self.recipe), Throughput(), FeatureCheck()]
+            callbacks += [StageRecord(self.recipe), Throughput(), FeatureCheck(), FailedStep()]
         tracking = next((each for each in callbacks if isinstance(each, Tracking)), None)
         if tracking is None:
             callbacks.append(tracking := Tracking())

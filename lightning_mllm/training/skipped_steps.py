@@ -21,7 +21,7 @@ from typing import Any
 from lightning import Trainer
 from torch import Tensor
 
-from lightning_mllm.collectives import gather_objects
+from lightning_mllm.collectives import AgreedError, gather_objects
 from lightning_mllm.contracts import Batch, Output
 from lightning_mllm.training.callbacks.ending import tell
 from lightning_mllm.weights.files import write_text
@@ -90,7 +90,7 @@ class SkippedSteps:
             steps: Of the whole stage.
 
         Raises:
-            ValueError: Too many are skipped.
+            AgreedError: Too many are skipped.
         """
         seen, self._seen = self._seen, []
         if math.isfinite(loss) and math.isfinite(norm):
@@ -113,7 +113,7 @@ class SkippedSteps:
                 f" (skipped_steps.share: {self.limits.share:g})"
             )
         if why:
-            raise ValueError(
+            raise AgreedError(
                 f"optimizer step {step}: found {found}, {why}; the samples are listed in {path}: repair them, lower"
                 " stage.lr or raise the limit"
             )

@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from lightning import Callback
 from torch import Tensor
 
+from lightning_mllm.training.callbacks.averaging import EMA
 from lightning_mllm.training.checkpoints import Replaced, SavedTensors, ShardedCheckpointIO, newest, read_state
 from lightning_mllm.training.checkpoints.writing import Writer
 from tests.training.runs import fit, last, saved, saved_tensors, weights
@@ -187,6 +189,32 @@ def test_a_save_that_fails_in_the_background_ends_the_training(tmp_path: Path, m
             data=DATA,
         )
     assert sorted(each.name for each in (tmp_path / "checkpoints").iterdir()) == ["step-1", "step-2"]
+
+
+@pytest.mark.fault
+def test_no_checkpoint_holds_a_number_that_is_none(tmp_path: Path, fault_row: Callable[[str, str, str], None]) -> None:
+    """A weight, a moment or an average, whatever made it so: not written, and the earlier checkpoints stay."""
+
+    class Spoils(Callback):
+        def __init__(self, spoil: Callable[[Any, Any], Tensor], value: float) -> None:
+            self.spoil, self.value = spoil, value
+
+        def on_train_batch_end(self, trainer, pl_module, *rest) -> None:
+            if trainer.global_step == 3:
+                self.spoil(trainer, pl_module).detach().flatten()[1] = self.value
+
+    average = EMA()
+    cases: list[tuple[Callable[[Any, Any], Tensor], str]] = [
+        (lambda trainer, net: net.net.connector.weight, r"weights\.connector\.weight"),
+        (lambda trainer, net: next(iter(trainer.optimizers[0].state.values()))["exp_avg_sq"], r"exp_avg_sq\.\S+"),
+        (lambda trainer, net: average.held[0]["connector.weight"], r"average\.0\.connector\.weight"),
+    ]
+    for number, (spoil, name) in enumerate(cases):
+        folder = tmp_path / str(number)
+        with pytest.raises(ValueError, match=rf"step-3: not written, {name}: found (nan|inf) in 1 of \d+ values"):
+            fit(folder, data=DATA, callbacks=[average, Spoils(spoil, (float("nan"), float("inf"))[number % 2])])
+        assert sorted(each.name for each in (folder / "checkpoints").iterdir()) == ["step-1", "step-2"]
+    fault_row("T8", "3 of 3", "a weight, a moment and an average that are no number: no checkpoint is written")
 
 
 @pytest.mark.parametrize("moment", ["write_data", "finish", "publish"])

@@ -34,7 +34,7 @@ class StageSignals(Checkpoint):
     """
 
     def __init__(self) -> None:
-        self._validates = False
+        self.validates = False
         """Whether the step that is saved now is still to be validated."""
         self._validates_first = False
         """Whether that from which this run goes on is."""
@@ -60,7 +60,7 @@ class StageSignals(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if number := signals.agreed():
-            self._validates = is_validated_next(trainer)
+            self.validates = is_validated_next(trainer)
             raise signals.stopped(number)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -80,7 +80,7 @@ class StageSignals(Checkpoint):
         dataloader_idx: int = 0,
     ) -> None:
         if self._ranks_agree and _is_within_training(trainer) and (number := _heard(trainer)):
-            self._validates = True
+            self.validates = True
             raise signals.stopped(number)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -112,7 +112,7 @@ class StageSignals(Checkpoint):
             exception.code = 0
 
     def state_dict(self) -> Values:
-        return {"validates_first": self._validates}
+        return {"validates_first": self.validates}
 
     def load_state_dict(self, state_dict: Values) -> None:
         self._validates_first = state_dict["validates_first"]
