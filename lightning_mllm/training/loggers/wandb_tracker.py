@@ -22,9 +22,9 @@ from typing import Any, Literal, TypeVar
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from PIL import Image
 
 from lightning_mllm.training.loggers.wandb_account import account, trouble
+from lightning_mllm.training.loggers.wandb_contents import log_files, table
 from lightning_mllm.training.loggers.wandb_file import history
 from lightning_mllm.weights.files import write_text
 
@@ -86,6 +86,8 @@ class WandbTracker(Logger):
         self._run: Any = None
         self._is_over = False
         """Whether W&B failed, or the run was ended."""
+        self._failed = ""
+        """Why a run that was online goes on offline."""
         self._recorded: tuple[int, set[str]] = (-1, set())
         self._environment: dict[str, str | None] = {}
 
@@ -156,7 +158,7 @@ class WandbTracker(Logger):
 
         What the pictures show is also kept as captioned images, `KEY_pictures`, which need no table to be looked at.
         """
-        self._with(lambda run: self._log(run, _table(key, columns, rows), step))
+        self._with(lambda run: self._log(run, table(key, columns, rows), step))
 
     def log_summary(self, values: Mapping[str, float]) -> None:
         """What is true of the whole run, such as test scores."""
@@ -172,7 +174,7 @@ class WandbTracker(Logger):
             facts: Its metadata.
             used: Whether the run used it. W&B knows by its content which run made it.
         """
-        self._with(lambda run: _log_files(run, folder, name, kind, facts, used))
+        self._with(lambda run: log_files(run, folder, name, kind, facts, used))
 
     def _log(self, run: Any, row: Mapping[str, Any], step: int | None) -> None:
         if step is None or self.verb != "fit":
@@ -187,18 +189,31 @@ class WandbTracker(Logger):
     # ---- the run -------------------------------------------------------------------------------------------------
 
     def _with(self, act: Callable[[Any], object]) -> None:
-        if (run := self.experiment) is not None:
-            self._guarded(lambda: act(run))
+        if (run := self.experiment) is None:
+            return
+        try:
+            act(run)
+        except Exception as error:
+            if self._failed or run.offline:
+                self._give_up(error)
+                return
+            # Its process, or its server, is gone: what comes now is kept in a second file of the same run.
+            self._failed, self._run = f"failed ({_reason(error)})", None
+            _stop_service()
+            if (run := self.experiment) is not None:
+                self._guarded(lambda: act(run))
 
     def _guarded(self, act: Callable[[], T]) -> T | None:
         """Whatever W&B raises is told, and ends the tracking, not the stage."""
         try:
             return act()
         except Exception as error:
-            self._is_over = True
-            reason = " ".join(str(error).split())[:200]
-            self._tell(f"failed ({type(error).__name__}: {reason}); {self.run_dir} is not tracked any longer")
+            self._give_up(error)
             return None
+
+    def _give_up(self, error: Exception) -> None:
+        self._is_over = True
+        self._tell(f"failed ({_reason(error)}); {self.run_dir} is not tracked any longer")
 
     def _tell(self, sentence: str) -> None:
         print(f"W&B: {sentence}", flush=True)
@@ -218,7 +233,7 @@ class WandbTracker(Logger):
         write_text(folder / ID, json.dumps(facts) + "\n")
         own = account()
         mode = self.mode or ("offline" if own.mode == "offline" else "online")
-        reason = trouble(own, self.timeout) if mode == "online" else ""
+        reason = self._failed or (trouble(own, self.timeout) if mode == "online" else "")
         run = None
         if mode == "online" and not reason:
             try:
@@ -296,6 +311,10 @@ class WandbTracker(Logger):
         self._environment = {}
 
 
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def _short(path: str) -> str:
     """Relative to the working directory, where it is below that."""
     here = Path.cwd()
@@ -308,37 +327,3 @@ def _stop_service() -> None:
 
     with suppress(Exception):
         wandb.teardown(exit_code=1)
-
-
-def _table(key: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> dict[str, Any]:
-    import wandb
-
-    def shown(cell: object) -> object:
-        return wandb.Image(cell) if isinstance(cell, Image.Image) else cell
-
-    table = wandb.Table(columns=list(columns), data=[[shown(cell) for cell in row] for row in rows])
-    found: dict[str, Any] = {key: table}
-    pictures = [
-        wandb.Image(cell, caption=" | ".join(str(other) for other in row if not isinstance(other, Image.Image)))
-        for row in rows
-        for cell in row
-        if isinstance(cell, Image.Image)
-    ]
-    if pictures:
-        found[f"{key}_pictures"] = pictures
-    return found
-
-
-def _log_files(run: Any, folder: Path, name: str, kind: str, facts: Mapping[str, object], used: bool) -> None:
-    import wandb
-
-    artifact = wandb.Artifact(name.replace("/", "-"), type=kind, metadata=dict(facts))
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            inner = path.relative_to(folder).as_posix()
-            artifact.add_file(str(path), name=inner, policy="immutable", skip_cache=True)
-    if used:
-        # What `use_artifact` does, which refuses to be offline and waits until all is uploaded.
-        run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
-    else:
-        run.log_artifact(artifact)

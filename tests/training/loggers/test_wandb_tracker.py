@@ -6,8 +6,11 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +242,104 @@ def test_a_server_that_is_no_help_costs_no_run(
     printed, errors = capfd.readouterr()
     assert printed.startswith("W&B: ") and printed.count("\n") == 1 and "tracked offline; wandb sync" in printed
     assert not errors
+
+
+def closed() -> str:
+    """An address where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@contextmanager
+def talking(said: bytes, every: float) -> Iterator[str]:
+    """A server of no protocol: it says this a byte at a time, for ever."""
+    done = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def talk(connection: socket.socket) -> None:
+            with connection, suppress(OSError):
+                while not done.wait(every):
+                    connection.sendall(said)
+
+        def listen() -> None:
+            with suppress(OSError):
+                while True:
+                    threading.Thread(target=talk, args=(listening.accept()[0],), daemon=True).start()
+
+        threading.Thread(target=listen, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        done.set()
+
+
+SERVERS: dict[str, Callable[[], AbstractContextManager[str]]] = {
+    "never answers": lambda: server(None),
+    "refuses the connection": lambda: nullcontext(closed()),
+    "a byte in a while": lambda: talking(b"H", 0.3),
+    "401": lambda: server(401),
+    "403": lambda: server(403),
+    "a wrong key": lambda: server(200, body=b'{"data": {"viewer": null}}'),
+    "error 500": lambda: server(500),
+    "429": lambda: server(429),
+    "a page to sign in": lambda: server(200, body=b"<html>sign in</html>"),
+    "no such name": lambda: nullcontext("http://nowhere.invalid"),
+    "another protocol": lambda: talking(b"220 mail\r\n", 0.01),
+    "no https": lambda: nullcontext(closed().replace("http:", "https:")),
+    "a key, and then errors": lambda: server(200, 500, body=KNOWN),
+    "a key, and then nothing": lambda: server(200, None, body=KNOWN),
+    "no run for the key": lambda: server(200, 403, body=KNOWN),
+}
+NO_KEY = "no key"
+
+
+@pytest.mark.fault
+def test_training_begins_whatever_the_server_does(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    fault_row: Callable[[str, str, str], None],
+) -> None:
+    full = bool(os.environ.get("MLLM_FULL"))
+    kinds = [*SERVERS, NO_KEY] if full else ["a byte in a while", NO_KEY]
+    monkeypatch.setenv("WANDB_MODE", "online")
+    wrong, longest = list[str](), 0.0
+    for number, kind in enumerate(kinds):
+        monkeypatch.setenv("WANDB_API_KEY", "" if kind == NO_KEY else KEY)
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        with SERVERS.get(kind, lambda: nullcontext("http://127.0.0.1:1"))() as address:
+            monkeypatch.setenv("WANDB_BASE_URL", address)
+            tracker, began = WandbTracker() if full else WandbTracker(timeout=0.5), time.monotonic()
+            tracker.set_stage(tmp_path / str(number) / "align", "fit", "x")
+            tracker.log_metrics({"train/loss": 2.0}, 1)
+            longest = max(longest, time.monotonic() - began)
+            tracker.finalize("success")
+        kept = history(tmp_path / str(number) / "align/wandb", tracker.version).get(1, {}).get("train/loss") == 2.0
+        printed = capfd.readouterr()
+        told = printed.out.count("\n") == 1 and "tracked offline; wandb sync" in printed.out and not printed.err
+        if not (kept and told and KEY not in printed.out):
+            wrong.append(f"{kind}: {printed}")
+    fault_row("T25", f"{len(kinds) - len(wrong)} of {len(kinds)}", f"servers of no help; after {longest:.0f} s offline")
+    assert not wrong and longest < 30, (longest, wrong)
+
+
+def test_what_a_service_that_died_would_have_kept_is_kept_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = WandbTracker()
+    tracker.set_stage(tmp_path / "align", "fit", "x")
+
+    class Dead:
+        offline = False
+
+        def log(self, *_: object, **__: object) -> None:
+            raise ConnectionResetError("Connection lost")
+
+    tracker._run = Dead()
+    for step in (1, 2):
+        tracker.log_metrics({"train/loss": 2.0}, step)
+    tracker.finalize("success")
+    printed = capsys.readouterr().out
+    assert printed.startswith("W&B: failed (ConnectionResetError: Connection lost), tracked offline; wandb sync ")
+    assert printed.count("\n") == 1 and history(tmp_path / "align/wandb", tracker.version).keys() == {1, 2}
 
 
 def test_a_tracker_that_fails_ends_the_tracking_alone(
