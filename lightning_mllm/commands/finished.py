@@ -17,11 +17,11 @@ from lightning_mllm.commands.identity import (
 )
 from lightning_mllm.commands.lock import LOCK
 from lightning_mllm.commands.recipe import Recipe, differences
-from lightning_mllm.commands.run_files import read_config, read_record
 from lightning_mllm.evaluation.results import write_json
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.checkpoints.finding import candidates, must_have
 from lightning_mllm.weights.lineage import RECORD, WEIGHTS
+from lightning_mllm.weights.run_records import REMEDY, read_config, read_record, read_test
 
 MADE_BY_TRAINING = (
     "checkpoints.json",
@@ -39,7 +39,7 @@ FOLDERS = {
 }
 """The same of folders, in which something else may lie."""
 OURS_BEFORE = (LOCK, "wandb", "bad_samples.jsonl")
-LOGS = (".log", ".out", ".err", ".writing", ".part")
+LOGS = (".log", ".out", ".err", ".ckpt", ".writing", ".part")
 """What may be in the folder of a run that has not begun: what a launcher writes there, or a run that was stopped."""
 
 
@@ -55,8 +55,12 @@ def is_done(run_dir: Path, recipe: Recipe, allowed: Sequence[str] = ()) -> bool:
     refuse_foreign(run_dir)
     if not (run_dir / WEIGHTS / RECORD).is_file():
         return False
-    known = _trained(run_dir)["settings"]["config"]
-    if isinstance(known, Mapping) and set(known) == {"mix"}:
+    known = _trained(run_dir)["settings"].get("config")
+    if not isinstance(known, Mapping):
+        raise ConfigError(
+            f"{run_dir / WEIGHTS / RECORD}: found no 'config' in 'settings', expected that of a stage; {REMEDY}"
+        )
+    if set(known) == {"mix"}:
         raise ConfigError(
             f"{run_dir}: found a mix of {', '.join(known['mix'])}, expected a stage to train; name another --run_dir,"
             " delete the folder, or say --overwrite"
@@ -128,29 +132,19 @@ def _refuse_another(run_dir: Path, known: Recipe, recipe: Recipe, found: str, al
 
 def is_tested(run_dir: Path, settings: Recipe) -> bool:
     """Whether its `test.json` is of its weights and of these settings, wherever the folder was copied to."""
-    tested, trained = _tested(run_dir), _trained(run_dir)
+    tested, trained = read_test(run_dir / "test.json"), _trained(run_dir)
     return bool(tested) and tested.get("weights") == trained.get("sha256") and tested.get("settings") == settings
 
 
 def note_test(run_dir: Path, settings: Recipe) -> None:
     """Writes into `test.json` what its scores are of; a test that is stopped before that is taken again."""
-    if tested := _tested(run_dir):
+    if tested := read_test(run_dir / "test.json"):
         write_json(run_dir / "test.json", {**tested, "settings": settings})
-
-
-def _tested(run_dir: Path) -> dict:
-    return read_record(run_dir / "test.json", "delete it to test again")
 
 
 def _trained(run_dir: Path) -> dict:
     """The record of a stage's weights; nothing where it has none."""
-    file, remedy = run_dir / WEIGHTS / RECORD, "put it back, or delete the folder of weights to train again"
-    found = read_record(file, remedy)
-    kinds = {"settings": dict, "lineage": list, "init_from": dict, "sha256": str}
-    for name, kind in kinds.items() if found else ():
-        if not isinstance(found.get(name), kind) or (name == "settings" and "config" not in found[name]):
-            raise ConfigError(f"{file}: found no {name}, expected the record of a stage; {remedy}")
-    return found
+    return read_record(run_dir / WEIGHTS / RECORD, needs=("settings", "lineage", "init_from", "sha256"))
 
 
 def _check_metrics(run_dir: Path) -> None:
@@ -167,8 +161,9 @@ def refuse_foreign(run_dir: Path) -> None:
         return
     if not run_dir.is_dir():
         raise ConfigError(f"run_dir: found a file at {run_dir}, expected a folder of a run, or none")
-    names = sorted(each.name for each in run_dir.iterdir())
-    foreign = [name for name in names if name not in OURS_BEFORE and not name.endswith(LOGS)]
+    inside = [each for name in FOLDERS if (run_dir / name).is_dir() for each in (run_dir / name).iterdir()]
+    found = [*(each for each in run_dir.iterdir() if each.name not in (*OURS_BEFORE, *FOLDERS)), *inside]
+    foreign = sorted(str(each.relative_to(run_dir)) for each in found if not each.name.endswith(LOGS))
     if not foreign or _is_ours(run_dir):
         return
     more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
@@ -182,7 +177,7 @@ def _is_ours(run_dir: Path) -> bool:
     config = run_dir / "config.yaml"
     if (run_dir / IDENTITY).is_file() or (run_dir / WEIGHTS / RECORD).is_file() or candidates(run_dir / "checkpoints"):
         return True
-    if "scores" in _tested(run_dir):
+    if "scores" in read_test(run_dir / "test.json"):
         return True  # what it would start from was tested there
     return config.is_file() and bool(read_config(config, "delete it if it is that of a run, or name another --run_dir"))
 

@@ -36,11 +36,11 @@ from lightning_mllm.commands.fingerprints import (
     of_folder,
     stamps,
 )
-from lightning_mllm.commands.run_files import read_record
 from lightning_mllm.contracts import Sample
 from lightning_mllm.evaluation.results import write_json
 from lightning_mllm.processing.fingerprint import encoded_digest, processor_digests
 from lightning_mllm.weights.lineage import InitSource
+from lightning_mllm.weights.run_records import read_record
 
 IDENTITY, FORMAT = "identity.json", 1
 LOOKED_AT, ENCODED = 1_000, 8

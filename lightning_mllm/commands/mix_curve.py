@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -36,6 +35,7 @@ from lightning_mllm.evaluation.tasks import find_score
 from lightning_mllm.export.export import refuse_full
 from lightning_mllm.weights.files import write_text
 from lightning_mllm.weights.lineage import InitSource
+from lightning_mllm.weights.run_records import read_record, read_test
 
 ONE_DEVICE = {"devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False}
 
@@ -98,8 +98,7 @@ class MixCurve:
             refuse_full(to)
 
     def _known(self) -> dict[str, object]:
-        file = self.to / "sweep.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return read_record(self.to / "sweep.json", "delete the folder to score it anew")
 
     def _test_sets(self, evaluate: Path) -> dict[str, object]:
         """The file's test sets, resolved as those of the first run's net; blind twins tell nothing of a mix."""
@@ -152,7 +151,7 @@ class MixCurve:
             write_text(folder / "test.yaml", yaml.safe_dump(test, sort_keys=False))
             files = [f"--config={self.config}", f"--config={folder / 'test.yaml'}"]
             run_and_release(["test", *files, f"--runs={self.runs}", *self.overrides, "--verbose=false"])
-        return json.loads(results.read_text(encoding="utf-8"))["scores"]
+        return read_test(results)["scores"]
 
     def _write_table(self, found: dict[float, Scores]) -> None:
         text = io.StringIO()

@@ -28,6 +28,7 @@ from lightning_mllm.weights.files import BESIDE, INDEXES, PICKLES, TensorFiles, 
 from lightning_mllm.weights.keymap import KeyMap
 from lightning_mllm.weights.lineage import RECORD, WEIGHTS, InitSource, Lineage
 from lightning_mllm.weights.mixing import Mixture, coefficients
+from lightning_mllm.weights.run_records import read_config
 from lightning_mllm.weights.stage_weights import mixture, tensors_of, write_record
 
 
@@ -70,7 +71,7 @@ def net_of(sources: Sequence[InitSource]) -> tuple[dict[str, Any], Mapping[str, 
             file = each.path.parent / "config.yaml"
             if not file.is_file():
                 raise ValueError(f"{file}: found no configuration, expected that of a run that mllm trained")
-            found.append((file, yaml.safe_load(file.read_text(encoding="utf-8"))))
+            found.append((file, read_config(file)))
     (first, settings), *others = found
     name = settings["model"]["class_path"]
     for file, other in others:

@@ -131,11 +131,12 @@ def identity(run: str) -> str:
     from lightning_mllm.weights.files import sha256
     from lightning_mllm.weights.hub import model_at
     from lightning_mllm.weights.lineage import RECORD, WEIGHTS
+    from lightning_mllm.weights.run_records import read_stage
 
     folder = model_at(run)
     if (folder / "config.json").is_file():
         return f"{Path(run).name}@{sha256(folder)[:12]}"
-    record = json.loads((stage_of(folder) / WEIGHTS / RECORD).read_text(encoding="utf-8"))
+    record = read_stage(stage_of(folder) / WEIGHTS / RECORD)
     return f"{folder.resolve().name}@{record['sha256'][:12]}"
 
 

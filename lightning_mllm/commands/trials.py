@@ -19,6 +19,7 @@ from typing import Literal
 
 from lightning_mllm.commands.sweep_file import Values
 from lightning_mllm.evaluation.results import write_json
+from lightning_mllm.weights.run_records import read_test
 
 State = Literal["running", "finished", "stopped", "failed"]
 RECORD, LOG, LOCK = "trial.json", "log.txt", ".lock"
@@ -75,7 +76,7 @@ def read_metric(folder: Path, name: str) -> list[float]:
     """
     if name.startswith("test/"):
         file = folder / "test.json"
-        scores = json.loads(file.read_text(encoding="utf-8"))["scores"] if file.is_file() else {}
+        scores = read_test(file).get("scores", {})
         found = scores.get(name.removeprefix("test/"))
         return [] if found is None else [float(found["value"])]
     file = folder / "metrics.csv"

@@ -7,7 +7,6 @@ SEEDS        a folder with a run folder for each seed (seed-0, seed-1, ...): one
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_mllm.evaluation.answers import AnsweredSet, read_answers
 from lightning_mllm.evaluation.flops import training_flops
 from lightning_mllm.evaluation.results import TEST_ANSWERS
 from lightning_mllm.evaluation.run_folder import Tested, experiment_of, read_metrics, read_report, read_tested
 from lightning_mllm.weights.lineage import RECORD, WEIGHTS, starts_from
+from lightning_mllm.weights.run_records import read_config, read_record
 
 SEED = re.compile(r"seed-\d+")
 """How the folder of one seed is called."""
@@ -137,7 +135,7 @@ def read_run(path: Path, name: str) -> ComparedRun:
     if not (folder / TEST_ANSWERS).is_file():
         raise ValueError(f"compare: found no {folder / TEST_ANSWERS}, expected the answers of the test; test it again")
     records = {
-        file.parents[1].name: json.loads(file.read_text(encoding="utf-8"))
+        file.parents[1].name: read_record(file, needs=("steps",))
         for file in sorted(folder.parent.glob(f"*/{WEIGHTS}/{RECORD}"))
     }
     before = _ancestors(folder.name, records)
@@ -160,7 +158,7 @@ def read_settings(folder: Path) -> Settings:
     if not file.is_file():
         return {}
     found: dict[str, object] = {}
-    _flatten(yaml.safe_load(file.read_text(encoding="utf-8")), "", found)
+    _flatten(read_config(file), "", found)
     return {key: value for key, value in found.items() if key not in ELSEWHERE}
 
 

@@ -9,7 +9,6 @@ RUN/<stage>/test.json            scores and examples (lightning_mllm/evaluation/
 from __future__ import annotations
 
 import csv
-import json
 import math
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
@@ -18,6 +17,7 @@ from typing import Any
 
 from lightning_mllm.evaluation.tasks import ScoreInfo, find_score
 from lightning_mllm.weights.lineage import starts_from
+from lightning_mllm.weights.run_records import read_record
 
 BLIND = "_blind"
 """How the name of a blind twin's score ends."""
@@ -136,7 +136,7 @@ def read_report(run_root: Path) -> Report:
         ValueError: there is no finished stage, or none was tested.
     """
     records = {
-        path.parents[1].name: json.loads(path.read_text(encoding="utf-8"))
+        path.parents[1].name: read_record(path, needs=("steps",))
         for path in sorted(run_root.glob("*/weights/stage.json"))
     }
     if not records:
@@ -154,22 +154,33 @@ def read_report(run_root: Path) -> Report:
 
 def read_tested(folder: Path) -> Tested:
     """The `test.json` in the folder of a stage."""
-    results = json.loads((folder / "test.json").read_text(encoding="utf-8"))
-    known = {name: results[name] for name in ("scores", "samples", "examples", "seconds")}
+    needs = ("scores", "samples", "examples", "seconds")
+    results = read_record(folder / "test.json", "delete it to test again", needs)
+    known = {name: results[name] for name in needs}
     kinds = {name: each for name, each in results.get("kinds", {}).items() if not name.endswith(BLIND)}
     return Tested(stage=folder.name, clusters=results.get("clusters", {}), kinds=kinds, **known)
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """The curves of a `metrics.csv`: column -> (step, value), without empty and non-finite cells."""
+    """The curves of a `metrics.csv`: column -> (step, value), without empty and non-finite cells.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     found: dict[str, dict[float, float]] = {}
-    if path.is_file():
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                step = row.pop("step", "")
-                for name, cell in row.items():
-                    if step and cell and name and math.isfinite(float(cell)):
-                        found.setdefault(name, {})[float(step)] = float(cell)
+    try:
+        rows = csv.DictReader(path.read_bytes().decode().splitlines() if path.is_file() else [])
+        if rows.fieldnames and "step" not in rows.fieldnames:
+            raise ValueError("no column 'step'")
+        for row in rows:
+            if None in row:
+                raise ValueError(f"more cells than columns in line {rows.line_num}")
+            step = row.pop("step")
+            for name, cell in row.items():
+                if step and cell and name and math.isfinite(float(cell)):
+                    found.setdefault(name, {})[float(step)] = float(cell)
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path}: found {error}, expected a table of numbers; mend it, or move it away") from None
     return {name: sorted(points.items()) for name, points in found.items()}
 
 

@@ -18,6 +18,7 @@ from lightning_mllm.export.record import Origin
 from lightning_mllm.inference.loading import settings_of
 from lightning_mllm.weights.hub import NAME
 from lightning_mllm.weights.lineage import RECORD, WEIGHTS, InitSource
+from lightning_mllm.weights.run_records import read_stage
 
 UNKNOWN = "unknown"
 DRAWN = "drawn by `mllm world`: nobody's pictures"
@@ -48,7 +49,7 @@ class StageFacts:
 
     @cached_property
     def record(self) -> Mapping[str, Any]:
-        return json.loads((self.folder / WEIGHTS / RECORD).read_text(encoding="utf-8"))
+        return read_stage(self.folder / WEIGHTS / RECORD)
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:

@@ -23,6 +23,7 @@ from lightning_mllm.language.generation import Decoding
 from lightning_mllm.language.lora import fold_lora
 from lightning_mllm.processing.image_in_memory import ImageInMemory
 from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.weights.run_records import read_test
 
 QUESTIONS = ("What is in the picture?", "Is it red?", "Which of the squares in the picture is the largest one?")
 CAPTIONS = ("a picture of squares", "squares", "squares, one behind the other")
@@ -119,7 +120,7 @@ def tested(stage: Path) -> list[dict[str, Any]]:
     Each has `image` (PIL) beside what `test.json` says of it.
     """
     file = stage / "test.json"
-    results: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    results: Mapping[str, Any] = read_test(file)
     sets: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for each in results.get("examples", []):
         if not each.get("blind") and (image := _opened(each.get("picture") or "")) is not None:

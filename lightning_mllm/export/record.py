@@ -17,6 +17,7 @@ from lightning_mllm.inference import stage_of
 from lightning_mllm.inference.loading import settings_of
 from lightning_mllm.weights.files import sha256, write_text
 from lightning_mllm.weights.lineage import RECORD, WEIGHTS
+from lightning_mllm.weights.run_records import read_stage
 
 EXPORT = "export.json"
 FORMAT = 1
@@ -41,7 +42,7 @@ class Origin:
     @cached_property
     def record(self) -> Mapping[str, Any]:
         """The stage's `stage.json`."""
-        return {} if self.stage is None else json.loads((self.stage / WEIGHTS / RECORD).read_text(encoding="utf-8"))
+        return {} if self.stage is None else read_stage(self.stage / WEIGHTS / RECORD)
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:

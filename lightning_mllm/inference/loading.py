@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.stage import StageSettings
 from lightning_mllm.weights.hub import model_at
 from lightning_mllm.weights.lineage import RECORD, WEIGHTS, starts_from
+from lightning_mllm.weights.run_records import REMEDY, read_stage
 
 
 def load(
@@ -76,10 +76,7 @@ def stage_of(run: Path) -> Path:
     """
     if (run / WEIGHTS / RECORD).is_file():
         return run
-    records = {
-        each.parents[1].name: json.loads(each.read_text(encoding="utf-8"))
-        for each in sorted(run.glob(f"*/{WEIGHTS}/{RECORD}"))
-    }
+    records = {each.parents[1].name: read_stage(each) for each in sorted(run.glob(f"*/{WEIGHTS}/{RECORD}"))}
     if not records:
         raise ValueError(f"{run}: found no finished stage, expected a run such as runs/quickstart/llava")
     last = [
@@ -100,6 +97,8 @@ def settings_of(stage: Path) -> dict[str, Any]:
     """
     config = Config()
     settings = read_yaml(stage / "config.yaml", config)
+    if not isinstance(settings, dict) or not all(isinstance(settings.get(name), dict) for name in ("model", "stage")):
+        raise ValueError(f"{stage / 'config.yaml'}: found no settings of a run, expected what mllm fit wrote; {REMEDY}")
     check_keys(settings["model"], MultimodalModule, config, ("model",))
     return settings
 

@@ -7,7 +7,6 @@ worth. Nothing here trains.
 from __future__ import annotations
 
 import difflib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from lightning_mllm.evaluation.text_scores import TextScores
 from lightning_mllm.nets.encoded_images import EncodedImages
 from lightning_mllm.training.reduction import held_out_loss
 from lightning_mllm.weights.lineage import RECORD, WEIGHTS
+from lightning_mllm.weights.run_records import read_record
 
 
 class EvaluatedModule(LightningModule):
@@ -176,7 +176,7 @@ class EvaluatedModule(LightningModule):
         record = folder / WEIGHTS / RECORD
         if set(sources) != {str(folder.resolve())} or self.trainer.ckpt_path or not record.is_file():
             return None
-        return json.loads(record.read_text(encoding="utf-8"))["sha256"]
+        return read_record(record, needs=("sha256",))["sha256"]
 
     def on_predict_epoch_start(self) -> None:
         self._predictions = self._predicted()

@@ -9,7 +9,6 @@ The digest in the record says which of the folders found under a name is meant.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_mllm.weights.files import INDEXES, WHOLE, resource, sha256
+from lightning_mllm.weights.run_records import REMEDY, read_stage
 
 WEIGHTS = "weights"
 RECORD = "stage.json"
@@ -175,12 +175,11 @@ def _record(run: Path) -> Record | None:
     file = run / WEIGHTS / RECORD
     if not file.is_file():
         return None
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: found no JSON ({error}), expected the record of a stage") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise ValueError(f"{file}: found another format, expected a record with format {FORMAT}")
+    record = read_stage(file)
+    if record.get("format") != FORMAT:
+        raise ValueError(f"{file}: found another format, expected a record with format {FORMAT}; {REMEDY}")
+    if missing := [name for name in ("stage", "sha256", "init_from", "lineage") if name not in record]:
+        raise ValueError(f"{file}: found no '{missing[0]}', expected the record of a stage; {REMEDY}")
     return record
 
 

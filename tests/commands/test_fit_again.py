@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
 import pytest
+from lightning import Trainer
 
 from lightning_mllm.cli import main
-from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
+from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint, checkpoint_io
 from tests.commands.conftest import TOY
 from tests.test_cli import refused
 
@@ -73,3 +75,92 @@ def test_a_stopped_run_goes_on_or_is_refused(
 
 def test_only_training_overwrites(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--overwrite" in refused(capsys, "test", *FIT[1:], "--overwrite")
+
+
+def killed(*arguments: str, after: int) -> None:
+    """`mllm`, in a process that is killed in the first micro-batch behind optimizer step `after`."""
+    pid = os.fork()
+    if pid == 0:
+        begin = StageCheckpoint.on_train_batch_start
+
+        def kill(self: StageCheckpoint, trainer: Trainer, *more: object) -> None:
+            begin(self, trainer, *more)  # pyright: ignore[reportArgumentType]
+            if trainer.global_step == after:
+                checkpoint_io(trainer).wait()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        StageCheckpoint.on_train_batch_start = kill  # pyright: ignore
+        try:
+            main(arguments)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+
+
+def test_a_killed_run_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    fit = [*FIT, "--stage.epochs=7", "--checkpoint_every=5"]
+    killed(*fit, after=11)
+    assert Path("run/checkpoints/step-10").is_dir()
+    with Path("run/metrics.csv").open("a") as file:
+        file.write("12,0.12")  # a line that was cut
+    main(fit)
+    told = capsys.readouterr().out
+    assert "10 of 14 steps are done, step 11 is next" in told
+    steps = [line.split(",")[0] for line in Path("run/metrics.csv").read_text().splitlines()]
+    assert steps == ["step", *map(str, range(1, 15))]
+    assert json.loads(RECORD.read_text())["steps"] == 14
+
+
+def test_damaged_metrics_and_settings_of_a_stopped_run(capsys: pytest.CaptureFixture[str]) -> None:
+    fit = [*FIT, "--checkpoint_every=1"]
+    killed(*fit, after=1)
+    contents_of = {
+        "metrics.csv": [
+            b"step,a\n1,x\n",
+            bytes(range(128, 256)),
+            b"loss\n1\n",
+            b"step,a\n1\n",
+            b'step,a\n1,"2\n\x00"\n',
+        ],
+        "config.yaml": [b"", b"model: {", bytes(range(128, 256)), b"[1, 2]", b"model: 1\n"],
+        "identity.json": [b"", b'{"format": 1', bytes(range(128, 256)), b"[]", b'{"format": 1, "files": []}'],
+    }
+    for name, contents in contents_of.items():
+        file = Path("run", name)
+        good = file.read_bytes()
+        for content in contents if os.environ.get("MLLM_FULL") else contents[1:3]:
+            file.write_bytes(content)
+            sentence = refused(capsys, *fit)
+            assert f"run/{name}" in sentence and "expected" in sentence and ";" in sentence, content
+            assert file.read_bytes() == content
+        file.write_bytes(good)
+    main(fit)
+    assert json.loads(RECORD.read_text())["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    "names", [("notes.txt",), (".bashrc", "mail/1"), ("weights/mine.safetensors",), ("config.yaml",)]
+)
+def test_a_foreign_folder_is_refused(names: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    for name in names:
+        Path("run", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("run", name).write_text("mine")
+    for more in ((), ("--overwrite",)):
+        sentence = refused(capsys, *FIT, *more)
+        assert "run" in sentence and "name another" in sentence
+        found = {str(each.relative_to("run")) for each in Path("run").rglob("*") if each.is_file()}
+        assert found == set(names) and all(Path("run", name).read_text() == "mine" for name in names)
+
+
+def test_overwriting_leaves_what_no_run_wrote() -> None:
+    Path("run").mkdir()
+    Path("run/slurm.out").write_text("what a launcher said")
+    main(FIT)
+    kept = ["weights/notes.txt", "checkpoints/notes.txt", "notes.txt", "wandb/debug.log"]
+    for name in kept:
+        Path("run", name).parent.mkdir(exist_ok=True)
+        Path("run", name).write_text("mine")
+    Path("run/weights/model-00001-of-00002.safetensors").write_text("of an earlier run")
+    main([*FIT, "--overwrite", "--stage.lr=1e-3"])
+    assert all(Path("run", name).read_text() == "mine" for name in [*kept[:3], kept[3]])
+    assert not Path("run/weights/model-00001-of-00002.safetensors").exists()

@@ -31,7 +31,7 @@ from PIL import Image
 from data_modules.module import MultimodalDataModule
 from data_modules.sources import LlavaConversations
 from lightning_mllm.architectures.llava import LLaVA
-from lightning_mllm.training.checkpoints.finding import candidates
+from lightning_mllm.training.checkpoints.finding import must_have
 from tests.data_modules.files import write
 from tests.toy import Toy, ToyLanguage
 from tests.training.data import ToyData
@@ -111,7 +111,7 @@ def _fit(
     own = trainer(folder, every_n_steps=every_n_steps, callbacks=[Told(folder), *callbacks], **arguments)
     own.accumulate_grad_batches = data.accumulation(1)
     checkpoints = folder / "checkpoints"
-    own.fit(module, datamodule=data, ckpt_path=checkpoints if candidates(checkpoints) else None)
+    own.fit(module, datamodule=data, ckpt_path=checkpoints if must_have(checkpoints) else None)
 
 
 def make_shards(folder: Path) -> Path:
@@ -220,7 +220,7 @@ def many_kills(place: Path, train: Train, count: int, seed: int) -> tuple[int, i
     lasts = time.monotonic() - started
     random_, kills, runs = random.Random(seed), 0, 0
     while kills < count:
-        kills += killed_until_done(place / f"run-{runs}", train, (lasts / 5, lasts * (0.5 if FULL else 0.9)), random_)
+        kills += killed_until_done(place / f"run-{runs}", train, (lasts / 6, lasts * (0.35 if FULL else 0.9)), random_)
         assert differences(place / f"run-{runs}", whole) == []
         shutil.rmtree(place / f"run-{runs}")
         runs += 1
@@ -242,6 +242,7 @@ CASES = {
 
 
 @pytest.mark.fault
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("case", CASES)
 def test_killed_at_any_moment(
     case: str, tmp_path: Path, shards: Path, fault_row: Callable[[str, str, str], None]
@@ -271,6 +272,7 @@ def stop_behind(folder: Path, step: int, variant: tuple[int, int]) -> None:
 
 
 @pytest.mark.fault
+@pytest.mark.timeout(3600)
 def test_stopped_behind_each_step_and_again(tmp_path: Path, fault_row: Callable[[str, str, str], None]) -> None:
     """Borders of data epochs are steps 4 and 8."""
     resumes = 0

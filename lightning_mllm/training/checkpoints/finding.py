@@ -116,12 +116,13 @@ def last_written(folder: Path) -> int | None:
 
 
 def must_have(folder: Path) -> bool:
-    """Whether there is a checkpoint, whole or not, in `folder`.
+    """Whether there is a checkpoint, whole or not, in `folder`; one that was never written to its end, before any other
+    was, is none.
 
     Raises:
         ValueError: There is none, but one was written.
     """
-    if candidates(folder):
+    if any(not each.name.endswith(PART) for each in candidates(folder)):
         return True
     if (step := last_written(folder)) is not None:
         raise ValueError(
