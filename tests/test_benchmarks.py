@@ -77,6 +77,18 @@ def test_texts_of_a_processor_are_the_same_rows(monkeypatch: pytest.MonkeyPatch)
     assert number == 3
 
 
+def test_samples_by_length_are_those_of_a_long_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps at even distances from the longest to the shortest of fifty, whose mean is that of all."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from contest.hf_trainer import at_even_distances  # pyright: ignore[reportMissingImports]
+    from contest.workload import Workload  # pyright: ignore[reportMissingImports]
+
+    workload = Workload("tiny", "align", [(0, 3)], batch=2, steps=5, warmup=1)
+    falling = [samples for step in range(50, 0, -1) for samples in (step, step)]
+    steps = [25, 45, 35, 25, 15, 5, 25]
+    assert at_even_distances(falling, workload) == [sample for step in steps for sample in (step, step)]
+
+
 def test_training_scaling(tmp_path: Path) -> None:
     """Of one rank and of two."""
     given = ["--net", "tiny", "--steps", "1", "--series", "ranks", "--to", str(tmp_path)]

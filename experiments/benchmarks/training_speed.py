@@ -6,10 +6,12 @@ Every contender runs in a process of its own with the loop that its users have, 
 from the same weights, and they take turns step by step. Counted is the whole cycle of a step, loader and bookkeeping
 included, in CPU-seconds of the process; wall-clock seconds stand beside. Memory is the peak of the process in its
 steps, less what the imported libraries take, which is the same for all. Losses must agree step by step with those of
-the first contender: 1e-5 relative in float32, 1e-3 in bfloat16. Samples grouped by length are those of other steps:
-their time is that of as many tokens. A contender that cannot train here is left out, with a sentence why; TRL, which no
-environment of this project holds, wants `pip install trl`. The last column is what useful work takes at the speed
+the first contender: 1e-5 relative in float32, 1e-3 in bfloat16. The last column is what useful work takes at the speed
 of a product of large matrices in the same precision, of what the step took.
+
+Samples grouped by length are those of other steps: of 50 that the sampler sorts, as many as are counted, at even
+distances, and their time is that of as many tokens. A contender that cannot train here is left out, with a sentence
+why. TRL is in no environment of this project: `uv pip install trl` adds it.
 
 Nets: S (tower 6 x 256, language model 6 x 256, 4,096 words), M (8 x 512, 32,000 words), tiny. Written to FOLDER:
 training_speed.json and training_speed.svg.

@@ -18,13 +18,13 @@ MEAN, STD = (torch.tensor(each).view(3, 1, 1) for each in STATISTICS)
 
 
 class Rows(Dataset[dict[str, Tensor]]):
-    """The samples of a workload, as `LlavaProcessor` gives them."""
+    """The samples of a workload, as `LlavaProcessor` gives them; or more of them, for so many steps."""
 
-    def __init__(self, workload: Workload) -> None:
-        self.workload = workload
+    def __init__(self, workload: Workload, steps: int | None = None) -> None:
+        self.workload, self.steps = workload, steps or workload.all_steps + 1
 
     def __len__(self) -> int:
-        return self.workload.batch * (self.workload.all_steps + 1)
+        return self.workload.batch * self.steps
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         if number >= len(self):  # the sampler by length iterates over it

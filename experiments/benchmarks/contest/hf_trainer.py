@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,30 @@ def gated(trainer: type[Trainer], gate: Gate, **given: Any) -> Trainer:
     return made
 
 
+MEGA_BATCH = 50
+"""Steps whose samples `LengthGroupedSampler` sorts, where there are four times as many."""
+
+
+def at_even_distances(order: Sequence[int], workload: Workload) -> list[int]:
+    """Of samples in falling length, those of as many steps as are taken.
+
+    So few steps would all be long ones. Those that are counted lie at even distances in a mega-batch.
+    """
+    counted = [MEGA_BATCH * (2 * step + 1) // (2 * workload.steps) for step in range(workload.steps)]
+    steps = [*([MEGA_BATCH // 2] * workload.warmup), *counted, MEGA_BATCH // 2]
+    return [sample for step in steps for sample in order[step * workload.batch : (step + 1) * workload.batch]]
+
+
+class Grouping(Trainer):
+    """One whose samples are grouped by length as its sampler does it."""
+
+    workload: Workload
+
+    def _get_train_sampler(self, *arguments: Any, **named: Any) -> Any:
+        sampler = super()._get_train_sampler(*arguments, **named)
+        return at_even_distances(list(sampler or ()), self.workload)
+
+
 def arguments(workload: Workload, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Of `TrainingArguments`, or of what inherits from it."""
     return {
@@ -59,5 +83,10 @@ def run(workload: Workload, settings: Mapping[str, Any], folder: Path, gate: Gat
         settings: Of `TrainingArguments`, in place of its defaults.
     """
     given = TrainingArguments(**arguments(workload, settings, folder))
-    model, rows = model_of(workload, folder), Rows(workload)
-    gated(Trainer, gate, model=model, args=given, train_dataset=rows, data_collator=collate).train()
+    grouped = given.train_sampling_strategy == "group_by_length"
+    rows = Rows(workload, 4 * MEGA_BATCH if grouped else None)
+    what = {"model": model_of(workload, folder), "train_dataset": rows, "data_collator": collate}
+    trainer = gated(Grouping if grouped else Trainer, gate, args=given, **what)
+    if isinstance(trainer, Grouping):
+        trainer.workload = workload
+    trainer.train()

@@ -233,7 +233,8 @@ def _sum_up(one: dict[str, Any], workload: Workload, contender: Contender) -> No
         one[f"median_{name}_s"] = statistics.median(took)
         if contender.own_order and counted[0]["tokens"]:
             # Batches of samples of like length differ widely: a median step is none of the mean length.
-            tokens = sum(each["tokens"] for each in counted)
+            one["tokens"] = [each["tokens"] for each in counted]
+            tokens = sum(one["tokens"])
             one[f"median_{name}_s"] = sum(took) * workload.counts()["tokens"] / tokens
     one.update(losses=[each["loss"] for each in steps], peak=steps[-1]["peak"], own=steps[-1]["own"])
 
