@@ -9,10 +9,12 @@ each adds its lines under a lock.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -158,8 +160,14 @@ class BadSampleList:
             new = {_key(line): line for line in lines if _key(line) not in self._known}
             if new:
                 text = "".join(json.dumps(line) + "\n" for line in new.values()).encode()
-                file.write(text)
-                os.fsync(file.fileno())
+                try:
+                    if file.write(text) < len(text):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    os.fsync(file.fileno())
+                except OSError as error:
+                    free = shutil.disk_usage(path.parent).free
+                    told = f"cannot write {len(text)} bytes, {free} are free ({error.strerror})"
+                    raise OSError(error.errno, told, str(path)) from None
                 self._known.update(new)
                 self._read += len(text)
 

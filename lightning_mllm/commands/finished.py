@@ -79,7 +79,7 @@ def refuse_changed_source(run_dir: Path) -> None:
         if beside and beside["sha256"] not in used:
             raise ConfigError(
                 f"{run_dir}: found weights trained from other weights of '{name}' than are there now, expected the"
-                " same; delete the folder to train again, or say --overwrite"
+                " same; name another --runs to train again, or say --overwrite"
             )
 
 

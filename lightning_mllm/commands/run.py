@@ -18,6 +18,7 @@ from lightning_mllm.commands.config import Config, ConfigError, nearest, option_
 from lightning_mllm.commands.experiments import experiment_folder, experiment_name, hardware_file, order_of_stages
 from lightning_mllm.commands.finished import is_tested, refuse_changed_source
 from lightning_mllm.commands.launch import CLI, CheckedCLI, ParsedCLI, compose, run_and_release, say
+from lightning_mllm.commands.places import check_places
 from lightning_mllm.commands.seeds import parse_seeds, run_seeds, seeded
 from lightning_mllm.commands.sweep_agent import agents_run, trial_folder
 from lightning_mllm.evaluation.report import write_report
@@ -156,6 +157,8 @@ def run_experiment(
     run, parsed, chosen = planned.run, planned.parsed, list(planned.parsed)
     anew = ["--overwrite"] if overwrite else []
     waiting = [stage for stage in chosen if overwrite or not parsed[stage].is_done()]
+    for stage in waiting:
+        check_places(run / stage, "fit")
     for stage in waiting if not overwrite else ():
         parsed[stage].checkpoint()
     for stage in chosen:

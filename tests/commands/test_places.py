@@ -16,7 +16,7 @@ from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
 from lightning_mllm.training.checkpoints.finding import number_of
 from lightning_mllm.training.module import MultimodalModule
 from tests.commands.conftest import TOY
-from tests.test_cli import refused
+from tests.test_cli import experiment, refused  # noqa: F401
 from tests.training.checkpoints.damages import flip, shard
 from tests.weights.disks import NOBODY, fill, in_child, small_disk
 
@@ -305,6 +305,17 @@ def test_places_that_cannot_be_written(
                 assert code == 2 and "cannot be written" in said and "BUILT" not in said, said
     count = len(tried) + 2 * mounted
     fault_row("T6", f"{count} of {count}", "places that cannot be written: refused before the net is built, 0 silent")
+
+
+def test_no_stage_trains_where_a_later_one_could_not(
+    experiment: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("runs/colours/toy").mkdir(parents=True)
+    Path("runs/colours/toy/tune").symlink_to("gone")
+    told = refused(capsys, "run", "experiments/colours/toy")
+    assert "run_dir: " in told and "colours/toy/tune: found a link to what is not there, expected a folder" in told
+    assert not Path("runs/colours/toy/begin").exists()
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------

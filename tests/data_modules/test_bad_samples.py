@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_modules.bad_samples import told
+from data_modules.bad_samples import BadLimits, BadSampleList, told
 from data_modules.evaluation import EvaluationSamples, EvaluationSet
 from data_modules.geometry import check_frames
 from data_modules.loader import Collate, ResumableLoader, Share
@@ -27,6 +28,7 @@ from lightning_mllm.processing.images import ImagePolicy
 from tests.data_modules.files import write
 from tests.data_modules.sources.test_conversations import turns
 from tests.processing.test_processor import processor
+from tests.weights.disks import fill, small_disk
 
 RULE = r"record 1: sample '1': .*1\.jpg: image file is truncated \(\d+ bytes not processed\)"
 
@@ -162,3 +164,25 @@ def test_boxes_are_told_in_what_is_shown(tmp_path: Path, frame: Any, policy: dic
             if refused:
                 with pytest.raises(ValueError, match=rf"^data\.{part}\.refs: "):
                     module.setup("fit")
+
+
+@pytest.mark.fault
+def test_a_list_on_a_full_disk_names_the_file_and_the_bytes(
+    tmp_path: Path, fault_row: Callable[[str, str, str], None]
+) -> None:
+    with small_disk(tmp_path / "small", 65536) as mounted:
+        if not mounted:
+            pytest.skip("nothing may be mounted here")
+        path = tmp_path / "small/bad_samples.jsonl"
+        kept = BadSampleList(path, BadLimits(share=1.0), total=10**6)
+        kept.add([{"source": "a", "index": 0, "id": "", "where": "a:1", "rule": "x" * 50}])
+        before, filler = path.read_bytes(), fill(tmp_path / "small", 0)
+        lines = [{"source": "a", "index": n, "id": "", "where": f"a:{n}", "rule": "x" * 50} for n in range(1, 99)]
+        with pytest.raises(OSError, match=r"cannot write \d+ bytes, 0 are free \(No space left on device\)"):
+            kept.add(lines)
+        filler.unlink()
+        again = BadSampleList(path, BadLimits(share=1.0), total=10**6)
+        again.add(lines)
+        found = path.read_bytes()
+    assert found.startswith(before) and len(found.splitlines()) == 99
+    fault_row("T5", "1 of 1", "a list of bad samples on a full disk: named, and whole afterwards")
