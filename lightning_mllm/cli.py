@@ -213,7 +213,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "predict": _predict,
 }
 
-SAVING = ("fit", "run", "validate", "test", "predict")
+SAVING = ("fit", "run", "validate", "test", "predict", "mix")
 """The verbs whose end by a signal is an orderly one."""
 
 

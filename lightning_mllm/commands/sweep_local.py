@@ -188,7 +188,8 @@ class LocalSweep:
         for _, process, _ in self.running.values():
             process.terminate()
         for trial, process, began in self.running.values():
-            _end(process)
+            # Not told again: a second signal ends a trial without a checkpoint.
+            _wait(process)
             trial.seconds += time.monotonic() - began
             write_trial(self.folder, trial)
         self.running.clear()
@@ -196,6 +197,11 @@ class LocalSweep:
 
 def _end(process: Process) -> None:
     process.terminate()
+    _wait(process)
+
+
+def _wait(process: Process) -> None:
+    """Until a process that was told to end has ended, or its time for that is over."""
     try:
         process.wait(GRACE)
     except subprocess.TimeoutExpired:

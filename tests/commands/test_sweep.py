@@ -365,11 +365,17 @@ def path_of() -> str:
 
 
 def test_ctrl_c_reaches_the_trials(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are told to end, and stay begun."""
+    """They are told to end, once, and stay begun."""
     sweep, processes, told = read_sweep(written()), list[subprocess.Popen[bytes]](), list[float]()
+    ended: list[int] = []
+
+    class Told(subprocess.Popen[bytes]):
+        def terminate(self) -> None:
+            ended.append(self.pid)
+            super().terminate()
 
     def start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
-        processes.append(subprocess.Popen(["/bin/sh", "-c", "kill -STOP $$; exec sleep 60"]))
+        processes.append(Told(["/bin/sh", "-c", "kill -STOP $$; exec sleep 60"]))
         return processes[-1]
 
     def signalled(seconds: float) -> None:
@@ -382,4 +388,5 @@ def test_ctrl_c_reaches_the_trials(workdir: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(KeyboardInterrupt):
         LocalSweep(sweep, Path("kept"), count=None, parallel=2, seed=0, start=start).run()
     assert len(processes) == 2 and all(each.returncode is not None for each in processes)
+    assert ended == [each.pid for each in processes], "a second signal would leave a trial no time to save"
     assert [each.state for each in read_trials(Path("kept"))] == ["running"] * 2
