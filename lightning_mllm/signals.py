@@ -98,6 +98,9 @@ def installed() -> Iterator[None]:
     """Handles signals in this process; of two that are nested, the outer one does.
 
     Only the main thread can; elsewhere signals do what they did before.
+
+    Raises:
+        Stopped: A signal has come, also where something within has hidden that.
     """
     global _signals
     if _signals.installed or threading.current_thread() is not threading.main_thread():
@@ -115,6 +118,13 @@ def installed() -> Iterator[None]:
     woken = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     try:
         yield
+        if here.number:
+            raise Stopped(here.number)
+    except Exception as error:
+        if here.raised:
+            # Python itself makes a RuntimeError of what is raised in a `__set_name__`.
+            raise Stopped(here.number) from error
+        raise
     finally:
         signal.set_wakeup_fd(woken)
         for each, handler in before.items():

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_before_training_a_signal_ends_a_command(
 
 
 def test_what_is_held_is_raised_when_it_is_released() -> None:
-    with signals.installed():
+    with suppress(signals.Stopped), signals.installed():
         signals.hold()
         signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGTERM)  # at once: the same
@@ -67,7 +68,7 @@ def test_a_second_signal_ends_a_process_that_is_in_a_library(tmp_path: Path) -> 
 @pytest.mark.parametrize(("second", "code"), [("SIGTERM", 0), ("SIGUSR1", 138)])
 def test_what_follows_a_notice_is_the_end_that_it_announced(second: str, code: int, tmp_path: Path) -> None:
     def work() -> None:
-        with signals.installed():
+        with suppress(signals.Stopped), signals.installed():
             signals.hold()
             os.kill(os.getpid(), signal.SIGUSR1)
             time.sleep(0.7)
@@ -93,6 +94,31 @@ def test_a_forked_process_ends_by_its_parent_alone(tmp_path: Path) -> None:
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
     assert ends(work, tmp_path) == (0, "")
+
+
+class Hides:
+    """Of a signal in `__set_name__` Python makes a RuntimeError."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_that_is_hidden_ends_a_command_all_the_same() -> None:
+    def replaced() -> None:
+        type("Owner", (), {"one": Hides()})
+
+    def swallowed() -> None:
+        with suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+
+    for work in (replaced, swallowed):
+        with pytest.raises(SystemExit) as stopped, signals.installed():
+            work()
+        assert stopped.value.code == 143
+    with pytest.raises(ValueError, match="own"), signals.installed():
+        signals.hold()
+        signal.raise_signal(signal.SIGTERM)
+        raise ValueError("own")
 
 
 def test_nohup_is_respected() -> None:

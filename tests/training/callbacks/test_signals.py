@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from tests.training.callbacks.signalled import STAGE, code_of, forked, mllm
 from tests.training.runs import losses
 
 FULL = bool(os.environ.get("MLLM_FULL"))
+MOMENTS = 40
+"""Signals that are sent at random moments."""
 POSITIONS = 12
 """Micro-batches of the stage, three of which are an optimizer step."""
 RARE = "--checkpoint_every=100"
@@ -220,3 +223,31 @@ def test_workers_are_signalled_too(whole: Path, tmp_path: Path, fault_row) -> No
         assert checkpoints(run)[-1] == "step-2" and "Traceback" not in told(run)
         assert not FULL or (fit(run) == 0 and same(run, whole))
     fault_row("T3", f"{len(chosen)} of {len(chosen)}", "the whole process group signalled, two workers: same bits")
+
+
+@pytest.mark.fault
+@pytest.mark.skipif(not FULL, reason="make test-faults")
+def test_signals_at_random_moments(whole: Path, tmp_path: Path, fault_row) -> None:
+    """From outside: while modules are imported, data are read, weights are made, steps are taken, files are written."""
+    random.seed(2)
+    codes = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 138, "SIGHUP": 129}
+    sent, runs = 0, 0
+    while sent < MOMENTS:
+        run, runs = tmp_path / str(runs), runs + 1
+        ended = -1
+        while ended != 0:
+
+            def work(run: Path = run) -> None:
+                main(["fit", *STAGE, *VALIDATED, f"--run_dir={run}", RARE])
+
+            name = random.choice(list(codes)) if sent < MOMENTS else ""
+            pid = forked(work, run.with_suffix(".log"))
+            if name:
+                # The handlers are there after some milliseconds.
+                time.sleep(random.uniform(0.3, 2.5))
+                os.kill(pid, getattr(signal, name))
+            ended = code_of(pid)
+            sent += ended != 0
+            assert ended in (0, codes.get(name, 0)), told(run)
+        assert same(run, whole)
+    fault_row("T3", f"{sent} of {MOMENTS}", f"signals at random moments of {runs} runs: exit codes and bits")
