@@ -9,7 +9,7 @@ import jsonargparse
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lightning_mllm.commands.finished import changed_settings
+from lightning_mllm.commands.finished import changed_settings, remove_unfinished_files
 from lightning_mllm.commands.identity import check_identity, identity_of
 from lightning_mllm.training.module import MultimodalModule
 
@@ -34,6 +34,7 @@ def begin(
     Raises:
         ConfigError: It would go on with something else.
     """
+    remove_unfinished_files(run_dir)
     begun_in = _run_of(settings.get("ckpt_path"))
     assert model.stage is not None
     precision = {"trainer": str(trainer.precision), "hardware": str(settings["hardware"]["precision"])}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.commands.identity import (
@@ -128,6 +131,28 @@ def _refuse_another(run_dir: Path, known: Recipe, recipe: Recipe, found: str, al
             f"another --run_dir, delete the folder to train again, say --overwrite, or --allow-drift {changed[0]}"
         )
     return files
+
+
+class NotDone(SystemExit):
+    """A training ended, and its stage is not done; the code says that the same command goes on (EX_TEMPFAIL)."""
+
+    def __init__(self) -> None:
+        super().__init__(75)
+
+
+@rank_zero_only
+def check_done(run_dir: Path) -> None:
+    """Raises NotDone where a training left no weights, as one whose time was up (`trainer.max_time`)."""
+    if not (run_dir / WEIGHTS / RECORD).is_file():
+        print(f"{run_dir}: found no weights at the end of the training, the stage is not done", file=sys.stderr)
+        raise NotDone
+
+
+def remove_unfinished_files(run_dir: Path) -> None:
+    """Removes what a killed training was about to write; nobody else writes there."""
+    for pattern in (".*.writing", f"{WEIGHTS}/.*.writing", ".metrics.csv.part"):
+        for each in run_dir.glob(pattern):
+            each.unlink(missing_ok=True)
 
 
 def is_tested(run_dir: Path, settings: Recipe) -> bool:

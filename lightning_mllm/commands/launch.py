@@ -28,7 +28,7 @@ from lightning_mllm.commands.beginning import begin
 from lightning_mllm.commands.checked_settings import check_settings, check_sources
 from lightning_mllm.commands.command_line import SETTINGS, read_command_line
 from lightning_mllm.commands.config import ConfigError
-from lightning_mllm.commands.finished import allowed_names, checkpoint_of, clear, is_done, note_test
+from lightning_mllm.commands.finished import allowed_names, check_done, checkpoint_of, clear, is_done, note_test
 from lightning_mllm.commands.hardware import Hardware, at_once
 from lightning_mllm.commands.help import asks_for_help, show_help
 from lightning_mllm.commands.lock import locked
@@ -300,6 +300,8 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         signals.release()
+        if not self.trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            check_done(self.run_dir)
 
     @rank_zero_only
     def after_test(self) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from lightning_mllm.export.export import refuse_full
 from lightning_mllm.inference import stage_of
 from lightning_mllm.interop.format import key_maps
 from lightning_mllm.weights.files import BESIDE, INDEXES, PICKLES, TensorFiles, write_in_pieces, write_text
+from lightning_mllm.weights.folder_beside import folder_beside
 from lightning_mllm.weights.keymap import KeyMap
 from lightning_mllm.weights.lineage import RECORD, WEIGHTS, InitSource, Lineage
 from lightning_mllm.weights.mixing import Mixture, coefficients
@@ -118,8 +118,7 @@ def write_mix(weights: Mapping[str, float], to: Path, *, base: str | None = None
             raise ValueError(f"mix: found {key!r} a second time as {name!r}, expected different sources")
         sources[key], shares[key] = source, weight
     write = _write_run if any(each.record is not None for each in sources.values()) else _write_folder
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as beside:
+    with folder_beside(to) as beside:
         folder = Path(beside, to.name)
         folder.mkdir()
         write(folder, to, sources, shares, runs)

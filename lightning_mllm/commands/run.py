@@ -16,7 +16,7 @@ from lightning_mllm.commands.arguments import Arguments
 from lightning_mllm.commands.command_line import SETTINGS, check_tree
 from lightning_mllm.commands.config import Config, ConfigError, nearest, option_tree
 from lightning_mllm.commands.experiments import experiment_folder, experiment_name, hardware_file, order_of_stages
-from lightning_mllm.commands.finished import is_tested, refuse_changed_source
+from lightning_mllm.commands.finished import NotDone, is_tested, refuse_changed_source
 from lightning_mllm.commands.launch import CLI, CheckedCLI, ParsedCLI, compose, run_and_release, say
 from lightning_mllm.commands.places import check_places
 from lightning_mllm.commands.seeds import parse_seeds, run_seeds, seeded
@@ -171,7 +171,11 @@ def run_experiment(
     for stage in chosen:
         if stage in waiting:
             with agents_run(stage == chosen[-1], runs):
-                run_and_release([*planned.command("fit", stage), *anew])
+                try:
+                    run_and_release([*planned.command("fit", stage), *anew])
+                except NotDone:
+                    say(f"{run}: no test and no report, for {stage} is not done")
+                    raise
             if not (run / stage / "weights" / "stage.json").is_file():
                 say(f"{run}: no test and no report, for {stage} is not done")
                 return run

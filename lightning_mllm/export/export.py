@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -37,6 +36,7 @@ from lightning_mllm.inference.device_map import cast_parameters
 from lightning_mllm.interop.format import HfFolder, TrainedNet, folder_format, folder_formats
 from lightning_mllm.language.lora import fold_lora
 from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.weights.folder_beside import folder_beside
 
 MINUTES = 60
 """A 13B model is read from disk and run in float32 on the CPU."""
@@ -85,8 +85,7 @@ def export_module(
     refuse_full(to)
     layout: AnyFolder = layout_of(module, origin, adapters=not adapter_only)
     asked = fitted(module, [] if origin is None else origin.examples, whole=isinstance(layout, OwnFolder))
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as beside:
+    with folder_beside(to) as beside:
         folder, case = Path(beside, to.name), Path(beside, "case")
         if adapter_only:
             trained = module.trained if origin is None else origin.record.get("names", ())

@@ -164,3 +164,15 @@ def test_overwriting_leaves_what_no_run_wrote() -> None:
     main([*FIT, "--overwrite", "--stage.lr=1e-3"])
     assert all(Path("run", name).read_text() == "mine" for name in [*kept[:3], kept[3]])
     assert not Path("run/weights/model-00001-of-00002.safetensors").exists()
+
+
+def test_a_stage_that_ends_without_weights_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run").mkdir()
+    Path("run/.config.yaml.0123.writing").write_text("of a killed process")
+    with pytest.raises(SystemExit) as ended:
+        main([*FIT, "--trainer.max_time=00:00:00:00"])
+    assert ended.value.code == 75
+    assert "run: found no weights at the end of the training" in capsys.readouterr().err
+    assert not Path("run/.config.yaml.0123.writing").exists()
+    main(FIT)
+    assert json.loads(RECORD.read_text())["steps"] == 2
