@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,10 @@ def expected_lines() -> list[dict[str, Any]]:
     ]
 
 
-def test_killed_trainings_end_with_the_same_bits_and_the_same_list(tmp_path: Path) -> None:
+@pytest.mark.fault
+def test_killed_trainings_end_with_the_same_bits_and_the_same_list(
+    tmp_path: Path, fault_row: Callable[[str, str, str], None]
+) -> None:
     """Two data epochs: each bad sample is listed once and counted twice."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
@@ -157,9 +161,11 @@ def test_killed_trainings_end_with_the_same_bits_and_the_same_list(tmp_path: Pat
     assert sorted(listed(killed), key=lambda line: line["index"]) == expected_lines()
     counts = [losses(folder, "train/samples replaced") for folder in (whole, killed)]
     assert counts == [[(STEPS, 2.0 * len(BAD))]] * 2
+    fault_row("T18", f"{KILLS} of {KILLS}", "SIGKILLs with bad images: same bits, same list, exact counts")
 
 
-def test_training_stops_at_too_many(tmp_path: Path) -> None:
+@pytest.mark.fault
+def test_training_stops_at_too_many(tmp_path: Path, fault_row: Callable[[str, str, str], None]) -> None:
     """Three may be bad: the fourth ends it, wherever it goes on, until the limit is raised."""
     for _ in range(2):
         with pytest.raises(
@@ -169,6 +175,7 @@ def test_training_stops_at_too_many(tmp_path: Path) -> None:
     assert len(listed(tmp_path)) == 4
     fit(tmp_path)
     assert sorted(line["index"] for line in listed(tmp_path)) == list(BAD)
+    fault_row("T18", "2 of 2", "too many bad images in a data epoch end the training, until the limit is raised")
 
 
 def test_batches_and_epochs_keep_their_size() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -49,9 +50,12 @@ def said(rng: random.Random) -> str:
     return " ".join(rng.choices(WORDS, k=rng.choice([1, 3, 8, 20, 80])))
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("overlong", ["mask", "drop"])
 @pytest.mark.parametrize("limits", [TextLimits(), TextLimits(prompt=20, answer=10)], ids=["no limits", "limits"])
-def test_no_row_without_a_learned_token_and_no_image_cut(overlong: Any, limits: TextLimits) -> None:
+def test_no_row_without_a_learned_token_and_no_image_cut(
+    overlong: Any, limits: TextLimits, fault_row: Callable[[str, str, str], None]
+) -> None:
     used = processor(vectors=SLOTS, max_length=LENGTH)
     used.text_limits = limits
     source = Said(SAMPLES, "n")
@@ -67,6 +71,8 @@ def test_no_row_without_a_learned_token_and_no_image_cut(overlong: Any, limits: 
     chosen, other = ("overlong", "dropped") if overlong == "mask" else ("dropped", "overlong")
     assert seen["replaced"] > 0 and not seen[other]
     assert limits.answer is not None or seen[chosen] > 20
+    told_so = f"rows without a learned token or with a cut image; {overlong}, answer {limits.answer}"
+    fault_row("T20", f"0 of {SAMPLES}", told_so)
 
 
 def test_what_cannot_be_cut_is_said_by_its_own_error() -> None:
