@@ -153,7 +153,7 @@ def test_a_resume_after_skipped_steps_is_that_of_a_run_without_a_stop(
         with pytest.raises(Stopped):
             run(folder, spoils, data=data, callbacks=[EMA(decay=0.5), StopAfter(stop)])
         with open(folder / FILE, "a") as file:
-            file.write('{"step": 7, "loss": "nan", "samples": []}\n{"step": 7, "lo')
+            file.write('{"step": 99, "loss": "nan", "samples": []}\n{"step": 99, "lo')
         again = run(folder, spoils, data=data, callbacks=[EMA(decay=0.5)], resume=True)
         assert again.skipped.total == whole.skipped.total == 3
         kept = saved_tensors(folder)

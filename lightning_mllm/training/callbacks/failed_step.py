@@ -57,11 +57,15 @@ class FailedStep(Checkpoint):
         self._ids: tuple[int, list[str]] = (-1, [])
         """Number of the latest micro-batch, and the ids of its samples."""
         self._rewound: _End | None = None
+        self._trains = False
 
     # ---- while all is well -------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._end, self._rewound = None, None
+        self._end, self._rewound, self._trains = None, None, True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trains = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         self._ids = batch_idx, batch.ids
@@ -86,7 +90,7 @@ class FailedStep(Checkpoint):
     # ---- where something fails ---------------------------------------------------------------------------------
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or not isinstance(exception, Exception) or trainer.sanity_checking:
+        if not self._trains or trainer.state.fn != TrainerFn.FITTING or not isinstance(exception, Exception):
             return
         for tell in (self._told, _lost_worker, lambda trainer: self._kept(trainer, pl_module, exception)):
             try:
@@ -120,6 +124,8 @@ class FailedStep(Checkpoint):
                 self._save(trainer, cast(MultimodalModule, module))
             except Exception as error:
                 told = f"; step {trainer.global_step} could not be saved: {error}"
+            # A rank that left before the files are whole would take the others with it.
+            trainer.strategy.barrier("FailedStep")
         return f"{trainer.default_root_dir}: {how_to_go_on(trainer)}{told}"
 
     def _save(self, trainer: Trainer, module: MultimodalModule) -> None:

@@ -13,10 +13,13 @@ import pytest
 import torch
 from lightning import Callback
 
+from lightning_mllm.collectives import AgreedError
 from lightning_mllm.training.callbacks.averaging import EMA
 from lightning_mllm.training.callbacks.failed_step import FailedStep
 from lightning_mllm.training.callbacks.signals import StageSignals
-from tests.toy import Toy, ToyProcessor
+from lightning_mllm.training.skipped_steps import SkipLimits
+from tests.distributed.ranks import on_two_ranks
+from tests.toy import Toy, ToyLanguage, ToyProcessor
 from tests.training.runs import fit, losses, saved, saved_tensors
 
 FULL = bool(os.environ.get("MLLM_FULL"))
@@ -38,8 +41,8 @@ def memory() -> None:
 class Fails(Callback):
     """Raises in micro-batch `batch` of the run, once."""
 
-    def __init__(self, where: str, batch: int, act: Callable[[], None] = wrong) -> None:
-        self.where, self.batch, self.act = where, batch, act
+    def __init__(self, where: str, batch: int, act: Callable[[], None] = wrong, micro: int = 2) -> None:
+        self.where, self.batch, self.act, self.micro = where, batch, act, micro
         self.now, self.done = -1, False
 
     def at(self, where: str) -> None:
@@ -55,7 +58,7 @@ class Fails(Callback):
         torch.rand(3)
         self.at("a callback after backward")
 
-    def on_before_zero_grad(self, *given: Any) -> None:
+    def on_before_optimizer_step(self, *given: Any) -> None:
         self.at("a callback before the update")
 
     def on_train_batch_end(self, *given: Any) -> None:
@@ -72,17 +75,17 @@ class Fails(Callback):
             Toy.training_step,
             torch.optim.AdamW.step,
         )
-        seen: list[int] = [0]
+        seen, own = [0], self.micro * (self.batch + 1)
 
         def encoded(processor: Any, sample: Any, **more: Any) -> Any:
-            seen[0] += 1
-            if self.where == "encode" and seen[0] == 2 * self.batch + 2 and not self.done:
+            seen[0] += not more.get("generate")  # those to train on
+            if self.where == "encode" and seen[0] == own and not self.done:
                 self.done = True
                 self.act()
             return encode(processor, sample, **more)
 
         def collated(processor: Any, rows: Any, **more: Any) -> Any:
-            if self.where == "collate" and seen[0] == 2 * self.batch + 2 and not self.done:
+            if self.where == "collate" and more["padding"] == "right" and seen[0] == own and not self.done:
                 self.done = True
                 self.act()
             return collate(processor, rows, **more)
@@ -149,7 +152,7 @@ def test_the_step_before_is_saved_and_the_run_goes_on_as_if_nothing_had_been(
     batches = batches if FULL else batches[1::5][:1]
     fault_row("T9", f"{len(batches)} of {len(batches)}", f"errors in {place}, micro_batch {micro}: the same bits")
     for batch in batches:
-        folder, fails = tmp_path / str(batch), Fails(place, batch)
+        folder, fails = tmp_path / str(batch), Fails(place, batch, micro=micro)
         with fails(), pytest.raises(Raised) as error:
             run(folder, fails, micro=micro)
         step = (batch + 1) // each if place in WHOLE else batch // each
@@ -200,3 +203,32 @@ def test_other_errors(tmp_path: Path, fault_row: Callable[[str, str, str], None]
     assert notes[0].startswith("made of sample ") and notes[1].startswith("in optimizer step 1, micro-batch 1 of 2")
     assert notes[2].endswith("there is no checkpoint, and the same command begins anew")
     fault_row("T9", "6 of 6", "memory that runs out, half an update, the first step, a resumed run")
+
+
+def test_two_ranks_save_what_both_of_them_know(tmp_path: Path) -> None:
+    """Too many skipped steps end both, and the last step of both is saved; a higher limit goes on from it."""
+
+    def work(rank: int) -> list[str]:
+        class Spoils(Callback):
+            def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+                if trainer.global_step in (2, 3, 4) and rank:
+                    pl_module.net.connector.weight.grad[0, 0] = float("nan")
+
+        def build(stage: Any) -> Toy:
+            module = Toy(language=ToyLanguage(dropout=0.3), stage=stage)
+            module.skipped.limits = limits
+            return module
+
+        two: dict[str, Any] = {"devices": 2, "strategy": "ddp", "micro": 1, "limit_val_batches": 0, "build": build}
+        limits = SkipLimits(in_a_row=3)
+        with pytest.raises(AgreedError, match="3 steps in a row had") as error:
+            run(tmp_path, Spoils(), **two)
+        assert saved(tmp_path)["global_step"] == 4, "both waited for it"
+        torch.distributed.barrier()
+        limits = SkipLimits(in_a_row=4)
+        assert run(tmp_path, Spoils(), resume=True, **two).skipped.total == 3
+        return error.value.__notes__
+
+    for rank, notes in enumerate(on_two_ranks(work)):
+        assert notes[0].startswith(f"rank {rank}, in optimizer step 5, micro-batch 2 of 2, samples: 's"), notes
+    assert [step for step, _ in losses(tmp_path)] == list(range(1, STEPS + 1))
