@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -248,3 +250,57 @@ def test_own_code_needs_no_trust(place: Path, capsys: pytest.CaptureFixture[str]
         file.write_text(f"data:\n  init_args: {{train: {{a: {{class_path: {name}.Own}}}}}}\n")
         fit = ("fit", f"--config={TOY}", f"--config={file}", "--run_dir=run", "--data.train.a.samples=many")
         assert f"{file}" not in (told := refused(capsys, *fit)) and "samples: found 'many'" in told
+
+
+@pytest.mark.fault
+def test_no_setting_is_read_from_an_address(
+    place: Path, capsys: pytest.CaptureFixture[str], fault_row: Callable[[str, str, str], None]
+) -> None:
+    asked, wrongly = list[str](), list[str]()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"lr: 0.5\n")
+
+        do_HEAD = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    address = f"http://127.0.0.1:{running.server_address[1]}"
+    groups = ("data", "model", "stage", "hardware", "trainer")
+    files = [f"{each}: {address}/{each}{end}\n" for each in groups for end in ("", ".yaml")]
+    files += [
+        f"data:\n  init_args: {{train: {{squares: {address}/source}}}}\n",
+        f"model:\n  init_args: {{vision: {address}/vision}}\n",
+        f"stage:\n  lora: {address}/lora\n",
+        f"stage:\n  init_from: {{'{address}/a.safetensors': 1.0}}\n",
+        f"trainer:\n  callbacks: {address}/callbacks\n",
+        f"trainer:\n  callbacks: ['{address}/callback']\n",
+        f"trainer:\n  strategy: {address}/strategy\n",
+        f"extends: {address}/net.yaml\n",
+        f"data: simplecache::{address}/data.yaml\n",
+        f"data: zip://x.yaml::{address}/x.zip\n",
+        "data: memory://x.yaml\n",
+        "data: s3://bucket/x.yaml\n",
+    ]
+    options = [f"--{key}={address}/x" for key in ("config", "stage", "ckpt_path", "data")]
+    try:
+        for text in files if os.environ.get("MLLM_FULL") else files[::4]:
+            wrongly += filter(None, [wrong(text, (":",), capsys)])
+        for option in options:
+            assert refused(capsys, "fit", f"--config={TOY}", "--run_dir=run", option)
+    finally:
+        running.shutdown()
+        running.server_close()
+        thread.join()
+    fault_row(
+        "T30", f"{len(asked)} requests", f"addresses where a setting or a file is expected ({len(files)} of them)"
+    )
+    assert not asked and not wrongly, (asked, wrongly)
