@@ -11,15 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from lightning_mllm.architectures.llava import LLaVA
 from lightning_mllm.cli import main
 from lightning_mllm.commands.fingerprints import changed_files, of_files, of_folder
+from lightning_mllm.commands.identity import drift, identity_of
+from lightning_mllm.contracts import Sample, Turn
+from lightning_mllm.processing.fingerprint import encoded_digest, processor_digests
 from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
 from tests.commands.conftest import TOY
 from tests.data_modules.files import write
 from tests.test_cli import refused
 from tests.training.data import COLOURS
+from tests.training.runs import settings
 
 FULL = bool(os.environ.get("MLLM_FULL"))
 IDENTITY = Path("run/identity.json")
@@ -253,3 +260,64 @@ def test_large_files_are_looked_at_in_blocks(tmp_path: Path, monkeypatch: pytest
         content[place] = 1
         file.write_bytes(content)
         assert of_files([file]) != before
+
+
+def found(recipe: dict[str, Any], **more: Any) -> dict[str, object]:
+    given: dict[str, Any] = {"init_from": {}, "processor": None, "precision": {}, **more}
+    processor, init_from = given.pop("processor"), given.pop("init_from")
+    return identity_of(recipe, None, processor, init_from, Path("runs"), None, **given)
+
+
+def test_corpora_tokenizers_and_what_a_stage_starts_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = {"class_path": "TextLines", "init_args": {"files": ["corpus/{000..001}.jsonl", "corpus/*.txt"]}}
+    recipe = {
+        "data": {"class_path": "Data", "init_args": {"text": {"source": source}}},
+        "model": {"class_path": "Net", "init_args": {"language": {"model": "lm"}, "chat": "corpus"}},
+    }
+    for name in ("corpus/000.jsonl", "corpus/001.jsonl", "corpus/a.txt", "lm/tokenizer.json", "lm/model.safetensors"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(name)
+    record = Path("runs/align/weights/stage.json")
+    record.parent.mkdir(parents=True)
+    weights = record.with_name("model.safetensors")
+    save_file({"a": torch.zeros(2)}, weights)
+    stage = {"format": 1, "stage": "align", "sha256": "", "init_from": {}, "lineage": []}
+    record.write_text(json.dumps(stage))
+
+    def now() -> dict[str, object]:
+        return found(recipe, init_from={"align": 1.0}, precision={"hardware": "fp32"})
+
+    before = now()
+    assert drift(before, now()) == {}
+    changes = {
+        "corpus/001.jsonl": "data.text.source.files",
+        "corpus/a.txt": "data.text.source.files",
+        "lm/tokenizer.json": "model.language.model",
+        "lm/model.safetensors": "model.language.model",
+    }
+    for file, name in changes.items():
+        Path(file).write_text("another")
+        assert list(drift(before, now())) == [name]
+        Path(file).write_text(file)
+    Path("lm/README.md").write_text("a note")
+    assert drift(before, now()) == {}
+    save_file({"a": torch.ones(2)}, weights)
+    assert drift(before, now()) == {"stage.init_from.align": "other weights"}
+    assert drift(before, {**before, "precision": {"hardware": "bf16"}}) == {"precision.hardware": "bf16 and not fp32"}
+
+
+def test_a_processor_that_does_something_else() -> None:
+    first = LLaVA.tiny(stage=settings("instruct"), chat="vicuna_v1").processor
+    again = LLaVA.tiny(stage=settings("instruct"), chat="vicuna_v1").processor
+    assert processor_digests(first) == processor_digests(again)
+    for name, changed in {"chat": {"chat": "plain"}, "max_length": {"max_length": 99}}.items():
+        other = processor_digests(LLaVA.tiny(stage=settings("instruct"), **{"chat": "vicuna_v1", **changed}).processor)
+        odd = [part for part, digest in processor_digests(first).items() if other[part] != digest]
+        assert odd == [{"chat": "chat template"}.get(name, name)]
+    again.tokenizer.add_tokens(["<new>"])
+    assert processor_digests(again)["tokenizer"] != processor_digests(first)["tokenizer"]
+    sample = Sample(id="a", turns=(Turn(role="user", text="what?"), Turn(role="assistant", text="b")))
+    other = LLaVA.tiny(stage=settings("instruct"), chat="llama_2").processor
+    assert len({encoded_digest(each, [(sample, torch.Generator())]) for each in (first, again, other)}) == 2
+    assert encoded_digest(first, [(sample, torch.Generator())]) != encoded_digest(first, [])
