@@ -318,7 +318,8 @@ def test_a_missing_file_is_named_once(tmp_path: Path) -> None:
     assert str(caught.value) == f"{tmp_path}/gone.png: cannot read the image (No such file or directory)"
 
 
-def test_damaged_files_raise_nothing_but_image_errors() -> None:
+@pytest.mark.fault
+def test_damaged_files_raise_nothing_but_image_errors(fault_row: Callable[[str, str, str], None]) -> None:
     rng = random.Random(0)
     good = [saved(PHOTO, kind) for kind in FORMATS] + [saved(RGBA), saved(palette_with_hole(), "GIF", transparency=0)]
     refused, count = 0, 10_000 if os.environ.get("MLLM_FULL") == "1" else 300
@@ -332,6 +333,7 @@ def test_damaged_files_raise_nothing_but_image_errors() -> None:
         except ImageError:
             refused += 1
     assert count / 4 < refused < count
+    fault_row("T17", f"{count:,} of {count:,}", "mutated images: RGB, or a sentence with the file")
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="the COCO excerpt is not beside the checkout")

@@ -12,6 +12,7 @@ import signal
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -84,7 +85,8 @@ def check_account(folder: Path, count: int) -> Counter[str]:
     return states
 
 
-def test_every_fault_is_survived(tmp_path: Path) -> None:
+@pytest.mark.fault
+def test_every_fault_is_survived(tmp_path: Path, fault_row: Callable[[str, str, str], None]) -> None:
     said, stops = Said(), []
     with served(hang=HANG) as server:
         while (stop := generate(tmp_path, server.url, COUNT, said)) is not None:
@@ -96,6 +98,7 @@ def test_every_fault_is_survived(tmp_path: Path) -> None:
         assert states == {"accepted": COUNT - broken, "refused": broken}
         assert all(server.paid[id] == 1 for id in server.paid) and len(server.paid) == COUNT - broken
     print(f"{COUNT} requests: {states}; the server's faults {server.faults}, stops {len(stops)}")
+    fault_row("T23", f"{COUNT} of {COUNT}", "requests to a faulty server accounted for, 0 false answers")
     assert not [each for each in (*stops, *said) if KEY in each or "0123456789" in each]
     assert {each.split(":")[0] for each in stops} <= {"status 400", "status 401", "status 429"}
     assert [each for each in said if f"asks to wait {LONG} s; waiting 0.02 s" in each]
@@ -120,7 +123,8 @@ def _counted(url: str) -> dict:
         return json.load(response)
 
 
-def test_a_killed_generator_goes_on(tmp_path: Path) -> None:
+@pytest.mark.fault
+def test_a_killed_generator_goes_on(tmp_path: Path, fault_row: Callable[[str, str, str], None]) -> None:
     """Killed at random calls, and by SIGKILL; what was in flight is asked again, and nothing else."""
     own, fork = random.Random(0), get_context("fork")
     here, there = fork.Pipe()
@@ -151,3 +155,4 @@ def test_a_killed_generator_goes_on(tmp_path: Path) -> None:
     assert kills >= KILLS and states == {"accepted": COUNT}
     assert len(counted["paid"]) == COUNT
     assert twice <= interrupted <= kills * LIMITS.concurrency
+    fault_row("T24", f"{COUNT} of {COUNT}", f"answers after {kills} SIGKILLs, each once; {twice} paid twice")

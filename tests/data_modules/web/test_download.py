@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -63,13 +63,15 @@ def servers() -> Iterator[tuple[Standing, Standing, Web, list[str]]]:
         yield public, private, web_of(public, names, dialled), dialled
 
 
-def test_no_private_machine_is_reached(servers: Any) -> None:
+@pytest.mark.fault
+def test_no_private_machine_is_reached(servers: Any, fault_row: Callable[[str, str, str], None]) -> None:
     public, private, web, dialled = servers
     for name, url in PRIVATE.items():
         with pytest.raises(ValueError, match=r"^found an? (host at|address) |^found no host") as caught:
             download(url.format(p=private.port), Limits(seconds=5), web, BOTH)
         assert "\n" not in str(caught.value), name
     assert private.connections == 0 and set(dialled) == {PUBLIC} and public.connections == len(dialled)
+    fault_row("T22", f"0 of {len(PRIVATE)}", "addresses of private machines that were dialled")
 
 
 def test_what_is_public_is_dialled_at_the_address_that_was_checked(servers: Any) -> None:
@@ -101,13 +103,15 @@ ENDLESS = {
 }
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("path", ENDLESS)
-def test_no_server_keeps_a_worker(path: str, servers: Any) -> None:
+def test_no_server_keeps_a_worker(path: str, servers: Any, fault_row: Callable[[str, str, str], None]) -> None:
     _, _, web, _ = servers
     began = time.monotonic()
     with pytest.raises(ValueError, match=ENDLESS[path]):
         download(f"http://public.test/{path}", Limits(max_bytes=1_000_000, seconds=0.5), web, BOTH)
     assert time.monotonic() - began < 5, "the time of a download has an end"
+    fault_row("T22", "1 of 1", f"server '{path}': one sentence, in bounded time and bytes")
 
 
 def test_redirects_resolvers_and_servers_without_an_end(servers: Any) -> None:
