@@ -2,12 +2,10 @@
 
     bytes --decode_image--> RGB --ImagePolicy--> u8[V, 3, S, S]
 
-Image files may hold anything. Pillow alone turns 16-bit grey almost white and floating point black, ignores the
-camera's orientation, puts black behind transparency and decodes more than fits in memory: each is right or refused.
+Image files may hold anything: what Pillow alone decodes to wrong pixels, or to more than fits, is right or refused.
 
-The three ways to a square are those of CLIP (crop), of LLaVA-1.5 (pad) and of towers with a fixed input (squash). Crop
-and pad give, pixel for pixel, what transformers' CLIPImageProcessor and LlavaImageProcessor (do_pad) give before they
-rescale and normalise. Normalising is the tower's own work, on the device.
+The ways to a square are those of CLIP (crop), LLaVA-1.5 (pad) and towers with a fixed input (squash): pixel for pixel
+what transformers' CLIPImageProcessor and LlavaImageProcessor (do_pad) give before they rescale and normalise.
 
 With several views the square is k times as large: the first view is all of it at the tower's size, the others are its
 k x k parts, row by row (SPHINX, arXiv 2311.07575, sec. 3.3; released code: `llama_ens5`, `llama_ens10`).
@@ -53,11 +51,12 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLimits:
-    """How large an image may be; all three are checked before a pixel is decoded."""
+    """How large an image may be; all is checked before a pixel is decoded."""
 
     max_bytes: int = 20 * 2**20
-    max_pixels: int = 49_000_000  # 245 MB: RGB takes 4 bytes of each, grey that becomes RGB 5
+    max_pixels: int = 49_000_000
     max_side: int = 20_000
+    max_memory: int = 250_000_000  # bytes of pixels while they are decoded: RGB takes 4 of each, grey 5, RGBA 8
 
 
 def decode_image(ref: ImageRef, limits: ImageLimits = ImageLimits(), decode: Decode = "upright") -> Image.Image:
@@ -98,24 +97,32 @@ def decode_image(ref: ImageRef, limits: ImageLimits = ImageLimits(), decode: Dec
         raise ImageError(reason if reason.startswith(ref.name) else f"{ref.name}: {reason}") from error
 
 
-def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
-    width, height = size
-    if min(size) < 1:
+def _check_size(image: Image.Image, limits: ImageLimits, turned: bool = False) -> None:
+    (width, height), mode = image.size, image.mode
+    if min(image.size) < 1:
         raise ValueError(f"found {width} x {height} pixels, expected at least 1 x 1")
-    if max(size) > limits.max_side:
+    if max(image.size) > limits.max_side:
         raise ValueError(f"found {width} x {height} pixels, expected sides of at most {limits.max_side}")
     if width * height > limits.max_pixels:
         raise ValueError(f"found {width} x {height} = {width * height} pixels, expected at most {limits.max_pixels}")
+    own = 1 if mode in ("1", "L", "P") else 2 if mode.startswith("I;16") else 4  # bytes of each
+    layers = [h * v for _, h, v, _ in getattr(image, "layer", ()) if image.info.get("progressive")]
+    scans = 2 * sum(layers) / max(layers, default=1)  # what a progressive JPEG keeps from scan to scan
+    after = own * turned + 4 * (mode != "RGB" or image.has_transparency_data)
+    each = 17 if image.format == "WEBP" else own + max(scans, after)
+    if (found := int(each * width * height)) > limits.max_memory:
+        told = f"{width} x {height} pixels of {each:g} bytes each ({image.format}, {mode}) = {found} bytes"
+        raise ValueError(f"found {told}, expected at most {limits.max_memory}")
 
 
 def rgb(image: Image.Image, limits: ImageLimits, decode: Decode) -> Image.Image:
     """An image, of whichever mode, as RGB; ValueError for one that is too large or whose range is not known."""
-    _check_size(image.size, limits)
-    if image.mode in ("F", "I"):
-        kind = "floating-point" if image.mode == "F" else "32-bit integer"
+    _check_size(image, limits)
+    if kind := {"F": "floating-point", "I": "32-bit integer"}.get(image.mode):
         raise ValueError(f"found {kind} pixels, expected 8 or 16 bits a channel")
     image.load()
     if decode == "upright" and image.getexif().get(ORIENTATION, 1) != 1:
+        _check_size(image, limits, turned=True)
         image = ImageOps.exif_transpose(image)
     plain = image.mode == "RGB" and not image.has_transparency_data
     return image if plain else converted(image, upright=decode == "upright")
@@ -129,11 +136,7 @@ MAX_INTERMEDIATE = 32_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePolicy:
-    """Pixels of one image as the tower wants them.
-
-    Raises:
-        ValueError: `size` below 1, an unknown `fit`, a share out of range, or a number of views that is none.
-    """
+    """Pixels of one image as the tower wants them; ValueError for settings that are out of range or unknown."""
 
     size: int
     """Side of the square, in pixels; of each, where there are several views."""
@@ -236,11 +239,7 @@ def _squash(image: Image.Image, side: int) -> Image.Image:
 def fitting(
     given: ImagePolicy | None, *, size: int, mean: tuple[float, float, float], fit: Fit = "crop"
 ) -> ImagePolicy:
-    """The policy of a tower that takes squares of `size`: the given one, or its usual `fit`.
-
-    Raises:
-        ValueError: The given one makes squares of another size.
-    """
+    """The policy of a tower that takes squares of `size`: the given one (ValueError for another size), or `fit`."""
     if given is not None and given.size != size:
         raise ValueError(f"image.size: found {given.size}, expected {size}, which the tower takes")
     return given or ImagePolicy(size=size, fit=fit, mean=mean)

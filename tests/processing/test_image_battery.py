@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
 import time
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import pytest
 from PIL import Image
 
 from lightning_mllm.contracts import ImageFile
-from lightning_mllm.processing.images import ImageError, decode_image
+from lightning_mllm.processing.images import ImageError, ImageLimits, decode_image
 from tests.processing.test_decode import (
     ACCEPTED,
     JPEG,
@@ -43,6 +45,11 @@ def bits(side: int) -> bytes:
     """A PNG of 1-bit pixels that are all white: a few KB however large it is."""
     rows = (b"\0" + b"\xff" * (side // 8)) * side
     return png(side, side, 1, 0, rows)
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    """Of a PNG."""
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 def exif(size: int, orientation: int = 6) -> Image.Exif:
@@ -181,6 +188,103 @@ def test_what_is_no_file(name: str, tmp_path: Path) -> None:
     make(tmp_path / "a.png")
     with pytest.raises(ImageError, match=reason):
         decode_image(ImageFile(tmp_path / "a.png"))
+
+
+SIDE = 7000 if FULL else 1000
+PALETTE = chunk(b"PLTE", bytes(range(256)) * 3)
+
+
+def filled(width: int, height: int, bits: int, colour: int, more: bytes = b"", channels: int = 1) -> bytes:
+    """A PNG of rows that are all alike."""
+    row = b"\0" + b"\x55" * -(-width * bits * channels // 8)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(row * height, 1))
+    return b"\x89PNG\r\n\x1a\n" + head + more + body + chunk(b"IEND", b"")
+
+
+def interlaced(side: int) -> bytes:
+    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    rows = b"".join((b"\0" + bytes(-(-(side - x) // wide))) * -(-(side - y) // high) for x, y, wide, high in passes)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 1))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b"")
+
+
+def one_colour(mode: str, side: int = SIDE) -> Image.Image:
+    return Image.new(mode, (side, side), 3 if len(Image.new(mode, (1, 1)).getbands()) == 1 else None)
+
+
+LARGE: dict[str, Callable[[], bytes]] = {
+    "1 bit": lambda: filled(SIDE, SIDE, 1, 0),
+    "1 bit, a hole": lambda: filled(SIDE, SIDE, 1, 0, chunk(b"tRNS", b"\0\1")),
+    "2 bits": lambda: filled(SIDE, SIDE, 2, 0),
+    "grey, a hole": lambda: filled(SIDE, SIDE, 8, 0, chunk(b"tRNS", b"\0\x55")),
+    "palette": lambda: filled(SIDE, SIDE, 8, 3, PALETTE),
+    "palette, a hole": lambda: filled(SIDE, SIDE, 8, 3, PALETTE + chunk(b"tRNS", b"\0\x80")),
+    "16-bit grey": lambda: filled(SIDE, SIDE, 16, 0),
+    "16-bit grey, a hole": lambda: filled(SIDE, SIDE, 16, 0, chunk(b"tRNS", b"\x55\x55")),
+    "16-bit RGB": lambda: filled(SIDE, SIDE, 16, 2, channels=3),
+    "16-bit RGBA": lambda: filled(SIDE, SIDE, 16, 6, channels=4),
+    "RGB, a hole": lambda: filled(SIDE, SIDE, 8, 2, chunk(b"tRNS", b"\0\x55" * 3), channels=3),
+    "grey and alpha": lambda: filled(SIDE, SIDE, 8, 4, channels=2),
+    "interlaced": lambda: interlaced(SIDE),
+    "one long side": lambda: filled(20_000, SIDE * SIDE // 20_000, 8, 6, channels=4),
+    "60,000 on a side": lambda: filled(1, 60_000, 1, 0),
+    "EXIF 6": lambda: saved(one_colour("RGB"), exif=exif(10)),
+    "EXIF 6, 1 bit": lambda: saved(one_colour("1"), exif=exif(10)),
+    "JPEG, EXIF 6": lambda: saved(one_colour("RGB"), "JPEG", exif=exif(10)),
+    "JPEG, progressive": lambda: saved(one_colour("RGB"), "JPEG", progressive=True),
+    "JPEG, progressive, whole colours": lambda: saved(one_colour("RGB"), "JPEG", progressive=True, subsampling=0),
+    "JPEG, CMYK": lambda: saved(one_colour("CMYK"), "JPEG"),
+    "JPEG, CMYK, progressive": lambda: saved(one_colour("CMYK"), "JPEG", progressive=True),
+    "WebP": lambda: saved(one_colour("RGB"), "WEBP", method=0),
+    "WebP, 14 megapixels": lambda: saved(one_colour("RGBA", 3750 if FULL else SIDE), "WEBP", method=0),
+    "GIF, a hole": lambda: saved(one_colour("P"), "GIF", transparency=0),
+    "BMP, 1 bit": lambda: saved(one_colour("1"), "BMP"),
+    "TIFF, fax": lambda: saved(one_colour("1"), "TIFF", compression="group4"),
+    "TIFF, CMYK": lambda: saved(one_colour("CMYK"), "TIFF", compression="tiff_deflate"),
+    "TIFF, 16 bits": lambda: saved(one_colour("I;16"), "TIFF", compression="tiff_deflate"),
+    "AVIF": lambda: saved(one_colour("RGB", 64), "AVIF"),
+}
+
+
+@pytest.mark.fault
+def test_no_picture_takes_more_memory(tmp_path: Path, fault_row: Callable[[str, str, str], None]) -> None:
+    """Of every kind, at the most pixels that there may be (MLLM_FULL=1): decoded in a process of its own, or refused."""
+    Image.init()  # what decoders take to be imported is no picture's
+    most = MEMORY if FULL else 6e6 + 17.2 * SIDE * SIDE
+    for name, made in LARGE.items():
+        written(path := tmp_path / "a", made)
+        answer = tmp_path / "cost"
+        if not (child := os.fork()):
+            memory = costs(ImageFile(path))[0]
+            answer.write_text(str(memory - path.stat().st_size))
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0, name
+        assert int(answer.read_text()) <= most, (name, answer.read_text())
+    fault_row(
+        "T17", f"{len(LARGE)} of {len(LARGE)}", f"kinds of pictures of {SIDE} x {SIDE} and others: at most 250 MB"
+    )
+
+
+def test_limits_of_memory_are_checked_before_decoding() -> None:
+    """RGB takes 4 bytes of a pixel, grey 5, what is changed 8, a progressive JPEG what it keeps."""
+    alpha = PHOTO.convert("RGBA")
+    for data, each in (
+        (saved(PHOTO), 4),
+        (saved(PHOTO.convert("L")), 5),
+        (saved(Image.fromarray(SHADES)), 6),
+        (saved(alpha), 8),
+        (saved(PHOTO, "JPEG", progressive=True), 7),
+        (saved(PHOTO, "JPEG", progressive=True, subsampling=0), 10),
+        (saved(PHOTO, "JPEG", exif=exif(3)), 8),
+        (saved(PHOTO, "WEBP"), 17),
+    ):
+        needed = each * 24 * 16
+        assert decode_image(Given(data), ImageLimits(max_memory=needed)).mode == "RGB"
+        with pytest.raises(
+            ImageError, match=rf"of {each} bytes each \(.*\) = {needed} bytes, expected at most {needed - 1}$"
+        ):
+            decode_image(Given(data), ImageLimits(max_memory=needed - 1))
 
 
 def test_the_mean_of_16_bits_is_kept() -> None:
