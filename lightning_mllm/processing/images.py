@@ -109,7 +109,7 @@ def _check_size(image: Image.Image, limits: ImageLimits, turned: bool = False) -
     layers = [h * v for _, h, v, _ in getattr(image, "layer", ()) if image.info.get("progressive")]
     scans = 2 * sum(layers) / max(layers, default=1)  # what a progressive JPEG keeps from scan to scan
     after = own * turned + 4 * (mode != "RGB" or image.has_transparency_data)
-    each = 17 if image.format == "WEBP" else own + max(scans, after)
+    each = 17 if image.format == "WEBP" else own + max(scans, after) + 0.2 * (image.format == "GIF")
     if (found := int(each * width * height)) > limits.max_memory:
         told = f"{width} x {height} pixels of {each:g} bytes each ({image.format}, {mode}) = {found} bytes"
         raise ValueError(f"found {told}, expected at most {limits.max_memory}")

@@ -249,7 +249,7 @@ LARGE: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.fault
 def test_no_picture_takes_more_memory(tmp_path: Path, fault_row: Callable[[str, str, str], None]) -> None:
-    """Of every kind, at the most pixels that there may be (MLLM_FULL=1): decoded in a process of its own, or refused."""
+    """Of every kind, at the most pixels there may be (MLLM_FULL=1): decoded in a process of its own, or refused."""
     Image.init()  # what decoders take to be imported is no picture's
     most = MEMORY if FULL else 6e6 + 17.2 * SIDE * SIDE
     for name, made in LARGE.items():
