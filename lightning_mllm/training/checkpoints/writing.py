@@ -187,6 +187,8 @@ def write(writer: Writer, group: dist.ProcessGroup | None) -> None:
     except BaseException:
         shutil.rmtree(writer.beside, ignore_errors=True)
         raise
+    finally:
+        writer.staged = {}  # a copy of all that training holds
 
 
 def _file_numbers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
