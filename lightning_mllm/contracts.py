@@ -85,7 +85,8 @@ class ImageFile:
                 raise ValueError(f"{self.path}: found no regular file, expected an image")
             if found.st_size > max_bytes:
                 raise ValueError(f"{self.path}: found {found.st_size} bytes, expected at most {max_bytes}")
-            return Path(self.path).read_bytes()
+            with open(self.path, "rb") as file:
+                return file.read(found.st_size)  # of /proc and of what grows meanwhile no more than was said
         except OSError as error:
             raise ValueError(f"{self.path}: cannot read the image ({error.strerror})") from error
 

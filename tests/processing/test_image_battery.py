@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import socket
 import struct
 import time
 import warnings
@@ -121,6 +122,10 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a device": (lambda path: path.symlink_to("/dev/zero"), "found no regular file, expected an image"),
     "a folder": (lambda path: path.mkdir(), "found no regular file, expected an image"),
     "a link to itself": (lambda path: path.symlink_to(path), "cannot read the image"),
+    "a socket": (lambda path: socket.socket(socket.AF_UNIX).bind(str(path)), "found no regular file"),
+    "what waits for the kernel": (lambda path: path.symlink_to("/proc/kmsg"), "no known image format|cannot read"),
+    "secrets of the process": (lambda path: path.symlink_to("/proc/self/environ"), "no known image format"),
+    "a table without an end": (lambda path: path.symlink_to("/proc/self/pagemap"), "no known image format"),
 }
 assert len(RIGHT) + len(WRONG) + len(FILES) >= 32
 

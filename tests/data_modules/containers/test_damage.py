@@ -5,8 +5,10 @@ They are read in a process of their own: a damaged table must not end the one th
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import tarfile
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +21,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from data_modules.containers import open_records
 from data_modules.sources.any_conversations import Conversations
 from tests.data_modules.containers.test_opening import tarred
 
@@ -164,3 +167,41 @@ def test_records_of_a_list_that_are_no_json_are_left_out_alone(tmp_path: Path) -
         source = Conversations(str(path), bad_records="skip")
         source.load()
         assert len(source) == 2 and len(source.skipped) == 1 and f"{path}: record 1: " in source.skipped[0]
+
+
+def members(path: Path, *names: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> Path:
+    """A tar of these members."""
+    with tarfile.open(path, "w") as archive:
+        for k, name in enumerate(names):
+            member, content = tarfile.TarInfo(name), f"picture {k}".encode() if kind == tarfile.REGTYPE else b""
+            member.type, member.linkname, member.size = kind, link, len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("a.jpg", "a.jpg"), ("a.jpg", "./a.jpg"), ("a.jpg", "a.JPG"), ("b/a.jpg", "b//a.jpg"), ("b/./a.png", "b/a.png")],
+)
+def test_two_members_of_one_name_are_refused(names: tuple[str, str], tmp_path: Path) -> None:
+    """Whose pictures would be taken for one another's: what a tower made of one would be shown for the other."""
+    with pytest.raises(ValueError, match=r"t\.tar: found the member .* twice, expected different ones"):
+        open_records(members(tmp_path / "t.tar", *names))
+
+
+def test_pictures_of_one_name_in_other_folders_or_tars_are_others(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    paths = [members(tmp_path / name, "one/a.jpg", "two/a.jpg") for name in ("t.tar", "other/t.tar")]
+    records = open_records(paths)
+    pictures = [each for k in range(len(records)) for each in records.images(k).values()]
+    assert len({each.name for each in pictures}) == len(pictures) == 4
+    assert [each.read(99) for each in pictures] == [b"picture 0", b"picture 1"] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "link"),
+    [(tarfile.SYMTYPE, "/etc/passwd"), (tarfile.LNKTYPE, "b.jpg"), (tarfile.CHRTYPE, ""), (tarfile.FIFOTYPE, "")],
+)
+def test_members_that_are_no_files_are_refused(kind: bytes, link: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"t\.tar: found the link or device 'a\.jpg', expected files alone"):
+        open_records(members(tmp_path / "t.tar", "a.jpg", kind=kind, link=link))
