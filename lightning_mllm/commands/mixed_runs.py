@@ -71,7 +71,7 @@ def net_of(sources: Sequence[InitSource]) -> tuple[dict[str, Any], Mapping[str, 
             file = each.path.parent / "config.yaml"
             if not file.is_file():
                 raise ValueError(f"{file}: found no configuration, expected that of a run that mllm trained")
-            found.append((file, read_config(file)))
+            found.append((file, read_config(file, needs=("model", "stage"))))
     (first, settings), *others = found
     name = settings["model"]["class_path"]
     for file, other in others:

@@ -158,7 +158,7 @@ def read_settings(folder: Path) -> Settings:
     if not file.is_file():
         return {}
     found: dict[str, object] = {}
-    _flatten(read_config(file), "", found)
+    _flatten(read_config(file, needs=()), "", found)
     return {key: value for key, value in found.items() if key not in ELSEWHERE}
 
 

@@ -74,8 +74,13 @@ def read_test(file: Path) -> dict:
     return read_record(file, "delete it to test again", ("scores",))
 
 
-def read_config(file: Path, remedy: str = REMEDY) -> dict:
+def read_config(
+    file: Path, remedy: str = REMEDY, needs: tuple[str, ...] = ("model", "data", "stage", "trainer")
+) -> dict:
     """The settings in a `config.yaml` that a run wrote; nothing where there is no file.
+
+    Args:
+        needs: Groups of settings that must be there.
 
     Raises:
         ValueError: The file cannot be read, or holds no such settings.
@@ -89,7 +94,6 @@ def read_config(file: Path, remedy: str = REMEDY) -> dict:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"{file}: found no YAML ({said}), expected the settings of this run; {remedy}") from None
-    parts = ("model", "data", "stage", "trainer")
-    if not isinstance(found, dict) or not all(isinstance(found.get(name), dict) for name in parts):
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), dict) for name in needs):
         raise ValueError(f"{file}: found no settings of a run, expected what mllm fit wrote; {remedy}")
     return found
