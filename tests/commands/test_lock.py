@@ -85,7 +85,7 @@ def test_one_of_twelve_that_start_at_once_trains(tmp_path: Path, fault_row: Call
         right += heard.count("") == 1 and sum("is being trained by" in each for each in heard) == 11
         assert not (tmp_path / str(number)).exists(), "who made the folder, and wrote nothing, removes it"
     fault_row(
-        "T9", f"{right} of {runs}", "twelve processes in one run folder: one trains, eleven are refused in a sentence"
+        "T29", f"{right} of {runs}", "twelve processes in one run folder: one trains, eleven are refused in a sentence"
     )
     assert right == runs
 
