@@ -123,7 +123,8 @@ class SampleLoader(DataLoader):
         """What became of a worker that has died, in a sentence; empty where none has."""
         running = getattr(self, "_running", None)
         batches = None if running is None else running()
-        return "" if batches is None else lost(batches, cast(WorkerPlaces, self.worker_init_fn))
+        # Those of one that is over were ended.
+        return "" if batches is None or batches._shutdown else lost(batches, cast(WorkerPlaces, self.worker_init_fn))
 
 
 def shown_ahead(step: Sequence[Batch]) -> list[Batch]:
