@@ -82,7 +82,7 @@ def test_hostile_templates(
     ]
     for name, template in templates:
         stranger.chat_template = template
-        rule = "cannot be used: it " if name in TOO_MUCH else "refuses the conversation"
+        rule = "cannot be used: it " if name in TOO_MUCH else "(refuses the conversation|cannot be used: it )"
         with pytest.raises(ValueError, match=rf"the tokenizer's template of stranger/model {rule}") as caught:
             TokenizerTemplate(tokenizer=stranger).render(TURNS)
         assert len(str(caught.value)) < 500 and "\n" not in str(caught.value), name
