@@ -47,7 +47,8 @@ Every value of a YAML file can be set on the command line, for all stages or for
 
   mllm run quickstart/llava --hardware.micro_batch=8 --model.connector.depth=3 --instruct.stage.lr=1e-3
 
-Later files win over earlier ones, and the command line wins over all of them.
+Later files win over earlier ones, and the command line wins over all of them. Classes of other packages than those
+that docs/yaml.md names need --trust PACKAGE.
 
 mllm VERB --help tells more; mllm fit --model.help CLASS, --data.help CLASS and --stage.help what a key takes.
 """
