@@ -22,7 +22,7 @@ from data_modules.mixture_sampler import SampleLocation
 from data_modules.processor import PackingProcessor, SampleProcessor
 from data_modules.sent_batch import SentBatch
 from data_modules.stream import SampleOrder, Share, Stream
-from data_modules.workers import WorkerPlaces, lost, place, watched
+from data_modules.workers import WorkerSamples, begin, lost, watched
 from lightning_mllm.contracts import Batch, Encoded
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def contained(make: Callable[[], T], named: Callable[[], str]) -> T | Refusal:
             if not isinstance(error, ValueError):
                 error.add_note(f"made of {named()}")
             raise
-    place(name := named())
+    begin(name := named())
     try:
         return make()
     except ValueError as error:
@@ -106,10 +106,10 @@ class SampleLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:
         batches = super().__iter__()
-        if isinstance(places := self.worker_init_fn, WorkerPlaces):
+        if isinstance(samples := self.worker_init_fn, WorkerSamples):
             batches = cast(_MultiProcessingDataLoaderIter, batches)
             self._running = weakref.ref(batches)
-            batches = watched(batches, places, self.timeout)
+            batches = watched(batches, samples, self.timeout)
         try:
             for batch in batches:
                 if isinstance(batch, Refusal):
@@ -124,7 +124,7 @@ class SampleLoader(DataLoader):
         running = getattr(self, "_running", None)
         batches = None if running is None else running()
         # Those of one that is over were ended.
-        return "" if batches is None or batches._shutdown else lost(batches, cast(WorkerPlaces, self.worker_init_fn))
+        return "" if batches is None or batches._shutdown else lost(batches, cast(WorkerSamples, self.worker_init_fn))
 
 
 def shown_ahead(step: Sequence[Batch]) -> list[Batch]:
@@ -165,7 +165,7 @@ def loading(workers: int, timeout: float = TIMEOUT) -> dict[str, Any]:
     return {
         "num_workers": workers,
         "timeout": timeout if workers else 0,
-        "worker_init_fn": WorkerPlaces(workers) if workers else None,
+        "worker_init_fn": WorkerSamples(workers) if workers else None,
         "multiprocessing_context": fork,
         "pin_memory": torch.cuda.is_available(),
         # Without a generator each new iterator draws from the global one, and dropout differs after a resume.

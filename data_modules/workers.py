@@ -28,7 +28,7 @@ class LostWorker(ValueError):
     """A worker that did not send its batch; the message names it and its sample."""
 
 
-class WorkerPlaces:
+class WorkerSamples:
     """What each worker of a loader is on; called by each as it begins (`worker_init_fn` of torch's DataLoader).
 
     Args:
@@ -45,14 +45,14 @@ class WorkerPlaces:
         if sys.platform == "linux":
             # A worker that is stuck would not see that the process that trains is gone.
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        place("the first sample")
+        begin("the first sample")
 
     def of(self, worker: int) -> str:
         """The sample that a worker is on, or was on last."""
         return self._names[worker * ROOM : (worker + 1) * ROOM].split(b"\0")[0].decode("utf-8", errors="replace")
 
 
-def place(name: str) -> None:
+def begin(name: str) -> None:
     """Says in a worker what it begins with; nothing elsewhere."""
     if _own is not None:
         names, worker = _own
@@ -61,7 +61,7 @@ def place(name: str) -> None:
         )
 
 
-def watched(batches: _MultiProcessingDataLoaderIter, places: WorkerPlaces, timeout: float) -> Iterator[Any]:
+def watched(batches: _MultiProcessingDataLoaderIter, samples: WorkerSamples, timeout: float) -> Iterator[Any]:
     """The batches of a DataLoader's iterator; a worker that is lost is named with its sample, and none outlives it.
 
     Args:
@@ -77,9 +77,9 @@ def watched(batches: _MultiProcessingDataLoaderIter, places: WorkerPlaces, timeo
             except StopIteration:
                 return
             except RuntimeError as error:
-                told = lost(batches, places)
+                told = lost(batches, samples)
                 if not told and timeout and "timed out" in str(error):
-                    told = _stuck(batches, places, timeout)
+                    told = _stuck(batches, samples, timeout)
                 if not told:
                     raise
                 _kill_all(batches)
@@ -90,22 +90,22 @@ def watched(batches: _MultiProcessingDataLoaderIter, places: WorkerPlaces, timeo
         batches._shutdown_workers()
 
 
-def lost(batches: _MultiProcessingDataLoaderIter, places: WorkerPlaces) -> str:
+def lost(batches: _MultiProcessingDataLoaderIter, samples: WorkerSamples) -> str:
     """What became of the first worker that has died, in a sentence; empty where all are alive."""
     for number, worker in enumerate(batches._workers):
         if (code := worker.exitcode) is not None:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code}"
             memory = ", which is what Linux does where memory runs out" if code == -signal.SIGKILL else ""
-            return f"{_named(number, places)} {how}{memory}; it was on {places.of(number)}"
+            return f"{_named(number, samples)} {how}{memory}; it was on {samples.of(number)}"
     return ""
 
 
-def _stuck(batches: _MultiProcessingDataLoaderIter, places: WorkerPlaces, timeout: float) -> str:
+def _stuck(batches: _MultiProcessingDataLoaderIter, samples: WorkerSamples, timeout: float) -> str:
     # torch hands out batches in their order, and knows whose turn it is.
     number = batches._task_info[batches._rcvd_idx][0]
     return (
-        f"{_named(number, places)} sent no batch in {timeout:g} s (hardware.worker_timeout); it is on"
-        f" {places.of(number)}"
+        f"{_named(number, samples)} sent no batch in {timeout:g} s (hardware.worker_timeout); it is on"
+        f" {samples.of(number)}"
     )
 
 
@@ -126,5 +126,5 @@ def _kill_all(batches: _MultiProcessingDataLoaderIter) -> None:
         batches._pin_memory_thread_done_event.set()
 
 
-def _named(number: int, places: WorkerPlaces) -> str:
-    return f"data loading worker {number} of {places.workers} (hardware.workers)"
+def _named(number: int, samples: WorkerSamples) -> str:
+    return f"data loading worker {number} of {samples.workers} (hardware.workers)"

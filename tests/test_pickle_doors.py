@@ -17,7 +17,7 @@ from data_modules import shared_array
 from data_modules.containers import offset_index
 from data_modules.sources.refcoco import refuse_pickle
 from lightning_mllm.commands.config import ConfigError
-from lightning_mllm.commands.places import check_ckpt_path
+from lightning_mllm.commands.run_folder import check_ckpt_path
 from lightning_mllm.training.checkpoints import SavedTensors, ShardedCheckpointIO, read_state
 from lightning_mllm.training.checkpoints.manifest import FileFacts, write_manifest
 from lightning_mllm.weights.feature_store import read_facts

@@ -5,9 +5,9 @@
 The loop is that of `mllm fit`, with its callbacks and its table of metrics, but for checkpoints; its forward pass is a
 sum over the trained tensors of a tiny LLaVA. Between any two of its steps, a bare loop takes the same step on tensors
 of the same shapes: gradients to none, sum, backward, norm of the gradients, AdamW. The difference is the overhead, in
-CPU-milliseconds, and as a share of a step of `--share-of` milliseconds. What guards a run (signals, skipped steps) is
-switched off in every second step: the difference between the two kinds of steps is its cost. Written to FOLDER:
-loop_overhead.json.
+CPU-milliseconds, and as a share of a step of `--share-of` milliseconds. What guards a run (signals, skipped steps, what
+a failed step needs) is switched off in every second step: the difference between the two kinds of steps is its cost.
+Written to FOLDER: loop_overhead.json.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from lightning_mllm import signals
 from lightning_mllm.architectures.llava import LLaVA
 from lightning_mllm.contracts import Batch, Output, Term
 from lightning_mllm.processing.full_rows import full_batch
+from lightning_mllm.training.callbacks.failed_step import FailedStep
 from lightning_mllm.training.callbacks.metrics_csv import MetricsCsv
 from lightning_mllm.training.callbacks.progress import StageProgress
 from lightning_mllm.training.callbacks.rng import RandomStates
@@ -77,6 +78,16 @@ class Unguarded(SkippedSteps):
         return False
 
 
+class EverySecond(FailedStep):
+    """Keeps what a step ended with of guarded steps alone."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        if batch_idx % 2 == 0:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
 class Turns(Callback):
     """Takes the time of each step, lets the bare loop take one in between, and guards every second step."""
 
@@ -121,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             use_distributed_sampler=False,
             default_root_dir=folder,
             logger=MetricsCsv(f"{folder}/metrics.csv"),
-            callbacks=[RandomStates(), Throughput(), Tracking(), StageProgress(), StageSignals(), turns],
+            callbacks=[RandomStates(), Throughput(), Tracking(), StageProgress(), StageSignals(), EverySecond(), turns],
         )
         trainer.fit(module, datamodule=Repeated(full_batch(module.processor, 4), steps))
     signals.SIGNALS = turns.guards[0][1]

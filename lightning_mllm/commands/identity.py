@@ -45,7 +45,7 @@ from lightning_mllm.weights.run_records import read_record
 IDENTITY, FORMAT = "identity.json", 1
 LOOKED_AT, ENCODED = 1_000, 8
 """Samples of a source that are looked at, and those of them that are encoded."""
-NO_PLACES = ("prompt", "task", "chat", "name", "split", "part", "kind", "group", "stage", "class_path")
+NO_PATHS = ("prompt", "task", "chat", "name", "split", "part", "kind", "group", "stage", "class_path")
 """Settings that may be called like a folder and name none."""
 Tree = Mapping[str, object]
 
@@ -62,18 +62,18 @@ class HasSamples(Protocol):
     def training_sample(self, name: str, index: int) -> tuple[Sample, torch.Generator]: ...
 
 
-def places(recipe: Tree) -> Iterator[tuple[str, list[str]]]:
+def named_paths(recipe: Tree) -> Iterator[tuple[str, list[str]]]:
     """The settings of data and model that name files or folders: dotted key without `init_args`, and what it says."""
     for name in ("data", "model"):
-        yield from _places(recipe.get(name), name)
+        yield from _named_paths(recipe.get(name), name)
 
 
-def _places(value: object, key: str) -> Iterator[tuple[str, list[str]]]:
+def _named_paths(value: object, key: str) -> Iterator[tuple[str, list[str]]]:
     last = key.rpartition(".")[2]
     if isinstance(value, Mapping):
         for name, each in value.items():
-            yield from _places(each, key if name == "init_args" else f"{key}.{name}")
-    elif last not in NO_PLACES:
+            yield from _named_paths(each, key if name == "init_args" else f"{key}.{name}")
+    elif last not in NO_PATHS:
         texts = [value] if isinstance(value, str) else value if isinstance(value, list) else []
         if texts and all(isinstance(each, str) for each in texts):
             yield key, [str(each) for each in texts]
@@ -82,7 +82,7 @@ def _places(value: object, key: str) -> Iterator[tuple[str, list[str]]]:
 def files_of(recipe: Tree) -> dict[str, list[Path]]:
     """The files that settings name, and those in the folders of models."""
     found: dict[str, list[Path]] = {}
-    for key, texts in places(recipe):
+    for key, texts in named_paths(recipe):
         paths = [path for text in texts for path in files_at(text)]
         if key.startswith("model.") and (folder := folder_at(texts[0])):
             paths += files_of_model(folder)
@@ -93,7 +93,7 @@ def files_of(recipe: Tree) -> dict[str, list[Path]]:
 
 def folders_of(recipe: Tree) -> dict[str, Path]:
     """The folders that the data's settings name."""
-    found = ((key, folder_at(text)) for key, texts in places(recipe) for text in texts if key.startswith("data."))
+    found = ((key, folder_at(text)) for key, texts in named_paths(recipe) for text in texts if key.startswith("data."))
     return {key: folder for key, folder in found if folder is not None}
 
 

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_mllm import signals
-from lightning_mllm.commands import places
+from lightning_mllm.commands import run_folder
 from lightning_mllm.commands.beginning import begin
 from lightning_mllm.commands.checked_settings import check_settings, check_sources
 from lightning_mllm.commands.command_line import SETTINGS, read_command_line
@@ -196,8 +196,8 @@ class CLI(LightningCLI):
         _ = self.recipe
         revealed(self.settings)
         fill_run_dir(self.settings, str(self.run_dir))
-        places.check_ckpt_path(self.settings.get("ckpt_path"))
-        places.check_places(self.run_dir, self.verb)
+        run_folder.check_ckpt_path(self.settings.get("ckpt_path"))
+        run_folder.check_writable_folders(self.run_dir, self.verb)
         if self.subcommand == "fit":
             self._held.enter_context(locked(self.run_dir))
             self._go_on()
@@ -216,7 +216,7 @@ class CLI(LightningCLI):
         last = self.checkpoint()
         if last is not None and not self.settings.get("ckpt_path"):
             self.settings["ckpt_path"] = str(last)
-        places.say_what_is_ignored(self.run_dir)
+        run_folder.say_what_is_ignored(self.run_dir)
 
     def _own_weights(self, sources: dict[str, float]) -> dict[str, float]:
         """Validate and test what this run has trained; before it has, what the stage would start from."""
@@ -248,7 +248,7 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         given = self._get(self.config_init, "trainer")
         callbacks = [*(given["callbacks"] or []), RandomStates()]
-        callbacks += [places.stage_checkpoint(self.settings, self.verb), StageSignals()]
+        callbacks += [run_folder.stage_checkpoint(self.settings, self.verb), StageSignals()]
         if self.subcommand == "fit":
             callbacks += [StageRecord(self.recipe), Throughput(), FeatureCheck(), FailedStep()]
         tracking = next((each for each in callbacks if isinstance(each, Tracking)), None)
@@ -263,7 +263,7 @@ class CLI(LightningCLI):
             trainer = super().instantiate_trainer(callbacks=callbacks, logger=loggers, **kwargs)
         except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
             raise ConfigError(f"{refused_by_trainer(given)}: {' '.join(str(error).split())}") from error
-        places.load_nothing_unasked(trainer, self.settings.get("ckpt_path"))
+        run_folder.load_nothing_unasked(trainer, self.settings.get("ckpt_path"))
         sharded = isinstance(trainer.strategy, ShardedStrategy)
         hardware = self._get(self.config_init, "hardware")
         check_precision(str(trainer.precision), sharded, hardware)

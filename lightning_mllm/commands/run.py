@@ -18,7 +18,7 @@ from lightning_mllm.commands.config import Config, ConfigError, nearest, option_
 from lightning_mllm.commands.experiments import experiment_folder, experiment_name, hardware_file, order_of_stages
 from lightning_mllm.commands.finished import NotDone, is_tested, refuse_changed_source
 from lightning_mllm.commands.launch import CLI, CheckedCLI, ParsedCLI, compose, run_and_release, say
-from lightning_mllm.commands.places import check_places
+from lightning_mllm.commands.run_folder import check_writable_folders
 from lightning_mllm.commands.seeds import parse_seeds, run_seeds, seeded
 from lightning_mllm.commands.sweep_agent import agents_run, trial_folder
 from lightning_mllm.evaluation.report import write_report
@@ -158,7 +158,7 @@ def run_experiment(
     anew = ["--overwrite"] if overwrite else []
     waiting = [stage for stage in chosen if overwrite or not parsed[stage].is_done()]
     for stage in waiting:
-        check_places(run / stage, "fit")
+        check_writable_folders(run / stage, "fit")
     for stage in waiting if not overwrite else ():
         parsed[stage].checkpoint()
     for stage in chosen:

@@ -1,4 +1,4 @@
-"""What a disk takes: whether there is room, whether places can be written, and what is said where a write fails."""
+"""What a disk takes: whether there is room, whether folders can be written, and what is said where a write fails."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import pytest
 from data_modules.loader import Collate, ResumableLoader, SampleLoader, Share, loading
 from data_modules.mixture_sampler import MixtureSampler
 from data_modules.training_samples import TrainingSamples
-from data_modules.workers import ROOM, LostWorker, WorkerPlaces
+from data_modules.workers import ROOM, LostWorker, WorkerSamples
 from lightning_mllm.contracts import Sample
 from tests.data_modules.files import Echo, Numbers
 
@@ -207,13 +207,13 @@ def _runs(pid: int) -> bool:
 
 
 def test_long_and_odd_names_fit() -> None:
-    places = WorkerPlaces(2)
+    places = WorkerSamples(2)
     places(1)
     try:
         from data_modules import workers
 
         for name in ("x" * 2000, "ü" * 2000, "\udcff.json: record 3", ""):
-            workers.place(name)
+            workers.begin(name)
             assert places.of(0) == "" and len(places.of(1).encode()) <= ROOM + 2
         assert places.of(1) == ""
     finally:

@@ -1,4 +1,4 @@
-"""Room on a disk, and places that cannot be written."""
+"""Room on a disk, and folders that cannot be written."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_place_that_may_be_written_is_left_as_it_was(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_places_that_are_taken(tmp_path: Path) -> None:
+def test_folders_that_are_taken(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")

@@ -1,4 +1,4 @@
-"""The places of a run on the disk, looked at before anything is built: can they be written, what lies there already."""
+"""A run folder before anything is built: can it be written, what lies there already."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FOREIGN = ("hpc_ckpt_*", "*.ckpt", "checkpoints/*.ckpt", "checkpoints/hpc_ckpt_*
 """What Lightning would look for, and load, by itself."""
 
 
-def check_places(run_dir: Path, verb: str) -> None:
+def check_writable_folders(run_dir: Path, verb: str) -> None:
     """Writes a small file into each folder in which `verb` will write.
 
     Raises:

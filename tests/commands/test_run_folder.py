@@ -1,4 +1,4 @@
-"""Whole runs whose places on the disk come to harm: found before the net is built, or told without a loss."""
+"""Whole runs whose folder or disk comes to harm: found before the net is built, or told without a loss."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_each_file_of_a_run_is_named_when_the_disk_is_full(
     assert "are free (No space left on device)" in told
 
 
-# ---- places that cannot be written -----------------------------------------------------------------------------------
+# ---- folders that cannot be written----------------------------------------------------------------------------------
 
 
 def sealed(*folders: str) -> Callable[[], None]:
@@ -280,7 +280,7 @@ UNWRITABLE: dict[str, Callable[[], object]] = {
 
 @pytest.mark.fault
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
-def test_places_that_cannot_be_written(
+def test_folders_that_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault_row: Callable[[str, str, str], None]
 ) -> None:
     monkeypatch.setattr(MultimodalModule, "build", lambda *arguments: os.write(2, b"BUILT"))
@@ -304,7 +304,7 @@ def test_places_that_cannot_be_written(
                 code, said = in_child(lambda name=name: main([*FIT, f"--run_dir={tmp_path / name}/run"]))
                 assert code == 2 and "cannot be written" in said and "BUILT" not in said, said
     count = len(tried) + 2 * mounted
-    fault_row("T6", f"{count} of {count}", "places that cannot be written: refused before the net is built, 0 silent")
+    fault_row("T6", f"{count} of {count}", "folders that cannot be written: refused before the net is built, 0 silent")
 
 
 def test_no_stage_trains_where_a_later_one_could_not(
