@@ -144,8 +144,9 @@ def test_files_that_lightning_would_load_are_ignored_by_name(
     assert all(f"run/{name} is ignored: it is no checkpoint of ours" in out for name in foreign)
     assert "run goes on from checkpoints/step-4" in out
     same_end()
+    (other / "notes.txt").write_text("mine")
     assert "which is no folder of a run" in refused(capsys, *FIT, "--run_dir=other")
-    shutil.copyfile(begun / "config.yaml", other / "config.yaml")
+    (other / "notes.txt").unlink()
     raising = "{class_path: lightning.pytorch.callbacks.OnExceptionCheckpoint, init_args: {dirpath: other}}"
     main([*FIT, "--run_dir=other", f"--trainer.callbacks=[{raising}]"])
     out = capsys.readouterr().out

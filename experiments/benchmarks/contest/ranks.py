@@ -35,7 +35,10 @@ def end(processes: list[int]) -> None:
 
 
 def used(process: int) -> float:
-    """CPU-seconds, as Linux tells them."""
-    with open(f"/proc/{process}/stat", encoding="utf-8") as file:
-        fields = file.read().rpartition(")")[2].split()
+    """CPU-seconds, as Linux tells them; 0 of a process that is gone, which is counted among those that ended."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return 0.0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
