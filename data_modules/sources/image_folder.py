@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from data_modules.containers.reading import RecordError, not_found, regular
@@ -68,10 +69,14 @@ class ImageFolder:
     def _outside(self, path: str) -> str:
         """That a path leads out of the folder; empty where it does not."""
         real = Path(os.path.realpath(path))
-        roots = [self.root, *(each for each in image_roots().split(os.pathsep) if each)]
-        if any(real.is_relative_to(os.path.realpath(root)) for root in roots):
+        if any(real.is_relative_to(root) for root in self._roots):
             return ""
         return f"found a link to {real}, expected one inside {self.root} ({BESIDES} names further folders)"
+
+    @cached_property
+    def _roots(self) -> list[str]:
+        """Where links may lead, without links."""
+        return [os.path.realpath(each) for each in (self.root, *image_roots().split(os.pathsep)) if each]
 
     def _listed(self, folder: str) -> set[str]:
         if folder not in self._names:

@@ -34,7 +34,7 @@ from lightning_mllm.processing.pixel_modes import converted
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 MAX_SCANS = 100  # of a progressive JPEG, each of which goes over all pixels; photos have about ten
-ORIENTATION = 0x0112  # the tag of EXIF that says how the camera was held
+ORIENTATION = 0x0112  # the tag of EXIF that says how the camera was held: 2 to 8 not upright, 0 nothing
 
 Decode = Literal["upright", "stored"]
 """How pixels become RGB.
@@ -121,7 +121,7 @@ def rgb(image: Image.Image, limits: ImageLimits, decode: Decode) -> Image.Image:
     if kind := {"F": "floating-point", "I": "32-bit integer"}.get(image.mode):
         raise ValueError(f"found {kind} pixels, expected 8 or 16 bits a channel")
     image.load()
-    if decode == "upright" and image.getexif().get(ORIENTATION, 1) != 1:
+    if decode == "upright" and image.getexif().get(ORIENTATION) in range(2, 9):
         _check_size(image, limits, turned=True)
         image = ImageOps.exif_transpose(image)
     plain = image.mode == "RGB" and not image.has_transparency_data

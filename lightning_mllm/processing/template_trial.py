@@ -29,6 +29,20 @@ def check_bounds(render: Callable[[], object]) -> None:
     """
     if sys.platform != "linux":
         return
+    try:
+        code = _tried(render)
+    except OSError as error:  # as many processes as may be; children that nobody waits for
+        raise TemplateBoundsError(f"it cannot be tried in a process of its own ({error.strerror})") from None
+    if code == OUT_OF_MEMORY:
+        raise TemplateBoundsError(f"it takes more than {BYTES >> 20} MiB, expected a text")
+    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise TemplateBoundsError(f"it is not done after {SECONDS} seconds, expected a moment")
+    if code:
+        raise TemplateBoundsError(f"it ends the process (exit code {code}), expected a text")
+
+
+def _tried(render: Callable[[], object]) -> int:
+    """The exit code of a process that renders."""
     if not (child := os.fork()):
         _try(render)
     began = time.monotonic()
@@ -38,13 +52,7 @@ def check_bounds(render: Callable[[], object]) -> None:
             os.waitpid(child, 0)
             raise TemplateBoundsError(f"it is not done after {WAIT:g} seconds, expected a moment")
         time.sleep(0.001)
-    code = os.waitstatus_to_exitcode(ended[1])
-    if code == OUT_OF_MEMORY:
-        raise TemplateBoundsError(f"it takes more than {BYTES >> 20} MiB, expected a text")
-    if code in (-signal.SIGXCPU, -signal.SIGKILL):
-        raise TemplateBoundsError(f"it is not done after {SECONDS} seconds, expected a moment")
-    if code:
-        raise TemplateBoundsError(f"it ends the process (exit code {code}), expected a text")
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 def _try(render: Callable[[], object]) -> None:

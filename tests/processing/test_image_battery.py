@@ -282,6 +282,7 @@ def test_limits_of_memory_are_checked_before_decoding() -> None:
         (saved(PHOTO, "JPEG", progressive=True), 7),
         (saved(PHOTO, "JPEG", progressive=True, subsampling=0), 10),
         (saved(PHOTO, "JPEG", exif=exif(3)), 8),
+        (saved(PHOTO, "JPEG", exif=exif(3, orientation=0)), 4),
         (saved(PHOTO, "WEBP"), 17),
     ):
         needed = each * 24 * 16

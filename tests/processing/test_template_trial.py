@@ -105,6 +105,16 @@ def test_a_trial_that_ends_its_process() -> None:
         template_trial.check_bounds(lambda: template_trial.os._exit(7))
 
 
+def test_a_template_that_cannot_be_tried(stranger: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    stranger.chat_template = PLAIN
+    monkeypatch.setattr(template_trial.os, "fork", fork)
+    with pytest.raises(ValueError, match=r"cannot be tried in a process of its own \(Resource temporarily"):
+        TokenizerTemplate(tokenizer=stranger).render(TURNS)
+
+
 def test_a_trial_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_trial, "WAIT", 0.1)
     with pytest.raises(template_trial.TemplateBoundsError, match=r"not done after 0\.1 seconds"):
