@@ -130,7 +130,7 @@ def read_command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, ob
         part = option_tree(".".join(key), text)
         check_tree(part, config, tree, len(key) - 1)
         lengths[-1] |= _lengths(part)
-        composed = text.endswith(".yaml") or isinstance(value_at(part, key), Mapping)
+        composed = isinstance(value_at(part, key), Mapping | str)  # a text may name a file of settings
         if composed and isinstance(value := value_at(tree, key), Mapping):
             # Laid over what files say, and complete: `--stage={lr: 0.1}` changes one setting of the stage.
             options[position] = name, yaml.safe_dump(value, default_flow_style=True, width=math.inf)

@@ -10,8 +10,9 @@ jsonargparse reads the result; what is wrong with a value is told by `wrong_valu
 from __future__ import annotations
 
 import inspect
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path, PurePath
 
@@ -36,7 +37,9 @@ from lightning_mllm.commands.signatures import (
     parameters_of,
     settings_class,
 )
+from lightning_mllm.commands.trust import allow, refusal
 from lightning_mllm.commands.wrong_values import accepts
+from lightning_mllm.commands.yaml_text import DEPTH
 
 LIKE_A_NUMBER = re.compile(r"[-+]?(?:0[0-9_]+|[0-9]+(?::[0-9]+)+)")
 """Which older YAML reads as one: 0123 as 83, and 1:30 as 90."""
@@ -61,12 +64,12 @@ def merged(old: object, new: object, hint: object, config: Config, path: KeyPath
     all_composed = bool(options) and all(map(is_composed, options))
     if isinstance(new, Mapping):
         return _mapping(old, new, hint, config, path, dotted)
-    if isinstance(new, str) and new.endswith(".yaml") and any(map(is_composed, options)):
-        where = config.location(path)
-        folder = Path(where.rpartition(":")[0]).parent if where != COMMAND_LINE else Path()
-        if not (folder / new).is_file():
-            raise ConfigError(f"{config.head(path)}: found no file {new}, expected one{nearest_file(folder / new)}")
-        for _, tree in layers(folder / new, config, path):
+    if isinstance(new, str) and (file := _file_named(new, options, config, path)) is not None:
+        if not file.is_file():
+            raise ConfigError(f"{config.head(path)}: found no file {new}, expected one{nearest_file(file)}")
+        if len(path) > DEPTH:
+            raise ConfigError(f"{config.head(path)}: found files more than {DEPTH} deep in one another, expected fewer")
+        for _, tree in layers(file, config, path):
             old = merged(old, tree, hint, config, path)
         return old
     if (
@@ -78,6 +81,10 @@ def merged(old: object, new: object, hint: object, config: Config, path: KeyPath
         raise ConfigError(f"{config.head(path)}: found '{new}', expected {called(hint)}")
     if isinstance(new, str) and _names_a_class(new, options):
         import_class(new, config.head(path))
+    elif isinstance(new, str) and _is_dotted(new) and any(origin_of(each) in (Callable, type) for each in options):
+        if reason := refusal(new):
+            raise ConfigError(f"{config.head(path)}: found '{new}', {reason}")
+        allow(new)
     elif isinstance(new, int | float) and all_composed:
         raise ConfigError(f"{config.head(path)}: found '{new}', expected a mapping")
     elif isinstance(new, list):
@@ -90,10 +97,35 @@ def merged(old: object, new: object, hint: object, config: Config, path: KeyPath
 
 def _names_a_class(value: str, options: list[object]) -> bool:
     """Whether a text stands for a class by its dotted path: `--trainer.callbacks=package.Callback`."""
-    dotted = "." in value and all(part.isidentifier() for part in value.split("."))
+    return _is_dotted(value) and _takes_classes(options)
+
+
+def _is_dotted(value: str) -> bool:
+    return "." in value and all(part.isidentifier() for part in value.split("."))
+
+
+def _takes_classes(options: list[object]) -> bool:
+    """Whether a text where one of these types is expected is none of its values, but names one."""
     texts = [each for each in options if inspect.isclass(each) and issubclass(each, (str, Enum, PurePath))]
     inner = [*options, *(items_of(each) for each in options if origin_of(each) is list)]
-    return dotted and not texts and any(inspect.isclass(each) and is_composed(each) for each in inner)
+    return not texts and any(inspect.isclass(each) and is_composed(each) for each in inner)
+
+
+def _file_named(value: str, options: list[object], config: Config, path: KeyPath) -> Path | None:
+    """The file of settings that a text stands for, relative to the file that states it; None where it does not.
+
+    jsonargparse would read a file of any name and of any size.
+    """
+    if not (any(map(is_composed, options)) if value.endswith(".yaml") else _takes_classes(options)):
+        return None
+    where = config.location(path)
+    folder = Path(where.rpartition(":")[0]).parent if where != COMMAND_LINE else Path()
+    found = value.endswith(".yaml") or any(_is_file(each / value) for each in (folder, Path()))
+    return folder / value if found else None
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.lexists(path) and not path.is_dir()
 
 
 def _mapping(
@@ -117,8 +149,10 @@ def _mapping(
             raise ConfigError(f"{config.head(path)}: found '{stated}' as init_args, expected a mapping")
         arguments = given if stated is None else _arguments(given, stated, cls, config, path, dotted)
         more = {"dict_kwargs": new["dict_kwargs"]} if "dict_kwargs" in new else {}
+        _check_classes_in(more, config, path)
         return {"class_path": name, "init_args": arguments, **more}
     if "init_args" in new:
+        _check_classes_in(new, config, path)
         return dict(new)
     if (inner := entries_of(hint)) is not None:
         entries = dict(before) if dotted else {}
@@ -127,7 +161,20 @@ def _mapping(
         return entries
     if (settings := settings_class(new, hint)) is not None:
         return _arguments(before, new, settings, config, path, dotted)
+    _check_classes_in(new, config, path)
     return dict(new)
+
+
+def _check_classes_in(value: object, config: Config, path: KeyPath) -> None:
+    """Refuses classes that may not be named, however deep they stand in what has no type."""
+    if isinstance(value, Mapping):
+        if "class_path" in value:
+            import_class(str(value["class_path"]), config.head(path))
+        for key, each in value.items():
+            _check_classes_in(each, config, path if key == "init_args" else (*path, str(key)))
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            _check_classes_in(each, config, (*path, str(number)))
 
 
 def _class_named(new: Mapping[str, object], hint: object, config: Config, path: KeyPath) -> type:

@@ -266,7 +266,9 @@ def module_of(resolved: Mapping[str, Any]) -> MultimodalModule:
     Raises:
         ValueError: A tokenizer or a configuration that it names is absent, or parts do not fit one another.
     """
-    model = dict(resolved["model"])
+    given = revealed({"model": resolved["model"]})
+    assert isinstance(given, dict)
+    model = given["model"]
     model["init_args"] = {**model["init_args"], "stage": resolved["stage"]}
     module = instantiated(MultimodalModule, "model", model)
     module.parallel = Hardware(**resolved["hardware"])

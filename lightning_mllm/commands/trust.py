@@ -31,8 +31,13 @@ PACKAGES = (
     "transformers",
 )
 """What nets, data and trainers are made of."""
-LAUNCHERS = ("torch.hub", "torch.load", "torch.package", "torch.utils.cpp_extension", "torch.distributed.launcher")
-"""What of them runs code that a text names."""
+LAUNCHERS = (
+    *("torch._dynamo", "torch._inductor", "torch.distributed.elastic", "torch.distributed.launch"),
+    *("torch.distributed.launcher", "torch.distributed.run", "torch.hub", "torch.load", "torch.multiprocessing"),
+    *("torch.package", "torch.serialization", "torch.testing", "torch.utils.benchmark", "torch.utils.cpp_extension"),
+    *("transformers.cli", "transformers.dynamic_module_utils", "transformers.testing_utils"),
+)
+"""What of them runs programs, or code that a text names."""
 VARIABLE = "MLLM_TRUST"
 
 _own: set[str] = set()
@@ -80,7 +85,7 @@ def refusal(path: str) -> str:
     """
     package = path.partition(".")[0]
     if any(path == each or path.startswith(f"{each}.") for each in LAUNCHERS):
-        return "which runs code that a text names, expected a class"
+        return "which runs programs, or code that a text names, expected a part of a net, of data or of the trainer"
     if package in PACKAGES or not package.isidentifier():
         return ""
     if package in sys.stdlib_module_names or package == "__main__":
@@ -115,12 +120,20 @@ def restrict_imports() -> None:
     import jsonargparse
 
     _is_restricted = True
+    build_typed_classes_alone()
     jsonargparse.set_parsing_settings(
         config_read_mode_urls_enabled=False,
         config_read_mode_fsspec_enabled=False,
         import_path_denylist=["*", *LAUNCHERS],
         import_path_allowlist=[*PACKAGES, *_trusted(), *sorted(_own)],
     )
+
+
+def build_typed_classes_alone() -> None:
+    """Lets jsonargparse build no class where any value may stand, such as in the configuration of a model."""
+    import jsonargparse
+
+    jsonargparse.set_parsing_settings(instantiate_subclass_spec_in_any=False)
 
 
 def _trusted() -> list[str]:

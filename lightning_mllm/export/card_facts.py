@@ -12,7 +12,9 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning import LightningDataModule
 
-from lightning_mllm.commands.config import ConfigError
+from lightning_mllm.commands.config import Config, ConfigError
+from lightning_mllm.commands.merge import check_keys
+from lightning_mllm.commands.trust import build_typed_classes_alone
 from lightning_mllm.evaluation.run_folder import read_metrics, read_report
 from lightning_mllm.export.record import Origin
 from lightning_mllm.inference.loading import settings_of
@@ -111,8 +113,10 @@ def _counts(data: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     given = {key: each for key, each in (data.get("init_args") or {}).items() if key in TRAINING}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
+    build_typed_classes_alone()
     try:
         stated = json.loads(json.dumps({"class_path": data.get("class_path"), "init_args": given}))
+        check_keys(stated, LightningDataModule, Config(), ("data",))  # the run may be a stranger's
         module: Any = parser.instantiate(parser.parse_object({"data": stated}))["data"]
         counts = module.order.counts  # reads the annotations; no picture is opened
         return {name: (len(source), counts[name]) for name, source in module.train.items()}

@@ -21,6 +21,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 from transformers.utils import cached_file
 
+from lightning_mllm.commands.signatures import import_class
+from lightning_mllm.commands.trust import build_typed_classes_alone
 from lightning_mllm.interop.format import ORIGINS
 from lightning_mllm.language.lora import merge_lora
 from lightning_mllm.language.source import LanguageSource
@@ -89,6 +91,7 @@ def read_own(folder: Path, config: Mapping[str, Any]) -> tuple[MultimodalModule,
         raise ValueError(f"{folder / 'config.json'}: found no init_args, expected the arguments of {path}")
     found = {"class_path": path, "init_args": _outside(arguments, folder)}
     _check_classes(found, f"{folder / 'config.json'}")
+    build_typed_classes_alone()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(MultimodalModule, "model", required=True)
     try:
@@ -185,7 +188,8 @@ def _check_classes(node: object, where: str) -> None:
     """ValueError if a class of another package is named: loading never runs code of somebody else."""
     for each in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
         _check_classes(each, where)
-    if isinstance(node, Mapping) and not str(node.get("class_path", OURS)).startswith(OURS):
-        raise ValueError(
-            f"{where}: found the class {node['class_path']}, expected one of {OURS.rstrip('.')}: a folder holds no code"
-        )
+    if isinstance(node, Mapping) and "class_path" in node:
+        # A module of ours has the names of what it imports, too.
+        name, expected = str(node["class_path"]), f"expected one of {OURS.rstrip('.')}: a folder holds no code"
+        if not name.startswith(OURS) or not import_class(name, where).__module__.startswith(OURS):
+            raise ValueError(f"{where}: found the class {name}, {expected}")

@@ -11,6 +11,8 @@ import torch
 
 from lightning_mllm.commands.config import Config, read_yaml
 from lightning_mllm.commands.merge import check_keys
+from lightning_mllm.commands.secrets import revealed
+from lightning_mllm.commands.trust import build_typed_classes_alone
 from lightning_mllm.export.importing import import_folder
 from lightning_mllm.inference.device_map import cast_parameters, dispatch_to_devices, floating_dtype
 from lightning_mllm.inference.model import Model
@@ -119,12 +121,15 @@ def _from_run(stage: Path, apart: bool = False) -> MultimodalModule:
 
 def _module(stage: Path, settings: dict[str, Any], use: dict[str, Any]) -> MultimodalModule:
     """The net that a stage's file describes, not yet built, with settings of its stage."""
+    build_typed_classes_alone()
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(MultimodalModule, "model", required=True)
     parser.add_argument("--stage", type=StageSettings)
     parser.link_arguments("stage", "model.init_args.stage")
+    given = revealed({"model": settings["model"], "stage": use})
+    assert isinstance(given, dict)
     try:
-        parsed = parser.parse_object({"model": settings["model"], "stage": use})
+        parsed = parser.parse_object(given)
     except jsonargparse.ArgumentError as error:
         raise ValueError(f"{stage / 'config.yaml'}: {' '.join(str(error).split())}") from None
     module = parser.instantiate(parsed)["model"]

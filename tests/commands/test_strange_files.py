@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_mllm.cli import main
 from lightning_mllm.commands.trust import VARIABLE
 from tests.commands.conftest import TOY
 from tests.test_cli import refused
@@ -117,6 +118,19 @@ FILES: dict[str | bytes, tuple[str, ...]] = {
         ":3: data.processor",
         "standard library",
     ),
+    "data:\n  init_args: {processor: {a: {b: {class_path: subprocess.Popen, init_args: {args: [touch, here]}}}}}\n": (
+        ":2: data.processor.a.b: ",
+        "standard library",
+    ),
+    "data:\n  init_args: {processor: [{a: {class_path: lightning_mllm.commands.requeue.subprocess.Popen}}]}\n": (
+        ":2: data.processor.0.a: ",
+        "no module",
+    ),
+    f"data:\n  init_args:\n    train: {{a: {SQUARES[:-1]}, dict_kwargs: {{a: {{class_path: os.x}}}}}}}}\n": (
+        ":3: data.train.a",
+        "standard library",
+    ),
+    **classes("torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler"),
     **classes("os.system", "builtins.eval", "shutil.rmtree", "subprocess.Popen", "antigravity.fly", "this.d"),
     **classes("torch.hub.load", "torch.load", "torch.utils.cpp_extension.load_inline", "transformers.pipeline"),
     **classes("transformers.AutoModel.from_pretrained", "tests.toy.os.system", "lightning_mllm.commands.lock.Path"),
@@ -241,6 +255,21 @@ def test_code_beside_a_file_elsewhere_is_not_imported_until_it_is_trusted(
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each != str(elsewhere)])
 
 
+def test_a_file_of_settings_of_another_name_is_read_with_the_same_bounds(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(place / "pipe")
+    (place / "stage.json").write_text('{"lrr": 1}')
+    (place / "laughs.txt").write_text(LAUGHS)
+    (place / "self.yaml").write_text("class_path: data_modules.sources.Blind\ninit_args: {source: self.yaml}\n")
+    (place / "file.yaml").write_text("data:\n  init_args: {train: {a: self.yaml}}\n")
+    assert "more than 50 deep" in refused(capsys, "fit", f"--config={TOY}", "--run_dir=run", "--config=file.yaml")
+    for name, told in {"pipe": "pipe", "stage.json": "'lr'", "laughs.txt": "more than 50,000 values"}.items():
+        (place / "file.yaml").write_text(f"stage: {name}\n")
+        for each in ("--config=file.yaml", f"--stage={name}"):
+            assert told in refused(capsys, "fit", f"--config={TOY}", "--run_dir=run", each), (name, each)
+
+
 def test_own_code_needs_no_trust(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "experiments" / "x").mkdir(parents=True)
     (place / "own_squares.py").write_text("from tests.training.data import Squares\nclass Own(Squares): ...\n")
@@ -250,6 +279,13 @@ def test_own_code_needs_no_trust(place: Path, capsys: pytest.CaptureFixture[str]
         file.write_text(f"data:\n  init_args: {{train: {{a: {{class_path: {name}.Own}}}}}}\n")
         fit = ("fit", f"--config={TOY}", f"--config={file}", "--run_dir=run", "--data.train.a.samples=many")
         assert f"{file}" not in (told := refused(capsys, *fit)) and "samples: found 'many'" in told
+    (place / "own_functions.py").write_text("def begin(trainer, module, stage):\n    raise ValueError('begun')\n")
+    file.write_text(
+        "trainer:\n  callbacks: [{class_path: lightning.pytorch.callbacks.LambdaCallback, "
+        "init_args: {setup: own_functions.begin}}]\n"
+    )
+    with pytest.raises(ValueError, match="begun"):
+        main(["fit", f"--config={TOY}", f"--config={file}", "--run_dir=run"])
 
 
 @pytest.mark.fault

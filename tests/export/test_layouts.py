@@ -195,11 +195,33 @@ def test_a_net_without_a_class_has_a_folder_of_its_own(tmp_path: Path) -> None:
         ({"architectures": ["os.system"]}, "found the class os.system, expected one of lightning_mllm"),
         ({"init_args": {**config["init_args"], "chat": "../../secret"}}, r"found the path '\.\./\.\./secret'"),
         ({"init_args": {**config["init_args"], "language": {"model": "/etc"}}}, "found the path '/etc'"),
+        ({"init_args": config["init_args"] | configured(POPEN)}, f"'{POPEN}', but there is no module"),
+        ({"init_args": config["init_args"] | configured("lightning_mllm.commands.lock.Path")}, "standard library"),
         ({"init_args": []}, "found no init_args, expected the arguments of"),
     ):
         (folder / "config.json").write_text(json.dumps({**config, **changed}))
         with pytest.raises(ValueError, match=told):
             load(folder)
+    assert not Path("here").exists()
+
+
+POPEN = "lightning_mllm.commands.requeue.subprocess.Popen"
+
+
+def configured(name: str) -> dict[str, Any]:
+    """A class in the configuration of a language model, which has no types."""
+    return {"language": {"config": {"model_type": "llama", "a": {"class_path": name, "init_args": {"args": ["here"]}}}}}
+
+
+@pytest.mark.parametrize("name", [POPEN, "subprocess.Popen"])
+def test_the_record_of_a_run_builds_no_class_where_any_value_stands(name: str, tmp_path: Path) -> None:
+    root = llava_run(tmp_path / "runs/mine")
+    file = root / "instruct/config.yaml"
+    settings = yaml.safe_load(file.read_text())
+    settings["model"]["init_args"]["language"]["config"] = {"b": configured(name)["language"]["config"]}
+    file.write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match=rf"model\.language\.config\.b\.a: found class '{name}'"):
+        load(root)
 
 
 def in_this_process(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
