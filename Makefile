@@ -30,7 +30,7 @@ test: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: env
 	MLLM_FULL=1 $(BIN)/python -m pytest -m fault --numprocesses 2 --dist loadfile --timeout 3600

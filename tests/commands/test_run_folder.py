@@ -171,6 +171,7 @@ def test_a_disk_without_room_is_told_before_the_first_step(tmp_path: Path, capsy
         assert Path("small/run/weights/stage.json").is_file()
 
 
+@pytest.mark.skipif(not FULL, reason="make test-faults")
 @pytest.mark.fault
 def test_a_disk_that_fills_up_while_it_trains(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fault_row: Callable[[str, str, str], None]

@@ -43,6 +43,7 @@ def at(kind: type, method: str, name: str) -> Callable[[], None]:
     return prepare
 
 
+@pytest.mark.skipif(not FULL, reason="make test-faults")
 @pytest.mark.fault
 def test_a_run_that_is_stopped_in_each_of_its_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault_row: Callable[[str, str, str], None]

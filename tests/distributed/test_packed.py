@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from tests.distributed.test_two_ranks import STRATEGIES
 from tests.training.data import Drawn
 from tests.training.runs import losses, settings, trainer, weights
 from tests.training.test_restarts import StopIn, Stopped
+
+FULL = bool(os.environ.get("MLLM_FULL"))
 
 BATCH, STEPS = 12, 3
 
@@ -111,6 +114,7 @@ def test_two_ranks(padded: Any, tmp_path: Path) -> None:
         same(each, tmp_path / name, padded["none"])
 
 
+@pytest.mark.skipif(not FULL, reason="MLLM_FULL=1 takes it")
 @pytest.mark.parametrize(("net", "budget"), [("sphinx", 1000), ("cogvlm", 400)])
 def test_views_and_experts_on_two_ranks(net: str, budget: int, tmp_path: Path) -> None:
     """Several views of an image, parameters spread."""

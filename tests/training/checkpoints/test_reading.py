@@ -54,6 +54,7 @@ def stages_that_ship() -> dict[str, StageSettings]:
     return found
 
 
+@pytest.mark.skipif(not FULL, reason="make test-faults")
 @pytest.mark.fault
 def test_a_fresh_process_reads_what_was_written(
     tmp_path: Path, fault_row: Callable[[str, str, str], None], monkeypatch: pytest.MonkeyPatch
