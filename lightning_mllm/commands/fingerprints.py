@@ -1,9 +1,11 @@
 """What files hold, as short digests: they tell a changed data set from one that was moved.
 
-A file is digested whole; of more than a gigabyte under one key, the sizes and 256 blocks of a megabyte spread evenly
-over each file. Of a folder of pictures all are digested whole where they are at most 20,000 and half a gigabyte.
+A file is digested whole; of more than a gigabyte under one key, the first gigabyte, and of the files behind it their
+sizes and about 1,024 blocks of a megabyte, spread evenly. Of a folder of pictures all are digested whole where they are
+at most 20,000 and half a gigabyte.
 Otherwise about 20,000, chosen by their names, are known by their size, and 500 of them by their first megabyte: a
 change of other pixels, or one that leaves the size, is then not seen. Names of folders above and times do not count.
+What is no regular file, or cannot be read, is known by that: whether it is needed is told when it is trained on.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ import hashlib
 import json
 import os
 import re
+import stat
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lightning_mllm.weights.files import resource
 
-WHOLE, BLOCK, BLOCKS = 1 << 30, 1 << 20, 256
+WHOLE, BLOCK, BLOCKS = 1 << 30, 1 << 20, 1024
 PICTURES, PICTURE_BYTES, LOOKED_INTO = 20_000, 1 << 29, 500
 MOST = 1_000_000
 """Files of a folder that are looked for."""
@@ -43,7 +46,8 @@ def files_at(text: str) -> list[Path]:
     except (OSError, ValueError, RuntimeError):
         return []
     pattern = re.sub(r"\{\d+\.\.\d+\}", "*", text)
-    return [Path(each) for each in sorted(glob.glob(pattern))] if glob.has_magic(pattern) and "/" in text else []
+    found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) and "/" in text else []
+    return [Path(each) for each in found if os.path.isfile(each)]
 
 
 def folder_at(text: str) -> Path | None:
@@ -61,19 +65,22 @@ def of_files(paths: Sequence[Path]) -> str:
     Raises:
         ValueError: One cannot be read.
     """
-    digest, total = hashlib.blake2b(digest_size=16), 0
-    for path in paths:
+    digest, total, count = hashlib.blake2b(digest_size=16), 0, len(paths)
+    for number, path in enumerate(paths):
+        blocks = BLOCKS * (number + 1) // count - BLOCKS * number // count
         try:
             size = path.stat().st_size
             total += size
             digest.update(size.to_bytes(8, "big"))
+            if total > WHOLE and not blocks:
+                continue
             with path.open("rb") as file:
                 if total <= WHOLE:
                     while piece := file.read(BLOCK):
                         digest.update(piece)
                     continue
-                step = max(BLOCK, size // BLOCKS)
-                for start in [*range(0, size, step), max(0, size - BLOCK)]:
+                starts = range(0, size, max(BLOCK, size // blocks))[:blocks]
+                for start in [*starts, *([max(0, size - BLOCK)] if blocks > 1 else [])]:
                     file.seek(start)
                     digest.update(file.read(BLOCK))
         except OSError as error:
@@ -106,15 +113,18 @@ def of_folder(folder: Path, like: Folder | None = None) -> dict[str, object]:
     share = like["share"] if like else ALL if len(names) <= PICTURES else ALL * PICTURES // len(names)
     assert isinstance(share, int)
     chosen = names if share == ALL else [name for name in names if _number(name) < share]
-    sizes = {name: os.stat(folder / name).st_size for name in chosen}
+    sizes = {name: _size(folder / name) for name in chosen}
     whole = bool(like["whole"]) if like else share == ALL and sum(sizes.values()) <= PICTURE_BYTES
     into = share if share == ALL and len(chosen) <= LOOKED_INTO else share * LOOKED_INTO // PICTURES
     found = {}
     for name, size in sizes.items():
         digest = hashlib.blake2b(str(size).encode(), digest_size=6)
-        if whole or _number(name) < into:
-            with open(folder / name, "rb", buffering=0) as file:
-                digest.update(file.read() if whole else file.read(BLOCK))
+        if size >= 0 and (whole or _number(name) < into):
+            try:
+                with open(folder / name, "rb", buffering=0) as file:
+                    digest.update(file.read() if whole else file.read(BLOCK))
+            except OSError:
+                digest.update(b"cannot be read")
         found[name] = digest.hexdigest()
     text = json.dumps(found, ensure_ascii=True, separators=(",", ":")).encode()
     return {"share": share, "whole": whole, "files": base64.b64encode(zlib.compress(text, 1)).decode()}
@@ -131,17 +141,30 @@ def _unpacked(folder: Folder) -> dict[str, str]:
 
 
 def _names(folder: Path, below: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
-    """Of the stored files, in a fixed order; hidden folders, and links to a folder above, are left out."""
-    own = folder.stat()
-    if (place := (own.st_dev, own.st_ino)) in above:
+    """Of the stored files, in a fixed order; hidden folders, those that cannot be listed, and links to a folder above,
+    are left out."""
+    try:
+        own = folder.stat()
+        if (inode := (own.st_dev, own.st_ino)) in above:
+            return
+        with os.scandir(folder) as found:
+            entries = sorted((each.name, each.is_dir()) for each in found if not each.name.startswith("."))
+    except OSError:
         return
-    with os.scandir(folder) as found:
-        entries = sorted((each.name, each.is_dir()) for each in found if not each.name.startswith("."))
     for name, is_folder in entries:
         if is_folder:
-            yield from _names(folder / name, f"{below}{name}/", above | {place})
+            yield from _names(folder / name, f"{below}{name}/", above | {inode})
         elif name.lower().endswith(STORED):
             yield below + name
+
+
+def _size(path: Path) -> int:
+    """Of a regular file; -1 of anything else, such as a pipe, which is not to be opened, or a link to nothing."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
 
 
 def _number(name: str) -> int:

@@ -10,7 +10,7 @@
  "drift":     [{"names": ["data.train.captions.images"], "found": "..."}]}           what `--allow-drift` let pass
 
 Files and folders are those that the settings of the model and of the data name; a data set that was moved has the same
-digests, so that its new place is no change. Of each source 1,000 samples are looked at, spread evenly. A finished stage
+digests, so that its new path is no change. Of each source 1,000 samples are looked at, spread evenly. A finished stage
 is asked about its files alone, and of those that nobody touched since (size and time of change) not their content; a
 stopped one about everything. What a source reads that no setting names is known by those samples only.
 
@@ -38,7 +38,7 @@ from lightning_mllm.commands.fingerprints import (
 )
 from lightning_mllm.contracts import Sample
 from lightning_mllm.evaluation.results import write_json
-from lightning_mllm.processing.fingerprint import encoded_digest, processor_digests
+from lightning_mllm.processing.fingerprint import are_encoded_alike, encoded_digest, processor_digests
 from lightning_mllm.weights.lineage import InitSource
 from lightning_mllm.weights.run_records import read_record
 
@@ -141,8 +141,8 @@ def identity_of(
     known = read_identity(begun_in).get("folders", {}) if begun_in is not None else {}
     folders, seen = {}, dict[tuple[Path, bool], dict[str, object]]()
     for key, folder in folders_of(recipe).items():
-        place = (folder.resolve(), key in known)
-        folders[key] = seen[place] = seen.get(place) or of_folder(folder, known.get(key))
+        looked = (folder.resolve(), key in known)
+        folders[key] = seen[looked] = seen.get(looked) or of_folder(folder, known.get(key))
     files = {
         key: {"digest": of_files(paths), "paths": [str(each.resolve()) for each in paths], "stamps": stamps(paths)}
         for key, paths in files_of(recipe).items()
@@ -154,9 +154,14 @@ def identity_of(
         "folders": folders,
         "samples": samples,
         "processor": {**processor_digests(processor), "encoded": encoded_digest(processor, shown)},
-        "ancestors": {source: InitSource.find(source, runs).digest for source in init_from},
+        "ancestors": {source: _digest_of(InitSource.find(source, runs)) for source in init_from},
         "precision": dict(precision),
     }
+
+
+def _digest_of(source: InitSource) -> str:
+    """What a stage of ours says of its weights, which are read, and compared with that, when the net is filled."""
+    return source.digest if source.record is None else str(source.record["sha256"])
 
 
 def _samples(datamodule: object) -> tuple[dict[str, object], list[tuple[Sample, torch.Generator]]]:
@@ -172,7 +177,7 @@ def _samples(datamodule: object) -> tuple[dict[str, object], list[tuple[Sample, 
         for index in looked_at(count):
             try:
                 sample, generator = datamodule.training_sample(name, index)
-            except ValueError:  # told when it is trained on, or replaced
+            except Exception:  # told when it is trained on, if it is, with its name; or replaced
                 digests.append("")
                 continue
             digests.append(_digest(sample))
@@ -208,7 +213,7 @@ def drift(known: Tree, now: Tree) -> dict[str, str]:
         if told := _changed_samples(before, after):
             found[key] = told
     for part, before, after in _both(known, now, "processor"):
-        if before != after:
+        if not (are_encoded_alike(str(before), str(after)) if part == "encoded" else before == after):
             found[f"processor.{part}"] = "another"
     for source, before, after in _both(known, now, "ancestors"):
         if before != after:
@@ -231,7 +236,7 @@ def _changed_samples(before: Tree, after: Tree) -> str:
     assert isinstance(old, list) and isinstance(new, list) and isinstance(counts[1], int)
     if counts[0] != counts[1]:
         return f"{counts[1]} samples and not {counts[0]}"
-    odd = [place for place, pair in enumerate(zip(old, new, strict=True)) if pair[0] != pair[1]]
+    odd = [number for number, pair in enumerate(zip(old, new, strict=True)) if pair[0] != pair[1]]
     if not odd:
         return ""
     if sorted(old) == sorted(new):
@@ -245,11 +250,11 @@ def read_identity(run_dir: Path) -> dict:
     Raises:
         ConfigError: The file is damaged.
     """
-    found = read_record(run_dir / IDENTITY, "delete it to go on without comparing the data, or say --overwrite")
+    found = read_record(run_dir / IDENTITY, "move it away to go on without comparing the data, or say --overwrite")
     parts = ("files", "folders", "samples", "processor", "ancestors", "precision")
     if found and (found.get("format") != FORMAT or not all(isinstance(found.get(part), dict) for part in parts)):
         raise ConfigError(
-            f"{run_dir / IDENTITY}: found another format, expected {', '.join(parts)}; delete it to go on without"
+            f"{run_dir / IDENTITY}: found another format, expected {', '.join(parts)}; move it away to go on without"
             " comparing the data, or say --overwrite"
         )
     return found

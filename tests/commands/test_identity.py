@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from lightning_mllm.architectures.llava import LLaVA
 from lightning_mllm.cli import main
 from lightning_mllm.commands.fingerprints import changed_files, of_files, of_folder
 from lightning_mllm.commands.identity import drift, identity_of
 from lightning_mllm.contracts import Sample, Turn
-from lightning_mllm.processing.fingerprint import encoded_digest, processor_digests
+from lightning_mllm.processing.fingerprint import are_encoded_alike, encoded_digest, processor_digests
 from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint
 from tests.commands.conftest import TOY
 from tests.data_modules.files import write
@@ -280,8 +279,6 @@ def test_corpora_tokenizers_and_what_a_stage_starts_from(tmp_path: Path, monkeyp
         Path(name).write_text(name)
     record = Path("runs/align/weights/stage.json")
     record.parent.mkdir(parents=True)
-    weights = record.with_name("model.safetensors")
-    save_file({"a": torch.zeros(2)}, weights)
     stage = {"format": 1, "stage": "align", "sha256": "", "init_from": {}, "lineage": []}
     record.write_text(json.dumps(stage))
 
@@ -302,7 +299,7 @@ def test_corpora_tokenizers_and_what_a_stage_starts_from(tmp_path: Path, monkeyp
         Path(file).write_text(file)
     Path("lm/README.md").write_text("a note")
     assert drift(before, now()) == {}
-    save_file({"a": torch.ones(2)}, weights)
+    record.write_text(json.dumps({**stage, "sha256": "of weights that were trained anew"}))
     assert drift(before, now()) == {"stage.init_from.align": "other weights"}
     assert drift(before, {**before, "precision": {"hardware": "bf16"}}) == {"precision.hardware": "bf16 and not fp32"}
 
@@ -321,3 +318,41 @@ def test_a_processor_that_does_something_else() -> None:
     other = LLaVA.tiny(stage=settings("instruct"), chat="llama_2").processor
     assert len({encoded_digest(each, [(sample, torch.Generator())]) for each in (first, again, other)}) == 2
     assert encoded_digest(first, [(sample, torch.Generator())]) != encoded_digest(first, [])
+
+
+def test_what_is_no_picture_in_a_folder_of_them_is_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"a")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nothing")
+    (tmp_path / "below.png").mkdir()
+    before = of_folder(tmp_path)
+    assert changed_files(before, of_folder(tmp_path, before)) == []
+    (tmp_path / "pipe.png").unlink()
+    (tmp_path / "pipe.png").write_bytes(b"")
+    assert changed_files(before, of_folder(tmp_path, before)) == ["pipe.png"]
+
+
+def test_of_many_large_files_a_bounded_part_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_mllm.commands import fingerprints
+
+    for name, value in {"WHOLE": 0, "BLOCK": 10, "BLOCKS": 8}.items():
+        monkeypatch.setattr(fingerprints, name, value)
+    files = [tmp_path / f"{number:02}.tar" for number in range(40)]
+    for file in files:
+        file.write_bytes(bytes(100))
+    (tmp_path / "folder.tar").mkdir()
+    opened: list[Path] = []
+    look = Path.open
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, *given: opened.append(path) or look(path, *given))
+        before = of_files(found := fingerprints.files_at(f"{tmp_path}/*.tar"))
+    assert found == files and len(opened) == 8
+    opened[3].write_bytes(b"1" * 100)
+    assert (changed := of_files(files)) != before
+    (files[0] if files[0] not in opened else files[1]).write_bytes(bytes(101))
+    assert of_files(files) not in (before, changed)
+
+
+def test_what_cannot_be_encoded_for_now_is_no_drift() -> None:
+    assert are_encoded_alike("0a 1b 2c", "0a - 2c") and are_encoded_alike("- 1b", "0a 1b")
+    assert not are_encoded_alike("0a 1b", "0a 1c") and not are_encoded_alike("0a 1b", "0a")
