@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_mllm.training.callbacks.averaging import KEY, Averaging, averaged
 from lightning_mllm.training.callbacks.best import best
@@ -41,8 +42,12 @@ class StageRecord(Callback):
         self.settings = settings
         self._seconds = 0.0
         self._since = 0.0
+        self._max_steps: int | None = None
+        """`trainer.max_steps` while it is hidden."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
         self._since = time.perf_counter()
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCsv):
@@ -104,6 +109,9 @@ class StageRecord(Callback):
                 "trainer.callbacks: found no average, expected the one that the checkpoint was written with;"
                 " another run folder starts the stage anew"
             )
+        if trainer.state.fn == TrainerFn.FITTING and 0 <= trainer.max_steps <= checkpoint["global_step"]:
+            # Lightning would leave at once, and the weights would never be written.
+            self._max_steps, trainer.fit_loop.epoch_loop.max_steps = trainer.max_steps, -1
 
     def seconds(self) -> float:
         """Wall time of training so far, over all restarts."""

@@ -7,7 +7,8 @@ import pytest
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lightning_mllm.training.callbacks.ending import Ending
-from tests.training.runs import fit, settings
+from lightning_mllm.training.callbacks.record import StageRecord
+from tests.training.runs import fit, losses, saved, settings
 from tests.training.test_restarts import StopIn, Stopped
 
 
@@ -41,3 +42,19 @@ def test_a_stopped_stage_is_not_finished_and_time_adds_up(tmp_path: Path) -> Non
     assert not (tmp_path / "weights").exists()
     fit(tmp_path, data={"steps": 4}, max_steps=3, every_n_steps=0)
     assert json.loads((tmp_path / "weights" / "stage.json").read_text())["steps"] == 3
+
+
+def test_a_stage_that_ended_behind_the_last_of_max_steps_hands_its_weights_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*given: object) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(StageRecord, "on_train_end", stop)
+        fit(tmp_path, data={"steps": 4, "micro_batch": 2}, max_steps=3)
+    assert saved(tmp_path)["global_step"] == 3 and not (tmp_path / "weights").exists()
+    fit(tmp_path, data={"steps": 4, "micro_batch": 2}, max_steps=3, resume=True)
+    record = json.loads((tmp_path / "weights" / "stage.json").read_text())
+    assert (record["steps"], record["settings"]["ended_by"]) == (3, "steps")
+    assert [step for step, _ in losses(tmp_path)] == [1, 2, 3]
