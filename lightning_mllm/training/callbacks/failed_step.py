@@ -5,6 +5,7 @@
     inside the optimizer's update          nothing is saved: a part of the weights may have moved
     in a callback behind the update        the step is whole, and saved
     in a validation                        the step before it is saved, and the run that goes on begins with it
+    behind the last step                   no samples are named: the error is that of what the stage hands over
 
 The run that goes on takes the failed step again, from the same samples. With several ranks a step is saved only where
 all of them raise the same error (`AgreedError`): the others would wait for one that is gone.
@@ -58,11 +59,17 @@ class FailedStep(Checkpoint):
         """Number of the latest micro-batch, and the ids of its samples."""
         self._rewound: _End | None = None
         self._trains = False
+        self._learns = False
+        """Whether a micro-batch may still follow."""
 
     # ---- while all is well -------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._end, self._rewound, self._trains = None, None, True
+        self._end, self._rewound, self._trains, self._learns = None, None, True, True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The whole training is one epoch; what follows writes the weights.
+        self._learns = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trains = False
@@ -101,19 +108,21 @@ class FailedStep(Checkpoint):
                 exception.add_note(told)
 
     def _told(self, trainer: Trainer) -> str:
-        """Where it failed."""
+        """Where it failed; empty where all is learned."""
         rank = f"rank {trainer.global_rank}, " if trainer.world_size > 1 else ""
         counts: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         if trainer.validating:
             return f"{rank}in the validation after optimizer step {trainer.global_step}"
+        if not self._learns:
+            return ""
         # Where none has begun, it is being read.
         reading = getattr(trainer.train_dataloader, "reading", counts.ready)
         number = counts.ready - 1 if counts.ready > counts.completed else reading
         accumulation = trainer.accumulate_grad_batches
         of = f", micro-batch {number % accumulation + 1} of {accumulation}" if accumulation > 1 else ""
-        places = named_samples(trainer, number)
+        known = named_samples(trainer, number)
         ids = self._ids[1] if self._ids[0] == number else []
-        names = [_name(place, id) for place, id in zip_longest(places, ids)]
+        names = [_name(facts, id) for facts, id in zip_longest(known, ids)]
         return f"{rank}in optimizer step {number // accumulation + 1}{of}, samples: {', '.join(names)}"
 
     def _kept(self, trainer: Trainer, module: LightningModule, exception: Exception) -> str:
@@ -214,7 +223,7 @@ def _first(trainer: Trainer, kind: type[T]) -> T | None:
     return next((each for each in trainer.callbacks if isinstance(each, kind)), None)  # pyright: ignore
 
 
-def _name(place: dict[str, Any] | None, id: str | None) -> str:
-    found = place or {}
+def _name(facts: dict[str, Any] | None, id: str | None) -> str:
+    found = facts or {}
     where = found.get("where") or (f"{found['source']}[{found['index']}]" if "source" in found else "")
     return f"{id!r} ({where})" if id is not None and where else where or repr(id)

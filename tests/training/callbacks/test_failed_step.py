@@ -232,3 +232,14 @@ def test_two_ranks_save_what_both_of_them_know(tmp_path: Path) -> None:
     for rank, notes in enumerate(on_two_ranks(work)):
         assert notes[0].startswith(f"rank {rank}, in optimizer step 5, micro-batch 2 of 2, samples: 's"), notes
     assert [step for step, _ in losses(tmp_path)] == list(range(1, STEPS + 1))
+
+
+def test_what_fails_behind_the_last_step_is_of_no_sample(tmp_path: Path) -> None:
+    class Ends(Callback):
+        def on_train_end(self, *given: Any) -> None:
+            wrong()
+
+    with pytest.raises(Raised) as error:
+        run(tmp_path, Ends())
+    (note,) = error.value.__notes__
+    assert f"the same command goes on after step {STEPS}" in note
