@@ -9,7 +9,7 @@ import jsonargparse
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lightning_mllm.commands.finished import changed_settings, remove_unfinished_files
+from lightning_mllm.commands.finished import changed_settings, clear, refuse_foreign, remove_unfinished_files
 from lightning_mllm.commands.identity import check_identity, identity_of
 from lightning_mllm.training.module import MultimodalModule
 
@@ -23,6 +23,8 @@ def begin(
     model: MultimodalModule,
     datamodule: LightningDataModule,
     allowed: Sequence[str],
+    *,
+    anew: bool,
 ) -> None:
     """Compares a stage that goes on with what it was begun with, writes `identity.json`, and tells what was allowed.
 
@@ -30,17 +32,23 @@ def begin(
         recipe: What decides the weights of the stage.
         settings: All of them.
         allowed: Names of differences with which it goes on all the same.
+        anew: Whether what an earlier training left there goes (`--overwrite`); not before the data were read.
 
     Raises:
-        ConfigError: It would go on with something else.
+        ConfigError: It would go on with something else, or no run of ours made the folder.
     """
-    remove_unfinished_files(run_dir)
+    if anew:
+        refuse_foreign(run_dir)
     begun_in = _run_of(settings.get("ckpt_path"))
     assert model.stage is not None
     precision = {"trainer": str(trainer.precision), "hardware": str(settings["hardware"]["precision"])}
     now = identity_of(
         recipe, datamodule, model.processor, model.stage.init_from, Path(model.runs), begun_in, precision=precision
     )
+    if anew:
+        clear(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    remove_unfinished_files(run_dir)
     changed = changed_settings(run_dir, recipe) if begun_in is not None else []
     for sentence in check_identity(run_dir, now, begun_in=begun_in, settings=changed, allowed=allowed):
         print(sentence)

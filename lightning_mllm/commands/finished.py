@@ -29,6 +29,7 @@ from lightning_mllm.weights.run_records import REMEDY, read_config, read_record,
 MADE_BY_TRAINING = (
     "checkpoints.json",
     "metrics.csv",
+    "skipped_steps.jsonl",
     "test.json",
     "test_answers.jsonl",
     "answers.jsonl",
@@ -38,12 +39,15 @@ MADE_BY_TRAINING = (
 """What there is no more of once the stage is trained anew; what W&B keeps of the earlier run is that run's."""
 FOLDERS = {
     WEIGHTS: ("*.safetensors", "*.safetensors.index.json", ".*.writing"),
-    "checkpoints": ("step-*", ".step-*"),
+    "checkpoints": ("step-*", ".step-*", "best-*", ".best-*"),
 }
 """The same of folders, in which something else may lie."""
-OURS_BEFORE = (LOCK, "wandb", "bad_samples.jsonl")
+LOGGED = ("wandb", "tensorboard", "csv", "mlruns")
+"""Folders of loggers (commands/loggers.py)."""
+OURS_BEFORE = (LOCK, *LOGGED, "bad_samples.jsonl", "answers.jsonl", "test_answers.jsonl")
 LOGS = (".log", ".out", ".err", ".ckpt", ".writing", ".part")
-"""What may be in the folder of a run that has not begun: what a launcher writes there, or a run that was stopped."""
+"""What may be in the folder of a run that has not begun: what a launcher writes there, or a run that was stopped, or a
+command that used what the stage would start from (`mllm predict`)."""
 
 
 def is_done(run_dir: Path, recipe: Recipe, allowed: Sequence[str] = ()) -> bool:
@@ -66,7 +70,7 @@ def is_done(run_dir: Path, recipe: Recipe, allowed: Sequence[str] = ()) -> bool:
     if set(known) == {"mix"}:
         raise ConfigError(
             f"{run_dir}: found a mix of {', '.join(known['mix'])}, expected a stage to train; name another --run_dir,"
-            " delete the folder, or say --overwrite"
+            " or say --overwrite"
         )
     changed = _refuse_another(run_dir, known, recipe, "weights trained", allowed)
     refuse(run_dir, {name: what for name, what in changed.items() if not is_allowed(name, allowed)}, done=True)
@@ -97,14 +101,14 @@ def checkpoint_of(run_dir: Path, recipe: Recipe, allowed: Sequence[str] = ()) ->
     _check_metrics(run_dir)
     if not must_have(folder):
         return None
-    if known := read_config(config, "delete it to go on with the settings that are given now, or say --overwrite"):
+    if known := read_config(config, "move it away to go on with the settings that are given now, or say --overwrite"):
         _refuse_another(run_dir, known, recipe, "a checkpoint written", allowed)
     return folder
 
 
 def changed_settings(run_dir: Path, recipe: Recipe) -> list[str]:
     """The settings in which the stage that goes on differs from its `config.yaml`: those that were allowed."""
-    known = read_config(run_dir / "config.yaml", "delete it")
+    known = read_config(run_dir / "config.yaml", "move it away")
     return differences(known, recipe) if known else []
 
 
@@ -118,7 +122,7 @@ def _refuse_another(run_dir: Path, known: Recipe, recipe: Recipe, found: str, al
     """The files that settings name and whose content changed.
 
     Raises:
-        ConfigError: Other settings differ, but for those that are allowed, and places of the same data.
+        ConfigError: Other settings differ, but for those that are allowed, and data that were moved.
     """
     other = [name for name in differences(known, recipe) if not is_allowed(name, allowed)]
     files, same = changed_files_of(run_dir, recipe)
@@ -128,7 +132,7 @@ def _refuse_another(run_dir: Path, known: Recipe, recipe: Recipe, found: str, al
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise ConfigError(
             f"{run_dir}: found {found} under other settings ({', '.join(changed[:5])}{more}), expected the same; name "
-            f"another --run_dir, delete the folder to train again, say --overwrite, or --allow-drift {changed[0]}"
+            f"another --run_dir, say --overwrite to train anew, or --allow-drift {changed[0]}"
         )
     return files
 
@@ -204,7 +208,9 @@ def _is_ours(run_dir: Path) -> bool:
         return True
     if "scores" in read_test(run_dir / "test.json"):
         return True  # what it would start from was tested there
-    return config.is_file() and bool(read_config(config, "delete it if it is that of a run, or name another --run_dir"))
+    return config.is_file() and bool(
+        read_config(config, "name another --run_dir, or move it away if it is that of a run")
+    )
 
 
 def clear(run_dir: Path) -> None:
@@ -215,6 +221,8 @@ def clear(run_dir: Path) -> None:
         ConfigError: No run of ours made the folder.
     """
     refuse_foreign(run_dir)
+    if not run_dir.is_dir() or not _is_ours(run_dir):
+        return
     (run_dir / WEIGHTS / RECORD).unlink(missing_ok=True)
     for name in MADE_BY_TRAINING:
         (run_dir / name).unlink(missing_ok=True)

@@ -28,7 +28,7 @@ from lightning_mllm.commands.beginning import begin
 from lightning_mllm.commands.checked_settings import check_settings, check_sources
 from lightning_mllm.commands.command_line import SETTINGS, read_command_line
 from lightning_mllm.commands.config import ConfigError
-from lightning_mllm.commands.finished import allowed_names, check_done, checkpoint_of, clear, is_done, note_test
+from lightning_mllm.commands.finished import allowed_names, check_done, checkpoint_of, is_done, note_test
 from lightning_mllm.commands.hardware import Hardware, at_once
 from lightning_mllm.commands.help import asks_for_help, show_help
 from lightning_mllm.commands.lock import locked
@@ -211,6 +211,8 @@ class CLI(LightningCLI):
 
     def _go_on(self) -> None:
         """Never train over what is in the run folder: it is done, goes on, or is refused."""
+        if self.settings["trainer"]["fast_dev_run"]:
+            return  # it begins at the beginning, and keeps nothing
         if self.is_done():
             raise StageIsDone(f"{self.run_dir} is done")
         last = self.checkpoint()
@@ -292,10 +294,8 @@ class CLI(LightningCLI):
         """`config.yaml` in the run folder: every value, defaults included; `mllm fit --config` takes it again."""
         if self.trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
-        if self.overwrite:
-            clear(self.run_dir)
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        begin(self.run_dir, self.recipe, self.settings, self.trainer, self.model, self.datamodule, self.allowed)
+        parts = self.trainer, self.model, self.datamodule
+        begin(self.run_dir, self.recipe, self.settings, *parts, self.allowed, anew=self.overwrite)
         write_text(self.run_dir / "config.yaml", self.record)
 
     def after_fit(self) -> None:

@@ -29,7 +29,7 @@ def check_writable_folders(run_dir: Path, verb: str) -> None:
     """Writes a small file into each folder in which `verb` will write.
 
     Raises:
-        ConfigError: A place cannot be written, or is taken by something else.
+        ConfigError: A folder cannot be written, or something else has its name.
     """
     if verb not in FILES:
         return

@@ -72,9 +72,8 @@ class SkippedSteps:
         self._seen = []
         path = Path(trainer.default_root_dir, FILE)
         if trainer.is_global_zero and not trainer.fast_dev_run and path.exists():  # pyright: ignore
-            kept = [
-                line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= trainer.global_step
-            ]
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if _step(line) <= trainer.global_step]
             write_text(path, "".join(f"{line}\n" for line in kept))
 
     def saw(self, batch: Batch, output: Output) -> None:
@@ -138,14 +137,14 @@ def _samples(trainer: Trainer, seen: Sequence[tuple[list[str], list[Tensor]]]) -
     first = trainer.fit_loop.epoch_loop.batch_idx + 1 - len(seen)
     for number, (ids, terms) in enumerate(seen, first):
         finite = [all(rows) for rows in zip(*(losses.isfinite().tolist() for losses in terms), strict=True)]
-        places = named_samples(trainer, number) or [{} for _ in ids]
-        for id, place, is_number in zip(ids, places, finite, strict=True):
-            found.append({"id": id, **place, "finite": is_number})
+        known = named_samples(trainer, number) or [{} for _ in ids]
+        for id, facts, is_number in zip(ids, known, finite, strict=True):
+            found.append({"id": id, **facts, "finite": is_number})
     return found
 
 
 def named_samples(trainer: Trainer, number: int) -> list[dict[str, Any]]:
-    """Source, index and place of each sample of this rank's micro-batch `number`, if its loader knows them."""
+    """Source, index, file and record of each sample of this rank's micro-batch `number`, if its loader knows them."""
     loader: Any = trainer.train_dataloader
     return loader.named(number) if hasattr(loader, "named") else []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,7 +12,11 @@ import pytest
 from lightning import Trainer
 
 from lightning_mllm.cli import main
+from lightning_mllm.commands import beginning
+from lightning_mllm.commands.config import ConfigError
 from lightning_mllm.training.callbacks.checkpoint import StageCheckpoint, checkpoint_io
+from lightning_mllm.training.callbacks.signals import StageSignals
+from lightning_mllm.training.checkpoints import sharded_io
 from tests.commands.conftest import TOY
 from tests.test_cli import refused
 
@@ -176,3 +181,63 @@ def test_a_stage_that_ends_without_weights_is_no_success(capsys: pytest.CaptureF
     assert not Path("run/.config.yaml.0123.writing").exists()
     main(FIT)
     assert json.loads(RECORD.read_text())["steps"] == 2
+
+
+def test_a_fast_dev_run_leaves_a_stopped_run_and_a_finished_one_as_they_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def content() -> dict[Path, bytes]:
+        return {each: each.read_bytes() for each in Path("run").rglob("*") if each.is_file()}
+
+    main(FIT)
+    for finished in (True, False):
+        if not finished:
+            RECORD.unlink()
+        before = content()
+        main([*FIT, "--trainer.fast_dev_run=true"])
+        assert "fast_dev_run ended the training after step 1 of 1" in capsys.readouterr().out
+        assert content() == before
+
+
+def test_what_overwrites_removes_nothing_before_the_data_were_read(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*given: object, **more: object) -> dict[str, object]:
+        raise ConfigError("data.json: cannot read the file")
+
+    main(FIT)
+    monkeypatch.setattr(beginning, "identity_of", unreadable)
+    assert "data.json: cannot read the file" in refused(capsys, *FIT, "--overwrite")
+    assert RECORD.is_file() and Path("run/checkpoints/step-2/state.pt").is_file()
+
+
+def test_a_signal_on_a_full_disk_ends_by_the_signal_and_says_what_is_kept(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = StageSignals.on_train_start
+
+    def send(self: StageSignals, *arguments: object) -> None:
+        begin(self, *arguments)  # pyright: ignore[reportArgumentType]
+        signal.raise_signal(signal.SIGTERM)
+
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(StageSignals, "on_train_start", send)
+    monkeypatch.setattr(sharded_io, "write", full)
+    with pytest.raises(SystemExit) as stopped:
+        main([*FIT, "--checkpoint_every=100"])
+    told = capsys.readouterr().err
+    assert stopped.value.code == 143
+    assert "run/checkpoints/step-1: cannot write" in told and "No space left on device" in told
+    assert "SIGTERM ended the training after step 1; there is no checkpoint" in told
+
+
+def test_what_was_predicted_before_a_stage_trains_is_no_foreign_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    (Path("run") / "tensorboard").mkdir(parents=True)
+    Path("run/answers.jsonl").write_text("{}\n")
+    main([*FIT, "--overwrite"])
+    assert RECORD.is_file() and Path("run/answers.jsonl").read_text() == "{}\n"
+    Path("other").mkdir()
+    Path("other/answers.txt").write_text("")
+    assert "which is no folder of a run" in refused(capsys, *FIT, "--run_dir=other", "--overwrite")

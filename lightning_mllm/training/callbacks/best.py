@@ -69,7 +69,7 @@ class BestWeights(Callback):
             raise ValueError(f"{problem}, expected the weights of step {expected}; {REMEDY}")
         if found is None:
             self.score, self.step = math.nan, 0
-            if path is not None:
+            if path is not None and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
                 shutil.rmtree(path)
         else:
             self.score, self.step = found["score"], found["step"]

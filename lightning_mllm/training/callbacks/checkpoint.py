@@ -18,7 +18,7 @@ from lightning_mllm.collectives import cpu_group
 from lightning_mllm.training.callbacks.disk_room import check_disk
 from lightning_mllm.training.callbacks.ending import signal_name, tell
 from lightning_mllm.training.checkpoints import Replaced, ShardedCheckpointIO, Values, newest
-from lightning_mllm.training.checkpoints.finding import STEPS
+from lightning_mllm.training.checkpoints.finding import STEPS, number_of
 
 
 class StageCheckpoint(Checkpoint):
@@ -206,6 +206,9 @@ def how_to_go_on(trainer: Trainer) -> str:
     callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     checkpoint_io(trainer).wait()
     for each in callbacks:
-        if isinstance(each, StageCheckpoint) and each.saved_step and (last := newest(each.path)) is not None:
-            return f"the same command goes on after step {each.saved_step}, from {last}"
+        if isinstance(each, StageCheckpoint) and each.saved_step:
+            # One that could not be written is not there; one that was passed over, for it is damaged, may be.
+            own = each.path / STEPS.replace("*", str(each.saved_step))
+            if (last := own if own.is_dir() else newest(each.path)) is not None:
+                return f"the same command goes on after step {number_of(last.name)}, from {last}"
     return "there is no checkpoint, and the same command begins anew"

@@ -31,11 +31,12 @@ def check_disk(trainer: Trainer, module: LightningModule, folder: Path, copies: 
     # Goes through `state_dict`, which all ranks call.
     checkpoint, weights = sizes(trainer, module)
     if trainer.is_global_zero:
-        there = sum(each.stat().st_size for path in candidates(folder) for each in path.rglob("*") if each.is_file())
-        needs = {folder: max(copies * checkpoint - there, 0), Path(trainer.default_root_dir) / WEIGHTS: weights}
         try:
+            files = [each for path in candidates(folder) for each in path.rglob("*") if each.is_file()]
+            there = sum(each.stat().st_size for each in files)
+            needs = {folder: max(copies * checkpoint - there, 0), Path(trainer.default_root_dir) / WEIGHTS: weights}
             check_room(needs, f"{copies} checkpoints of {checkpoint} bytes and {weights} bytes of weights")
-        except ValueError as error:
+        except (OSError, ValueError) as error:  # told to all ranks, which wait for it
             problem = str(error)
     if problem := trainer.strategy.broadcast(problem):
         raise ValueError(problem)

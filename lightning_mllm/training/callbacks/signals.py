@@ -99,12 +99,15 @@ class StageSignals(Checkpoint):
             return
         saving = next((each for each in trainer.callbacks if isinstance(each, StageCheckpoint)), None)  # pyright: ignore
         if saving is not None and saving.is_on(trainer) and saving.saved_step < trainer.global_step:
-            saving.save(trainer)
+            try:
+                saving.save(trainer)
+                # A rank that left before the files are whole would take the others with it.
+                checkpoint_io(trainer).wait()
+            except (OSError, ValueError) as error:  # the signal is what ends the run
+                tell(trainer, str(error), error=True)
         told = f"{trainer.default_root_dir}: {exception.name} ended the training after step {trainer.global_step}"
         tell(trainer, f"{told}; {how_to_go_on(trainer)}", error=True)
         exception.told = True
-        # A rank that left before the files are whole would take the others with it.
-        checkpoint_io(trainer).wait()
         started = getattr(launcher, "procs", [])
         if trainer.strategy.broadcast(os.getpid() if started else 0) == os.getppid():
             # The code of the process that started this rank is the run's. Another one than 0 here would have Lightning
