@@ -148,8 +148,8 @@ class BadSampleList:
             listed = "" if self.path is None else f", listed in {self.path}"
             raise ValueError(
                 f"data.bad_limits.share: found {bad:g} bad samples in a data epoch of {self.total}{listed}, expected at"
-                f" most {self.limits.share:.2%} of it (the latest: {_sentence(lines[-1])}); repair them and remove the"
-                " file, or raise the share"
+                f" most {self.limits.share:.2%} of it (the latest: {_sentence(lines[-1])}); repair them and move the"
+                " file away, or raise the share"
             )
 
     def _append(self, path: Path, lines: Sequence[Line]) -> None:

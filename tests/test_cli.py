@@ -182,7 +182,7 @@ def test_run_trains_skips_tests_and_reports(experiment: Path, capsys: pytest.Cap
     main(["run", "experiments/colours/toy"])
     assert (run / "tune/weights/stage.json").read_bytes() == before
     sentence = refused(capsys, "run", "experiments/colours/toy", "--stage.lr=1e-3")
-    assert "stage.lr" in sentence and "delete the folder" in sentence
+    assert "stage.lr" in sentence and "name another --run_dir" in sentence
 
     # Hardware is no part of the recipe.
     main(["run", "experiments/colours/toy", "--hardware.micro_batch=8"])

@@ -98,7 +98,7 @@ class MixCurve:
             refuse_full(to)
 
     def _known(self) -> dict[str, object]:
-        return read_record(self.to / "sweep.json", "delete the folder to score it anew")
+        return read_record(self.to / "sweep.json", "name another --to, or move the folder away to score it anew")
 
     def _test_sets(self, evaluate: Path) -> dict[str, object]:
         """The file's test sets, resolved as those of the first run's net; blind twins tell nothing of a mix."""

@@ -203,12 +203,12 @@ class _Answered:
             if not line.endswith(b"\n"):
                 break  # torn where the command was killed
             told = line.decode("utf-8", errors="surrogateescape")
-            found = parse(told, f"{self.path}:{done + 1}", "an answer; delete the file to start anew")
+            found = parse(told, f"{self.path}:{done + 1}", "an answer; move the file away to start anew")
             expected = {"image": next(names, None), **self.facts}
             if wrong := [key for key, value in expected.items() if found.get(key) != value]:
                 raise ConfigError(
                     f"{self.path}:{done + 1}: found {wrong[0]} {found.get(wrong[0])!r}, expected"
-                    f" {expected[wrong[0]]!r}; delete it to start anew"
+                    f" {expected[wrong[0]]!r}; move it away to start anew"
                 )
             end, done, failed = end + len(line), done + 1, failed + ("error" in found)
         self.file.truncate(end)

@@ -75,7 +75,7 @@ def _refuse_another(folder: Path, asked: Mapping[str, object]) -> None:
     if changed := sorted(key for key in {*known, *asked} if known.get(key) != asked.get(key)):
         raise ConfigError(
             f"{folder}: found a sweep with another {', another '.join(changed)}, expected the same; name another --to"
-            " or delete the folder"
+            " or move the folder away"
         )
 
 

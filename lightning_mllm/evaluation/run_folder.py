@@ -155,7 +155,7 @@ def read_report(run_root: Path) -> Report:
 def read_tested(folder: Path) -> Tested:
     """The `test.json` in the folder of a stage."""
     needs = ("scores", "samples", "examples", "seconds")
-    results = read_record(folder / "test.json", "delete it to test again", needs)
+    results = read_record(folder / "test.json", "move it away to test again", needs)
     known = {name: results[name] for name in needs}
     kinds = {name: each for name, each in results.get("kinds", {}).items() if not name.endswith(BLIND)}
     return Tested(stage=folder.name, clusters=results.get("clusters", {}), kinds=kinds, **known)

@@ -70,7 +70,7 @@ def check_writable(folders: Iterable[Path], files: Iterable[Path] = ()) -> None:
     """Whether files can be made in `folders`, which need not exist yet, and `files` be replaced: writes one in each.
 
     Raises:
-        ValueError: A place cannot be written, is taken by something else, or its disk is full.
+        ValueError: A folder cannot be written, something else has its name, or its disk is full.
     """
     for folder in folders:
         place = _existing(folder)

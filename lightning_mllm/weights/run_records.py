@@ -71,7 +71,7 @@ def read_test(file: Path) -> dict:
     Raises:
         ValueError: As `read_record`.
     """
-    return read_record(file, "delete it to test again", ("scores",))
+    return read_record(file, "move it away to test again", ("scores",))
 
 
 def read_config(

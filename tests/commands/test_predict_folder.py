@@ -187,7 +187,7 @@ def test_lines_of_something_else_are_refused(model: Model, capsys: pytest.Captur
 
     assert f"photos/{BAD}: found bytes of no known image format" in refused("--bad-images", "refuse", "--batch", "1")
     assert Path("answers.jsonl.partial").read_text().count("\n") == 2, "what was answered stays"
-    assert "partial:1: found prompt 'What is it?', expected 'Where?'; delete it" in refused(prompt="Where?")
+    assert "partial:1: found prompt 'What is it?', expected 'Where?'; move it away" in refused(prompt="Where?")
     told = refused("--dtype", "bfloat16")
     assert "partial:1: found model 'tiny@0', expected 'tiny@0 bfloat16'" in told, "other weights answer otherwise"
     Path("photos/a.png").rename("photos/z.png")

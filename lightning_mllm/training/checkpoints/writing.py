@@ -1,4 +1,4 @@
-"""Writes a checkpoint beside its place, publishes it, and removes those that it replaces."""
+"""Writes a checkpoint under a hidden name, publishes it, and removes those that it replaces."""
 
 from __future__ import annotations
 
