@@ -48,7 +48,7 @@ def check_command(command: str) -> None:
     program, *arguments = shlex.split(command)
     program = program.removeprefix(".venv/bin/")
     if program == "make":
-        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert arguments[0] in targets, f"the Makefile has no {arguments[0]}"
     elif program == "torchrun":
         check_command(shlex.join(arguments[arguments.index("mllm") :]))

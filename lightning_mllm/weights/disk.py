@@ -81,8 +81,6 @@ def check_writable(folders: Iterable[Path], files: Iterable[Path] = ()) -> None:
         try:
             with probe.open("wb") as stream:
                 stream.write(b"0" * 4096)
-                stream.flush()
-                os.fsync(stream.fileno())
         except OSError as error:
             raise ValueError(
                 f"{folder}: cannot be written ({error.strerror}), {free(place)} bytes are free; expected a folder to"

@@ -21,7 +21,7 @@ from tests.architectures.blip2s import INSTRUCTED, OPT, built, collated
 from tests.architectures.test_blip2_representation import SHARED
 from tests.distributed.ranks import on_two_ranks
 from tests.distributed.stages import BUSY, Alone, same_as_alone
-from tests.distributed.test_two_ranks import STRATEGIES
+from tests.distributed.test_two_ranks import OF_LINEAGES, STRATEGIES
 from tests.training.runs import fit, losses, settings, weights
 
 SIX = SHARED
@@ -118,7 +118,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
     return {case: (weights(run(folder, case)), losses(folder / case)) for case in CASES}
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", OF_LINEAGES)
 def test_two_ranks_equal_one_process(strategy: str, alone: Alone, tmp_path: Path) -> None:
     def work(rank: int) -> dict[str, Any]:
         return {case: weights(run(tmp_path, case, ranks=2, strategy=strategy)) for case in CASES}
@@ -127,7 +127,7 @@ def test_two_ranks_equal_one_process(strategy: str, alone: Alone, tmp_path: Path
     same_as_alone(first, alone, tmp_path)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", OF_LINEAGES)
 def test_the_first_stage_learns_on_two_ranks(strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Contrast is that of one process with the joint batch; whoever holds the parameters."""
     monkeypatch.setattr(stage_one, "hard_negatives", hardest)

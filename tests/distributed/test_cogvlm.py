@@ -11,7 +11,7 @@ from lightning_mllm.architectures.cogvlm import CogVLM
 from lightning_mllm.language.generation import Decoding
 from lightning_mllm.training.stage import StageSettings
 from tests.distributed.stages import Alone, Stages
-from tests.distributed.test_two_ranks import STRATEGIES
+from tests.distributed.test_two_ranks import OF_LINEAGES
 from tests.training.runs import settings
 
 CASES: dict[str, dict[str, Any]] = {
@@ -34,7 +34,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
     return STAGES.alone(tmp_path_factory.mktemp("alone"))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", OF_LINEAGES)
 def test_two_ranks_equal_one_process(strategy: str, alone: Alone, tmp_path: Path) -> None:
     """Answers are written with experts and a cache, parameters spread."""
     STAGES.equal_one_process(strategy, alone, tmp_path)

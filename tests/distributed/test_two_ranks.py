@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ CASES: dict[str, dict[str, Any]] = {
     "in double precision": {"stage": settings("instruct"), "dtype": torch.float64},
 }
 STRATEGIES = {"ddp": lambda: DDPStrategy(process_group_backend="gloo"), "fsdp2": ShardedStrategy}
+OF_LINEAGES = list(STRATEGIES) if os.environ.get("MLLM_FULL") else ["fsdp2"]
+"""Of whole lineages, which DDP treats as it treats the toy net."""
 
 
 def run(folder: Path, case: str, *, ranks: int = 1, strategy: str = "auto", **arguments: Any) -> Toy:
