@@ -1,11 +1,10 @@
 """Causal attention of spans on a CPU: blocks of queries of like sizes are one batched product.
 
-    span      |---- 128 ----|---- 128 ----|- 40 -|        keys of a block: the prefix, and the span up to its last query
-    blocks    q 128, k 128    q 128, k 256   q 40, k 296
+    span      |-- 64 --|-- 64 --|- 40 -|              keys of a block: the prefix, and the span up to its last query
+    blocks    q 64, k 64    q 64, k 128    q 40, k 168
 
 Half of a square of scores is never computed, and no block's scores are larger than BLOCK times the keys. torch's own
-kernels take one span at a time, whose slices cost much in the backward pass: 20 spans of 40 to 300 tokens, 4 heads of
-64, forward and backward, take 38 CPU-milliseconds here and 83 there in bfloat16, 63 and 71 in float32.
+kernels take one span at a time, whose slices cost much in the backward pass.
 
 Legend: T tokens, H heads, G heads of keys and values, D width of a head, n blocks, q queries, k keys of a block.
 """
@@ -16,74 +15,93 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from lightning_mllm.spans import Spans
 
-BLOCK = 128
+BLOCK = 64
 """Queries of a block."""
 SPARE = 1.25
 """Keys of the longest block of a batched product, by those of the shortest."""
 
+Block = tuple[int, int, int, int, int]
+"""Start of a span, first query, end of the queries, start and end of the prefix."""
 
-Item = tuple[list[int], list[int], int]
-"""A block of queries: theirs, its keys, and how many of these stand before the first query."""
+
+def queries_of(block: Block) -> int:
+    """How many there are."""
+    _, first, end, _, _ = block
+    return end - first
+
+
+def keys_of(block: Block) -> int:
+    """How many its last query attends to."""
+    start, _, end, before, after = block
+    return after - before + end - start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batched:
+    """Blocks that are one batched product; padding repeats their first tokens."""
+
+    queries: Int[Tensor, "n q"]
+    """Indices of the tokens."""
+    keys: Int[Tensor, "n k"]
+    mask: Float[Tensor, "n 1 q k"]
+    """0 where a query attends to a key, else -inf; a query of padding attends to the first key."""
+    real: Bool[Tensor, "n q"]
+    """Which queries are no padding."""
+    padded: bool
+    """Whether any query is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """Blocks of queries that are one batched product."""
+    """All blocks of a batch."""
 
-    queries: Int[Tensor, "n q"]
-    """Indices of the tokens; padding repeats the first."""
-    keys: Int[Tensor, "n k"]
-    mask: Float[Tensor, "n 1 q k"]
-    """0 where a query attends to a key, else -inf; a query of padding attends to the first key."""
-    real: Int[Tensor, " r"] | None
-    """Which of the n x q queries are no padding; None for all."""
-    tokens: Int[Tensor, " r"]
-    """The index of each of these."""
+    batched: tuple[Batched, ...]
+    rows: Int[Tensor, " T"]
+    """Of each token the number of its query, counted through the n x q queries of one product after the other."""
 
 
-def blocks_of(spans: Spans) -> list[Blocks]:
+def blocks_of(spans: Spans) -> Blocks:
     """The blocks of a batch, by their sizes; on the host."""
-    items: list[Item] = []
-    for (start, end), (before, after) in zip(spans.own, spans.prefixes, strict=True):
-        for first in range(start, end, BLOCK):
-            last = min(first + BLOCK, end)
-            keys = [*range(before, after), *range(start, last)]
-            items.append((list(range(first, last)), keys, len(keys) - (last - first)))
-    items.sort(key=lambda item: (len(item[1]), len(item[0])))
-    found: list[Blocks] = []
-    while items:
-        most = max(len(items[0][1]) * SPARE, len(items[0][1]) + 8)
-        fits, others = list[Item](), list[Item]()
-        for item in items:
-            like = len(item[1]) <= most and len(item[0]) * SPARE + 8 >= len(items[0][0])
-            (fits if like else others).append(item)
-        items = others
-        found.append(_batched(fits))
-    return found
+    left: list[Block] = [
+        (start, first, min(first + BLOCK, end), *prefix)
+        for (start, end), prefix in zip(spans.own, spans.prefixes, strict=True)
+        for first in range(start, end, BLOCK)
+    ]
+    left.sort(key=lambda block: (keys_of(block), queries_of(block)))
+    found: list[Batched] = []
+    while left:
+        most = max(keys_of(left[0]) * SPARE, keys_of(left[0]) + 8)
+        least = (queries_of(left[0]) - 8) / SPARE
+        like = [keys_of(block) <= most and queries_of(block) >= least for block in left]
+        found.append(_batched([block for block, fits in zip(left, like, strict=True) if fits]))
+        left = [block for block, fits in zip(left, like, strict=True) if not fits]
+    real = torch.cat([each.real.flatten() for each in found]).nonzero()[:, 0]
+    tokens = torch.cat([each.queries.flatten() for each in found])[real]
+    return Blocks(batched=tuple(found), rows=torch.empty_like(real).index_copy_(0, tokens, real))
 
 
-def _batched(items: Sequence[Item]) -> Blocks:
-    q, k = max(len(item[0]) for item in items), max(len(item[1]) for item in items)
-    queries = torch.tensor([own + own[:1] * (q - len(own)) for own, _, _ in items])
-    keys = torch.tensor([own + own[:1] * (k - len(own)) for _, own, _ in items])
-    own, seen = (torch.tensor([len(each) for each in some]) for some in ([i[0] for i in items], [i[1] for i in items]))
-    past = torch.tensor([item[2] for item in items])
-    row, column = torch.arange(q)[None, :, None], torch.arange(k)[None, None]
-    real = row < own[:, None, None]
-    visible = torch.where(real, (column <= row + past[:, None, None]) & (column < seen[:, None, None]), column == 0)
-    chosen = real[:, :, 0].flatten().nonzero()[:, 0]
-    return Blocks(
-        queries=queries,
-        keys=keys,
-        mask=torch.zeros(visible.shape).masked_fill(~visible, float("-inf"))[:, None],
-        real=None if len(chosen) == queries.numel() else chosen,
-        tokens=queries.flatten()[chosen],
+def _batched(blocks: Sequence[Block]) -> Batched:
+    start, first, end, before, after = torch.tensor(blocks).T[..., None]
+    prefix, own = after - before, end - first
+    past = prefix + first - start
+    row, column = torch.arange(int(own.max())), torch.arange(int((past + own).max()))
+    real = row < own
+    keys = torch.where(column < prefix, before + column, start + column - prefix)
+    known = column < past + own
+    attended = (column <= (row + past).unsqueeze(-1)) & known.unsqueeze(1)
+    attended = torch.where(real.unsqueeze(-1), attended, column == 0)
+    return Batched(
+        queries=torch.where(real, first + row, first),
+        keys=torch.where(known, keys, keys[:, :1]),
+        mask=torch.zeros(attended.shape).masked_fill_(~attended, float("-inf")).unsqueeze(1),
+        real=real,
+        padded=not bool(real.all()),
     )
 
 
@@ -91,10 +109,10 @@ def blocked_attention(
     q: Float[Tensor, "T H D"],
     k: Float[Tensor, "T G D"],
     v: Float[Tensor, "T G D"],
-    blocks: Sequence[Blocks],
+    blocks: Blocks,
     scaling: float | None = None,
 ) -> Float[Tensor, "T H D"]:
-    """Softmax in float32, products in the dtype of the values."""
+    """Softmax in float32 at least, products in the dtype of the values."""
     if (repeated := q.shape[1] // k.shape[1]) > 1:
         k, v = k.repeat_interleave(repeated, 1), v.repeat_interleave(repeated, 1)
     found = _Blocked.apply(q, k, v, blocks, q.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -102,62 +120,52 @@ def blocked_attention(
     return found
 
 
-def _taken(tokens: Tensor, index: Tensor) -> Tensor:
-    """f[n, H, q, D] of tokens f[T, H, D]."""
-    return tokens.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
+def _taken(tokens: Float[Tensor, "T H D"], index: Int[Tensor, "n k"]) -> Float[Tensor, "nH k D"]:
+    """The heads of a block are matrices beside one another, as a batched product reads them without a copy."""
+    heads = tokens.shape[1]
+    rows = index[:, None] * heads + torch.arange(heads)[:, None]
+    return tokens.reshape(-1, tokens.shape[2]).index_select(0, rows.flatten()).view(-1, index.shape[1], tokens.shape[2])
 
 
-def _rows(block: Tensor, blocks: Blocks) -> Tensor:
-    """f[r, H, D] of f[n, H, q, D], without padding."""
-    rows = block.transpose(1, 2).flatten(0, 1)
-    return rows if blocks.real is None else rows.index_select(0, blocks.real)
-
-
-def _add(tokens: Tensor, index: Tensor, block: Tensor) -> None:
-    """Adds f[n, H, k, D] at i[n, k] of f[T, H, D]; a prefix stands in several blocks."""
-    tokens.index_add_(0, index.flatten(), block.transpose(1, 2).flatten(0, 1))
+def _tokens(block: Float[Tensor, "nH k D"], heads: int) -> Float[Tensor, "nk H D"]:
+    return block.unflatten(0, (-1, heads)).transpose(1, 2).flatten(0, 1)
 
 
 class _Context(FunctionCtx):
-    blocks: Sequence[Blocks]
+    blocks: Blocks
     scaling: float
     saved_tensors: tuple[Tensor, ...]
 
 
 class _Blocked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: _Context, q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Blocks], scaling: float) -> Tensor:
-        found, weights = torch.empty(q.shape, dtype=q.dtype), []
-        for each in blocks:
-            scores = (_taken(q, each.queries) * scaling) @ _taken(k, each.keys).transpose(-1, -2)
-            weight = torch.softmax(scores.float().add_(each.mask), -1).to(v.dtype)
-            found.index_copy_(0, each.tokens, _rows(weight @ _taken(v, each.keys), each))
-            weights.append(weight)
-        ctx.save_for_backward(q, k, v, found, *weights)
+    def forward(ctx: _Context, q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, scaling: float) -> Tensor:
+        heads, weights, found = q.shape[1], list[Tensor](), list[Tensor]()
+        exact = torch.promote_types(q.dtype, torch.float32)
+        for each in blocks.batched:
+            scores = torch.bmm(_taken(q, each.queries), _taken(k, each.keys).transpose(1, 2)).to(exact)
+            scores = torch.add(each.mask, scores.unflatten(0, (-1, heads)), alpha=scaling)
+            weights.append(torch.softmax(scores, -1).to(v.dtype).flatten(0, 1))
+            found.append(_tokens(torch.bmm(weights[-1], _taken(v, each.keys)), heads))
+        ctx.save_for_backward(q, k, v, *weights)
         ctx.blocks, ctx.scaling = blocks, scaling
-        return found
+        return torch.cat(found).index_select(0, blocks.rows)
 
     @staticmethod
     def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
-        q, k, v, found, *weights = ctx.saved_tensors
-        to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        # Of each query, what all of its weights share in their gradient.
-        shared = (gradient.float() * found.float()).sum(-1)
-        for each, weight in zip(ctx.blocks, weights, strict=True):
-            own = _taken(gradient, each.queries)
-            if each.real is not None:
-                padding = torch.ones(each.queries.numel(), dtype=torch.bool).index_fill_(0, each.real, False)
-                own = own.masked_fill(padding.view(len(own), 1, -1, 1), 0)
-            queries, keys = _taken(q, each.queries) * ctx.scaling, _taken(k, each.keys)
-            _add(to_v, each.keys, weight.transpose(-1, -2) @ own)
-            to_scores = (own @ _taken(v, each.keys).transpose(-1, -2)).float()
-            less = shared.index_select(0, each.queries.flatten()).unflatten(0, each.queries.shape)
-            to_scores = to_scores.sub_(less.transpose(1, 2).unsqueeze(-1)).mul_(weight).to(q.dtype)
-            if each.real is not None:
-                to_scores = to_scores.masked_fill(padding.view(len(own), 1, -1, 1), 0)
-            to_q.index_copy_(0, each.tokens, _rows((to_scores @ keys) * ctx.scaling, each))
-            to_k.index_add_(
-                0, each.keys.flatten(), (to_scores.transpose(-1, -2) @ queries).transpose(1, 2).flatten(0, 1)
-            )
-        return to_q, to_k, to_v, None, None
+        q, k, v, *weights = ctx.saved_tensors
+        heads, to_q = q.shape[1], list[Tensor]()
+        to_k, to_v = k.new_zeros(k.shape), v.new_zeros(v.shape)
+        for each, weight in zip(ctx.blocks.batched, weights, strict=True):
+            own, keys = _taken(gradients[0], each.queries), _taken(k, each.keys)
+            if each.padded:
+                own.unflatten(0, (-1, heads)).masked_fill_(~each.real[:, None, :, None], 0)
+            to_weight = torch.bmm(own, _taken(v, each.keys).transpose(1, 2))
+            to_scores = torch._softmax_backward_data(to_weight, weight, -1, weight.dtype)
+            to_q.append(_tokens(torch.bmm(to_scores, keys), heads))
+            # A key stands in several blocks.
+            index = each.keys.flatten()
+            to_v.index_add_(0, index, _tokens(torch.bmm(weight.transpose(1, 2), own), heads))
+            to_k.index_add_(0, index, _tokens(torch.bmm(to_scores.transpose(1, 2), _taken(q, each.queries)), heads))
+        scaled = torch.cat(to_q).index_select(0, ctx.blocks.rows).mul_(ctx.scaling)
+        return scaled, to_k.mul_(ctx.scaling), to_v, None, None
