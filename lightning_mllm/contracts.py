@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -218,19 +217,20 @@ class Batch:
         """The same rows with other fields beside them; their `layout` is not found anew, as `replace` would."""
         beside = {"images", "sources", "own_mean", "numbers", "together", "step"}
         assert changes.keys() <= beside, changes.keys()
-        known = copy(self)
-        vars(known).update(changes)
+        known = object.__new__(Batch)  # a third of the time of `copy`
+        vars(known).update({**vars(self), **changes})
         return known
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with every tensor changed, but those of `step`, which stay on the host."""
-        moved, known = copy(self), {"layout": self.layout, **vars(self)}
-        vars(moved).update({name: map_tensors(each, change) for name, each in known.items() if name != "step"})
+        moved, known = self.noted(), {"layout": self.layout, **vars(self)}
+        vars(moved).update({n: map_tensors(v, change) for n, v in known.items() if isinstance(v, Tensor | Layout)})
         return moved
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch with every tensor on `device`."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """The same batch with every tensor on `device`; itself where they are."""
+        here = self.tokens.device == torch.device(device)
+        return self if here else self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:  # torch's DataLoader calls it
         return self.map(Tensor.pin_memory)

@@ -119,3 +119,11 @@ def test_copies_do_not_block_where_they_need_not(monkeypatch: pytest.MonkeyPatch
     assert blocking[held:] == [True] * held
     batch().pin_memory()
     assert len(pinned) == held
+
+
+def test_what_is_on_its_device_is_not_copied() -> None:
+    own = batch()
+    assert own.to("cpu") is own
+    moved = own.to("meta")
+    assert moved is not own and moved.tokens.is_meta and moved.layout.supervised.hidden.is_meta and moved.ids == own.ids
+    assert not own.tokens.is_meta and not own.layout.supervised.hidden.is_meta

@@ -48,6 +48,14 @@ class EvaluatedModule(LightningModule):
         """Within a step of an evaluation: what was encoded in its earlier steps, by the same weights."""
         self._encoded_images: EncodedImages | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes in it which hook runs, some 50 times a step; torch would first look for a parameter, a module
+        # and a buffer of that name.
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @property
     def scores(self) -> Sequence[Scores | Retrieval | TextScores]:
         """Of the sets that were validated or tested last."""

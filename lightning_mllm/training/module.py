@@ -14,6 +14,7 @@ of all rows, before the first backward:
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -65,6 +66,7 @@ from lightning_mllm.training.resuming import check_stage, note_stage
 from lightning_mllm.training.sharding import ShardedStrategy, full_tensor, to_local
 from lightning_mllm.training.skipped_steps import SkippedSteps
 from lightning_mllm.training.stage import StageSettings
+from lightning_mllm.training.step_sums import StepSums
 from lightning_mllm.training.steps import optimizer_steps, take_whole_steps
 from lightning_mllm.weights.stage_weights import initial_tensors
 
@@ -125,7 +127,7 @@ class MultimodalModule(EvaluatedModule):
         )
         self._title = type(self).__name__  # FSDP2 changes the class
         self._configured = False
-        self._sums: dict[str, Tensor] = {}
+        self._sums = StepSums()
         self._weights: list[MicroBatchWeights] = []
         self._row: dict[str, float] = {}
         self.skipped = SkippedSteps()
@@ -284,7 +286,7 @@ class MultimodalModule(EvaluatedModule):
 
     def on_train_start(self) -> None:
         self.train()
-        self._sums, self._weights = {}, []
+        self._sums, self._weights = StepSums(), []
         self.skipped.begin(self.trainer)
         # A validation before training leaves the outermost unit gathered; gradients belong to the shards.
         reshard(self.net)
@@ -303,12 +305,8 @@ class MultimodalModule(EvaluatedModule):
         output: Output = self(batch)
         values = weights.values(output)
         self.skipped.saw(batch, output)
-        new = {f"train/{name}": value.detach().double() for name, value in values.items()}
-        tokens = weights.tokens.sum().double()
-        new |= {"tokens": tokens, "images": torch.full_like(tokens, batch.num_images), "wrong": weights.wrong(output)}
-        new |= {"read": (batch.segments > 0).sum()}
-        new |= step_row.losses_of_sources(step_row.sources_of(getattr(self.trainer, "datamodule", None)), batch, output)
-        self._sums = {name: value + self._sums[name] for name, value in new.items()} if self._sums else new
+        sources = step_row.sources_of(getattr(self.trainer, "datamodule", None))
+        self._sums.add(batch, output, weights, values, sources)
         # What Lightning and the strategy divide by.
         return values["loss"] * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
@@ -329,24 +327,13 @@ class MultimodalModule(EvaluatedModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         assert self._check is not None
-        sums, self._sums = step_row.reduced(self._sums), {}
-        means = {name: value for name, (value, *more) in sums.items() if not more}
-        step = self.trainer.global_step + 1
-        tokens, images, wrong, read = (means.pop(name) for name in ("tokens", "images", "wrong", "read"))
+        totals, self._sums = self._sums.totals(), StepSums()
         for each in step_row.throughputs(self.trainer):
-            each.count({"tokens": read, "supervised_tokens": tokens, "images": images})
-        if tokens == 0:
-            raise ValueError(f"optimizer step {step}: found no supervised item in the global batch, expected some")
-        if wrong:
-            raise ValueError(
-                f"{self._title}.forward: found terms that count other tokens than labels have in {wrong:.0f} rows of"
-                f" step {step}, expected Term.tokens to be the supervised tokens of each row"
-            )
-        if len(means) == 2:  # the loss and its one term
-            means = {"train/loss": means["train/loss"]}
-        self._row = {**means, **step_row.means_of_sources(sums), **step_row.rates(optimizer)}
-        self._saw_image = images > 0
-        step_row.show_loss(self.trainer, means["train/loss"])
+            each.count({"tokens": totals.read, "supervised_tokens": totals.tokens, "images": totals.images})
+        totals.check(self._title, self.trainer.global_step + 1)
+        self._row = {**totals.losses, **totals.sources, **step_row.rates(optimizer)}
+        self._saw_image = totals.images > 0
+        step_row.show_loss(self.trainer, self._row["train/loss"])
 
     def configure_gradient_clipping(
         self,
@@ -426,3 +413,7 @@ class MultimodalModule(EvaluatedModule):
         check_stage(checkpoint, self)
         self.skipped.load_state_dict(checkpoint.get("skipped", {}))
         restore(checkpoint, self.checkpoint_tensors(), with_optimizer=self.trainer.state.fn == TrainerFn.FITTING)
+
+
+# Lightning asks for it in each step.
+MultimodalModule.training_step.__signature__ = inspect.signature(MultimodalModule.training_step)  # pyright: ignore

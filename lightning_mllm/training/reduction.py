@@ -94,7 +94,7 @@ class MicroBatchWeights:
     def wrong(self, output: Output) -> Int[Tensor, ""]:
         """Rows of which the net counts other tokens than their labels have."""
         counts = [term.tokens for term in output.terms.values() if term.tokens is not None]
-        return torch.stack([(each != self.tokens).sum() for each in [self.tokens, *counts]]).sum()
+        return torch.stack([self.tokens, *counts]).ne(self.tokens).sum()
 
 
 def step_weights(
@@ -119,11 +119,14 @@ def step_weights(
         chosen = [number for number, batch in enumerate(batches) if batch.own_mean == mean]
         places, total = _places([batches[number] for number in chosen], rank, world)
         own = torch.cat([counts[number] for number in chosen])
-        index = torch.tensor(places, device=own.device)
-        everyone = all_reduce(own.new_zeros(total).index_copy(0, index, own).to(device, non_blocking=True))
+        everyone, index = own.to(device, non_blocking=True), slice(None)
+        if world > 1 or places != list(range(total)):
+            index = torch.tensor(places, device=own.device)
+            everyone = all_reduce(own.new_zeros(total).index_copy(0, index, own).to(device, non_blocking=True))
+            index = index.to(device, non_blocking=True)
         weights = row_weights(everyone, reduction, size if mean is None else total)
         factor = 1.0 if mean is None else mean
-        sizes, index = [len(batches[number].ids) for number in chosen], index.to(device, non_blocking=True)
+        sizes = [len(batches[number].ids) for number in chosen]
         parts = (weights[index] * factor).split(sizes), everyone[index].split(sizes)
         for number, of_tokens, tokens in zip(chosen, *parts, strict=True):
             of_rows = torch.full_like(of_tokens, factor / total)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from lightning import Trainer
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from lightning_mllm.training.callbacks.throughput import Throughput
 from lightning_mllm.training.reduction import held_out_loss
 
 SOURCE = "source "
-SIGNALS = "signals"
+HOST = "host"
 TEXT = "data.text.tokens"
 """What loaders call the rows of plain text beside the global batch."""
 
@@ -47,29 +48,34 @@ def losses_of_sources(sources: Sequence[str], batch: Batch, output: Output) -> d
     return {f"{SOURCE}{source}": pair for source, pair in zip(sources, sums.double(), strict=True)}
 
 
-def reduced(sums: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """The sums of all ranks; each of them has the same names and shapes.
+def reduced(sums: Mapping[str, Float[Tensor, " _"]], host: Sequence[float] = ()) -> dict[str, list[float]]:
+    """The sums of all ranks, by name; each of them has the same names and numbers.
 
     On the way every rank hears of a signal that one of them has received (`signals.agreed`).
+
+    Args:
+        sums: f64, on the device.
+        host: what this rank knows without it; all ranks' sums of these are `HOST`.
     """
-    own = torch.tensor([float(signals.received() == each) for each in signals.SIGNALS])
-    sums = {**sums, SIGNALS: own.to(next(iter(sums.values())).device, non_blocking=True)}
-    flat = all_reduce(torch.cat([sums[name].double().reshape(-1) for name in sorted(sums)])).tolist()
-    found: dict[str, list[float]] = {}
-    for name in sorted(sums):
-        found[name], flat = flat[: sums[name].numel()], flat[sums[name].numel() :]
-    heard = zip(signals.SIGNALS, found.pop(SIGNALS), strict=True)
+    received = signals.received()
+    known = [*host, *(float(received == each) for each in signals.SIGNALS)]
+    own = torch.tensor(known, dtype=torch.float64).to(next(iter(sums.values())).device, non_blocking=True)
+    flat = all_reduce(torch.cat([own, *sums.values()])).tolist()
+    heard = zip(signals.SIGNALS, flat[len(host) : len(known)], strict=True)
     signals.agree(next((each for each, ranks in heard if ranks), 0))
+    found, begin = {HOST: flat[: len(host)]}, len(known)
+    for name, each in sums.items():
+        found[name], begin = flat[begin : begin + len(each)], begin + len(each)
     return found
 
 
 def means_of_sources(sums: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """The mean loss of each source that the step has rows of."""
     found: dict[str, float] = {}
-    for name, (loss, *items) in sums.items():
-        if name.startswith(SOURCE) and items[0]:
+    for name in sums:
+        if name.startswith(SOURCE) and (pair := sums[name])[1]:
             source = name.removeprefix(SOURCE)
-            found[f"train/loss/{'text' if source == TEXT else source}"] = loss / items[0]
+            found[f"train/loss/{'text' if source == TEXT else source}"] = pair[0] / pair[1]
     return found
 
 
@@ -99,5 +105,5 @@ def show_loss(trainer: Trainer, loss: float) -> None:
     """What `self.log` would tell callbacks and progress bars, in a twentieth of the time; one that is no number, whose
     step is skipped, is not told."""
     shown: Any = trainer
-    for metrics in (shown.callback_metrics, shown.progress_bar_metrics) if math.isfinite(loss) else ():
-        metrics["train/loss"] = torch.tensor(loss)
+    if math.isfinite(loss):
+        shown.callback_metrics["train/loss"] = shown.progress_bar_metrics["train/loss"] = torch.tensor(loss)

@@ -61,12 +61,16 @@ class MetricsCsv(Logger):
             self.columns += new
             self._write([*self._read()[1], row])
             return
-        size = self.path.stat().st_size
+        # Numbers need no quotes.
+        line = ",".join([row.get(name, "") for name in self.columns]) + "\r\n"
+        size = None
         try:
-            with writing(self.path), open(self.path, "a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self.columns, restval="").writerow(row)
+            with writing(self.path), open(self.path, "ab") as file:
+                size = file.tell()
+                file.write(line.encode())
         except NotWritten:
-            os.truncate(self.path, size)  # half of a row
+            if size is not None:
+                os.truncate(self.path, size)  # half of a row
             raise
 
     @rank_zero_only

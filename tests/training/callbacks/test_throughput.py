@@ -29,9 +29,10 @@ def test_rates_are_of_the_time_since_the_row_before(monkeypatch: pytest.MonkeyPa
         clock.start("[_TrainingEpochLoop].train_dataloader_next")
         after(1)
         clock.stop("[_TrainingEpochLoop].train_dataloader_next")
-        clock.start("run_training_batch")
-        after(3)
-        clock.stop("run_training_batch")
+        with clock.profile("run_training_batch"):
+            after(3)
+        clock.start("[_EvaluationLoop].val_next")
+        clock.stop("[_EvaluationLoop].val_next")
         found.count({"tokens": 400, "supervised_tokens": 40, "images": 8})
     found.on_validation_start(None, None)  # pyright: ignore[reportArgumentType]
     after(1000)
