@@ -345,20 +345,21 @@ class MultimodalModule(EvaluatedModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [cast(Tensor, p.grad) for p in parameters]
         norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
-        if self.skipped.skips(self.trainer, self._row["train/loss"], norm.item(), self.optimizer_steps()):
+        found, clip = norm.item(), self.stage.gradient_clip
+        if self.skipped.skips(self.trainer, self._row["train/loss"], found, self.optimizer_steps()):
             # Without gradients the optimizer changes neither weights nor moments.
             for parameter in parameters:
                 parameter.grad = None
         else:
             if not self._check.done:
                 self._check.look(saw_image=self._saw_image, moves=self._row["train/lr"] > 0)
-            if self.stage.gradient_clip > 0:
-                ratio = (self.stage.gradient_clip / (norm + 1e-6)).clamp(max=1.0)
+            if clip > 0 and found + 1e-6 > 0.99 * clip:  # the ratio of a smaller norm is 1
+                ratio = (clip / (norm + 1e-6)).clamp(max=1.0)
                 torch._foreach_mul_([to_local(g) for g in gradients], ratio)
         step = self.trainer.global_step + 1
         if step % self.trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
             # Lightning writes its own log after a checkpoint is saved: a stop in between would lose the row.
-            row = {**self._row, "train/gradient_norm": float(norm), "train/skipped": float(self.skipped.total)}
+            row = {**self._row, "train/gradient_norm": found, "train/skipped": float(self.skipped.total)}
             step_row.log_row(self.trainer, row, step, norm.device)
 
     def configure_optimizers(self) -> Any:

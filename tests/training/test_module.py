@@ -99,6 +99,20 @@ def test_clipping_is_of_the_global_gradient(tmp_path: Path, used_gradients: list
     assert losses(tmp_path, "train/gradient_norm")[0][1] > 0.05
 
 
+@pytest.mark.parametrize("share", [0.5, 0.98, 1.0, 1.02])
+def test_a_gradient_is_clipped_by_its_ratio_alone(
+    tmp_path: Path, used_gradients: list[dict[str, torch.Tensor]], share: float
+) -> None:
+    data = {"steps": 1, "micro_batch": 4}
+    fit(tmp_path / "whole", data=data, every_n_steps=0)
+    norm = torch.nn.utils.get_total_norm(list(used_gradients[0].values()))
+    clip = float(norm) / share
+    fit(tmp_path / "clipped", data=data, every_n_steps=0, stage=settings(gradient_clip=clip))
+    ratio = (clip / (norm + 1e-6)).clamp(max=1.0)
+    whole, clipped = used_gradients
+    assert all(torch.equal(clipped[name], ratio * whole[name]) for name in whole)
+
+
 def test_clipping_by_the_trainer_is_refused_before_the_net_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
