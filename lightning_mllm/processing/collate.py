@@ -43,7 +43,7 @@ def collate_rows(rows: Sequence[Encoded], pad_id: int, padding: Side, blank: Ten
         pad_rows([row.kinds for row in rows], TokenKind.TEXT, padding),
         pad_rows(segments, 0, padding),
     )
-    apart = pad_rows([positions(each) for each in segments], 0, padding)
+    apart = pad_rows([row_positions(row) for row in rows], 0, padding)
     batch = Batch(
         tokens=pad_rows([row.tokens for row in rows], pad_id, padding),
         labels=pad_rows([row.labels for row in rows], IGNORE, padding),
@@ -56,7 +56,7 @@ def collate_rows(rows: Sequence[Encoded], pad_id: int, padding: Side, blank: Ten
         query_text=pad_rows(read, IGNORE, "right") if read else None,
         image_ids=torch.tensor([number for row in rows for number in row.image_ids], dtype=torch.long),
         num_files=len({number for row in rows for number in row.image_ids}),
-        image_rows=torch.tensor([i for i, row in enumerate(rows) for _ in row.images] or [0]),
+        image_rows=torch.tensor([i for i, row in enumerate(rows) for _ in range(len(row.images))] or [0]),
         visual_counts=tuple(count for row in rows for count in row.visual_counts),
         **kept(rows),
     )
@@ -67,7 +67,7 @@ def collate_rows(rows: Sequence[Encoded], pad_id: int, padding: Side, blank: Ten
 def check_slots(rows: Sequence[Encoded]) -> None:
     """ValueError if a sample has not as many IMAGE slots as its images have visual vectors."""
     for row in rows:
-        if (slots := int((row.kinds == TokenKind.IMAGE).sum())) != sum(row.visual_counts):
+        if (slots := row.kinds.tolist().count(TokenKind.IMAGE)) != sum(row.visual_counts):
             shown = f"{sum(row.visual_counts)} visual vectors of {len(row.visual_counts)} images"
             raise ValueError(f"sample {row.id!r}: found {slots} IMAGE slots for {shown}, expected as many")
 
@@ -75,6 +75,11 @@ def check_slots(rows: Sequence[Encoded]) -> None:
 def kept(rows: Sequence[Encoded]) -> dict[str, Any]:
     """Fields of a batch that its samples bring along, in their order."""
     return {of_batch: [getattr(row, of_sample) for row in rows] for of_batch, of_sample in KEPT.items()}
+
+
+def row_positions(row: Encoded) -> Int[Tensor, " T"]:
+    """Of each token of a row in its own segment, from 0."""
+    return torch.arange(len(row.tokens)) if row.segments is None else positions(row.segments)
 
 
 def positions(segments: Int[Tensor, " T"]) -> Int[Tensor, " T"]:

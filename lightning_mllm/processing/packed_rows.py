@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Int
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from lightning_mllm.contracts import IGNORE, Batch, Encoded, Supervised, TokenKind, runs_of
 from lightning_mllm.layout import Layout
-from lightning_mllm.processing.collate import check_slots, kept, pad_rows, positions
+from lightning_mllm.processing.collate import check_slots, kept, pad_rows, row_positions
 from lightning_mllm.processing.shared_positions import shared_positions
 from lightning_mllm.spans import Range, spans_of
 
@@ -56,19 +57,17 @@ def pack_samples(rows: Sequence[Encoded], blank: Tensor, shared: bool = False) -
             f"hardware.pack: found decoder tokens (sample {rows[0].id!r}), expected false for an encoder-decoder"
         )
     pieces = shared_prefixes(rows)
-    segments = [torch.ones_like(row.tokens) if row.segments is None else row.segments.long() for row in rows]
-    own = [
-        shared_positions(row.kinds[None], each[None])[0] if shared else positions(each)
-        for row, each in zip(rows, segments, strict=True)
-    ]
+    own = [_shared(row) if shared else row_positions(row) for row in rows]
 
     def joined(values: Sequence[Tensor]) -> Tensor:
-        return torch.cat([values[piece.number][piece.start :] for piece in pieces])
+        return torch.cat([values[p.number][p.start :] if p.start else values[p.number] for p in pieces])
 
-    starts = dict(zip([piece.number for piece in pieces], _starts(pieces, rows), strict=True))
+    sizes = [len(rows[piece.number].tokens) - piece.start for piece in pieces]
+    starts = {piece.number: end - size for piece, size, end in zip(pieces, sizes, accumulate(sizes), strict=True)}
     ranges: list[tuple[Range, Range]] = []
-    for piece in pieces:
-        lengths = segments[piece.number][piece.start :].unique_consecutive(return_counts=True)[1].tolist()
+    for piece, size in zip(pieces, sizes, strict=True):
+        segments = rows[piece.number].segments
+        lengths = [size] if segments is None else _lengths(segments[piece.start :])
         before = (0, 0) if piece.sharing is None else (starts[piece.sharing], starts[piece.sharing] + piece.start)
         at = starts[piece.number]
         for length in lengths:
@@ -76,7 +75,7 @@ def pack_samples(rows: Sequence[Encoded], blank: Tensor, shared: bool = False) -
             at += length
     spans = spans_of([span for span, _ in ranges], [prefix for _, prefix in ranges])
     labels, kinds = joined([row.labels for row in rows]), joined([row.kinds for row in rows])
-    samples = torch.cat([torch.full((len(rows[p.number].tokens) - p.start,), p.number) for p in pieces])
+    samples = torch.tensor([piece.number for piece in pieces]).repeat_interleave(torch.tensor(sizes))
     shown = [piece for piece in pieces if piece.sharing is None]
     images = torch.cat([rows[piece.number].images for piece in shown])
     read = [row.query_text for row in rows if row.query_text is not None]
@@ -92,7 +91,7 @@ def pack_samples(rows: Sequence[Encoded], blank: Tensor, shared: bool = False) -
         query_text=pad_rows(read, IGNORE, "right") if read else None,
         image_ids=torch.tensor([number for p in shown for number in rows[p.number].image_ids], dtype=torch.long),
         num_files=len({number for row in rows for number in row.image_ids}),
-        image_rows=torch.tensor([p.number for p in shown for _ in rows[p.number].images] or [0]),
+        image_rows=torch.tensor([p.number for p in shown for _ in range(len(rows[p.number].images))] or [0]),
         visual_counts=tuple(count for p in shown for count in rows[p.number].visual_counts),
         **kept(rows),
     )
@@ -109,12 +108,15 @@ def pack_samples(rows: Sequence[Encoded], blank: Tensor, shared: bool = False) -
     return batch
 
 
-def _starts(pieces: Sequence[Piece], rows: Sequence[Encoded]) -> list[int]:
-    """The index in the row at which each piece begins."""
-    found = [0]
-    for piece in pieces[:-1]:
-        found.append(found[-1] + len(rows[piece.number].tokens) - piece.start)
-    return found
+def _shared(row: Encoded) -> Int[Tensor, " T"]:
+    """Positions where all vectors of an image have one."""
+    segments = torch.ones_like(row.tokens) if row.segments is None else row.segments.long()
+    return shared_positions(row.kinds[None], segments[None])[0]
+
+
+def _lengths(segments: Int[Tensor, " T"]) -> list[int]:
+    """Tokens of each segment."""
+    return segments.unique_consecutive(return_counts=True)[1].tolist()
 
 
 def _supervised(
