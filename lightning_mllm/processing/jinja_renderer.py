@@ -100,15 +100,14 @@ class JinjaRenderer:
             raise TemplateBoundsError(self._beyond)
         if not self._each_turn:
             return self._apply([messages], generate)[0]
-        text, marked, ends = self._opening.text, [*self._opening.marked], [len(self._opening.text)]
-        for turn in self._each(messages):
-            marked += [(start + len(text), stop + len(text)) for start, stop in turn.marked]
-            text += turn.text
-            ends.append(len(text))
-        if generate:
-            marked += [(start + len(text), stop + len(text)) for start, stop in self.prompt.marked]
-            text += self.prompt.text
-        return Rendered(text, marked, ends)
+        parts = [self._opening, *self._each(messages), *([self.prompt] if generate else [])]
+        marked, ends, length = Spans(), list[int](), 0
+        for part in parts:
+            for start, stop in part.marked:
+                marked.append((start + length, stop + length))
+            length += len(part.text)
+            ends.append(length)
+        return Rendered("".join([part.text for part in parts]), marked, ends[: len(messages) + 1])
 
     @cached_property
     def _each_turn(self) -> bool:

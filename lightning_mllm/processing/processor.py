@@ -147,8 +147,7 @@ class Processor:
                 raise ValueError("found documents for an encoder-decoder, expected a causal language model")
             return pack(sample, sample.documents, self.text, self.begin, self.max_length, self._blank(0))
         chat, turns = self.chat.of(sample.task), sample.turns
-        for turn in turns:
-            check_characters(turn.text)
+        check_characters("".join([turn.text for turn in turns]))
         if generate and turns and turns[-1].role == "assistant":
             turns = turns[:-1]
         pieces = chat.render(turns, generate=generate)

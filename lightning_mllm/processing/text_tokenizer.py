@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import chain, repeat
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerFast
@@ -63,8 +62,10 @@ class TextTokenizer:
     def joined(self, pieces: Sequence[Piece]) -> tuple[str, list[bool]]:
         """Their text with stand-ins, and for each character whether it is learned."""
         written = [(self._written(piece), piece.learn) for piece in pieces]
-        learned = list(chain.from_iterable(repeat(learn, len(text)) for text, learn in written))
-        return "".join(text for text, _ in written), learned
+        learned = list[bool]()
+        for text, learn in written:
+            learned += [learn] * len(text)
+        return "".join([text for text, _ in written]), learned
 
     def coded(self, text: str) -> tuple[list[int], list[int]]:
         """Tokens of a text with stand-ins, and where the last character of each stands."""

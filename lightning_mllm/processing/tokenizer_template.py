@@ -10,6 +10,7 @@ What stands before an answer is, to the letter, what the template writes where o
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lightning_mllm.contracts import IMAGE_MARK, LITERAL_MARK, Turn
 from lightning_mllm.processing.chat_template import count_marks, join_pieces, mark_pieces, split_system
-from lightning_mllm.processing.jinja_renderer import GENERATION_MARK, JinjaRenderer, Messages, Rendered, Spans
+from lightning_mllm.processing.jinja_renderer import GENERATION_MARK, JinjaRenderer, Messages, Rendered
 from lightning_mllm.processing.marks import MARKS
 from lightning_mllm.processing.stopping import stop_of
 from lightning_mllm.processing.template_trial import TemplateBoundsError
@@ -101,12 +102,13 @@ class TokenizerTemplate:
             if found != marks:
                 raise ValueError(f"the tokenizer's template writes {found} {mark} marks, expected {marks}")
         text = text.rstrip(" ") if generate else text
-        pieces, end = [], 0
+        pieces, end = list[Piece](), 0
         learned = {i for i, turn in enumerate(turns) if turn.learn}
-        for start, stop in [*self._spans(messages, rendered, learned), (len(text), len(text))]:
-            pieces += [*self._read(text[end:start], False), *self._read(text[start:stop], True)]
+        for start, stop in self._spans(messages, rendered, learned):
+            pieces += self._read(text[end:start], False)
+            pieces += self._read(text[start:stop], True)
             end = stop
-        return join_pieces(pieces)
+        return join_pieces(pieces + self._read(text[end:], False))
 
     def answer(self, text: str) -> list[Piece]:
         """As `ChatTemplate.answer`."""
@@ -118,13 +120,10 @@ class TokenizerTemplate:
         if answers and not self.stop:
             tail = self._probe.tail
             raise ValueError(f"the tokenizer's template writes {tail!r} behind an answer, expected what ends it")
-        text = rendered.text
+        text, stops = rendered.text, [stop for _, stop in rendered.marked]
         starts = [len(text[: self._asked(messages, i, rendered)].rstrip(" ")) for i in answers]
         for i, start, limit in zip(answers, starts, [*starts[1:], len(text)], strict=False):
-            if rendered.marked:
-                end = self._marked_end(text, rendered.marked, start, limit)
-            else:
-                end = self._end(messages, i + 1, rendered)
+            end = self._marked_end(text, stops, start, limit) if stops else self._end(messages, i + 1, rendered)
             if end > start and i in learned:
                 yield start, end
 
@@ -142,8 +141,10 @@ class TokenizerTemplate:
             )
         return len(prompt)
 
-    def _marked_end(self, text: str, marked: Spans, start: int, limit: int) -> int:
-        end = max((stop for _, stop in marked if start < stop <= limit), default=0)
+    def _marked_end(self, text: str, stops: Sequence[int], start: int, limit: int) -> int:
+        """The last of the rising `stops` up to `limit`; 0 where none is behind `start`."""
+        last = bisect_right(stops, limit) - 1
+        end = stops[last] if last >= 0 and stops[last] > start else 0
         # A last answer may end as earlier ones do not.
         return end + len(self._probe.unmarked) if end and text.startswith(self._probe.unmarked, end) else end
 
@@ -176,18 +177,19 @@ class TokenizerTemplate:
     def _stop(self, tail: str) -> str:
         return stop_of(tail, {*self.tokenizer.get_added_vocab(), *map(str, self.tokenizer.all_special_tokens)})
 
-    def _read(self, text: str, learn: bool) -> Iterator[Piece]:
+    def _read(self, text: str, learn: bool) -> list[Piece]:
         """Rendered text as pieces: what stands for special tokens of a turn is text again."""
-        if "\ufdd2" not in text and (learn or not any(mark in text for mark in (*MARKS, LITERAL_MARK))):
-            yield Piece(text, learn, special=True)
-            return
+        if "\ufdd2" not in text and (learn or not any(map(text.__contains__, (*MARKS, LITERAL_MARK)))):
+            return [Piece(text, learn, special=True)]
+        pieces = list[Piece]()
         for i, part in enumerate(PROTECTED.split(text)):
             if i % 2:
-                yield Piece(self._protected[int(part)], learn)
+                pieces.append(Piece(self._protected[int(part)], learn))
             elif learn:
-                yield Piece(part, learn, special=True)
+                pieces.append(Piece(part, learn, special=True))
             else:
-                yield from (piece._replace(special=not piece.mark) for piece in mark_pieces(part))
+                pieces += [piece._replace(special=not piece.mark) for piece in mark_pieces(part)]
+        return pieces
 
     @cached_property
     def _protected(self) -> list[str]:
