@@ -39,11 +39,9 @@ def collate_rows(rows: Sequence[Encoded], pad_id: int, padding: Side, blank: Ten
     read = [row.query_text for row in rows if row.query_text is not None]
     one = (torch.ones(len(row.tokens), dtype=torch.int32) for row in rows)
     segments = [single if row.segments is None else row.segments for row, single in zip(rows, one, strict=True)]
-    padded_kinds, padded_segments = (
-        pad_rows([row.kinds for row in rows], TokenKind.TEXT, padding),
-        pad_rows(segments, 0, padding),
-    )
-    apart = pad_rows([row_positions(row) for row in rows], 0, padding)
+    padded_kinds = pad_rows([row.kinds for row in rows], TokenKind.TEXT, padding)
+    padded_segments = pad_rows(segments, 0, padding)
+    apart = pad_rows([positions(row) for row in rows], 0, padding)
     batch = Batch(
         tokens=pad_rows([row.tokens for row in rows], pad_id, padding),
         labels=pad_rows([row.labels for row in rows], IGNORE, padding),
@@ -77,16 +75,13 @@ def kept(rows: Sequence[Encoded]) -> dict[str, Any]:
     return {of_batch: [getattr(row, of_sample) for row in rows] for of_batch, of_sample in KEPT.items()}
 
 
-def row_positions(row: Encoded) -> Int[Tensor, " T"]:
-    """Of each token of a row in its own segment, from 0."""
-    return torch.arange(len(row.tokens)) if row.segments is None else positions(row.segments)
-
-
-def positions(segments: Int[Tensor, " T"]) -> Int[Tensor, " T"]:
+def positions(row: Encoded) -> Int[Tensor, " T"]:
     """Of each token in its own segment, from 0."""
-    index = torch.arange(len(segments))
+    index = torch.arange(len(row.tokens))
+    if row.segments is None:
+        return index
     begins = torch.ones_like(index, dtype=torch.bool)
-    begins[1:] = segments[1:] != segments[:-1]
+    begins[1:] = row.segments[1:] != row.segments[:-1]
     return index - (index * begins).cummax(0).values
 
 

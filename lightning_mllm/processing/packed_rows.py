@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lightning_mllm.contracts import IGNORE, Batch, Encoded, Supervised, TokenKind, runs_of
 from lightning_mllm.layout import Layout
-from lightning_mllm.processing.collate import check_slots, kept, pad_rows, row_positions
+from lightning_mllm.processing.collate import check_slots, kept, pad_rows, positions
 from lightning_mllm.processing.shared_positions import shared_positions
 from lightning_mllm.spans import Range, spans_of
 
@@ -57,7 +57,7 @@ def pack_samples(rows: Sequence[Encoded], blank: Tensor, shared: bool = False) -
             f"hardware.pack: found decoder tokens (sample {rows[0].id!r}), expected false for an encoder-decoder"
         )
     pieces = shared_prefixes(rows)
-    own = [_shared(row) if shared else row_positions(row) for row in rows]
+    own = [_shared(row) if shared else positions(row) for row in rows]
 
     def joined(values: Sequence[Tensor]) -> Tensor:
         return torch.cat([values[p.number][p.start :] if p.start else values[p.number] for p in pieces])

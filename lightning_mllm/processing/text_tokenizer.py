@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerFast
@@ -62,9 +63,7 @@ class TextTokenizer:
     def joined(self, pieces: Sequence[Piece]) -> tuple[str, list[bool]]:
         """Their text with stand-ins, and for each character whether it is learned."""
         written = [(self._written(piece), piece.learn) for piece in pieces]
-        learned = list[bool]()
-        for text, learn in written:
-            learned += [learn] * len(text)
+        learned = list(chain.from_iterable([learn] * len(text) for text, learn in written))
         return "".join([text for text, _ in written]), learned
 
     def coded(self, text: str) -> tuple[list[int], list[int]]:

@@ -40,7 +40,7 @@ def test_a_row_is_its_documents_after_one_another() -> None:
     assert row.segments.unique().tolist() == [1, 2, 3]
     learned = [[IGNORE, *each[1:]] for each in expected]
     assert row.labels.tolist() == list(chain(*learned)), "all tokens after the begin token"
-    assert positions(row.segments).tolist() == [place for each in expected for place in range(len(each))]
+    assert positions(row).tolist() == [place for each in expected for place in range(len(each))]
 
 
 @pytest.mark.parametrize("length", range(2, 30))
@@ -85,7 +85,7 @@ def test_packed_and_other_rows_share_a_batch() -> None:
             segments = torch.ones(len(row.tokens), dtype=torch.int32) if row.segments is None else row.segments
             assert torch.equal(batch.tokens[number][real], row.tokens)
             assert batch.segments[number][real].tolist() == segments.tolist()
-            assert torch.equal(batch.positions[number][real], positions(segments))
+            assert torch.equal(batch.positions[number][real], positions(row))
             assert (batch.labels[number][~real] == IGNORE).all()
 
 
