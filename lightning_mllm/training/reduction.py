@@ -89,7 +89,7 @@ class MicroBatchWeights:
         # A term of weight 0 that has a gradient gives one of 0, so that no rank waits for a parameter.
         learned = [term.weight * terms[name] for name, term in output.terms.items() if terms[name].requires_grad]
         learned = learned or [term.weight * terms[name] for name, term in output.terms.items() if term.weight]
-        return {"loss": torch.stack(learned).sum(), **terms}
+        return {"loss": learned[0] if len(learned) == 1 else torch.stack(learned).sum(), **terms}
 
     def wrong(self, output: Output) -> Int[Tensor, ""]:
         """Rows of which the net counts other tokens than their labels have."""
