@@ -28,12 +28,14 @@ DROPS = "llava, instruct_lora"
 
 
 @pytest.fixture(autouse=True)
-def without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What is traced is run by torch itself, and the checks of shapes, which tests alone have, are no part of it."""
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What is traced is run by torch itself, but with MLLM_INDUCTOR set, where it is compiled in minutes; the checks of
+    shapes, which tests alone have, are no part of it."""
     torch._dynamo.reset()
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    run: Callable[..., Any] = lambda graph, inputs: graph.forward  # noqa: E731
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=run))
+    if "MLLM_INDUCTOR" not in os.environ:
+        run: Callable[..., Any] = lambda graph, inputs: graph.forward  # noqa: E731
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=run))
     with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):
         yield
     torch._dynamo.reset()
