@@ -17,6 +17,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 
 import logging
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -26,6 +27,9 @@ from jaxtyping import install_import_hook
 import tests.shapes  # noqa: F401  (the hook looks it up by name)
 
 torch.set_num_threads(1)
+
+# Under nohup it is ignored, by commands that tests start as well.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Before anything of ours is imported.
 install_import_hook(["lightning_mllm", "data_modules"], "tests.shapes.checked")
