@@ -53,8 +53,6 @@ class Batched:
     """0 where a query attends to a key, else -inf; a query of padding attends to the first key."""
     real: Bool[Tensor, "n q"]
     """Which queries are no padding."""
-    padded: bool
-    """Whether any query is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +99,6 @@ def _batched(blocks: Sequence[Block]) -> Batched:
         keys=torch.where(known, keys, keys[:, :1]),
         mask=torch.zeros(attended.shape).masked_fill_(~attended, float("-inf")).unsqueeze(1),
         real=real,
-        padded=not bool(real.all()),
     )
 
 
@@ -158,7 +155,7 @@ class _Blocked(torch.autograd.Function):
         to_k, to_v = k.new_zeros(k.shape), v.new_zeros(v.shape)
         for each, weight in zip(ctx.blocks.batched, weights, strict=True):
             own, keys = _taken(gradients[0], each.queries), _taken(k, each.keys)
-            if each.padded:
+            if not each.real.all():
                 own.unflatten(0, (-1, heads)).masked_fill_(~each.real[:, None, :, None], 0)
             to_weight = torch.bmm(own, _taken(v, each.keys).transpose(1, 2))
             to_scores = torch._softmax_backward_data(to_weight, weight, -1, weight.dtype)
