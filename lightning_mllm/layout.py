@@ -38,7 +38,8 @@ class TokenKind(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Supervised:
-    """The tokens that are learned, in reading order."""
+    """The tokens that are learned, in reading order; of a packed row IGNORE among `targets`, and positions that nothing
+    reads, make sizes recur."""
 
     hidden: Int[Tensor, " S"]
     """Index of the hidden state that predicts each: that of the token before it; of a decoder, which reads its targets

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_mllm.spans import Spans, spans_of, spans_of_segments
+from lightning_mllm.spans import Spans, recurring, spans_of, spans_of_segments
 
 APART = spans_of([(0, 2), (2, 5)])
 SHARED = spans_of([(0, 4), (4, 6), (6, 7)], [(0, 0), (0, 3), (0, 0)])
@@ -65,3 +65,10 @@ def test_spans_of_rows_with_padding() -> None:
 def test_spans_that_leave_a_gap_are_refused() -> None:
     with pytest.raises(AssertionError):
         spans_of([(0, 2), (3, 4)])
+
+
+def test_sizes_recur() -> None:
+    found = [recurring(size) for size in range(1, 8193)]
+    assert all(0 <= more - size < max(16, size / 32) for size, more in enumerate(found, start=1))
+    assert found == sorted(found) and all(recurring(each) == each for each in found) and recurring(0) == 0
+    assert len({*found}) == 64 + 3 * 32

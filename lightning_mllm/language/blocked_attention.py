@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from lightning_mllm.spans import Spans
+from lightning_mllm.spans import Spans, recurring
 
 BLOCK = 64
 """Queries of a block."""
@@ -88,7 +88,7 @@ def _batched(blocks: Sequence[Block]) -> Batched:
     start, first, end, before, after = torch.tensor(blocks).T[..., None]
     prefix, own = after - before, end - first
     past = prefix + first - start
-    row, column = torch.arange(int(own.max())), torch.arange(int((past + own).max()))
+    row, column = torch.arange(recurring(int(own.max()))), torch.arange(recurring(int((past + own).max())))
     real = row < own
     keys = torch.where(column < prefix, before + column, start + column - prefix)
     known = column < past + own

@@ -1,4 +1,4 @@
-"""Samples of a micro-batch in one row of tokens, without padding; those of one image share what stands before it.
+"""Samples of a micro-batch in one row of tokens, without padding between; those of one image share what is before it.
 
     samples       <s> V V V  what ? a dog </s>     <s> V V V  where ? here </s>     <s> why ? so </s>
     row           <s> V V V  what ? a dog </s>  |  where ? here </s>  |  <s> why ? so </s>
@@ -6,7 +6,8 @@
     its prefix    -                                <s> V V V             -
     positions      0  1 2 3   4   5 6  7   8         4   5  6     7       0   1  2  3   4
 
-Losses are those of the samples apart: a token attends to its own sample alone (spans.py), at its own positions.
+Losses are those of the samples apart: a token attends to its own sample alone (spans.py), at its own positions. A few
+tokens of padding, a span of their own, end the row, so that its length is one that recurs (`spans.recurring`).
 
 Legend: K samples, T tokens of the row, t of a sample, N images.
 """
@@ -18,14 +19,15 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
-from jaxtyping import Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lightning_mllm.contracts import IGNORE, Batch, Encoded, Supervised, TokenKind, runs_of
 from lightning_mllm.layout import Layout
 from lightning_mllm.processing.collate import check_slots, kept, pad_rows, positions
 from lightning_mllm.processing.shared_positions import shared_positions
-from lightning_mllm.spans import Range, spans_of
+from lightning_mllm.spans import Range, recurring, spans_of
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,12 @@ class Piece:
     """The sample whose first `start` tokens they are."""
 
 
-def pack_samples(rows: Sequence[Encoded], blank: Tensor, shared: bool = False) -> Batch:
-    """One row of all samples: `tokens` i64[1, T].
+def pack_samples(rows: Sequence[Encoded], pad_id: int, blank: Tensor, shared: bool = False) -> Batch:
+    """One row of all samples: `tokens` i64[1, T]; padding behind them makes T a size that recurs.
 
     Args:
         rows: At least one.
+        pad_id: The token of padding.
         blank: An image u8[1, 3, S, S], which a batch without images carries.
         shared: Whether all vectors of an image have one position.
 
@@ -59,10 +62,14 @@ def pack_samples(rows: Sequence[Encoded], blank: Tensor, shared: bool = False) -
     pieces = shared_prefixes(rows)
     own = [_shared(row) if shared else positions(row) for row in rows]
 
-    def joined(values: Sequence[Tensor]) -> Tensor:
-        return torch.cat([values[p.number][p.start :] if p.start else values[p.number] for p in pieces])
-
     sizes = [len(rows[piece.number].tokens) - piece.start for piece in pieces]
+    total = sum(sizes)
+    padding = recurring(total) - total
+
+    def joined(values: Sequence[Tensor], fill: int) -> Tensor:
+        taken = [values[p.number][p.start :] if p.start else values[p.number] for p in pieces]
+        return torch.cat([*taken, taken[0].new_full((padding,), fill)])
+
     starts = {piece.number: end - size for piece, size, end in zip(pieces, sizes, accumulate(sizes), strict=True)}
     ranges: list[tuple[Range, Range]] = []
     for piece, size in zip(pieces, sizes, strict=True):
@@ -73,19 +80,24 @@ def pack_samples(rows: Sequence[Encoded], blank: Tensor, shared: bool = False) -
         for length in lengths:
             ranges.append(((at, at + length), before))
             at += length
+    segments = len(ranges)
+    if padding:
+        ranges.append(((total, total + padding), (0, 0)))
     spans = spans_of([span for span, _ in ranges], [prefix for _, prefix in ranges])
-    labels, kinds = joined([row.labels for row in rows]), joined([row.kinds for row in rows])
-    samples = torch.tensor([piece.number for piece in pieces]).repeat_interleave(torch.tensor(sizes))
+    labels = joined([row.labels for row in rows], IGNORE)
+    kinds = joined([row.kinds for row in rows], TokenKind.TEXT)
+    samples = torch.tensor([*(piece.number for piece in pieces), 0]).repeat_interleave(torch.tensor([*sizes, padding]))
     shown = [piece for piece in pieces if piece.sharing is None]
     images = torch.cat([rows[piece.number].images for piece in shown])
     read = [row.query_text for row in rows if row.query_text is not None]
-    numbered = torch.repeat_interleave(torch.arange(1, len(spans.own) + 1), spans.queries.diff().long())
+    numbers = torch.tensor([*range(1, segments + 1), *([0] if padding else [])])
+    numbered = numbers.repeat_interleave(spans.queries.diff().long())
     batch = Batch(
-        tokens=joined([row.tokens for row in rows])[None],
+        tokens=joined([row.tokens for row in rows], pad_id)[None],
         labels=labels[None],
         kinds=kinds[None],
         segments=numbered.int()[None],
-        positions=joined(own)[None],
+        positions=joined(own, 0)[None],
         images=images if len(images) else blank,
         num_images=len(images),
         query_text=pad_rows(read, IGNORE, "right") if read else None,
@@ -97,11 +109,11 @@ def pack_samples(rows: Sequence[Encoded], blank: Tensor, shared: bool = False) -
     )
     known = sorted({*map(int, TokenKind)} - {int(TokenKind.TEXT)})
     vars(batch)["layout"] = Layout(
-        packed=len(spans.own) > 1,
+        packed=segments > 1,
         spans=spans,
-        padded=False,
+        padded=padding > 0,
         padded_left=False,
-        supervised=_supervised(labels, samples, spans.previous(), len(rows)),
+        supervised=_supervised(labels, kinds == TokenKind.TEXT, samples, spans.previous(), len(rows)),
         slots={kind: (kinds == kind).nonzero()[:, 0] for kind in known},
         runs=runs_of(kinds[None]),
     )
@@ -120,15 +132,24 @@ def _lengths(segments: Int[Tensor, " T"]) -> list[int]:
 
 
 def _supervised(
-    labels: Int[Tensor, " T"], samples: Int[Tensor, " T"], previous: Int[Tensor, " T"], count: int
+    labels: Int[Tensor, " T"],
+    text: Bool[Tensor, " T"],
+    samples: Int[Tensor, " T"],
+    previous: Int[Tensor, " T"],
+    count: int,
 ) -> Supervised:
+    """Padded like the row: by targets that are not learned, and by positions that nothing reads."""
     learned = ((labels != IGNORE) & (previous >= 0)).nonzero()[:, 0]
     hidden, samples = previous[learned], samples[learned]
+    read = torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, hidden, True)
+    positions, others = read.nonzero()[:, 0], (text & ~read).nonzero()[:, 0]
+    more = min(recurring(len(positions)) - len(positions), len(others))
+    missing = recurring(len(hidden)) - len(hidden)
     return Supervised(
-        hidden=hidden,
-        positions=hidden.unique(),
-        targets=labels[learned],
-        samples=samples,
+        hidden=F.pad(hidden, (0, missing)),
+        positions=torch.cat([positions, others[:more]]),
+        targets=F.pad(labels[learned], (0, missing), value=IGNORE),
+        samples=F.pad(samples, (0, missing)),
         counts=samples.bincount(minlength=count),
     )
 

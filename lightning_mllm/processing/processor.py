@@ -268,7 +268,7 @@ class Processor:
     def collate(self, rows: Sequence[Encoded], *, padding: Side = "right", packed: bool = False) -> Batch:
         """Rows of one length T, the longest (`collate_rows`); or all samples in one row (`pack_samples`)."""
         if packed:
-            return pack_samples(rows, self._blank(1), self.shared_positions)
+            return pack_samples(rows, self.pad_id, self._blank(1), self.shared_positions)
         return collate_rows(rows, self.pad_id, padding, self._blank(1), self.shared_positions)
 
     def with_answers(self, batch: Batch, answers: Sequence[str]) -> Batch:

@@ -16,8 +16,9 @@ from lightning_mllm.architectures.cogvlm import CogVLM
 from lightning_mllm.architectures.language_model import LanguageModelPretraining
 from lightning_mllm.architectures.llava import LLaVA
 from lightning_mllm.architectures.sphinx import Sphinx
-from lightning_mllm.contracts import Batch, Documents, Sample
+from lightning_mllm.contracts import IGNORE, Batch, Documents, Sample, TokenKind
 from lightning_mllm.language.supervised_rows import select_supervised_rows
+from lightning_mllm.spans import recurring
 from lightning_mllm.training.module import MultimodalModule
 from lightning_mllm.training.parallelize import ParallelPlan
 from tests.architectures.blip2s import INSTRUCTED, LANGUAGES, OPT
@@ -95,7 +96,24 @@ def test_samples_of_one_image_share_it(module: MultimodalModule) -> None:
     assert packed.num_images == (4 if instructed else 1) * (apart.num_images // 4)
     saved = apart.layout.slots[1].numel() - packed.layout.slots[1].numel()
     assert (saved == 0) if instructed else saved >= 3 * len(packed.layout.slots[1])
-    assert (packed.tokens.numel() + saved <= int((apart.segments > 0).sum())) and not packed.layout.padded
+    assert int((packed.segments > 0).sum()) + saved <= int((apart.segments > 0).sum())
+
+
+@pytest.mark.parametrize("samples", [(ONE, TEXT), (OTHER, ONE, TEXT, SAME[0])], ids=len)
+def test_padding_behind_a_row_changes_nothing(module: MultimodalModule, samples: tuple[Sample, ...]) -> None:
+    """It makes the sizes of products recur from row to row."""
+    packed = both(module, *samples)[1]
+    learned, padding = packed.layout.supervised, packed.segments == 0
+    sizes = packed.tokens.shape[1], len(learned.hidden), len(learned.positions)
+    assert [recurring(size) for size in sizes] == list(sizes) and padding.any() and not padding[0, 0]
+    assert (packed.labels[padding] == IGNORE).all() and (packed.kinds[padding] == TokenKind.TEXT).all()
+    # The last feed-forward gives no expert's token to the language model's, and writes each row once.
+    filling = learned.positions[~torch.isin(learned.positions, learned.hidden)]
+    assert (packed.kinds[0, filling] == TokenKind.TEXT).all()
+    assert len(learned.positions.unique()) == len(learned.positions)
+    expected = module(packed).terms["language"].losses
+    packed.tokens.masked_fill_(padding, 7)
+    assert torch.equal(module(packed).terms["language"].losses, expected)
 
 
 def test_captions_of_one_image_are_predicted_from_its_last_vector() -> None:
@@ -103,7 +121,8 @@ def test_captions_of_one_image_are_predicted_from_its_last_vector() -> None:
     module = built(lambda: LLaVA.tiny(chat="plain"))
     apart, packed = both(module, *(replace(each, id=str(i)) for i, each in enumerate((ONE, *SAME, OTHER))))
     supervised = packed.layout.supervised
-    assert packed.num_images == 2 and len(supervised.positions) == len(supervised.hidden) - len(SAME)
+    learned = supervised.targets != IGNORE
+    assert packed.num_images == 2 and len(supervised.hidden[learned].unique()) == int(learned.sum()) - len(SAME)
     assert_close(module(packed).terms["language"].losses, module(apart).terms["language"].losses, **CLOSE)
     ours, theirs = gradients(module, packed), gradients(module, apart)
     for key, value in theirs.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,3 +45,14 @@ def test_every_query_stands_in_one_block(spans: Spans) -> None:
     queries = torch.cat([each.queries.flatten() for each in blocks.batched])
     assert queries[blocks.rows].tolist() == list(range(spans.own[-1][1]))
     assert sum(int(each.real.sum()) for each in blocks.batched) == len(blocks.rows)
+
+
+def test_sizes_of_blocks_recur() -> None:
+    """A CPU's kernel for products of bfloat16 is made anew for each shape."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = set[int]()
+    for _ in range(50):
+        ends = torch.randint(1, 300, (8,), generator=generator).cumsum(0).tolist()
+        for each in blocks_of(spans_of(list(pairwise([0, *ends])))).batched:
+            sizes |= {*each.queries.shape[1:], *each.keys.shape[1:]}
+    assert all(size % 16 == 0 for size in sizes) and max(sizes) <= 304
