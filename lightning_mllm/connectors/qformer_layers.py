@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lightning_mllm.spans import recurring
+
 KeysValues = tuple[Float[Tensor, "_ H _ d"], Float[Tensor, "_ H _ d"]]
 """What attention looks up and what it finds there."""
 
@@ -107,13 +109,19 @@ class Shown(NamedTuple):
 
 
 def real_tokens(real: Bool[Tensor, "B L"]) -> Int[Tensor, " t"] | None:
-    """Which of all tokens are no padding; None if all are, or if asking would wait for a device.
+    """Which of all tokens are no padding, and some that are, so that sizes recur; None if that is all of them, or if
+    asking would wait for a device.
 
     A subclass of Tensor has no values to ask for, where memory is told (`FakeTensor`).
     """
-    if type(real) is not Tensor or real.device.type != "cpu" or bool(real.all()):
+    if type(real) is not Tensor or real.device.type != "cpu":
         return None
-    return real.flatten().nonzero()[:, 0]
+    known, spare = real.flatten().nonzero()[:, 0], ~real
+    spare[:, 0] = False  # `first_tokens` counts on real ones
+    spare = spare.flatten().nonzero()[:, 0]
+    missing = recurring(len(known)) - len(known)
+    every = len(known) + min(missing, len(spare)) == real.numel()
+    return None if every else torch.cat([known, spare[:missing]]).sort().values
 
 
 def look(

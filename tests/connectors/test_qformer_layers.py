@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from lightning_mllm.connectors import qformer_layers
 from lightning_mllm.connectors.qformer import QFormer
 from lightning_mllm.connectors.qformer_layers import Rows, real_tokens
+from lightning_mllm.spans import recurring
 from tests.connectors.qformers import SIZES, qformer, rows
 
 SAME: dict[str, Any] = {"atol": 1e-6, "rtol": 1e-5}
@@ -37,8 +38,9 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def test_rows_go_flat_and_back() -> None:
-    real = torch.tensor([[True, True, False], [False, True, True]])
-    x = torch.randn(2, 2 + 3, 4)
+    real = torch.zeros(2, 20, dtype=torch.bool)
+    real[0, :10], real[1, 14:] = True, True
+    x = torch.randn(2, 2 + 20, 4)
     for mask, queries in ((real, 2), (real | True, 2)):
         found = Rows.of(mask, queries)
         flat = found.flat(x)
@@ -126,8 +128,8 @@ def test_padding_is_not_worked_on(side: str, monkeypatch: pytest.MonkeyPatch) ->
         return torch.cat(found)
 
     without = with_gradients(net, visual, every_pass)
-    passes, real_tokens = len(seen), int(real.sum())
-    assert seen == [real_tokens] * passes and real_tokens < real.numel()
+    passes, known = len(seen), int(real.sum())
+    assert seen == [recurring(known)] * passes and known < recurring(known) < real.numel()
     monkeypatch.setattr(qformer_layers, "real_tokens", lambda real: None)
     assert_same(without, with_gradients(net, visual, every_pass))
     assert seen[passes:] == [real.numel()] * passes
@@ -141,7 +143,7 @@ def test_a_text_without_its_first_token_is_refused() -> None:
 
 def test_padding_is_not_asked_for_where_tensors_have_no_values() -> None:
     """`mllm memory` tells what a GPU needs, which keeps padding; negatives drawn from fake similarities are fake."""
-    real = torch.tensor([[True, False]])
+    real = torch.arange(40)[None] < 20
     assert real_tokens(real) is not None
     assert real_tokens(real.to("meta")) is None
     assert real_tokens(FakeTensorMode().from_tensor(real)) is None

@@ -138,4 +138,4 @@ def test_instructed_queries_as_in_instructblip(text: str, lengths: tuple[int, ..
     assert {".".join(n.split(".")[:4]) for n in dead} == {"encoder.layer.2.intermediate", "encoder.layer.2.output"}
     assert all(own[names[n]] is None for n in dead if n in names)
     same_gradients(theirs, ours, names)
-    assert_close(ours.queries.grad, queries.grad, **CLOSE)
+    assert_close(ours.queries.grad, queries.grad, atol=1e-5, rtol=1e-6)  # sums of up to 30, in another order
