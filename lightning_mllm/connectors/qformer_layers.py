@@ -19,6 +19,7 @@ N images, V visual vectors an image, E their width, R of the rows, W of T that c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_mllm.spans import recurring
 
@@ -124,6 +126,19 @@ def real_tokens(real: Bool[Tensor, "B L"]) -> Int[Tensor, " t"] | None:
     return None if every else torch.cat([known, spare[:missing]]).sort().values
 
 
+def attend(
+    query: Float[Tensor, "B H Q d"],
+    source: KeysValues,
+    visible: Bool[Tensor, "#B 1 #Q K"] | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "B H Q d"]:
+    """Softmax attention. Where a CPU learns, as products and a softmax: in bfloat16 the backward pass of torch's fused
+    kernel takes five times as long."""
+    plain = query.device.type == "cpu" and torch.is_grad_enabled()
+    with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+        return F.scaled_dot_product_attention(query, *source, attn_mask=visible, dropout_p=dropout)
+
+
 def look(
     query: Float[Tensor, "B H Q d"], shown: Sequence[tuple[KeysValues, Int[Tensor, " R"] | int]], dropout: float
 ) -> Float[Tensor, "B H Q d"]:
@@ -136,11 +151,10 @@ def look(
         if isinstance(rows, int):
             # The queries of all rows of an image side by side: each of them looks for itself.
             own = own.unflatten(0, (rows, -1)).permute(1, 2, 0, 3, 4).flatten(2, 3) if rows > 1 else own
-            each = F.scaled_dot_product_attention(own, key, value, dropout_p=dropout)
+            each = attend(own, (key, value), dropout=dropout)
             each = each.unflatten(2, (rows, -1)).permute(2, 0, 1, 3, 4).flatten(0, 1) if rows > 1 else each
         else:
-            key, value = key.index_select(0, rows), value.index_select(0, rows)
-            each = F.scaled_dot_product_attention(own, key, value, dropout_p=dropout)
+            each = attend(own, (key.index_select(0, rows), value.index_select(0, rows)), dropout=dropout)
         found.append(each)
     assert start == len(query), f"images of {start} rows, expected those of {len(query)}"
     return found[0] if len(found) == 1 else torch.cat(found)
@@ -169,10 +183,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "T D"], rows: Rows, source: KeysValues, visible: Bool[Tensor, "#B 1 #S K"] | None
     ) -> Float[Tensor, "T D"]:
-        found = F.scaled_dot_product_attention(
-            self._queries(x, rows), *source, attn_mask=visible, dropout_p=self._dropped
-        )
-        return self._added(x, rows, found)
+        return self._added(x, rows, attend(self._queries(x, rows), source, visible, self._dropped))
 
     def look(
         self, x: Float[Tensor, "T D"], rows: Rows, shown: Sequence[Shown]
