@@ -34,6 +34,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_mllm.contracts import Batch
 from lightning_mllm.training.initialise import materialise
 from lightning_mllm.training.module import MultimodalModule
+from lightning_mllm.training.muon import hidden_matrices
 from lightning_mllm.training.parallelize import Checkpointing, before_last_micro_batch, sharding_mesh
 from lightning_mllm.training.sharding import to_local
 
@@ -50,7 +51,7 @@ class Memory:
     gradients: int = 0
     """Its part of them, after the ranks have summed them."""
     optimizer: int = 0
-    """Both moments of AdamW."""
+    """Both moments of AdamW, or the one of Muon."""
     activations: int = 0
     """What forward passes, first ones and recomputed ones, have made."""
     temporary: int = 0
@@ -100,7 +101,10 @@ def run_step(module: MultimodalModule, batch: Batch, *, sharded: bool, accumulat
     tracker = MemoryTracker()
     # Before the first pass: while parameters are gathered, `module.parameters()` gives the gathered ones.
     trained = [each for each in module.parameters() if each.requires_grad]
-    moments = [torch.empty_like(to_local(each)) for each in trained for _ in range(2)]
+    muon = module.stage is not None and module.stage.optimizer == "muon"
+    matrices = hidden_matrices(module.net) if muon else set[str]()
+    of_muon = {id(each) for name, each in module.net.named_parameters() if name in matrices}
+    moments = [torch.empty_like(to_local(each)) for each in trained for _ in range(1 if id(each) in of_muon else 2)]
     # Gradients are freed after each step; where every micro-batch reduces them, the second meets those of the first.
     once = sharded and accumulates and module.parallel.reduces_once(module.net)
     gradients = [torch.empty_like(each) for each in trained] if accumulates and not once else []

@@ -52,6 +52,7 @@ from lightning_mllm.training.freezing import (
 )
 from lightning_mllm.training.host_memory import keep_freed_blocks
 from lightning_mllm.training.initialise import Provenance, build_empty, initialise, materialise
+from lightning_mllm.training.muon import MuonAdamW, hidden_matrices
 from lightning_mllm.training.optimizer import parameter_groups
 from lightning_mllm.training.parallelize import (
     Checkpointing,
@@ -260,6 +261,8 @@ class MultimodalModule(EvaluatedModule):
         if (clip := self.trainer.gradient_clip_val) is not None:
             raise ValueError(f"trainer.gradient_clip_val: found {clip}, expected it to be set as stage.gradient_clip")
         if stage == "fit":
+            assert self.stage is not None
+            self.stage.check_optimizer(self.sharded)
             if getattr(getattr(self.trainer, "datamodule", None), "packing", None) and (why := self._unpacked):
                 raise ValueError(f"hardware.pack: found true, expected false for {self._title}, {why}")
             take_whole_steps(self.trainer)
@@ -366,11 +369,13 @@ class MultimodalModule(EvaluatedModule):
         assert self.stage is not None
         stage = self.stage
         decay = {"weight_decay": stage.weight_decay, "decay_scalars": stage.decay_scalars}
-        groups = parameter_groups(self.net, self.trained, self.table, lr=stage.lr, **decay)
+        matrices = hidden_matrices(self.net) if stage.optimizer == "muon" else None
+        groups = parameter_groups(self.net, self.trained, self.table, lr=stage.lr, matrices=matrices, **decay)
         if not groups:
             raise ValueError(f"stage.train: stage {stage.name!r} trains nothing, expected at least one pattern")
         fused = all(p.device.type in ("cpu", "cuda") for group in groups for _, p in group["params"])
-        optimizer = torch.optim.AdamW(groups, lr=stage.lr, betas=stage.betas, eps=stage.eps, fused=fused)
+        make = torch.optim.AdamW if matrices is None else MuonAdamW
+        optimizer = make(groups, lr=stage.lr, betas=stage.betas, eps=stage.eps, fused=fused)
         total = self.optimizer_steps()
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: stage.lr_factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

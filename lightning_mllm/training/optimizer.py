@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
 
 from lightning_mllm.contracts import ParamGroup
+from lightning_mllm.training.muon import MATRIX
 
 BLOCK = re.compile(r"\.(?:blocks?|layers?|resblocks)\.(\d+)\.")
 """Where a parameter's name has the number of its block; other numbers, as those of a mixture's towers, are none."""
@@ -22,6 +23,7 @@ def parameter_groups(
     lr: float,
     weight_decay: float,
     decay_scalars: bool = False,
+    matrices: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
     """The groups of an optimizer of torch: `name`, `params` (pairs of name and parameter), `lr`, `weight_decay`.
 
@@ -33,25 +35,29 @@ def parameter_groups(
         table: Pattern -> how.
         lr, weight_decay: Of patterns that state none.
         decay_scalars: Whether tensors of no dimension are decayed.
+        matrices: Names of parameters that are in groups of their own, marked by `MATRIX` (muon.py); None marks none.
     """
     shares = {pattern: layer_shares(trained, pattern, how.layer_decay) for pattern, how in table.items()}
-    groups: dict[tuple[str, bool, float], list[tuple[str, nn.Parameter]]] = {}
+    groups: dict[tuple[str, bool, float, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in module.named_parameters():
         if name in trained:
             shaped = parameter.ndim > 1 or (decay_scalars and parameter.ndim == 0)
             pattern, decayed = trained[name], shaped and not name.endswith("bias")
-            groups.setdefault((pattern, decayed, shares[pattern][name]), []).append((name, parameter))
+            matrix = matrices is not None and name in matrices
+            groups.setdefault((pattern, decayed, shares[pattern][name], matrix), []).append((name, parameter))
     settings = []
-    for (pattern, decayed, share), parameters in groups.items():
+    for (pattern, decayed, share, matrix), parameters in groups.items():
         how = table[pattern]
         decay = weight_decay if how.weight_decay is None else how.weight_decay
         marks = [*([] if decayed else ["not decayed"]), *([] if share == 1 else [f"rate x {share:.4g}"])]
+        marks += ["muon"] if matrix else []
         settings.append(
             {
                 "name": f"{pattern} ({', '.join(marks)})" if marks else pattern,
                 "params": parameters,
                 "lr": share * how.rate(lr),
                 "weight_decay": decay if decayed else 0.0,
+                **({} if matrices is None else {MATRIX: matrix}),
             }
         )
     return settings

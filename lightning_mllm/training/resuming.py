@@ -48,6 +48,8 @@ def check_stage(checkpoint: dict[str, Any], module: Resumed) -> None:
     """
     trainer, stage = module.trainer, module.stage
     found, expected = checkpoint.get(STAGE), None if stage is None else asdict(stage)
+    if found:
+        found = {"optimizer": "adamw", **found}  # what checkpoints were written with that do not say it
     if found != expected and found and expected:
         changed = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]
         for key in changed:

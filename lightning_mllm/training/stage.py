@@ -61,6 +61,9 @@ class StageSettings:
     decay_scalars: bool = False
     """Whether tensors of no dimension are decayed, as LAVIS does it with BLIP-2's temperature
     (`lavis/models/blip2_models/blip2.py`, `get_optimizer_params`: only tensors of one dimension and biases are not)."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` has torch's Muon for weights of linear layers, and AdamW for heads, embeddings, norms and biases; updates
+    are of AdamW's size, so that rates and weight decay of AdamW hold (muon.py). Not with sharded parameters."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     warmup: float = 0.03
@@ -91,6 +94,8 @@ class StageSettings:
             raise ValueError(f"stage.global_batch: found {self.global_batch}, expected at least 1")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"stage.micro_batch: found {self.micro_batch}, expected at least 1")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"stage.optimizer: found {self.optimizer!r}, expected adamw or muon")
         if self.reduction not in get_args(Reduction):
             raise ValueError(
                 f"stage.reduction: found {self.reduction!r}, expected one of {', '.join(get_args(Reduction))}"
@@ -133,6 +138,17 @@ class StageSettings:
         for beta in self.betas:
             if not 0 <= beta < 1:
                 raise ValueError(f"stage.betas: found {beta}, expected numbers from 0 up to, not including, 1")
+
+    def check_optimizer(self, sharded: bool) -> None:
+        """Refuses Muon where a rank has a part of each matrix: products of parts in bfloat16 give another update.
+
+        Raises:
+            ValueError: The stage has it, and parameters are sharded.
+        """
+        if sharded and self.optimizer == "muon":
+            raise ValueError(
+                "stage.optimizer: found muon with sharded parameters, expected adamw, or trainer.strategy=ddp"
+            )
 
     @property
     def together(self) -> int | None:

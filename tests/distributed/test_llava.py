@@ -31,6 +31,7 @@ def tiny(stage: StageSettings) -> LLaVA:
 
 
 STAGES = Stages(tiny, CASES, answers="instruct_lora")
+MUON = Stages(tiny, {"instruct": {"stage": settings("instruct", lr=1e-3, optimizer="muon")}}, answers="instruct")
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +44,7 @@ def test_two_ranks_equal_one_process(strategy: str, alone: Alone, tmp_path: Path
     """Adapters are folded, parameters spread, answers of four tokens."""
     names = STAGES.equal_one_process(strategy, alone, tmp_path)
     assert not any("lora" in name for name in names)
+
+
+def test_muon_on_two_ranks_equals_one_process(tmp_path: Path) -> None:
+    MUON.equal_one_process("ddp", MUON.alone(tmp_path / "alone"), tmp_path / "two")
