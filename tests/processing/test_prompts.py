@@ -161,6 +161,22 @@ def test_the_q_former_reads_special_tokens_of_a_question_as_text() -> None:
     assert reader.decode(asked[1:]) == "what </s> is it ?"
 
 
+def test_the_q_former_tokenizes_a_question_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And gives each sample a tensor and a list of its own; few enough questions are kept."""
+    read, calls = QueryText(tokenizer=llama_tokenizer(), max_length=4), list[str]()
+    made = QueryText._coded
+    monkeypatch.setattr(QueryText, "_coded", lambda own, text: (calls.append(text), made(own, text))[1])
+    first, told = read("what is it ?")
+    first.zero_()
+    told.clear()
+    again, cut = read("what is it ?")
+    assert calls == ["what is it ?"] and again.tolist() == made(read, "what is it ?")[0] and len(cut) == 1
+    monkeypatch.setattr("lightning_mllm.processing.query_text.KNOWN", 2)
+    for text in ("a", "b", "c"):
+        read(text)
+    assert len(read._known) <= 2 and calls[1:] == ["a", "b", "c"]
+
+
 def test_the_q_former_counts_the_tokens_that_it_reads() -> None:
     """As text `</s>` is several tokens: what is cut is noted, and is what the tokenizer itself would cut."""
     reader, text = around("<s>", "</s>"), "it " + "</s> " * 5
