@@ -50,7 +50,7 @@ def test_both_are_those_of_torch() -> None:
     found, expected = small(), small()
     learn(found, optimizer(found))
     first, norm, last = expected
-    assert isinstance(norm, nn.LayerNorm)
+    assert isinstance(first, nn.Linear) and isinstance(norm, nn.LayerNorm) and isinstance(last, nn.Linear)
     muon = torch.optim.Muon([first.weight, last.weight], lr=0.1, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW([first.bias, norm.weight, norm.bias], weight_decay=0.0, **SETTINGS)
     learn(expected, muon, adamw)
