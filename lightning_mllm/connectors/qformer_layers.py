@@ -132,9 +132,9 @@ def attend(
     visible: Bool[Tensor, "#B 1 #Q K"] | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H Q d"]:
-    """Softmax attention. Where a CPU learns, as products and a softmax: of few keys in bfloat16, the backward pass of
+    """Softmax attention. Where a CPU learns in bfloat16, as products and a softmax: of few keys, the backward pass of
     torch's fused kernel takes two to five times as long."""
-    plain = query.device.type == "cpu" and torch.is_grad_enabled()
+    plain = query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled()
     with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
         return F.scaled_dot_product_attention(query, *source, attn_mask=visible, dropout_p=dropout)
 
