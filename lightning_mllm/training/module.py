@@ -261,8 +261,8 @@ class MultimodalModule(EvaluatedModule):
         if (clip := self.trainer.gradient_clip_val) is not None:
             raise ValueError(f"trainer.gradient_clip_val: found {clip}, expected it to be set as stage.gradient_clip")
         if stage == "fit":
-            assert self.stage is not None
-            self.stage.check_optimizer(self.sharded)
+            if self.stage is not None:
+                self.stage.check_optimizer(self.sharded)
             if getattr(getattr(self.trainer, "datamodule", None), "packing", None) and (why := self._unpacked):
                 raise ValueError(f"hardware.pack: found true, expected false for {self._title}, {why}")
             take_whole_steps(self.trainer)

@@ -130,7 +130,8 @@ def test_pairs_of_two_ranks(tmp_path: Path) -> None:
         assert_close(found, loss, rtol=1e-6, atol=0)
         assert own.keys() == gradients.keys()
         for name, gradient in gradients.items():
-            assert_close(own[name], gradient, rtol=0, atol=1e-6 + 1e-5 * float(gradient.abs().max()), msg=name)
+            # That of the temperature, 0.3, is a sum of products that are ten times as large.
+            assert_close(own[name], gradient, rtol=0, atol=1e-5 * max(1.0, float(gradient.abs().max())), msg=name)
 
 
 def test_sixteen_bits_are_kept_where_asked_for(tmp_path: Path) -> None:
