@@ -60,7 +60,8 @@ class MuonAdamW(Optimizer):
         self._muon = Muon(matrices, lr=lr, adjust_lr_fn="match_rms_adamw")
         self._adamw = AdamW(others, lr=lr, betas=betas, eps=eps, fused=fused) if others else None
         more = {} if self._adamw is None else self._adamw.defaults
-        super().__init__([dict(each) for each in groups], {**self._muon.defaults, **more})
+        # Matrices alone have AdamW's settings too: a checkpoint that is read takes those of now, by name.
+        super().__init__([dict(each) for each in groups], {**self._muon.defaults, **more, "betas": betas, "eps": eps})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], object] | None = None) -> object:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -89,6 +89,12 @@ def test_it_goes_on_from_its_state() -> None:
     same(stopped, whole)
 
 
+def test_matrices_alone_have_the_settings_that_a_checkpoint_renews() -> None:
+    """As adapters are trained; `resuming` renews them by name."""
+    (group,) = optimizer(nn.Linear(4, 3, bias=False)).param_groups
+    assert (group["betas"], group["eps"], group[MATRIX]) == (SETTINGS["betas"], SETTINGS["eps"], True)
+
+
 def test_heads_embeddings_norms_and_biases_are_adamws() -> None:
     module = LLaVA.tiny()
     module.configure_model()
