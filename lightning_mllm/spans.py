@@ -22,12 +22,13 @@ Range = tuple[int, int]
 """First index and that behind the last one."""
 
 
-def recurring(size: int) -> int:
-    """`size` rounded up, so that sizes recur from batch to batch: to 16, from 1,024 on to between 1/64 and 1/32 of it.
+def recurring(size: int, least: int = 16) -> int:
+    """`size` rounded up, so that sizes recur from batch to batch: to `least`, from 1,024 on to between 1/64 and 1/32 of
+    it where `least` is 16.
 
     For each shape a CPU makes kernels of bfloat16 anew, and a compiler a graph.
     """
-    step = 16 << max(0, size.bit_length() - 10)
+    step = least << max(0, size.bit_length() - 10)
     return -(-size // step) * step
 
 

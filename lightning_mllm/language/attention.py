@@ -115,10 +115,10 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scaling: float | None
 def _blocked(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scaling: float | None) -> Tensor:
     from lightning_mllm.language.blocked_attention import blocked_attention, blocks_of
 
-    known = vars(spans)  # blocks are found once for all layers
-    if "blocks" not in known:
-        known["blocks"] = blocks_of(spans)
-    return blocked_attention(q, k, v, known["blocks"], scaling)
+    known, heads = vars(spans), q.shape[1]
+    if (name := f"blocks of {heads} heads") not in known:  # found once for all layers
+        known[name] = blocks_of(spans, heads)
+    return blocked_attention(q, k, v, known[name], scaling)
 
 
 def _by_span(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scaling: float | None, dropout: float) -> Tensor:

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
@@ -23,6 +24,8 @@ from lightning_mllm.spans import Spans, recurring
 
 BLOCK = 64
 """Queries of a block."""
+QUERIES = 8
+"""Of which the queries of a batched product are a multiple."""
 SPARE = 1.25
 """Keys of the longest block of a batched product, by those of the shortest."""
 
@@ -44,15 +47,21 @@ def keys_of(block: Block) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Batched:
-    """Blocks that are one batched product; padding repeats their first tokens."""
+    """Blocks that are one batched product; padding repeats their first tokens.
 
-    queries: Int[Tensor, "n q"]
-    """Indices of the tokens."""
-    keys: Int[Tensor, "n k"]
+    Vectors are numbered as in f[T*H, D], and stand in the order of blocks, heads and tokens: the heads of a block are
+    matrices beside one another, as a batched product reads them without a copy.
+    """
+
+    size: tuple[int, int, int]
+    """n, q, k"""
+    queries: Int[Tensor, " nHq"]
+    """Numbers of the vectors."""
+    keys: Int[Tensor, " nHk"]
     mask: Float[Tensor, "n 1 q k"]
     """0 where a query attends to a key, else -inf; a query of padding attends to the first key."""
-    real: Bool[Tensor, "n q"]
-    """Which queries are no padding."""
+    gradients: Int[Tensor, " nHq"]
+    """As `queries`; T*H, a vector of zeros, for padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +69,11 @@ class Blocks:
     """All blocks of a batch."""
 
     batched: tuple[Batched, ...]
-    rows: Int[Tensor, " T"]
-    """Of each token the number of its query, counted through the n x q queries of one product after the other."""
+    rows: Int[Tensor, " TH"]
+    """Of each vector the number of its query, counted through the n*H*q queries of one product after the other."""
 
 
-def blocks_of(spans: Spans) -> Blocks:
+def blocks_of(spans: Spans, heads: int) -> Blocks:
     """The blocks of a batch, by their sizes; on the host."""
     left: list[Block] = [
         (start, first, min(first + BLOCK, end), *prefix)
@@ -72,34 +81,42 @@ def blocks_of(spans: Spans) -> Blocks:
         for first in range(start, end, BLOCK)
     ]
     left.sort(key=lambda block: (keys_of(block), queries_of(block)))
+    vectors = spans.own[-1][1] * heads
     found: list[Batched] = []
     while left:
         most = max(keys_of(left[0]) * SPARE, keys_of(left[0]) + 8)
         least = (queries_of(left[0]) - 8) / SPARE
         like = [keys_of(block) <= most and queries_of(block) >= least for block in left]
-        found.append(_batched([block for block, fits in zip(left, like, strict=True) if fits]))
+        found.append(_batched([block for block, fits in zip(left, like, strict=True) if fits], heads, vectors))
         left = [block for block, fits in zip(left, like, strict=True) if not fits]
-    real = torch.cat([each.real.flatten() for each in found]).nonzero()[:, 0]
-    tokens = torch.cat([each.queries.flatten() for each in found])[real]
-    return Blocks(batched=tuple(found), rows=torch.empty_like(real).index_copy_(0, tokens, real))
+    queries = torch.cat([each.gradients for each in found])
+    real = (queries < vectors).nonzero()[:, 0]
+    return Blocks(batched=tuple(found), rows=torch.empty_like(real).index_copy_(0, queries[real], real))
 
 
-def _batched(blocks: Sequence[Block]) -> Batched:
+def _batched(blocks: Sequence[Block], heads: int, vectors: int) -> Batched:
     start, first, end, before, after = torch.tensor(blocks).T[..., None]
     prefix, own = after - before, end - first
     past = prefix + first - start
-    row, column = torch.arange(recurring(int(own.max()))), torch.arange(recurring(int((past + own).max())))
+    row = torch.arange(recurring(int(own.max()), QUERIES))
+    column = torch.arange(recurring(int((past + own).max())))
     real = row < own
     keys = torch.where(column < prefix, before + column, start + column - prefix)
     known = column < past + own
     attended = (column <= (row + past).unsqueeze(-1)) & known.unsqueeze(1)
     attended = torch.where(real.unsqueeze(-1), attended, column == 0)
+    queries = _vectors(torch.where(real, first + row, first), heads)
     return Batched(
-        queries=torch.where(real, first + row, first),
-        keys=torch.where(known, keys, keys[:, :1]),
+        size=(len(blocks), len(row), len(column)),
+        queries=queries.flatten(),
+        keys=_vectors(torch.where(known, keys, keys[:, :1]), heads).flatten(),
         mask=torch.zeros(attended.shape).masked_fill_(~attended, float("-inf")).unsqueeze(1),
-        real=real,
+        gradients=torch.where(real.unsqueeze(1), queries, vectors).flatten(),
     )
+
+
+def _vectors(tokens: Int[Tensor, "n k"], heads: int) -> Int[Tensor, "n H k"]:
+    return tokens.unsqueeze(1) * heads + torch.arange(heads)[:, None]
 
 
 def blocked_attention(
@@ -109,23 +126,21 @@ def blocked_attention(
     blocks: Blocks,
     scaling: float | None = None,
 ) -> Float[Tensor, "T H D"]:
-    """Softmax in float32 at least, products in the dtype of the values."""
+    """Softmax in float32 at least, products in the dtype of the values.
+
+    Args:
+        blocks: Made for H heads.
+    """
     if (repeated := q.shape[1] // k.shape[1]) > 1:
         k, v = k.repeat_interleave(repeated, 1), v.repeat_interleave(repeated, 1)
-    found = _Blocked.apply(q, k, v, blocks, q.shape[-1] ** -0.5 if scaling is None else scaling)
+    vectors = (each.reshape(-1, q.shape[-1]) for each in (q, k, v))
+    found = _Blocked.apply(*vectors, blocks, q.shape[-1] ** -0.5 if scaling is None else scaling)
     assert isinstance(found, Tensor)
-    return found
+    return found.view(q.shape)
 
 
-def _taken(tokens: Float[Tensor, "T H D"], index: Int[Tensor, "n k"]) -> Float[Tensor, "nH k D"]:
-    """The heads of a block are matrices beside one another, as a batched product reads them without a copy."""
-    heads = tokens.shape[1]
-    rows = index[:, None] * heads + torch.arange(heads)[:, None]
-    return tokens.reshape(-1, tokens.shape[2]).index_select(0, rows.flatten()).view(-1, index.shape[1], tokens.shape[2])
-
-
-def _tokens(block: Float[Tensor, "nH k D"], heads: int) -> Float[Tensor, "nk H D"]:
-    return block.unflatten(0, (-1, heads)).transpose(1, 2).flatten(0, 1)
+def _taken(vectors: Float[Tensor, "TH D"], index: Int[Tensor, " nHk"], length: int) -> Float[Tensor, "nH k D"]:
+    return vectors.index_select(0, index).view(-1, length, vectors.shape[1])
 
 
 class _Context(FunctionCtx):
@@ -137,13 +152,14 @@ class _Context(FunctionCtx):
 class _Blocked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: _Context, q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, scaling: float) -> Tensor:
-        heads, weights, found = q.shape[1], list[Tensor](), list[Tensor]()
+        weights, found = list[Tensor](), list[Tensor]()
         exact = torch.promote_types(q.dtype, torch.float32)
         for each in blocks.batched:
-            scores = torch.bmm(_taken(q, each.queries), _taken(k, each.keys).transpose(1, 2)).to(exact)
-            scores = torch.add(each.mask, scores.unflatten(0, (-1, heads)), alpha=scaling)
+            number, queries, keys = each.size
+            scores = torch.bmm(_taken(q, each.queries, queries), _taken(k, each.keys, keys).transpose(1, 2)).to(exact)
+            scores = torch.add(each.mask, scores.unflatten(0, (number, -1)), alpha=scaling)
             weights.append(torch.softmax(scores, -1).to(v.dtype).flatten(0, 1))
-            found.append(_tokens(torch.bmm(weights[-1], _taken(v, each.keys)), heads))
+            found.append(torch.bmm(weights[-1], _taken(v, each.keys, keys)).flatten(0, 1))
         ctx.save_for_backward(q, k, v, *weights)
         ctx.blocks, ctx.scaling = blocks, scaling
         return torch.cat(found).index_select(0, blocks.rows)
@@ -151,18 +167,17 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *weights = ctx.saved_tensors
-        heads, to_q = q.shape[1], list[Tensor]()
-        to_k, to_v = k.new_zeros(k.shape), v.new_zeros(v.shape)
+        to_q, to_k, to_v = list[Tensor](), torch.zeros_like(k), torch.zeros_like(v)
+        from_above = F.pad(gradients[0], (0, 0, 0, 1))
         for each, weight in zip(ctx.blocks.batched, weights, strict=True):
-            own, keys = _taken(gradients[0], each.queries), _taken(k, each.keys)
-            if not each.real.all():
-                own.unflatten(0, (-1, heads)).masked_fill_(~each.real[:, None, :, None], 0)
-            to_weight = torch.bmm(own, _taken(v, each.keys).transpose(1, 2))
+            _, queries, keys = each.size
+            own, read = _taken(from_above, each.gradients, queries), _taken(k, each.keys, keys)
+            to_weight = torch.bmm(own, _taken(v, each.keys, keys).transpose(1, 2))
             to_scores = torch._softmax_backward_data(to_weight, weight, -1, weight.dtype)
-            to_q.append(_tokens(torch.bmm(to_scores, keys), heads))
+            to_q.append(torch.bmm(to_scores, read).flatten(0, 1))
+            asked = _taken(q, each.queries, queries)
             # A key stands in several blocks.
-            index = each.keys.flatten()
-            to_v.index_add_(0, index, _tokens(torch.bmm(weight.transpose(1, 2), own), heads))
-            to_k.index_add_(0, index, _tokens(torch.bmm(to_scores.transpose(1, 2), _taken(q, each.queries)), heads))
+            to_v.index_add_(0, each.keys, torch.bmm(weight.transpose(1, 2), own).flatten(0, 1))
+            to_k.index_add_(0, each.keys, torch.bmm(to_scores.transpose(1, 2), asked).flatten(0, 1))
         scaled = torch.cat(to_q).index_select(0, ctx.blocks.rows).mul_(ctx.scaling)
         return scaled, to_k.mul_(ctx.scaling), to_v, None, None
