@@ -38,6 +38,8 @@ class Stopped(SystemExit):
         self.number = number
         self.told = False
         """Whether the user has been told what is kept."""
+        self.requeued = False
+        """Whether SLURM was asked to queue the job again."""
 
     @property
     def name(self) -> str:

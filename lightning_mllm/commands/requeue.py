@@ -24,7 +24,7 @@ INTERACTIVE = ("bash", "interactive")
 
 @contextmanager
 def requeued(wanted: Callable[[], bool]) -> Iterator[None]:
-    """Queues this job again where a notice (SIGUSR1, SIGUSR2) ends what is done within; rank 0 does it.
+    """Queues this job again where a notice (SIGUSR1, SIGUSR2) ends what is done within; rank 0 does it, once.
 
     Args:
         wanted: Whether the settings allow it.
@@ -33,7 +33,9 @@ def requeued(wanted: Callable[[], bool]) -> Iterator[None]:
         yield
     except signals.Stopped as stopped:
         job = job_id()
-        if stopped.number in signals.NOTICES and job and not rank_zero_only.rank and wanted():
+        notice = stopped.number in signals.NOTICES and not stopped.requeued
+        if notice and job and not rank_zero_only.rank and wanted():
+            stopped.requeued = True
             print(f"mllm: {requeue(job)}", file=sys.stderr, flush=True)
         raise
 

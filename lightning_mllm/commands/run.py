@@ -18,6 +18,7 @@ from lightning_mllm.commands.config import Config, ConfigError, nearest, option_
 from lightning_mllm.commands.experiments import experiment_folder, experiment_name, hardware_file, order_of_stages
 from lightning_mllm.commands.finished import NotDone, is_tested, refuse_changed_source
 from lightning_mllm.commands.launch import CLI, CheckedCLI, ParsedCLI, compose, run_and_release, say
+from lightning_mllm.commands.requeue import requeued
 from lightning_mllm.commands.run_folder import check_writable_folders
 from lightning_mllm.commands.seeds import parse_seeds, run_seeds, seeded
 from lightning_mllm.commands.sweep_agent import agents_run, trial_folder
@@ -154,6 +155,18 @@ def run_experiment(
     started = time.monotonic()
     named = {"overrides": overrides, "seed": seed, "allow_drift": allow_drift}
     planned = plan(folder, hardware=hardware, only=only, runs=runs, **named)
+    with requeued(lambda: all(each.settings.hardware.requeue for each in planned.parsed.values())):
+        _run_planned(planned, runs, whole=only is None, overwrite=overwrite, started=started)
+    return planned.run
+
+
+def _run_planned(planned: Plan, runs: Path, *, whole: bool, overwrite: bool, started: float) -> None:
+    """The stages that wait, the tests that miss, and the report.
+
+    Args:
+        whole: Whether all stages of the experiment are chosen.
+        started: By the monotonic clock.
+    """
     run, parsed, chosen = planned.run, planned.parsed, list(planned.parsed)
     anew = ["--overwrite"] if overwrite else []
     waiting = [stage for stage in chosen if overwrite or not parsed[stage].is_done()]
@@ -178,12 +191,12 @@ def run_experiment(
                     raise
             if not (run / stage / "weights" / "stage.json").is_file():
                 say(f"{run}: no test and no report, for {stage} is not done")
-                return run
+                return
         else:
             refuse_changed_source(run / stage)
             say(f"{run / stage} is done")
     tested = [stage for stage in chosen if has_tests(parsed[stage])]
-    if only is None and not tested and not _names_tests(parsed[planned.last]):
+    if whole and not tested and not _names_tests(parsed[planned.last]):
         tested = [planned.last]
     for stage in tested:
         if is_tested(run / stage, parsed[stage].test_settings):
@@ -195,7 +208,6 @@ def run_experiment(
         _report(run, time.monotonic() - started)
     else:
         say(f"{run}: no report, for no test sets (data.test) stand in {', '.join(chosen)}")
-    return run
 
 
 def has_tests(parsed: CLI) -> bool:

@@ -21,6 +21,7 @@ from lightning_mllm.commands.sweep_agent import TRIAL_DIR
 from lightning_mllm.commands.sweep_file import SweepFile, stage_of
 from lightning_mllm.commands.sweep_search import propose, to_stop, waits
 from lightning_mllm.commands.trials import LOG, Trial, held, last_words, read_trials, take_metric, write_trial
+from lightning_mllm.signals import Stopped
 
 MOST_FAILURES = 3
 """In a row: then the fault is hardly one of the values."""
@@ -101,7 +102,7 @@ class LocalSweep:
         Raises:
             ConfigError: Several failed in a row; names the log of the last one.
         """
-        with _sigterm_interrupts():
+        with _sigterm_stops():
             try:
                 while self._fill() or self.running:
                     time.sleep(POLL)
@@ -210,13 +211,13 @@ def _wait(process: Process) -> None:
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, so that no trial is left alone."""
+def _sigterm_stops() -> Iterator[None]:
+    """SIGTERM ends the sweep as Ctrl-C does, so that no trial is left alone; with its own exit code."""
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:

@@ -159,5 +159,6 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder}: found no {FACTS}, expected features that mllm cache has written")
     facts: dict[str, Any] = read_object(file, "what features are of")
     if facts.get("format") != FORMAT:
-        raise ValueError(f"{file}: found format {facts.get('format')!r}, expected {FORMAT}; delete the folder")
+        found = facts.get("format")
+        raise ValueError(f"{file}: found format {found!r}, expected {FORMAT}; mllm cache writes it to another folder")
     return facts

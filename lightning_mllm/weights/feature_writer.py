@@ -120,7 +120,7 @@ def writing(folder: Path, facts: Mapping[str, Any], blank: Float[Tensor, "V F"])
             write_text(folder / FACTS, json.dumps(facts, indent=2) + "\n")
         known = read_facts(folder)
         if (found := known["dtype"]) != facts["dtype"]:
-            raise ValueError(f"{folder}: found features in {found}, expected {facts['dtype']}; delete the folder")
+            raise ValueError(f"{folder}: found features in {found}, expected {facts['dtype']}; write to another folder")
         if (found := known.get("computed_in")) != facts.get("computed_in"):
             # Rows of both would stand beside one another.
             raise ValueError(
@@ -162,7 +162,7 @@ def _check_blank(store: FeatureStore, blank: Float[Tensor, "V F"]) -> None:
     if not off <= TOLERANCE:
         raise ValueError(
             f"{store.folder}: found features of the blank image that are {off:.1%} off those of the tower as it"
-            " computes now, expected the same; its code has changed, delete the folder"
+            " computes now, expected the same; its code has changed, write to another folder"
         )
 
 

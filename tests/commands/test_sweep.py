@@ -385,8 +385,9 @@ def test_ctrl_c_reaches_the_trials(workdir: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(time, "sleep", signalled)
     monkeypatch.setattr("lightning_mllm.commands.sweep_local.GRACE", 0.05)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as stopped:
         LocalSweep(sweep, Path("kept"), count=None, parallel=2, seed=0, start=start).run()
+    assert stopped.value.code == 143
     assert len(processes) == 2 and all(each.returncode is not None for each in processes)
     assert ended == [each.pid for each in processes], "a second signal would leave a trial no time to save"
     assert [each.state for each in read_trials(Path("kept"))] == ["running"] * 2

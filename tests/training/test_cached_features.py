@@ -274,7 +274,7 @@ def test_a_tower_that_computes_otherwise_is_told_by_the_blank_image(tmp_path: Pa
     written(make(), tmp_path)
     written(make(), tmp_path)
     otherwise = patch("lightning_mllm.vision.encoder.normalised", lambda images, mean, std: images.float() / 255)
-    with otherwise, pytest.raises(ValueError, match="its code has changed, delete the folder"):
+    with otherwise, pytest.raises(ValueError, match="its code has changed, write to another folder"):
         written(make(), tmp_path)
 
 

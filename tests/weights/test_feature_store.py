@@ -146,7 +146,7 @@ def test_other_features_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"14\.3% off those of the tower as it computes now"), other:
         pass
     (tmp_path / "s" / "store.json").write_text('{"format": 2}')
-    with pytest.raises(ValueError, match="found format 2, expected 1; delete the folder"):
+    with pytest.raises(ValueError, match="found format 2, expected 1; mllm cache writes it to another folder"):
         FeatureStore(tmp_path / "s")
     with pytest.raises(ValueError, match=r"found no store\.json, expected features that mllm cache has written"):
         FeatureStore(tmp_path)
