@@ -49,7 +49,7 @@ def foreign(module: LLaVA, folder: Path, jinja: str, file: str = "chat_template.
 def test_a_folder_of_somebody_else_is_asked_in_its_own_way(tmp_path: Path, name: str, file: str) -> None:
     module, jinja = net(), TEMPLATES[name][0]
     found = load(foreign(module, tmp_path / "folder", jinja, file))
-    assert found.module.processor.chat.name == "tokenizer" and found.module.processor.eos_token_ids == [2]
+    assert found.module.processor.chat.name == "tokenizer" and found.module.processor.stop_rule.tokens == [2]
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = jinja
     tokenizer.save_pretrained(tmp_path / "tokenizer")

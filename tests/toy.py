@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -117,7 +118,7 @@ class ToyLanguage(_Part):
 class ToyProcessor:
     """Bytes as tokens; each image is four slots at the front; only the last turn is learned."""
 
-    eos_token_ids, pad_id, stop = (END,), PAD, None
+    pad_id, stop_rule = PAD, SimpleNamespace(tokens=[END], text=None)
 
     def encode(self, sample: Sample, *, generate: bool = False, random: Any = None, may_cut: bool = True) -> Encoded:
         prompt, answer = sample.turns[0].text.replace("<image>", ""), sample.turns[-1].text

@@ -117,7 +117,7 @@ def _halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _write_language(module: MultimodalModule, folder: Path) -> Path:
     model: Any = module.net.language
-    model, ends = model.half(), module.processor.eos_token_ids
+    model, ends = model.half(), module.processor.stop_rule.tokens
     config = model.config
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
     # Of T5 1.1, transformers reads from this whether the decoder's output is scaled.

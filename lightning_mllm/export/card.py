@@ -76,7 +76,7 @@ def write_card(
         "code": bool(layout.code),
         "template": isinstance(layout, HfFolder) and bool(layout.processor.chat_template),
         "pairs": layout.compared == "pairs",
-        "texts": bool(module.processor.stop_strings),
+        "texts": bool(module.processor.stop_rule.strings),
         "seq2seq": bool(module.processor.seq2seq),
         "question": question if layout.asks else "",
         "image": f"{PICTURES}/0.png",

@@ -124,7 +124,7 @@ class Model:
             self._end,
             self.module.processor.decode,
             stop=stop,
-            end_text="" if self._end.text is None else self.module.processor.stop.text,
+            end_text="" if self._end.text is None else self.module.processor.stop_rule.text.text,
             limit=chosen.max_new_tokens,
             prompt_tokens=len(row.tokens),
             byte_tokens=self._byte_tokens,
@@ -184,7 +184,7 @@ class Model:
     @property
     def _end(self) -> AnswerEnd:
         own = self.module.processor
-        return AnswerEnd(tokens=tuple(own.eos_token_ids), pad=own.pad_id, text=own.stop)
+        return AnswerEnd(tokens=tuple(own.stop_rule.tokens), pad=own.pad_id, text=own.stop_rule.text)
 
     @cached_property
     def _byte_tokens(self) -> frozenset[int]:

@@ -139,9 +139,9 @@ def generation_config(processor: Processor, **more: object) -> GenerationConfig:
         more: Other fields.
     """
     # With such a text transformers asks for the tokenizer: `generate(..., tokenizer=processor.tokenizer)`.
-    texts = {"stop_strings": processor.stop_strings} if processor.stop_strings else {}
+    texts = {"stop_strings": processor.stop_rule.strings} if processor.stop_rule.strings else {}
     begin = processor.tokenizer.bos_token_id
-    return GenerationConfig(bos_token_id=begin, eos_token_id=processor.eos_token_ids, **texts, **more)
+    return GenerationConfig(bos_token_id=begin, eos_token_id=processor.stop_rule.tokens, **texts, **more)
 
 
 # ---- the language model's tensors --------------------------------------------------------------------------------

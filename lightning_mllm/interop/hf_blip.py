@@ -146,7 +146,7 @@ def question_folder(net: TrainedNet, hf_class: str, rename: Rename, reader: Quer
     assert isinstance(language, PreTrainedModel)
     vision = eva_settings(encoder.vision, processor.image.size)
     embedding: Any = language.get_input_embeddings()
-    text, ends = language.config.to_dict(), processor.eos_token_ids
+    text, ends = language.config.to_dict(), processor.stop_rule.tokens
     if (width := embedding.embedding_dim) != (hidden := language.config.hidden_size):
         raise ValueError(
             f"language.word_embed_proj_dim: found {width}, expected {hidden}, the width that transformers' BLIP-2"

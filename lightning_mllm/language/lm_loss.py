@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,9 @@ SUPERVISED, SELECTS = "supervised_positions", "selects_supervised_rows"
 """The keyword by which positions reach the last block, and the attribute of a model whose last block reads it
 (supervised_rows.py)."""
 
+LOGITS_AT_ONCE = 1 << 26
+"""A quarter of a GiB in float32; of more, parts are computed one by one (large_vocabulary.py)."""
+
 
 def target_logits(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch) -> Float[Tensor, "S W"]:
     """The logits of every supervised token in float32, given what stands before it.
@@ -43,11 +47,15 @@ def target_logits(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch:
     Raises:
         ValueError: An encoder-decoder and a batch without targets, or with more than one segment a row.
     """
+    return head(model)(_target_states(model, embeds, batch)).float()
+
+
+def _target_states(model: PreTrainedModel, embeds: Float[Tensor, "B T D"], batch: Batch) -> Float[Tensor, "S D"]:
     supervised = batch.layout.supervised
     seq2seq, given = model.config.is_encoder_decoder, (model, embeds, batch)
     hidden = decoder_states(*given) if seq2seq else lm_hidden_states(*given, supervised.positions)
     # Only supervised positions pass through the head: logits of all would cost more than the whole decoder.
-    return head(model)(hidden.flatten(0, 1).index_select(0, supervised.hidden)).float()
+    return hidden.flatten(0, 1).index_select(0, supervised.hidden)
 
 
 def lm_losses(
@@ -58,7 +66,13 @@ def lm_losses(
     What is learned, and what candidates are ranked by; nothing to learn is a loss of 0 with a gradient of 0.
     """
     supervised = batch.layout.supervised
-    each = F.cross_entropy(target_logits(model, embeds, batch), supervised.targets, reduction="none")
+    hidden, project, targets = _target_states(model, embeds, batch), head(model), supervised.targets
+    if len(hidden) > (rows := LOGITS_AT_ONCE // cast(nn.Embedding, model.get_input_embeddings()).weight.shape[0]):
+        from lightning_mllm.language.large_vocabulary import losses_in_parts
+
+        each = losses_in_parts(project, hidden, targets, rows)
+    else:
+        each = F.cross_entropy(project(hidden).float(), targets, reduction="none")
     zeros = torch.zeros(len(supervised.counts), device=each.device)
     return zeros.index_add(0, supervised.samples, each), supervised.counts
 

@@ -33,7 +33,7 @@ from lightning_mllm.processing.published_masks import keeps_labels
 from lightning_mllm.processing.query_text import QueryText
 from lightning_mllm.processing.segment_tokenizer import text_tokenizer
 from lightning_mllm.processing.special_tokens import padding_token, tokens_around
-from lightning_mllm.processing.stopping import StopRule, StopText
+from lightning_mllm.processing.stopping import StopRule
 from lightning_mllm.processing.text_tokenizer import Piece, check_characters
 
 
@@ -279,22 +279,8 @@ class Processor:
         return append_answers(batch, written, self.pad_id, self.seq2seq)
 
     @property
-    def eos_token_ids(self) -> list[int]:
-        """Tokens that end an answer (`StopRule.tokens`)."""
-        return self._stop_rule.tokens
-
-    @property
-    def stop(self) -> StopText | None:
-        """The text that ends an answer where no special token does (`StopRule.text`)."""
-        return self._stop_rule.text
-
-    @property
-    def stop_strings(self) -> list[str]:
-        """Texts of several tokens that end an answer (`StopRule.strings`)."""
-        return self._stop_rule.strings
-
-    @property
-    def _stop_rule(self) -> StopRule:
+    def stop_rule(self) -> StopRule:
+        """What ends an answer."""
         return StopRule(self.tokenizer, self.text, self.chat.stop)
 
     def decode(self, tokens: Sequence[int] | Tensor) -> str:

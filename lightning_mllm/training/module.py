@@ -171,7 +171,7 @@ class MultimodalModule(EvaluatedModule):
     def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
         """The new tokens of each row, without the end token."""
         own = self.processor
-        end = AnswerEnd(tokens=tuple(own.eos_token_ids), pad=own.pad_id, text=own.stop)
+        end = AnswerEnd(tokens=tuple(own.stop_rule.tokens), pad=own.pad_id, text=own.stop_rule.text)
         return self.net.generate(batch, decoding, end, *self._images)
 
     def likelihoods(self, batch: Batch) -> list[list[float]]:

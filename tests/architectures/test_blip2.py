@@ -83,7 +83,7 @@ def test_answers_are_those_of_transformers(pair: Any, search: dict[str, Any]) ->
         mine = ours.generate(batch, Decoding(max_new_tokens=8, **search))
         written = model.generate(**their_inputs(ours, batch, model), max_new_tokens=8, do_sample=False, **search)
     skipped = 1 if ours.net.language.config.is_encoder_decoder else batch.tokens.shape[1]
-    ends = set(ours.processor.eos_token_ids)
+    ends = set(ours.processor.stop_rule.tokens)
     for row, other in zip(mine, written[:, skipped:].tolist(), strict=True):
         assert row == other[: len(row)] and (len(row) == len(other) or other[len(row)] in ends)
 

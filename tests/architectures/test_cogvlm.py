@@ -140,7 +140,7 @@ def test_answers_go_on_where_the_prompt_ends_whatever_stands_on_its_left(trained
             )
             best = trained.net.logits(whole)[0].argmax(-1)[-len(answer) - 1 :]
             assert best[:-1].tolist() == answer
-            assert len(answer) == count or int(best[-1]) in trained.processor.eos_token_ids
+            assert len(answer) == count or int(best[-1]) in trained.processor.stop_rule.tokens
 
 
 def test_candidates_are_ranked_by_the_loss_of_their_answers(trained: CogVLM) -> None:

@@ -244,7 +244,7 @@ def test_answers_go_on_where_the_prompt_ends_whatever_stands_on_its_left(nets: d
             assert answer == written[place]
             best = module.net.logits(extended(alone, answer))[0].argmax(-1)[-len(answer) - 1 :]
             assert best[:-1].tolist() == answer
-            assert len(answer) == count or int(best[-1]) in module.processor.eos_token_ids
+            assert len(answer) == count or int(best[-1]) in module.processor.stop_rule.tokens
 
 
 def extended(prompt: Batch, answer: list[int]) -> Batch:

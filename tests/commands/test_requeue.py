@@ -60,7 +60,7 @@ def test_a_notice_between_two_stages(
 
     def before() -> None:
         os.environ.update(SLURM_JOB_ID="77", SLURM_JOB_NAME="train")
-        setattr(run, "run_and_release", lambda arguments: signal.raise_signal(signal.SIGUSR1))
+        run.run_and_release = lambda arguments: signal.raise_signal(signal.SIGUSR1)
 
     arguments = ["run", str(experiment(tmp_path)), *filter(None, [setting])]
     assert mllm(tmp_path / "log", *arguments, before=before) == 138

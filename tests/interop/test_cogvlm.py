@@ -212,7 +212,8 @@ def test_rows_of_several_lengths_and_images_are_read_alike(tmp_path: Path, varia
         answers = module.generate(batch, Decoding(max_new_tokens=6, num_beams=beams))
         for row, answer in zip(cached[:, inputs["input_ids"].shape[1] :].tolist(), answers, strict=True):
             assert (
-                row[: len(answer)] == answer != [] and (row[len(answer) :] or own.eos_token_ids)[0] in own.eos_token_ids
+                row[: len(answer)] == answer != []
+                and (row[len(answer) :] or own.stop_rule.tokens)[0] in own.stop_rule.tokens
             )
         assert answers == [module.generate(each, Decoding(max_new_tokens=6, num_beams=beams))[0] for each in alone]
 

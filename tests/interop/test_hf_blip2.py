@@ -119,9 +119,9 @@ def test_an_answer_ends_where_ours_does(tmp_path: Path) -> None:
     module = net("blip2, opt")
     hf_folder(module).write(tmp_path)
     model: Any = transformers.Blip2ForConditionalGeneration.from_pretrained(tmp_path)
-    assert len(module.processor.eos_token_ids) == 2, "the end of the line, and of the text"
-    assert model.language_model.generation_config.eos_token_id == module.processor.eos_token_ids
-    assert model.generation_config.eos_token_id == module.processor.eos_token_ids
+    assert len(module.processor.stop_rule.tokens) == 2, "the end of the line, and of the text"
+    assert model.language_model.generation_config.eos_token_id == module.processor.stop_rule.tokens
+    assert model.generation_config.eos_token_id == module.processor.stop_rule.tokens
 
 
 @pytest.mark.parametrize(("name", "tied"), [("blip2, t5", True), ("blip2, flan-t5", False)])

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 from lightning_mllm.contracts import IGNORE, Batch
+from lightning_mllm.language import lm_loss as lm_loss_module
 from lightning_mllm.language.lm_loss import head, lm_hidden_states, lm_losses, target_logits
 from lightning_mllm.language.seq2seq import Seq2SeqLM
 from tests.language.models import FLAN, T5, perturbed, small
@@ -100,6 +101,34 @@ def test_loss_and_gradients_are_those_of_transformers(model: PreTrainedModel) ->
         assert (one is None) == (other is None)
         if one is not None:
             assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_logits_computed_in_parts_give_the_same(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no more of them than that exist at a time; the backward pass computes them again."""
+    embeds, batch = rows(model)
+    seen = list[int]()
+    head(model).register_forward_hook(lambda head, given, logits: seen.append(logits.shape[0]))
+    inputs = [embeds.requires_grad_(), *(each for each in model.parameters() if each.requires_grad)]
+
+    def learned() -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        losses, _ = lm_losses(model, embeds, batch)
+        return losses.detach(), torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
+
+    expected, gradients = learned()
+    total = sum(length // 2 for length in LENGTHS)
+    assert seen == [total]
+    monkeypatch.setattr(lm_loss_module, "LOGITS_AT_ONCE", 2 * model.config.vocab_size + 1)
+    seen.clear()
+    found, others = learned()
+    once = [2, 2, 1]
+    assert seen[:3] == once and sorted(seen[3:]) == sorted(once)
+    assert_close(found, expected, atol=0, rtol=1e-6)
+    for one, other in zip(others, gradients, strict=True):
+        assert_close(one, other, atol=1e-6, rtol=1e-5)
+    seen.clear()
+    with torch.no_grad():
+        assert_close(lm_losses(model, embeds, batch)[0], expected, atol=0, rtol=1e-6)
+    assert seen == once
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

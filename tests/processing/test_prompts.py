@@ -59,7 +59,7 @@ def test_a_prompt_and_its_begin_token_are_masked() -> None:
     assert row.tokens[SLOTS] == own.tokenizer.bos_token_id
     assert words(own, row.tokens[SLOTS + 1 :][~learned[SLOTS + 1 :]]) == "what is it ?"
     assert words(own, row.tokens[learned]).strip(" ") == "a dog\n"
-    assert own.eos_token_ids == [own.tokenizer.eos_token_id, ids(own, "a\n")[-1]]
+    assert own.stop_rule.tokens == [own.tokenizer.eos_token_id, ids(own, "a\n")[-1]]
 
 
 def test_vicuna_of_instructblip_begins_with_the_end_token() -> None:

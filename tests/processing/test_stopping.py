@@ -55,6 +55,6 @@ def test_a_text_is_found_with_the_token_that_completes_it(tokenizer, text: str) 
 
 def test_an_end_of_several_tokens_is_a_text_and_no_token() -> None:
     own = processor("sphinx")
-    assert own.eos_token_ids == [own.tokenizer.eos_token_id]
-    assert own.stop is not None and own.stop.text == "\n###"
-    assert processor("vicuna_v1").stop is None
+    assert own.stop_rule.tokens == [own.tokenizer.eos_token_id]
+    assert own.stop_rule.text is not None and own.stop_rule.text.text == "\n###"
+    assert processor("vicuna_v1").stop_rule.text is None

@@ -164,13 +164,18 @@ def test_the_end_is_learned_and_ends_an_answer(name: str) -> None:
     tokens = used.tokenizer(answer, add_special_tokens=False)["input_ids"]
     if end in SPECIAL or end == "</s>":
         last = used.tokenizer.convert_tokens_to_ids(end)
-        assert last in used.eos_token_ids and last in tokens and used.stop is None and not used.stop_strings
+        assert (
+            last in used.stop_rule.tokens
+            and last in tokens
+            and used.stop_rule.text is None
+            and not used.stop_rule.strings
+        )
     else:
         assert (
-            used.eos_token_ids == [2]
-            and used.stop is not None
-            and used.stop(tokens[:-1])
-            and used.stop_strings == [end]
+            used.stop_rule.tokens == [2]
+            and used.stop_rule.text is not None
+            and used.stop_rule.text(tokens[:-1])
+            and used.stop_rule.strings == [end]
         )
     assert used.decode(tokens) == "A dog."
 

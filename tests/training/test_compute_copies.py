@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_mllm.language import lm_loss
 from lightning_mllm.training.compute_copies import ComputeCopies
 from lightning_mllm.training.parallelize import ParallelPlan
 from tests.architectures.samples import ONE, OTHER, TEXT, batch_of
@@ -128,3 +129,19 @@ def test_auto_is_bf16_where_a_cpu_is_fast_at_it(
     """Arm's BF16 (`bf16`) is taken where it is asked for, and not by itself."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instruction: True})
     assert ParallelPlan(precision="auto").precision == precision
+
+
+@pytest.mark.parametrize("stage", ["llava, align", "llava, instruct", "llava, instruct_lora"])
+def test_logits_computed_in_parts_in_bf16(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the backward pass computes again, it computes in bfloat16 as before."""
+    found, passes = [], list[int]()
+    for run, limit in enumerate((1 << 26, 1000)):
+        monkeypatch.setattr(lm_loss, "LOGITS_AT_ONCE", limit)
+        module = built(stage, BF16)
+        lm_loss.head(module.net.language).register_forward_hook(lambda *_, run=run: passes.append(run))
+        torch.manual_seed(0)
+        found.append(learned(module, batch_of(module, ONE, OTHER, TEXT)))
+    (loss, gradients), (other, others) = found
+    assert passes.count(0) == 1 and passes.count(1) > 2
+    assert abs(float(loss - other)) <= 1e-6
+    assert distance(others, gradients) <= 4e-3  # half a unit in the last place of bfloat16
