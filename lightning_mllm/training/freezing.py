@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -13,8 +13,40 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lightning_mllm.collectives import all_reduce
-from lightning_mllm.contracts import ParamGroup
+from lightning_mllm.contracts import ParamGroup, Stage
+from lightning_mllm.language.lora import Lora
 from lightning_mllm.training.sharding import to_local
+from lightning_mllm.training.stage import StageSettings
+
+
+def what_trains(stage: StageSettings, published: Mapping[str, Stage]) -> tuple[dict[str, ParamGroup], Lora | None]:
+    """Pattern over parameter names -> how a stage trains them; and its adapters.
+
+    Args:
+        published: The stages of the architecture, by name.
+
+    Raises:
+        ValueError: The architecture has no such stage, or none with adapters, and the settings say not what it trains.
+    """
+    own = published.get(stage.name)
+    if own is None and stage.train is None:
+        raise ValueError(
+            f"stage.name: found {stage.name!r}, expected one of {sorted(published)}; "
+            f"the nearest is {nearest(stage.name, published, 1)}"
+        )
+    adapted = own is not None and own.lora
+    if stage.lora is not None and not adapted and stage.train is None:
+        raise ValueError(
+            f"stage.lora: stage {stage.name!r} trains no adapters, expected one of"
+            f" {sorted(name for name, each in published.items() if each.lora)} or a stage.train that names them"
+        )
+    lora = stage.lora or (Lora() if adapted and stage.train != {} else None)
+    table = dict(stage.train if stage.train is not None else {} if own is None else own.train)
+    if lora is not None and not lora.targets and own is not None:
+        lora = replace(lora, targets=own.lora_targets)
+    if lora is not None and lora.bias == "lora_only":
+        table["*.base_layer.bias"] = ParamGroup()
+    return table, lora
 
 
 def match(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -31,10 +31,10 @@ from transformers import PreTrainedModel
 
 from lightning_mllm.collectives import all_reduce, rank_and_world
 from lightning_mllm.component import ComponentSpec
-from lightning_mllm.contracts import Batch, Output, ParamGroup, Stage
+from lightning_mllm.contracts import Batch, Output, Stage
 from lightning_mllm.interop.format import key_maps
 from lightning_mllm.language.generation import AnswerEnd, Decoding
-from lightning_mllm.language.lora import Lora, adapted_layers, add_lora
+from lightning_mllm.language.lora import adapted_layers, add_lora
 from lightning_mllm.language.supervised_rows import select_supervised_rows
 from lightning_mllm.nets.base import Net, VisionLanguageNet
 from lightning_mllm.nets.encoded_images import EncodedImages
@@ -47,8 +47,8 @@ from lightning_mllm.training.freezing import (
     freeze,
     freeze_table,
     frozen_modules,
-    nearest,
     print_freeze_table,
+    what_trains,
 )
 from lightning_mllm.training.host_memory import keep_freed_blocks
 from lightning_mllm.training.initialise import Provenance, build_empty, initialise, materialise
@@ -116,7 +116,7 @@ class MultimodalModule(EvaluatedModule):
         self.runs = runs
         self.parallel = ParallelPlan()
         self.checkpointing: dict[str, Checkpointing] = {}
-        self.table, self.lora = self._plan(stage)
+        self.table, self.lora = ({}, None) if stage is None else what_trains(stage, self.stages)
         self.trained: dict[str, str] = {}
         self.provenance: Provenance = {}
         self.drift: tuple[str, ...] = ()
@@ -134,31 +134,6 @@ class MultimodalModule(EvaluatedModule):
         self.skipped = SkippedSteps()
         self._saw_image = False
         self._check: GradientCheck | None = None
-
-    @classmethod
-    def _plan(cls, stage: StageSettings | None) -> tuple[dict[str, ParamGroup], Lora | None]:
-        if stage is None:
-            return {}, None
-        published = cls.stages.get(stage.name)
-        if published is None and stage.train is None:
-            raise ValueError(
-                f"stage.name: found {stage.name!r}, expected one of {sorted(cls.stages)}; "
-                f"the nearest is {nearest(stage.name, cls.stages, 1)}"
-            )
-        adapted = published is not None and published.lora
-        if stage.lora is not None and not adapted and stage.train is None:
-            raise ValueError(
-                f"stage.lora: stage {stage.name!r} trains no adapters, expected one of"
-                f" {sorted(name for name, s in cls.stages.items() if s.lora)} or a stage.train that names them"
-            )
-        lora = stage.lora or (Lora() if adapted and stage.train != {} else None)
-        known = stage.train if stage.train is not None else {} if published is None else published.train
-        table = dict(known)
-        if lora is not None and not lora.targets and published is not None:
-            lora = replace(lora, targets=published.lora_targets)
-        if lora is not None and lora.bias == "lora_only":
-            table["*.base_layer.bias"] = ParamGroup()
-        return table, lora
 
     # ---- the net -----------------------------------------------------------------------------------------------
 
