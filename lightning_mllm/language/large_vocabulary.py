@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 
@@ -24,10 +25,12 @@ def losses_in_parts(
         project: The head.
         rows: Tokens of a part.
     """
+    # Those of this pass, which may be copies in bfloat16 (training/compute_copies.py), for the backward pass as well.
+    weights = dict(project.named_parameters())
     part = partial(checkpoint, _losses, use_reentrant=False) if torch.is_grad_enabled() else _losses
     parts = zip(hidden.split(rows), targets.split(rows), strict=True)
-    return torch.cat([part(project, *each) for each in parts])
+    return torch.cat([part(project, weights, *each) for each in parts])
 
 
-def _losses(project: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(project(hidden).float(), targets, reduction="none")
+def _losses(project: nn.Module, weights: dict[str, Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(functional_call(project, weights, (hidden,)).float(), targets, reduction="none")

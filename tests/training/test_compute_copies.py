@@ -139,8 +139,11 @@ def test_logits_computed_in_parts_in_bf16(stage: str, monkeypatch: pytest.Monkey
         monkeypatch.setattr(lm_loss, "LOGITS_AT_ONCE", limit)
         module = built(stage, BF16)
         lm_loss.head(module.net.language).register_forward_hook(lambda *_, run=run: passes.append(run))
+        trained = [each for each in matrices(module.net) if each.requires_grad]
         torch.manual_seed(0)
-        found.append(learned(module, batch_of(module, ONE, OTHER, TEXT)))
+        with Products(trained) as products:
+            found.append(learned(module, batch_of(module, ONE, OTHER, TEXT)))
+        assert set(products.copied.values()) == {1}, "the backward pass copies a matrix again"
     (loss, gradients), (other, others) = found
     assert passes.count(0) == 1 and passes.count(1) > 2
     assert abs(float(loss - other)) <= 1e-6
