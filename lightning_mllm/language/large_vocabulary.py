@@ -26,7 +26,7 @@ def losses_in_parts(
         rows: Tokens of a part.
     """
     # Those of this pass, which may be copies in bfloat16 (training/compute_copies.py), for the backward pass as well.
-    weights = dict(project.named_parameters())
+    weights = dict[str, Tensor](project.named_parameters())
     part = partial(checkpoint, _losses, use_reentrant=False) if torch.is_grad_enabled() else _losses
     parts = zip(hidden.split(rows), targets.split(rows), strict=True)
     return torch.cat([part(project, weights, *each) for each in parts])
