@@ -96,9 +96,12 @@ def draw_series(file: Path, title: str, series: Mapping[str, Sequence[Mapping[st
 
     figure = Figure(figsize=(3 * len(series), 3), layout="constrained")
     for axes, (name, points) in zip(figure.subplots(1, len(series), squeeze=False)[0], series.items(), strict=True):
-        for what, style in (("cpu_s", "o-"), ("wall_s", "x--")):
-            axes.plot([each["value"] for each in points], [each[what] for each in points], style, label=what)
+        values = [each["value"] for each in points]
+        for what, label, style in (("cpu_s", "CPU", "o-"), ("wall_s", "wall clock", "x--")):
+            axes.plot(values, [each[what] for each in points], style, label=label)
+        axes.set_xticks(values)
         axes.set_xlabel(name)
+        axes.set_ylabel("seconds a step")
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
