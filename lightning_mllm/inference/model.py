@@ -114,6 +114,7 @@ class Model:
             raise ValueError(f"stop: found {list(stop)}, expected no empty text")
         chosen = decoding or self.decoding
         batch = self._batch([row := self._row(turns, images)])
+        own = self.module.processor.stop_rule.text
 
         def write(end: AnswerEnd) -> list[int]:
             with self._lock:
@@ -121,10 +122,10 @@ class Model:
 
         return AnswerStream(
             write,
-            self._end,
+            self.module.answer_end,
             self.module.processor.decode,
             stop=stop,
-            end_text="" if self._end.text is None else self.module.processor.stop_rule.text.text,
+            end_text="" if own is None else own.text,
             limit=chosen.max_new_tokens,
             prompt_tokens=len(row.tokens),
             byte_tokens=self._byte_tokens,
@@ -178,13 +179,8 @@ class Model:
         batch, net, chosen = self._batch(rows), self.module.net, decoding or self.decoding
         with self._lock, torch.inference_mode():
             known = (images,) if isinstance(net, VisionLanguageNet) else ()
-            written = net.generate(batch, chosen, self._end, *known)
+            written = net.generate(batch, chosen, self.module.answer_end, *known)
         return [self.module.processor.decode(tokens) for tokens in written]
-
-    @property
-    def _end(self) -> AnswerEnd:
-        own = self.module.processor
-        return AnswerEnd(tokens=tuple(own.stop_rule.tokens), pad=own.pad_id, text=own.stop_rule.text)
 
     @cached_property
     def _byte_tokens(self) -> frozenset[int]:

@@ -145,9 +145,13 @@ class MultimodalModule(EvaluatedModule):
 
     def generate(self, batch: Batch, decoding: Decoding) -> list[list[int]]:
         """The new tokens of each row, without the end token."""
-        own = self.processor
-        end = AnswerEnd(tokens=tuple(own.stop_rule.tokens), pad=own.pad_id, text=own.stop_rule.text)
-        return self.net.generate(batch, decoding, end, *self._images)
+        return self.net.generate(batch, decoding, self.answer_end, *self._images)
+
+    @property
+    def answer_end(self) -> AnswerEnd:
+        """What ends an answer, by the processor."""
+        rule = self.processor.stop_rule
+        return AnswerEnd(tokens=tuple(rule.tokens), pad=self.processor.pad_id, text=rule.text)
 
     def likelihoods(self, batch: Batch) -> list[list[float]]:
         most = torch.tensor(max(map(len, batch.candidates)), device=batch.tokens.device)

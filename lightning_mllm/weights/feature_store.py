@@ -158,7 +158,6 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{folder}: found no {FACTS}, expected features that mllm cache has written")
     facts: dict[str, Any] = read_object(file, "what features are of")
-    if facts.get("format") != FORMAT:
-        found = facts.get("format")
+    if (found := facts.get("format")) != FORMAT:
         raise ValueError(f"{file}: found format {found!r}, expected {FORMAT}; mllm cache writes it to another folder")
     return facts

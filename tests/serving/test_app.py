@@ -105,7 +105,7 @@ def test_a_reader_who_leaves_stops_the_answer(model: Model, monkeypatch: pytest.
     """And the next request is answered: of 100,000 tokens few are generated, also where they make no piece of text."""
     most = 100_000
     monkeypatch.setattr(model.module.processor, "max_length", most)
-    monkeypatch.setattr(type(model), "_end", property(lambda self: END))
+    monkeypatch.setattr(type(model.module), "answer_end", property(lambda self: END))
     if silent:
         monkeypatch.setattr(AnswerStream, "_send", lambda self, text: None)
     messages = asked("What is it?", data_url())

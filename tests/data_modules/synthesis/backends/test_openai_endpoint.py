@@ -22,7 +22,6 @@ from data_modules.synthesis.display import bar
 from data_modules.synthesis.request import Message, Refused, Request, Retry, Stop
 from data_modules.synthesis.runner import Content, Limits, run
 from lightning_mllm.contracts import ImageFile, Turn
-from lightning_mllm.inference import Model
 from lightning_mllm.language.generation import AnswerEnd, Decoding
 from lightning_mllm.serving.app import build_app
 from tests.data_modules.synthesis.faulty_server import FAULTS, KEY, LONG, content, requests, served, text_of
@@ -174,11 +173,11 @@ def test_our_own_server_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     model = model_of("llava")
     tokens: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr(Model, "_end", property(lambda self: AnswerEnd(tokens=(), pad=0)))
+        patch.setattr(type(model.module), "answer_end", property(lambda self: AnswerEnd(tokens=(), pad=0)))
         patch.setattr(model.module.processor, "decode", lambda written: str(tokens.extend(map(int, written))))
         model.answer(RED, "What is it?", Decoding(max_new_tokens=60))
     second = next(token for token in tokens if token != tokens[0])
-    monkeypatch.setattr(Model, "_end", property(lambda self: AnswerEnd(tokens=(second,), pad=0)))
+    monkeypatch.setattr(type(model.module), "answer_end", property(lambda self: AnswerEnd(tokens=(second,), pad=0)))
     RED.save(tmp_path / "red.png")
     picture = (ImageFile(tmp_path / "red.png"),)
     asked = [
